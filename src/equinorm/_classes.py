@@ -1,0 +1,199 @@
+"""Scale classes: the linear algebra of log-scales.
+
+A class is a variable z_c, the natural logarithm of a positive scale. Every law that a network imposes on scales is a
+linear equation over the rationals,
+
+    Σ_k e_k · z[c_k] = 0,
+
+because scales multiply. `Classes` keeps the solution space of all equations seen so far. Almost all of them say that two
+classes are equal or that one is zero; these go through an array union-find, thousands at a time. Whatever is left (a
+reciprocal, a monomial) is eliminated one row at a time with exact fractions. A contradiction such as z = 2z needs no special
+case: its solution is z = 0, a pinned class.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+ZERO = 0
+"""Reserved id of the constants 0 and ±inf, which fit any scale. It is 0 so that zero-filling operations fill with it."""
+
+PINNED = 1
+"""Reserved id of the log-scale that is always 0."""
+
+Term = tuple[Fraction, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a class is pinned: an operation and the user's source line.
+
+    Attributes:
+        operation: what did it, e.g. ``"aten.gelu"`` or ``"model output"``.
+        detail: the law that was broken, as a sentence fragment.
+        source: ``"file.py:12"`` of the user's innermost frame, or empty.
+        code: the text of that line, or empty.
+        module: dotted path of the innermost module, or empty.
+    """
+
+    operation: str
+    detail: str = ""
+    source: str = ""
+    code: str = ""
+    module: str = ""
+
+    def __str__(self) -> str:
+        place = " in ".join(part for part in (self.source, self.module) if part)
+        text = self.operation + (f" ({self.detail})" if self.detail else "")
+        return f"{text} at {place}" if place else text
+
+
+class Classes:
+    """The solution space of all equations between classes imposed so far."""
+
+    def __init__(self) -> None:
+        self._size = 2
+        self._parent = np.arange(1024)
+        self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
+        self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
+        self._family = np.zeros(1024, np.int32)
+        self._forms: dict[int, dict[int, Fraction]] = {}
+        self._reasons: list[Reason | None] = [None]
+        self._families = 0
+
+    def fresh(self, count: int) -> np.ndarray:
+        """`count` new unconstrained classes, one family."""
+        start, self._size = self._size, self._size + count
+        while self._size > len(self._parent):
+            old = len(self._parent)
+            self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
+            self._pinned_by = np.concatenate([self._pinned_by, np.zeros(old, np.int32)])
+            self._dependent = np.concatenate([self._dependent, np.zeros(old, bool)])
+            self._family = np.concatenate([self._family, np.zeros(old, np.int32)])
+        self._family[start : self._size] = self._families
+        self._families += 1
+        return np.arange(start, self._size)
+
+    def resolve(self, ids: np.ndarray) -> np.ndarray:
+        """The representative of every id: its root, PINNED or ZERO."""
+        root = self._find(ids)
+        return np.where(self._pinned_by[root] > 0, PINNED, root)
+
+    def equate(self, terms: Sequence[Term], reason: Reason) -> None:
+        """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped."""
+        exponents = [exponent for exponent, _ in terms]
+        rows = np.stack([self.resolve(ids) for _, ids in terms], axis=1)
+        rows = _unique_rows(rows[(rows != ZERO).all(axis=1)])
+        for i, j in _opposites(exponents):
+            same = rows[:, i] == rows[:, j]
+            rows[np.ix_(same, [i, j])] = PINNED
+        live = rows != PINNED
+        count = live.sum(axis=1)
+        independent = ~(self._dependent[rows] & live).any(axis=1)
+
+        alone = independent & (count == 1)
+        done = alone | (count == 0)
+        for i, j in _opposites(exponents):
+            pair = independent & (count == 2) & live[:, i] & live[:, j]
+            if pair.any():
+                self._union(rows[pair, i], rows[pair, j])
+            done |= pair
+        if alone.any():  # after the unions: a pin belongs to the root that they leave
+            self._pin(rows[alone][live[alone]], reason)
+        for row in rows[~done].tolist():
+            self._eliminate(zip(exponents, row, strict=True), reason)
+
+    def form(self, id: int) -> dict[int, Fraction]:
+        """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
+        root = int(self.resolve(np.array([id]))[0])
+        if root in (ZERO, PINNED):
+            return {}
+        if root not in self._forms:
+            return {root: Fraction(1)}
+        total: dict[int, Fraction] = {}
+        for other, coefficient in self._forms[root].items():
+            _accumulate(total, coefficient, self.form(other))
+        if total:  # an emptied form keeps its old text: reason() reads from it who was pinned
+            self._forms[root] = total
+        return total
+
+    def reason(self, id: int) -> Reason | None:
+        """Why this class is pinned, or None if it is free."""
+        root = int(self._find(np.array([id]))[0])
+        if root in self._forms and not self.form(root):
+            return next((why for other in self._forms[root] if (why := self.reason(other))), None)
+        return self._reasons[self._pinned_by[root]]
+
+    def free_roots(self) -> np.ndarray:
+        """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
+        ids = np.arange(2, self._size)
+        return ids[(self._find(ids) == ids) & (self._pinned_by[ids] == 0) & ~self._dependent[ids]]
+
+    def family(self, ids: np.ndarray) -> np.ndarray:
+        """Number of the `fresh` call that made each class: channels of one axis share it."""
+        return self._family[ids]
+
+    def _find(self, ids: np.ndarray) -> np.ndarray:
+        root = self._parent[ids]
+        while True:
+            above = self._parent[root]
+            if np.array_equal(above, root):
+                break
+            root = above
+        self._parent[ids] = root
+        return root
+
+    def _pin(self, roots: np.ndarray, reason: Reason) -> None:
+        if self._reasons[-1] != reason:
+            self._reasons.append(reason)
+        self._pinned_by[self._find(roots)] = len(self._reasons) - 1
+
+    def _union(self, left: np.ndarray, right: np.ndarray) -> None:
+        while True:
+            left, right = self._find(left), self._find(right)
+            apart = left != right
+            if not apart.any():
+                return
+            left, right = left[apart], right[apart]
+            np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+
+    def _eliminate(self, row, reason: Reason) -> None:
+        form: dict[int, Fraction] = {}
+        for exponent, id in row:
+            _accumulate(form, exponent, self.form(id))
+        if not form:
+            return
+        pivot = max(form)
+        coefficient = form.pop(pivot)
+        rest = {other: -c / coefficient for other, c in form.items()}
+        if not rest:
+            self._pin(np.array([pivot]), reason)
+        elif list(rest.values()) == [1]:
+            self._union(np.array([pivot]), np.array(list(rest)))
+        else:
+            self._forms[pivot] = rest
+            self._dependent[pivot] = True
+
+
+def _accumulate(total: dict[int, Fraction], factor: Fraction, form: dict[int, Fraction]) -> None:
+    for id, coefficient in form.items():
+        value = total.get(id, 0) + factor * coefficient
+        if value:
+            total[id] = value
+        else:
+            total.pop(id, None)
+
+
+def _opposites(exponents: list[Fraction]) -> list[tuple[int, int]]:
+    n = len(exponents)
+    return [(i, j) for i in range(n) for j in range(i + 1, n) if exponents[i] == -exponents[j]]
+
+
+def _unique_rows(rows: np.ndarray) -> np.ndarray:
+    if len(rows) < 2:
+        return rows.copy()
+    order = np.lexsort(rows.T)
+    rows = rows[order]
+    return rows[np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)])]

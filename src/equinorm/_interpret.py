@@ -1,0 +1,221 @@
+"""Abstract interpretation of an exported graph: run every operation on labels instead of numbers."""
+
+import operator
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from equinorm._classes import Reason
+from equinorm._labels import Label
+from equinorm._trace import Constant, Source, Trace, Value
+from equinorm.rules import TABLE, Call
+
+_TORCH = os.path.dirname(torch.__file__)
+
+CONSTANT_LIMIT = 1 << 24
+"""Largest constant, in entries, that is computed while looking at a graph."""
+
+_JOINS = "add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy select_scatter slice_scatter"
+"""Operations through which a parameter meets an activation as an addend, not as a factor."""
+
+_SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Higher-order operators that only run a subgraph, and how many arguments stand before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from: weights on the longest path from an input, or the parameters that alone determine it."""
+
+    depth: int = 0
+    parameters: frozenset[Source] | None = None
+
+
+class Interpreter:
+    """Runs one graph; subgraphs get interpreters of their own."""
+
+    def __init__(self, graph: fx.GraphModule, trace: Trace) -> None:
+        self.graph, self.trace = graph, trace
+        self.values: dict[fx.Node, Any] = {}
+        self.origins: dict[fx.Node, Origin] = {}
+
+    def run(self, inputs: Mapping[str, tuple[Value, Origin]]) -> tuple[list[Any], Origin]:
+        """Run every operation on labels; return what the graph returns.
+
+        Args:
+            inputs: the value of every placeholder by its name, and where it comes from.
+        """
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node], self.origins[node] = inputs[node.name]
+            elif node.op == "get_attr":
+                attribute = operator.attrgetter(node.target)(self.graph)
+                self.values[node] = Constant(attribute.detach()) if isinstance(attribute, Tensor) else attribute
+                self.origins[node] = Origin(parameters=frozenset())
+            elif node.op == "call_function":
+                self.trace.reason = reason_of(node)
+                self._call(node)
+            elif node.op == "output":
+                return list(self._arguments(node.args[0])), self._joined(node)
+        raise ValueError("graph without output")
+
+    def _arguments(self, arguments: Any) -> Any:
+        return fx.node.map_arg(arguments, self.values.__getitem__)
+
+    def _joined(self, node: fx.Node, also: int = 0) -> Origin:
+        """Origin of a result of these inputs."""
+        origins = [self.origins[argument] for argument in node.all_input_nodes]
+        if all(origin.parameters is not None for origin in origins):
+            return Origin(parameters=frozenset().union(*(origin.parameters or () for origin in origins)))
+        return Origin(also + max(origin.depth for origin in origins if origin.parameters is None))
+
+    def _call(self, node: fx.Node) -> None:
+        args, kwargs = self._arguments((node.args, node.kwargs))
+        name = getattr(node.target, "__name__", "")
+        if name in _SUBGRAPHS:
+            body, given = args[_SUBGRAPHS[name]], node.args[_SUBGRAPHS[name] + 1 :]
+            names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
+            inputs = {n: (self.values[g], self.origins[g]) for n, g in zip(names, given, strict=True)}  # type: ignore[index]
+            self.values[node], self.origins[node] = Interpreter(body, self.trace).run(inputs)
+        else:
+            self.values[node] = _apply(node, args, kwargs, self.trace)
+            self.origins[node] = self._meet(node)
+
+    def _meet(self, node: fx.Node) -> Origin:
+        """Give parameters that meet an activation here for the first time their role and depth."""
+        joined = self._joined(node)
+        if joined.parameters is not None:
+            return joined
+        addends = _addends(node)
+        met = {argument: self.origins[argument].parameters for argument in node.all_input_nodes}
+        factors = any(parameters for argument, parameters in met.items() if argument not in addends)
+        for argument, parameters in met.items():
+            for source in parameters or ():
+                if source.role is None and source.kind == "parameter":
+                    source.role = "bias" if argument in addends else "weight"
+                    source.depth = joined.depth + factors
+        return Origin(joined.depth + factors)
+
+
+def _addends(node: fx.Node) -> set[fx.Node]:
+    """Arguments that are added, not multiplied."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return set()
+    name = node.target.overloadpacket.__name__.removesuffix("_")
+    if name in _JOINS.split():
+        return set(node.all_input_nodes)
+    named = _bind(node.target, node.args, node.kwargs)
+    found = [named.get("bias"), named.get("self") if name in ("addmm", "addmv", "baddbmm", "addcmul") else None]
+    return {argument for argument in found if isinstance(argument, fx.Node)}
+
+
+def flat(values: Any) -> Iterable[Value]:
+    """Every tensor value in nested lists and dicts."""
+    if isinstance(values, (Label, Source, Constant)):
+        yield values
+    elif isinstance(values, Mapping):
+        for value in values.values():
+            yield from flat(value)
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from flat(value)
+
+
+def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
+    """The value of one operation: computed if constant, otherwise by its rule."""
+    target: Any = node.target
+    if target is operator.getitem:
+        return args[0][args[1]]
+    tensors = list(flat((args, kwargs)))
+    if not isinstance(target, torch._ops.OpOverload):
+        return _unknown(node, tensors, trace) if tensors else target(*args, **kwargs)
+    if all(isinstance(value, Constant) for value in tensors) and (constant := _constant(node, args, kwargs)) is not None:
+        return constant
+    if all(_is_pinned(value, trace) for value in tensors):
+        return _pinned(node.meta.get("val"))
+    call = Call(target, _bind(target, args, kwargs), node.meta.get("val"))
+    name = target.overloadpacket.__name__
+    rule = TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if target._schema.is_mutable else None)
+    if rule is None or target.namespace != "aten" or not _is_static(node.meta.get("val")):
+        return _unknown(node, tensors, trace)
+    return rule(trace, call)
+
+
+def _bind(target: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema, defaults filled in."""
+    bound = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
+    """Pin everything that goes in; what comes out does not scale."""
+    for value in tensors:
+        trace.pin(value, "no rule: taken to fit no scale")
+    return _pinned(node.meta.get("val"))
+
+
+def _is_pinned(value: Value, trace: Trace) -> bool:
+    if trace.is_unlabelled(value):
+        return False
+    if isinstance(value, Source) and value.label is None:
+        return trace.batch_norm == "affine"
+    label = trace.label(value)
+    return not label.factors
+
+
+def _is_static(result: Any) -> bool:
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return all(isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape) for part in parts)
+
+
+def _pinned(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return Label(tuple(int(size) for size in result.shape))
+    if isinstance(result, (list, tuple)):
+        return [_pinned(part) for part in result]
+    return result
+
+
+def _constant(node: fx.Node, args: tuple, kwargs: dict) -> Any:
+    """Compute what depends on constants only, in-place updates included; None where that is not possible."""
+    result: Any = node.meta.get("val")
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    target: Any = node.target
+    if torch.Tag.nondeterministic_seeded in target.tags or not _is_static(result):
+        return None
+    if any(part.numel() > CONSTANT_LIMIT or part.is_meta for part in parts) and not target._schema.is_mutable:
+        return None
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, Constant):
+            return argument.value
+        return type(argument)(value(item) for item in argument) if isinstance(argument, (list, tuple)) else argument
+
+    def wrapped(output: Any) -> Any:
+        return Constant(output) if isinstance(output, Tensor) else [wrapped(part) for part in output]
+
+    with torch.no_grad():
+        return wrapped(target(*(value(a) for a in args), **{k: value(v) for k, v in kwargs.items()}))
+
+
+def reason_of(node: fx.Node) -> Reason:
+    """The operation, the user's innermost source line outside of torch, and the module."""
+    target: Any = node.target
+    name = str(getattr(target, "overloadpacket", getattr(target, "__name__", target)))
+    frames = re.findall(r'File "([^"]+)", line (\d+), in .*\n(?: *(.*))?', node.meta.get("stack_trace") or "")
+    users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    path, line, code = users[-1] if users else ("", "", "")
+    modules = [module for module, _ in (node.meta.get("nn_module_stack") or {}).values() if module]
+    source = f"{path.rsplit('/', 1)[-1]}:{line}" if path else ""
+    return Reason(name, "", source, code.strip(), modules[-1] if modules else "")

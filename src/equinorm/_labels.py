@@ -1,0 +1,139 @@
+"""Labels: how every entry of a value scales, as integer tensors of the value's own shape.
+
+A label is a product of factors. Each factor is an exponent and an int64 tensor of class ids that broadcasts to the shape of
+the value; entry i of the value scales by exp(Σ_f exponent_f · z[ids_f[i]]). Axes along which a factor does not vary are
+kept at size 1, so that labels stay small whatever the batch. A label without factors is pinned everywhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from equinorm._classes import PINNED, ZERO
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """`ids` to the power `exponent`; ids has size 1 along every axis on which it does not vary."""
+
+    exponent: Fraction
+    ids: Tensor
+
+    def varies(self, axes: Sequence[int]) -> bool:
+        return any(self.ids.size(axis) > 1 for axis in axes)
+
+    @property
+    def has_zero(self) -> bool:
+        return bool((self.ids == ZERO).any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Label:
+    """The scaling of a value of this shape; see the module's docstring."""
+
+    shape: tuple[int, ...]
+    factors: tuple[Factor, ...] = ()
+
+    @staticmethod
+    def of(shape: Sequence[int], ids: Tensor, exponent: Fraction = Fraction(1)) -> "Label":
+        """A label of one factor; `ids` must broadcast to `shape`."""
+        ids = compact(ids.reshape((1,) * (len(shape) - ids.dim()) + tuple(ids.shape)))
+        if ids.numel() == 1 and ids.item() == PINNED:
+            return Label(tuple(shape))
+        return Label(tuple(shape), (Factor(exponent, ids),))
+
+    @property
+    def is_zero(self) -> bool:
+        """Is the value the constant zero everywhere?"""
+        return any(bool((factor.ids == ZERO).all()) for factor in self.factors)
+
+    def times(self, other: "Label") -> "Label":
+        """Entrywise product of two values, broadcast against each other."""
+        shape = torch.broadcast_shapes(self.shape, other.shape)
+        return Label(tuple(shape), self.expand(shape).factors + other.expand(shape).factors)
+
+    def power(self, exponent: Fraction | int) -> "Label":
+        """Entrywise positively homogeneous function of this degree."""
+        if exponent == 0:
+            return Label(self.shape)
+        return Label(self.shape, tuple(Factor(f.exponent * exponent, f.ids) for f in self.factors))
+
+    def expand(self, shape: Sequence[int]) -> "Label":
+        """Broadcast to `shape`: sizes change, ids do not."""
+        lead = (1,) * (len(shape) - len(self.shape))
+        return Label(tuple(shape), tuple(Factor(f.exponent, f.ids.reshape(lead + tuple(f.ids.shape))) for f in self.factors))
+
+    def ids(self) -> list[Tensor]:
+        """Ids of every factor at the value's full shape; axes that do not vary have stride 0."""
+        return [factor.ids.expand(self.shape) for factor in self.factors]
+
+
+def compact(ids: Tensor) -> Tensor:
+    """Narrow every axis along which `ids` is constant to size 1."""
+    if ids.numel() == 0:
+        return torch.full((1,) * ids.dim(), PINNED)
+    for axis in range(ids.dim()):  # axes of stride 0 first: they cost nothing and shrink the comparisons
+        if ids.stride(axis) == 0:
+            ids = ids.narrow(axis, 0, 1)
+    for axis in range(ids.dim()):
+        if ids.size(axis) > 1:
+            first = ids.narrow(axis, 0, 1)
+            if bool((ids == first).all()):
+                ids = first
+    return ids
+
+
+def move(operation: Callable[..., object], labels: Sequence[Label]) -> Label | list[Label]:
+    """Apply a data movement to labels by applying it to their ids: no rule needed.
+
+    Args:
+        operation: takes one id tensor for each label, at the label's full shape, and returns one tensor or several. Entries
+            that it fills with 0 become the constant zero, those filled with 1 become pinned.
+        labels: the labels of its tensor arguments.
+    """
+    slots: list[tuple[Fraction, list[Tensor]]] = []
+    for position, label in enumerate(labels):
+        used: set[int] = set()
+        for factor, ids in zip(label.factors, label.ids(), strict=True):
+            slot = next((i for i, (e, _) in enumerate(slots) if e == factor.exponent and i not in used), None)
+            if slot is None:
+                slot = len(slots)
+                slots.append((factor.exponent, [torch.tensor(PINNED).expand(other.shape) for other in labels]))
+            used.add(slot)
+            slots[slot][1][position] = ids
+    if not slots:  # the movement may still bring in zeros
+        slots = [(Fraction(1), [torch.tensor(PINNED).expand(label.shape) for label in labels])]
+    moved = [(exponent, _run(operation, ids)) for exponent, ids in slots]
+    if isinstance(moved[0][1], Tensor):
+        return _join([(exponent, ids) for exponent, ids in moved if isinstance(ids, Tensor)])
+    return [_join([(exponent, ids[i]) for exponent, ids in moved]) for i in range(len(moved[0][1]))]
+
+
+def move_one(operation: Callable[[Tensor], Tensor], label: Label) -> Label:
+    """Apply a data movement of one tensor to its label."""
+    return _join([(f.exponent, operation(ids)) for f, ids in zip(label.factors, label.ids(), strict=True)] or [
+        (Fraction(1), operation(torch.tensor(PINNED).expand(label.shape)))
+    ])
+
+
+def _run(operation: Callable[..., object], ids: Sequence[Tensor]):
+    try:
+        return operation(*ids)
+    except (RuntimeError, NotImplementedError) as error:
+        if "not implemented for" not in str(error):
+            raise
+    moved = operation(*(part.double() for part in ids))  # some movements exist for floats only; ids are exact in float64
+    return moved.long() if isinstance(moved, Tensor) else [part.long() for part in moved]
+
+
+def _join(factors: Sequence[tuple[Fraction, Tensor]]) -> Label:
+    shape = tuple(factors[0][1].shape)
+    kept = []
+    for exponent, ids in factors:
+        ids = compact(ids)
+        if ids.numel() > 1 or ids.item() != PINNED:
+            kept.append(Factor(exponent, ids))
+    return Label(shape, tuple(kept))

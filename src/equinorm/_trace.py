@@ -1,0 +1,219 @@
+"""What a rule may ask for: labels of values, and laws between them.
+
+Rules see the network one operation at a time through a `Trace`. They read labels, and impose laws on them: equal, constant
+along axes, pinned, contracted. A parameter has no label until its first use gives it one; later uses must agree with it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equinorm._classes import PINNED, ZERO, Classes, Reason
+from equinorm._labels import Factor, Label, compact
+
+
+@dataclass(eq=False)
+class Source:
+    """A tensor of the model that the graph reads: a parameter or a floating-point buffer.
+
+    Attributes:
+        names: every dotted name under which the model holds it (several if tied).
+        shape: its shape.
+        kind: "parameter" or "buffer".
+        label: how it scales; None until its first use.
+        role: "weight", or "bias" if its first use adds it to an activation.
+        depth: number of weights on the longest path from an input up to and with this one.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: str
+    dtype: torch.dtype
+    label: Label | None = None
+    role: str | None = None
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A value that no input and no weight can change."""
+
+    value: Tensor
+
+
+Value = Label | Source | Constant
+"""What the graph's edges carry; also plain Python values, and lists of these."""
+
+
+@dataclass(eq=False)
+class Trace:
+    """The laws gathered so far, and the operation that is being looked at."""
+
+    classes: Classes = field(default_factory=Classes)
+    batch_norm: str = "affine"
+    reason: Reason = field(default_factory=lambda: Reason("model"))
+
+    # ------------------------------------------------------------------------------------------------------- labels
+
+    def fresh(self, shape: Sequence[int], axes: Sequence[int]) -> Label:
+        """A label of one new class for each index of `axes`."""
+        sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+        ids = torch.from_numpy(self.classes.fresh(int(np.prod(sizes, dtype=np.int64)))).reshape(sizes)
+        return Label.of(shape, ids)
+
+    def label(self, value: Value | float) -> Label:
+        """The label of a value or a number. A parameter without one gets the most general product over its axes."""
+        if isinstance(value, Label):
+            return value
+        if isinstance(value, (bool, int, float, complex)):
+            return Label.of((), torch.tensor(ZERO if value in (0, math.inf, -math.inf) else PINNED))
+        if isinstance(value, Constant):
+            return _constant_label(value.value)
+        if value.label is None:
+            value.label = Label(value.shape)
+            if value.kind == "parameter":
+                axes = [axis for axis, size in enumerate(value.shape) if size > 1] or list(range(len(value.shape)))[:1]
+                parts = [self.fresh(value.shape, [axis]) for axis in axes] or [self.fresh((), [])]
+                for part in parts[1:]:  # scales of two axes are defined up to a common factor only: fix it
+                    part.factors[0].ids.view(-1)[0] = PINNED
+                value.label = Label(value.shape, tuple(factor for part in parts for factor in part.factors))
+        return value.label
+
+    def is_unlabelled(self, value: object) -> bool:
+        """Is this a parameter that no operation has used yet?"""
+        return isinstance(value, Source) and value.kind == "parameter" and value.label is None
+
+    def assign(self, value: Value, wanted: Label) -> None:
+        """Give a parameter its label at its first use; ask any other value to have this one."""
+        if isinstance(value, Source) and self.is_unlabelled(value):
+            definite = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in wanted.factors)
+            value.label = Label(value.shape, tuple(definite))
+        else:
+            self.equal(self.label(value), wanted)
+
+    # --------------------------------------------------------------------------------------------------------- laws
+
+    def pin(self, value: Value | float, detail: str = "") -> Label:
+        """Ask that no entry of the value scales; return the pinned label of its shape."""
+        label = self.label(value)
+        self._vanish(list(label.factors), replace(self.reason, detail=detail))
+        return Label(label.shape)
+
+    def equal(self, left: Label, right: Label) -> None:
+        """Ask that two labels agree at every entry, broadcast against each other."""
+        shape = torch.broadcast_shapes(left.shape, right.shape)
+        left, right = left.expand(shape), right.expand(shape)
+        factors = list(left.factors)
+        for factor in right.factors:
+            twin = next((i for i, f in enumerate(factors) if _same(f, factor)), None)
+            if twin is None:
+                factors.append(Factor(-factor.exponent, factor.ids))
+            else:
+                del factors[twin]
+        self._vanish(factors, self.reason)
+
+    def add(self, left: Value | float, right: Value | float) -> Label:
+        """The label of a sum (or maximum, or choice) of two values: their labels must agree except where one is zero."""
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, Source) and self.is_unlabelled(one) and not self.label(other).is_zero:
+                wanted = self._fold(self.label(other), one.shape)
+                self.assign(one, wanted)
+        a, b = self.label(left), self.label(right)
+        shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
+        self.equal(a, b)
+        a, b = a.expand(shape), b.expand(shape)
+        a_zero, b_zero = _zeros(a), _zeros(b)
+        if a_zero is None or (b_zero is not None and bool((b_zero & a_zero).eq(a_zero).all())):
+            return a  # wherever a is zero, so is b
+        if b_zero is None:
+            return b
+        choice = torch.where(a_zero, self._single(b), self._single(a))
+        return Label.of(shape, choice)
+
+    def merge(self, value: Value, axes: Sequence[int]) -> Label:
+        """Ask that the label be constant along `axes`; return it with size 1 there."""
+        label = self.label(value)
+        axes = sorted({axis % max(len(label.shape), 1) for axis in axes}) if label.shape else []
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(label.shape))
+        varying = [factor for factor in label.factors if factor.varies(axes)]
+        steady = tuple(factor for factor in label.factors if not factor.varies(axes))
+        if not varying:
+            return Label(shape, steady)
+        if len(varying) == 1:
+            (factor,) = varying
+            joint = Factor(factor.exponent, factor.ids.amax(axes, keepdim=True))  # ZERO only where all entries are zero
+        else:
+            sizes = torch.broadcast_shapes(*(f.ids.shape for f in varying))
+            silent = torch.stack([(f.ids == ZERO).expand(sizes) for f in varying]).any(0).all(dim=axes, keepdim=True)
+            ids = torch.from_numpy(self.classes.fresh(silent.numel())).reshape(silent.shape)
+            joint = Factor(Fraction(1), torch.where(silent, ZERO, ids))
+        self._vanish_flat([*varying, Factor(-joint.exponent, joint.ids)], self.reason)
+        return Label(shape, (*steady, Factor(joint.exponent, compact(joint.ids))))
+
+    def _fold(self, label: Label, shape: Sequence[int]) -> Label:
+        """Ask that a label be constant along the axes on which a tensor of `shape` is broadcast to it."""
+        lead = len(label.shape) - len(shape)
+        if lead < 0:
+            return self._fold(label.expand((1,) * -lead + label.shape), shape)
+        broadcast = [axis for axis in range(len(label.shape)) if axis < lead or shape[axis - lead] == 1]
+        label = self.merge(label, broadcast)
+        return Label(tuple(shape), tuple(Factor(f.exponent, f.ids.reshape(f.ids.shape[lead:])) for f in label.factors))
+
+    def _single(self, label: Label) -> Tensor:
+        """Ids of one factor of exponent 1 that says the same."""
+        if not label.factors:
+            return torch.tensor(PINNED).expand(label.shape)
+        if len(label.factors) == 1 and label.factors[0].exponent == 1:
+            return label.ids()[0]
+        sizes = torch.broadcast_shapes(*(f.ids.shape for f in label.factors))
+        ids = torch.from_numpy(self.classes.fresh(int(np.prod(sizes)))).reshape(sizes)
+        silent = torch.stack([(f.ids == ZERO).expand(sizes) for f in label.factors]).any(0)
+        ids = torch.where(silent, ZERO, ids)
+        self._vanish_flat([*label.factors, Factor(Fraction(-1), ids)], self.reason)
+        return ids.expand(label.shape)
+
+    def _vanish(self, factors: list[Factor], reason: Reason) -> None:
+        """Ask that the product of these factors be 1 at every entry.
+
+        Along an axis on which only some factors vary, it is enough that those be constant there and that the law hold at
+        its first index. The zeros must not be among them: they would hide the others.
+        """
+        if not any(factor.has_zero for factor in factors):
+            for axis in range(factors[0].ids.dim() if factors else 0):
+                varying = [factor for factor in factors if factor.varies([axis])]
+                if varying and len(varying) < len(factors):
+                    first = [Factor(-f.exponent, f.ids.narrow(axis, 0, 1)) for f in varying]
+                    self._vanish_flat([*varying, *first], reason)
+                    factors = [Factor(f.exponent, f.ids.narrow(axis, 0, 1)) for f in factors]
+        self._vanish_flat(factors, reason)
+
+    def _vanish_flat(self, factors: Sequence[Factor], reason: Reason) -> None:
+        if factors:
+            sizes = torch.broadcast_shapes(*(factor.ids.shape for factor in factors))
+            self.classes.equate([(f.exponent, f.ids.expand(sizes).reshape(-1).numpy()) for f in factors], reason)
+
+
+def _same(left: Factor, right: Factor) -> bool:
+    if left.exponent != right.exponent or left.ids.shape != right.ids.shape:
+        return False
+    return (left.ids is right.ids or torch.equal(left.ids, right.ids)) and not left.has_zero
+
+
+def _zeros(label: Label) -> Tensor | None:
+    """Where the value is the constant zero, or None if nowhere."""
+    masks = [factor.ids == ZERO for factor in label.factors]
+    if not any(bool(mask.any()) for mask in masks):
+        return None
+    return torch.stack([mask.expand(label.shape) for mask in masks]).any(0)
+
+
+def _constant_label(value: Tensor) -> Label:
+    if value.is_meta or not (value.dtype.is_floating_point or value.dtype.is_complex):
+        return Label(tuple(value.shape))
+    fits = (value == 0) | value.isinf()
+    return Label.of(value.shape, torch.where(fits, ZERO, PINNED))

@@ -1,0 +1,208 @@
+"""Products summed over an axis: linear layers, convolutions, matrix products, attention.
+
+y[b, o] = Σ_k x[b, k] · w[o, k] scales as a product of a label over b and one over o if x[b, k]·w[o, k] does not vary along k.
+A weight at its first use takes the label that makes it so: out-classes that are new, over the inverse of what x brings along k.
+Axes are named by letters, as in einsum.
+"""
+
+from collections.abc import Sequence
+from string import ascii_letters
+
+import torch
+
+from equinorm._labels import Factor, Label, move_one
+from equinorm._trace import Source, Trace, Value
+from equinorm.rules._registry import Call, rule
+
+
+def contract(trace: Trace, left: Value, left_axes: str, right: Value, right_axes: str, out_axes: str) -> Label:
+    """The label of einsum("left_axes,right_axes->out_axes", left, right); axes of size 1 broadcast."""
+    space = "".join(dict.fromkeys(left_axes + right_axes))
+    if trace.is_unlabelled(left) and not trace.is_unlabelled(right):
+        left, left_axes, right, right_axes = right, right_axes, left, left_axes
+    x = _place(trace.label(left), left_axes, space)
+    summed = [space.index(axis) for axis in space if axis not in out_axes]
+    if isinstance(right, Source) and trace.is_unlabelled(right):
+        sizes = dict(zip(right_axes, right.shape, strict=True))
+        shape = tuple(sizes.get(axis, 1) for axis in space)
+        foreign = [i for i, size in enumerate(shape) if size == 1]  # axes along which the weight cannot vary
+        absorbed = tuple(factor for factor in x.factors if not factor.varies(foreign))
+        passed = tuple(factor for factor in x.factors if factor.varies(foreign) and not factor.varies(summed))
+        mixed = tuple(factor for factor in x.factors if factor.varies(foreign) and factor.varies(summed))
+        absorbed += trace.merge(Label(x.shape, mixed), foreign).factors
+        fresh = trace.fresh(shape, [i for i, axis in enumerate(space) if shape[i] > 1 and axis in out_axes])
+        inverse = tuple(Factor(-factor.exponent, factor.ids) for factor in absorbed)
+        trace.assign(right, _pick(Label(shape, fresh.factors + inverse), space, right_axes))
+        product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors)
+    else:
+        product = x.times(_place(trace.label(right), right_axes, space))
+        product = trace.merge(product, summed)
+    return _pick(product, space, out_axes)
+
+
+def _place(label: Label, axes: str, space: str) -> Label:
+    """Permute and unsqueeze a label with named axes into `space`."""
+    order = [axes.index(axis) for axis in space if axis in axes]
+
+    def placed(sizes: Sequence[int]) -> list[int]:
+        remaining = iter(sizes)
+        return [next(remaining) if axis in axes else 1 for axis in space]
+
+    factors = []
+    for factor in label.factors:
+        ids = factor.ids.permute(order)
+        factors.append(Factor(factor.exponent, ids.reshape(placed(ids.shape))))
+    return Label(tuple(placed([label.shape[i] for i in order])), tuple(factors))
+
+
+def _pick(label: Label, space: str, axes: str) -> Label:
+    """Drop the axes of `space` that `axes` lacks (the label must not vary there) and permute the others into its order."""
+    kept = [space.index(axis) for axis in axes]
+    lost = [i for i in range(len(space)) if i not in kept]
+    factors = (Factor(f.exponent, f.ids.permute(kept + lost).reshape([f.ids.size(i) for i in kept])) for f in label.factors)
+    return Label(tuple(label.shape[i] for i in kept), tuple(factors))
+
+
+def _rank(trace: Trace, value: Value) -> int:
+    return len(value.shape if isinstance(value, Source) else trace.label(value).shape)
+
+
+# ------------------------------------------------------------------------------------------------------- linear algebra
+
+
+@rule("linear")
+def linear(trace: Trace, call: Call) -> Label:
+    """x·Wᵀ + b, W of shape (out, in)."""
+    batch = ascii_letters[: _rank(trace, call.input) - 1]
+    out = "Y" if _rank(trace, call.weight) == 2 else ""
+    label = contract(trace, call.input, batch + "Z", call.weight, out + "Z", batch + out)
+    if call.bias is not None:
+        label = trace.add(label, call.bias)
+    return label.expand(call.shape)
+
+
+@rule("matmul mm bmm mv dot vdot inner")
+def matmul(trace: Trace, call: Call) -> Label:
+    """Matrix products with broadcast batch axes."""
+    left, right = list(call.arguments.values())[:2]
+    if call.operator.overloadpacket.__name__ == "inner" and _rank(trace, right) > 1:
+        return trace.pin(left).times(trace.pin(right)) if _rank(trace, left) > 1 else _product(trace, right, left)
+    return _product(trace, left, right)
+
+
+def _product(trace: Trace, left: Value, right: Value) -> Label:
+    ranks = _rank(trace, left), _rank(trace, right)
+    batch = ascii_letters[: max(max(ranks) - 2, 0)]
+    row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
+    left_axes = batch[len(batch) - max(ranks[0] - 2, 0) :] + row + "Z"
+    right_axes = batch[len(batch) - max(ranks[1] - 2, 0) :] + "Z" + column
+    return contract(trace, left, left_axes, right, right_axes, batch + row + column)
+
+
+@rule("addmm addmv baddbmm")
+def add_matmul(trace: Trace, call: Call) -> Label:
+    """bias + a @ b; for addmm and baddbmm the names of a and b differ, not their order."""
+    bias, left, right = list(call.arguments.values())[:3]
+    return trace.add(_product(trace, left, right), bias).expand(call.shape)
+
+
+@rule("outer ger")
+def outer(trace: Trace, call: Call) -> Label:
+    """x yᵀ."""
+    left, right = list(call.arguments.values())[:2]
+    return contract(trace, left, "X", right, "Y", "XY")
+
+
+@rule("einsum")
+def einsum(trace: Trace, call: Call) -> Label:
+    """Any einsum without repeated letters in one operand, operands taken from left to right."""
+    operands = list(call.tensors)
+    inputs, _, output = call.equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    ranks = [_rank(trace, operand) for operand in operands]
+    spare = [letter for letter in ascii_letters if letter not in inputs]
+    widths = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    ellipsis = "".join(spare[: max(widths)])
+    if "->" not in call.equation:
+        letters = inputs.replace(",", "").replace(".", "")
+        output = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
+    terms = [term.replace("...", ellipsis[len(ellipsis) - width :]) for term, width in zip(terms, widths, strict=True)]
+    output = output.replace("...", ellipsis)
+    if any(len(set(term)) < len(term) for term in terms):
+        for operand in operands:
+            trace.pin(operand, "einsum takes a diagonal")
+        return Label(call.shape)
+    value, axes = operands[0], terms[0]
+    for i in range(1, len(operands)):
+        needed = set(output).union(*terms[i + 1 :])
+        kept = "".join(axis for axis in dict.fromkeys(axes + terms[i]) if axis in needed)
+        value, axes = contract(trace, value, axes, operands[i], terms[i], kept), kept
+    label = trace.merge(value, [i for i, axis in enumerate(axes) if axis not in output])
+    return _pick(label, axes, output).expand(call.shape)
+
+
+@rule("bilinear")
+def bilinear(trace: Trace, call: Call) -> Label:
+    """x1ᵀ W_o x2 + b, W of shape (out, in1, in2)."""
+    batch = ascii_letters[: _rank(trace, call.input1) - 1]
+    half = contract(trace, call.input1, batch + "X", call.weight, "OXY", batch + "OY")
+    label = contract(trace, half, batch + "OY", call.input2, batch + "Y", batch + "O")
+    return (label if call.bias is None else trace.add(label, call.bias)).expand(call.shape)
+
+
+@rule("embedding_bag")
+def embedding_bag(trace: Trace, call: Call) -> list[Label]:
+    """Sums, means or maxima of rows of a table: they all scale alike."""
+    if call.per_sample_weights is not None:
+        trace.pin(call.per_sample_weights)
+    if trace.is_unlabelled(call.weight):
+        trace.assign(call.weight, trace.fresh(call.weight.shape, [1]))
+    rows = trace.merge(call.weight, [0])
+    return [rows.expand(tuple(call.result[0].shape)), *(Label(tuple(other.shape)) for other in call.result[1:])]
+
+
+# --------------------------------------------------------------------------------------------------------- convolutions
+
+
+@rule("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution")
+def convolution(trace: Trace, call: Call) -> Label:
+    """Convolutions: W of shape (out, in / groups, *kernel), transposed (in, out / groups, *kernel). Padding by 0 fits any scale."""
+    weight, groups = call.weight, call.get("groups", 1)
+    transposed = call.get("transposed", "transpose" in call.operator.overloadpacket.__name__)
+    rank = _rank(trace, weight) - 2
+    label = trace.merge(call.input, [-1 - axis for axis in range(rank)])
+    channels = move_one(lambda ids: ids.reshape(*ids.shape[: ids.dim() - rank - 1], groups, -1), label)
+    batch = "b" if len(channels.shape) == 3 else ""
+    first, second = (weight.shape if isinstance(weight, Source) else trace.label(weight).shape)[:2]
+    shape, axes = (groups, first // groups, second), "gio" if transposed else "goi"
+    if isinstance(weight, Source) and trace.is_unlabelled(weight):
+        kernel = Source(weight.names, shape, weight.kind, weight.dtype)
+        out = contract(trace, channels, batch + "gi", kernel, axes, batch + "go")
+        assert kernel.label is not None
+        whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)
+        trace.assign(weight, whole.expand(weight.shape))
+    else:
+        folded = move_one(lambda ids: ids.reshape(shape), trace.merge(weight, range(2, 2 + rank)))
+        out = contract(trace, channels, batch + "gi", folded, axes, batch + "go")
+    out = move_one(lambda ids: ids.flatten(-2), out)
+    if call.bias is not None:
+        out = trace.add(out, call.bias)
+    return move_one(lambda ids: ids.reshape(*ids.shape, *[1] * rank), out).expand(call.shape)
+
+
+# ------------------------------------------------------------------------------------------------------------ attention
+
+
+@rule("scaled_dot_product_attention")
+def attention(trace: Trace, call: Call) -> Label:
+    """softmax(q·kᵀ)·v: scores must not scale, so q and k have reciprocal labels; values pass through."""
+    query, key, value = (trace.label(part) for part in (call.query, call.key, call.value))
+    if call.enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (move_one(lambda ids: ids.repeat_interleave(repeats, -3), part) for part in (key, value))
+    batch = ascii_letters[: len(query.shape) - 2]
+    scores = contract(trace, query, batch + "XZ", key, batch + "YZ", batch + "XY")
+    trace.pin(scores, "softmax of attention scores")
+    if call.attn_mask is not None:
+        trace.pin(call.attn_mask, "added to attention scores")
+    return Label(call.shape, trace.merge(value, [-2]).factors)

@@ -1,0 +1,208 @@
+"""Operations on each entry by itself: powers, sums, products, comparisons.
+
+An operation f is positively homogeneous of degree k if f(s·x) = s^k·f(x) for every s > 0; its result then scales as the k-th
+power of its input.
+"""
+
+import math
+from fractions import Fraction
+
+import torch
+
+from equinorm._labels import Factor, Label, move
+from equinorm._trace import Constant, Trace, Value
+from equinorm.rules._registry import Call, Rule, rule
+
+DEGREES: dict[Fraction | int, str] = {
+    1: "relu leaky_relu rrelu abs absolute neg negative positive clone contiguous detach alias lift_fresh lift_fresh_copy "
+    "dropout feature_dropout conj resolve_conj resolve_neg real imag",
+    2: "square",
+    Fraction(1, 2): "sqrt",
+    Fraction(-1, 2): "rsqrt",
+    -1: "reciprocal",
+    0: "sign sgn signbit isnan isinf isfinite isposinf isneginf logical_not angle ones_like empty_like rand_like randn_like "
+    "randint_like new_ones new_empty new_empty_strided",
+}
+"""Positively homogeneous functions of one tensor, by degree. Degree 0: the result does not scale, whatever the input does."""
+
+
+def _homogeneous(degree: Fraction | int) -> Rule:
+    def homogeneous(trace: Trace, call: Call) -> Value:
+        if degree == 0:
+            return Label(call.shape)
+        if degree == 1 and trace.is_unlabelled(call.input):
+            return call.input  # scales as the parameter itself, which its next use may still decide
+        return trace.label(call.input).power(degree)
+
+    return homogeneous
+
+
+for _degree, _names in DEGREES.items():
+    rule(_names)(_homogeneous(_degree))
+
+
+@rule("native_dropout")
+def native_dropout(trace: Trace, call: Call) -> list[Label]:
+    """Dropout and the mask that it drew."""
+    label = trace.label(call.input)
+    return [label, Label(label.shape)]
+
+
+@rule("zeros_like new_zeros zero full_like new_full fill full zeros")
+def filled(trace: Trace, call: Call) -> Label:
+    """A tensor of one constant; 0 and ±inf fit any scale."""
+    return trace.label(call.get("fill_value", call.get("value", 0))).expand(call.shape)
+
+
+@rule("to _to_copy type_as")
+def converted(trace: Trace, call: Call) -> Value:
+    """Conversion of dtype or device: exact for floats, a test against zero for bool, otherwise rounding."""
+    if call.result.dtype.is_floating_point or call.result.dtype.is_complex:
+        return call.input if trace.is_unlabelled(call.input) else trace.label(call.input)
+    if call.result.dtype == torch.bool:
+        return Label(call.shape)
+    return trace.pin(call.input, "rounds to integers")
+
+
+@rule("clamp clamp_min clamp_max clip hardtanh")
+def clamped(trace: Trace, call: Call) -> Label:
+    """Clamping: homogeneous if each bound is 0, infinite, or scales like the input (a tensor)."""
+    value = call.input
+    for name in ("min", "max", "min_val", "max_val"):
+        if call.get(name) is not None:
+            value = trace.add(value, call.get(name))
+    return trace.label(value)
+
+
+@rule("threshold")
+def threshold(trace: Trace, call: Call) -> Label:
+    """x where x > threshold, else value: homogeneous if both are 0."""
+    if call.threshold != 0 or call.value != 0:
+        return trace.pin(call.input, "threshold and value are not both 0")
+    return trace.label(call.input)
+
+
+@rule("prelu _prelu_kernel")
+def prelu(trace: Trace, call: Call) -> Label:
+    """max(x, 0) + slope·min(x, 0): of degree 1 in x; the slopes must not scale."""
+    trace.pin(call.weight, "slopes of PReLU set the ratio of two branches")
+    return trace.label(call.input)
+
+
+@rule("glu")
+def glu(trace: Trace, call: Call) -> Label:
+    """First half times sigmoid of the second: the first passes, the second is pinned."""
+    label, dim = trace.label(call.input), call.dim % len(call.shape)
+    passed, gate = move(lambda ids: ids.chunk(2, dim), [label])
+    trace.pin(gate, "sigmoid of a gate")
+    return passed
+
+
+@rule("pow")
+def power(trace: Trace, call: Call) -> Label:
+    """x^k for a constant number k."""
+    exponent = call.exponent
+    if isinstance(exponent, Constant) and exponent.value.numel() == 1 and not exponent.value.is_meta:
+        exponent = exponent.value.item()
+    base = call.get("self")
+    if not isinstance(exponent, (int, float)) or not math.isfinite(exponent) or isinstance(base, (int, float)):
+        trace.pin(base, "exponent is not a constant number")
+        trace.pin(exponent, "exponent is not a constant number")
+        return Label(call.shape)
+    return trace.label(base).power(Fraction(exponent))
+
+
+@rule("add sub subtract rsub maximum minimum fmax fmin hypot")
+def summed(trace: Trace, call: Call) -> Label:
+    """Sums, differences, maxima of two: both sides must scale alike."""
+    return trace.add(call.input, call.other).expand(call.shape)
+
+
+@rule("where")
+def chosen(trace: Trace, call: Call) -> Label:
+    """A choice between two values: both must scale alike; the condition is a truth value and never scales."""
+    return trace.add(call.get("self"), call.other).expand(call.shape)
+
+
+@rule("masked_fill")
+def masked_fill(trace: Trace, call: Call) -> Label:
+    """Filling with 0 or ±inf fits any scale; filling with another number pins."""
+    return trace.add(call.input, call.value).expand(call.shape)
+
+
+@rule("copy")
+def copied(trace: Trace, call: Call) -> Label:
+    """Overwriting: the result is the source, at the shape of the target."""
+    return trace.label(call.src).expand(call.shape)
+
+
+@rule("lerp")
+def lerp(trace: Trace, call: Call) -> Label:
+    """a + w·(b − a)."""
+    trace.pin(call.weight, "weight of an interpolation")
+    return trace.add(call.input, call.end).expand(call.shape)
+
+
+@rule("eq ne lt le gt ge greater greater_equal less less_equal not_equal logical_and logical_or logical_xor")
+def compared(trace: Trace, call: Call) -> Label:
+    """Comparisons of values that scale alike, or with 0: the answer does not change. Logic only asks what is nonzero."""
+    if not call.operator.overloadpacket.__name__.startswith("logical"):
+        trace.add(call.input, call.other)
+    return Label(call.shape)
+
+
+@rule("atan2 arctan2")
+def atan2(trace: Trace, call: Call) -> Label:
+    """The angle of (x, y): unchanged if both scale alike."""
+    trace.add(call.input, call.other)
+    return Label(call.shape)
+
+
+@rule("mul multiply")
+def multiplied(trace: Trace, call: Call) -> Label:
+    """Products: scales multiply."""
+    return trace.label(call.input).times(trace.label(call.other))
+
+
+@rule("div divide true_divide")
+def divided(trace: Trace, call: Call) -> Label:
+    """Quotients: scales divide. Rounding modes pin."""
+    if call.get("rounding_mode") is not None:
+        trace.pin(call.input, "rounds its quotient")
+        trace.pin(call.other, "rounds its quotient")
+        return Label(call.shape)
+    return trace.label(call.input).times(trace.label(call.other).power(-1))
+
+
+@rule("addcmul addcdiv")
+def add_product(trace: Trace, call: Call) -> Label:
+    """self + value·t1·t2, or self + value·t1/t2."""
+    sign = 1 if "addcmul" in call.operator.overloadpacket.__name__ else -1
+    product = trace.label(call.tensor1).times(trace.label(call.tensor2).power(sign))
+    return trace.add(call.input, product).expand(call.shape)
+
+
+@rule("copysign")
+def copysign(trace: Trace, call: Call) -> Label:
+    """|x| with the sign of y."""
+    return trace.label(call.input).expand(call.shape)
+
+
+@rule("view_as_complex")
+def view_as_complex(trace: Trace, call: Call) -> Label:
+    """Pairs on the last axis become complex numbers: both parts must scale alike."""
+    label = trace.merge(call.input, [-1])
+    return Label(call.shape, tuple(Factor(f.exponent, f.ids.squeeze(-1)) for f in label.factors))
+
+
+@rule("view_as_real")
+def view_as_real(trace: Trace, call: Call) -> Label:
+    """Complex numbers become pairs on a new last axis."""
+    label = trace.label(call.input)
+    return Label(call.shape, tuple(Factor(f.exponent, f.ids.unsqueeze(-1)) for f in label.factors))
+
+
+@rule("complex")
+def complex_of(trace: Trace, call: Call) -> Label:
+    """Real and imaginary part must scale alike."""
+    return trace.add(call.real, call.imag).expand(call.shape)

@@ -1,0 +1,115 @@
+"""Operations that only move entries, or fill with constants: the same operation, run on the ids."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equinorm._classes import PINNED, ZERO
+from equinorm._labels import Label, move
+from equinorm._trace import Constant, Source, Trace
+from equinorm.rules._registry import Call, rule
+
+TensorLike = Label | Source | Constant
+
+
+@rule(
+    "view reshape permute transpose t numpy_T mT unsqueeze squeeze expand flatten unflatten "
+    "split split_with_sizes chunk tensor_split hsplit vsplit dsplit unbind select slice narrow "
+    "cat concat concatenate stack hstack vstack dstack column_stack atleast_1d atleast_2d atleast_3d "
+    "roll flip fliplr flipud rot90 repeat tile movedim moveaxis swapaxes swapdims "
+    "pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal diag_embed diag tril triu "
+    "slice_scatter select_scatter meshgrid view_copy _unsafe_view ravel unsafe_chunk unsafe_split"
+)
+def moved(trace: Trace, call: Call) -> Label | list[Label]:
+    """Data movement. Zeros that it brings in come out as the constant zero, whose id is 0."""
+    if call.operator._overloadname == "dtype":  # view(dtype) reinterprets bits
+        trace.pin(call.input, "reinterprets the bits of its input")
+        return Label(call.shape)
+    labels: list[Label] = []
+
+    def gather(value: Any) -> Any:
+        if isinstance(value, TensorLike):
+            labels.append(trace.label(value))
+            return len(labels) - 1
+        if isinstance(value, (list, tuple)) and any(isinstance(item, TensorLike) for item in value):
+            return [gather(item) for item in value]
+        return value
+
+    places = {name: gather(value) for name, value in call.arguments.items()}
+    tensors = {name for name, value in call.arguments.items() if _holds_tensor(value)}
+    operator = _on_ids(call.operator)
+
+    def run(*ids: Tensor) -> Any:
+        def fill(place: Any) -> Any:
+            return [ids[i] for i in place] if isinstance(place, list) else ids[place]
+
+        return operator(**{name: fill(place) if name in tensors else place for name, place in places.items()})
+
+    return move(run, labels)
+
+
+@rule("view_as reshape_as expand_as")
+def shaped_as(trace: Trace, call: Call) -> Label | list[Label]:
+    """Movement to the shape of another tensor, whose entries do not matter."""
+    name = call.operator.overloadpacket.__name__.removesuffix("_as")
+    return move(lambda ids: getattr(ids, name)(call.shape), [trace.label(call.input)])
+
+
+@rule("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d")
+def padded(trace: Trace, call: Call) -> Label | list[Label]:
+    """Padding by reflection, replication or a constant: 0 and ±inf fit any scale, other constants are pinned."""
+    mode, value = call.get("mode", "constant"), call.get("value") or 0
+    reflects = "reflection" in call.operator.overloadpacket.__name__ or mode != "constant"
+    fill = ZERO if value in (0, float("inf"), float("-inf")) else PINNED
+    amounts = call.get("pad") or call.get("padding")
+
+    def run(ids: Tensor) -> Tensor:
+        if not reflects:
+            return torch.constant_pad_nd(ids, amounts, fill)
+        return torch.nn.functional.pad(ids.double(), amounts, "reflect" if mode == "constant" else mode).long()
+
+    return move(run, [trace.label(call.input)])
+
+
+@rule("index index_select gather take_along_dim embedding")
+def indexed(trace: Trace, call: Call) -> Label | list[Label]:
+    """Indexing: movement if the indices are constants; otherwise any entry along the indexed axes may be read."""
+    name = call.operator.overloadpacket.__name__
+    if name == "embedding":
+        table, dim, indices = call.weight, 0, [call.indices]
+        if trace.is_unlabelled(table):
+            trace.assign(table, trace.fresh(table.shape, [1]))
+    else:
+        table, dim = call.input, call.get("dim")
+        indices = list(call.indices) if name == "index" else [call.get("index", call.get("indices"))]
+    label = trace.label(table)
+    known = all(index is None or isinstance(index, Constant) and not index.value.is_meta for index in indices)
+    if known and name != "embedding":
+        values = [None if index is None else index.value for index in indices]
+    else:
+        axes = [dim] if name != "index" else [axis for axis, index in enumerate(indices) if index is not None]
+        axes = list(range(len(label.shape))) if axes == [None] else axes
+        label = trace.merge(label, axes).expand(label.shape)
+        values = [None if index is None else torch.zeros(trace.label(index).shape, dtype=torch.long) for index in indices]
+    if name == "index":
+        return move(lambda ids: torch.ops.aten.index(ids, values), [label])
+    if name == "embedding":
+        return move(lambda ids: ids[values[0]], [label])
+    if name == "take_along_dim":
+        return move(lambda ids: ids.take_along_dim(values[0], dim), [label])
+    return move(lambda ids: call.operator(ids, dim, values[0]), [label])
+
+
+def _on_ids(operator: Any) -> Any:
+    """The form of an operator to run on ids: out of place, and free to copy, since the strides of ids are their own."""
+    name = operator.overloadpacket.__name__
+    if name in ("view", "_unsafe_view", "view_copy"):
+        return lambda self, size: self.reshape(size)
+    if operator._schema.is_mutable:
+        return getattr(getattr(torch.ops.aten, name.removesuffix("_")), operator._overloadname)
+    return operator
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, TensorLike) or (isinstance(value, (list, tuple)) and any(isinstance(v, TensorLike) for v in value))

@@ -1,0 +1,92 @@
+"""Normalization layers. Their eps has a unit of its own, so the input is pinned; gain and shift are the incoming weights."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from equinorm._labels import Label, move_one
+from equinorm._trace import Trace, Value
+from equinorm.rules._registry import Call, rule
+
+
+def _normalize(trace: Trace, value: Value, axes: Sequence[int] | None, eps: float | None) -> Label:
+    """Normalized over `axes`: of degree 0 in what is normalized together if eps is 0, otherwise pinned. None: fixed axes."""
+    if eps == 0 and axes is not None:
+        trace.merge(value, axes)
+        return Label(trace.label(value).shape)
+    return trace.pin(value, "normalizes its input up to eps")
+
+
+def _affine(trace: Trace, normalized: Label, gain: Value | None, shift: Value | None) -> Label:
+    """normalized · gain + shift over the last axes."""
+    result = normalized if gain is None else normalized.times(trace.label(gain))
+    return result if shift is None else trace.add(result, shift)
+
+
+def _affine_channels(trace: Trace, normalized: Label, gain: Value | None, shift: Value | None) -> Label:
+    """normalized · gain + shift over axis 1."""
+    last = move_one(lambda ids: ids.movedim(1, -1), normalized)
+    return move_one(lambda ids: ids.movedim(-1, 1), _affine(trace, last, gain, shift))
+
+
+def _with_statistics(call: Call, label: Label) -> Label | list[Label]:
+    """The only result, or the first of several: statistics of a pinned value follow it."""
+    if isinstance(call.result, Tensor):
+        return label
+    return [label, *(Label(tuple(other.shape)) for other in call.result[1:])]
+
+
+@rule(
+    "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
+    "_native_batch_norm_legit_no_training instance_norm"
+)
+def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
+    """y = γ·(x − mean)/√(var + eps) + β over every axis but 1.
+
+    Reading "affine" (exact in both modes): x is pinned and (γ, β) are the neuron's incoming weights. Reading "statistics"
+    (exact up to eps): the weights in front, γ, β, running mean and running variance scale together, the variance squared.
+    """
+    shape = trace.label(call.input).shape
+    others = [axis for axis in range(len(shape)) if axis != 1]
+    gain, shift = call.weight, call.bias
+    mean, variance = call.get("running_mean"), call.get("running_var")
+    if trace.batch_norm == "statistics" and gain is not None and "instance" not in call.operator.overloadpacket.__name__:
+        merged = trace.merge(call.input, others)
+        channels = move_one(lambda ids: ids.flatten(), merged)
+        for tensor, degree in ((mean, 1), (variance, 2), (gain, 1)):
+            if tensor is not None:
+                trace.assign(tensor, channels.power(degree))
+        normalized = trace.label(call.input).expand(shape)
+        result = Label(shape, merged.factors) if shift is None else _affine_channels(trace, normalized, None, shift)
+        return _with_statistics(call, result)
+    batch_statistics = bool(call.get("training", call.get("use_input_stats", False)))
+    normalized = _normalize(trace, call.input, others if batch_statistics else None, call.eps)
+    for statistic in (mean, variance):
+        if statistic is not None:
+            trace.pin(statistic)
+    return _with_statistics(call, _affine_channels(trace, normalized, gain, shift))
+
+
+@rule("layer_norm native_layer_norm rms_norm _fused_rms_norm")
+def layer_norm(trace: Trace, call: Call) -> Label | list[Label]:
+    """Normalization over the last axes, then gain and shift there."""
+    rank = len(call.normalized_shape)
+    normalized = _normalize(trace, call.input, [-1 - axis for axis in range(rank)], call.eps)
+    return _with_statistics(call, _affine(trace, normalized, call.weight, call.get("bias")))
+
+
+@rule("group_norm native_group_norm")
+def group_norm(trace: Trace, call: Call) -> Label | list[Label]:
+    """Normalization within groups of channels, then gain and shift for each channel."""
+    normalized = _normalize(trace, call.input, list(range(1, len(trace.label(call.input).shape))), call.eps)
+    return _with_statistics(call, _affine_channels(trace, normalized, call.weight, call.bias))
+
+
+@rule("_weight_norm _weight_norm_interface")
+def weight_norm(trace: Trace, call: Call) -> Label | list[Label]:
+    """w = g · v/‖v‖, norms over every axis but `dim`: of degree 0 in each slice of v."""
+    v = trace.label(call.v)
+    trace.merge(v, [axis for axis in range(len(v.shape)) if axis != call.dim % len(v.shape)])
+    label = trace.label(call.g).expand(v.shape)
+    return label if isinstance(call.result, torch.Tensor) else [label, trace.label(call.g)]

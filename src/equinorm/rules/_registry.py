@@ -1,0 +1,68 @@
+"""The table of operations: one entry for each ATen operator that has a rule.
+
+A rule is called as `rule(trace, call)` and returns the label of the result (a list for several results). Whatever has no
+rule pins its inputs: unknown is safe.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from equinorm._trace import Trace, Value
+
+Rule = Callable[[Trace, "Call"], Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One operation of the graph.
+
+    Attributes:
+        operator: the ATen overload; rules run its functional form on ids.
+        arguments: every argument of its schema by name, defaults filled in; tensors as values.
+        result: shape, dtype of the result, as the exporter recorded it: a fake tensor or a sequence of them.
+    """
+
+    operator: Any
+    arguments: dict[str, Any]
+    result: Any
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.arguments[name]
+        except KeyError:
+            raise AttributeError(f"{self.operator} has no argument {name!r}") from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.arguments.get(name, default)
+
+    @property
+    def input(self) -> Value:
+        """The first argument, whatever its schema calls it."""
+        return next(iter(self.arguments.values()))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the only result."""
+        return tuple(self.result.shape)
+
+
+TABLE: dict[str, Rule] = {}
+"""Rule of every known operator, by its name in `torch.ops.aten`."""
+
+
+def rule(names: str) -> Callable[[Rule], Rule]:
+    """Enter a rule for these operators, separated by blanks; a second rule for one of them is an error."""
+
+    def enter(function: Rule) -> Rule:
+        for name in names.split():
+            if name in TABLE:
+                raise ValueError(f"aten.{name} has two rules: {TABLE[name].__qualname__} and {function.__qualname__}")
+            if not hasattr(torch.ops.aten, name):
+                raise ValueError(f"aten.{name} does not exist in torch {torch.__version__}")
+            TABLE[name] = function
+        return function
+
+    return enter
