@@ -1,0 +1,18 @@
+"""Equinorm: find, solve and apply the rescaling symmetries of PyTorch networks."""
+
+import importlib.metadata
+
+from equinorm._balance import Balance as Balance
+from equinorm._classes import Reason as Reason
+from equinorm._equivalence import deviation as deviation
+from equinorm._errors import (
+    BalanceError as BalanceError,
+    EquinormError as EquinormError,
+    EquivalenceError as EquivalenceError,
+    ExportError as ExportError,
+    RescaleError as RescaleError,
+)
+from equinorm._scaling import Family as Family, Pin as Pin, Scaling as Scaling
+from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
+
+__version__ = importlib.metadata.version("equinorm")

@@ -126,6 +126,16 @@ class Classes:
             return next((why for other in self._forms[root] if (why := self.reason(other))), None)
         return self._reasons[self._pinned_by[root]]
 
+    def reasons(self, ids: np.ndarray) -> list[Reason | None]:
+        """Why each of these classes is pinned."""
+        roots, inverse = np.unique(self._find(ids), return_inverse=True)
+        found = [self.reason(int(root)) for root in roots]
+        return [found[i] for i in inverse]
+
+    def is_dependent(self, roots: np.ndarray) -> np.ndarray:
+        """Which of these roots are expressed in others."""
+        return self._dependent[roots]
+
     def free_roots(self) -> np.ndarray:
         """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
         ids = np.arange(2, self._size)

@@ -1,1 +1,256 @@
-"""placeholder"""
+"""Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from equinorm import _balance, _rescale
+from equinorm._balance import Balance
+from equinorm._classes import Reason
+from equinorm._errors import EquinormError, RescaleError, describe, describe_inputs
+from equinorm._export import export
+from equinorm._interpret import Interpreter, flat
+from equinorm._scaling import Family, Pin, Scaling, families, resolve
+from equinorm._trace import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symmetries:
+    """The group of rescalings that `symmetries` discovered.
+
+    Attributes:
+        model: the network; untouched, and its weights were not read.
+        num_free: dimension of the group: the number of free log-scales.
+        scalings: how each parameter and floating-point buffer moves with the free log-scales.
+        families: free classes by the tensor axis that introduced them.
+        pins: channels that cannot scale, each with the operation and source line that says so.
+        seconds: time for export and for interpretation.
+    """
+
+    model: nn.Module = field(repr=False)
+    num_free: int
+    scalings: tuple[Scaling, ...] = field(repr=False)
+    families: tuple[Family, ...] = field(repr=False)
+    pins: tuple[Pin, ...] = field(repr=False)
+    seconds: tuple[float, float] = field(repr=False)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The model's tensors by every name."""
+        return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
+
+    @property
+    def family_ranges(self) -> list[tuple[int, int]]:
+        """First and last + 1 id of each family; ids of a family are consecutive."""
+        return [(family.ids[0], family.ids[-1] + 1) for family in self.families]
+
+    @property
+    def coverage(self) -> float:
+        """Share of all parameters that at least one free class moves."""
+        parameters = [s for s in self.scalings if s.kind == "parameter"]
+        total = sum(s.numel for s in parameters)
+        return sum(s.numel * _moving(s) for s in parameters) / total if total else 0.0
+
+    def balance(
+        self,
+        p: float = 2.0,
+        c: float = 1.0,
+        cycles: int | None = None,
+        tol: float = 1e-6,
+        method: str = "two-level",
+        *,
+        biases: bool = False,
+        modules: Sequence[str | nn.Module] | None = None,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Balance:
+        """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
+
+        Minimises φ(z) = Σ_k c_k ‖W_k(z)‖_p^p over log-scales z, with c_k = c^(−pk) for a weight of depth k (the largest c^(−k)·|w|
+        if p = ∞). For finite p the minimum is unique on the channels that a path of nonzero weights joins to an input and to
+        an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, but not at one point only.
+
+        Args:
+            p: any positive number, or math.inf (cross-layer equalization).
+            c: asymmetry: at the optimum each channel's out-norm is c times its in-norm on a chain of layers. c > 1 moves energy
+                towards the output.
+            cycles: exactly so many cycles; None for as many as `tol` takes, at most 10,000.
+            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels.
+            method: "two-level" (first one scalar for each layer, then one for each channel, accelerated) or "cyclic"
+                (Algorithm 1 of the paper: layer by layer on current weights).
+            biases: count biases in the norm too. They are always rescaled.
+            modules: names or modules outside of which nothing may move; None for the whole model.
+            progress: called after every cycle with its number and ρ.
+
+        Returns:
+            The balanced point and its record. Running out of cycles is a result with a reason, not an error.
+
+        Raises:
+            BalanceError: for arguments out of range, and for weights that are NaN, inf or on the meta device.
+
+        Source: Stock, Graham, Gribonval, Jégou, ICLR 2019, Section 3; Algorithm 1.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> balance = equinorm.symmetries(net, (torch.randn(1, 8),)).balance()
+        >>> balance.converged, balance.norm_after < balance.norm_before
+        (True, True)
+        """
+        return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress)
+
+    def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
+        """Apply one member of the group to the model in place: W ← D_in^−1 W D_out, all tensors or none.
+
+        Args:
+            log_scales: natural logarithms of shape (num_free,); computed with in float64.
+            optimizer: whose state to move along; gradients always move (by the inverse).
+            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding.
+
+        Raises:
+            RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
+                if a tensor cannot be rescaled exactly; nothing is written then.
+        """
+        log_scales = torch.as_tensor(log_scales).detach()
+        if tuple(log_scales.shape) != (self.num_free,):
+            raise RescaleError(
+                f"log_scales must have shape ({self.num_free},), one entry for each free class, not {tuple(log_scales.shape)}."
+            )
+        if not bool(log_scales.isfinite().all()):
+            raise RescaleError("log_scales must be finite: they are natural logarithms of positive scales.")
+        moving = [scaling for scaling in self.scalings if scaling.factors]
+        if power_of_two:
+            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
+        _rescale.rescale_(self.tensors, moving, log_scales, optimizer)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{describe(self.model)}: {self.num_free} free scale classes in {len(self.families)} families; "
+            f"{self.coverage:.1%} of the parameters move"
+        ]
+        place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}
+        for scaling in self.scalings:
+            if scaling.factors:
+                parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
+                lines.append(f"  {' = '.join(scaling.names)} {list(scaling.shape)}: {', '.join(parts)}")
+        if self.pins:
+            lines.append("pinned:")
+            lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
+        return "\n".join(lines)
+
+
+def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:
+    """How one axis of a tensor moves, in words."""
+    axes = [axis for axis in range(ids.dim()) if ids.size(axis) > 1]
+    free = ids[ids > 0]
+    names = dict.fromkeys(place[id] for id in free.flatten().tolist())
+    shown = ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
+    power = "" if abs(exponent) == 1 else f"^{abs(exponent):g}"
+    share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
+    where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
+    return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
+
+
+def _moving(scaling: Scaling) -> float:
+    """Share of a tensor's entries that move."""
+    if not scaling.factors:
+        return 0.0
+    still = scaling.factors[0][1] == 0
+    for _, ids in scaling.factors[1:]:
+        still = still & (ids == 0)
+    return 1.0 - float(still.double().mean())
+
+
+def symmetries(
+    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None = None, *, batch_norm: str = "affine"
+) -> Symmetries:
+    """Discover every rescaling of channels that leaves a network's function unchanged.
+
+    The model is exported once with `torch.export` and its graph is run on integer labels instead of numbers. Operations
+    without a rule pin what they touch, so that what is found is exact: sound for every input, in the mode (training or
+    evaluation) that the model is in. Weights are not read; tensors on the meta device suffice. Integer buffers count as
+    constants.
+
+    Args:
+        model: any module that `torch.export` can handle.
+        args: its positional inputs, a tuple (one tensor may stand alone).
+        kwargs: its keyword inputs.
+        batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
+            normalization is pinned. "statistics": the weights in front, γ, β and the running statistics scale together,
+            exact only up to the normalization's eps.
+
+    Returns:
+        The group: its dimension, how every tensor moves, and why channels are pinned.
+
+    Raises:
+        ExportError: if the model cannot be exported with these inputs.
+
+    Source: PyTorch's exported graphs; positive homogeneity as in Stock et al., ICLR 2019, Section 3.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> equinorm.symmetries(net, (torch.randn(1, 8),)).num_free
+    16
+    """
+    if not isinstance(model, nn.Module):
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if batch_norm not in ("affine", "statistics"):
+        raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")
+    if isinstance(args, Tensor):
+        args = (args,)
+    if not isinstance(args, (tuple, list)):
+        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    started = time.perf_counter()
+    exported = export(model, tuple(args), kwargs)
+    reached = time.perf_counter()
+    trace = Trace(batch_norm=batch_norm)
+    returned, _ = Interpreter(exported.graph, trace).run(exported.inputs)
+    trace.reason = Reason("model output")
+    for value in flat(returned):
+        trace.pin(value)
+    trace.reason = Reason("shared memory")
+    for source in exported.overlapping:
+        trace.pin(source, "overlaps another tensor of the model")
+    sources = list(exported.sources)
+    scalings, num_free = resolve(sources, trace.classes)
+    found, pins = families(sources, trace.classes)
+    return Symmetries(model, num_free, scalings, found, pins, (reached - started, time.perf_counter() - reached))
+
+
+def balance_(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    p: float = 2.0,
+    *,
+    optimizer: optim.Optimizer | None = None,
+    power_of_two: bool = False,
+    **options: Any,
+) -> Balance:
+    """Balance a model in place: `symmetries(model, args, kwargs).balance(p, **options).apply_(optimizer, power_of_two)`.
+
+    Args:
+        model: any module that `torch.export` can handle.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        p: the norm.
+        optimizer: whose state to move along.
+        power_of_two: round scales to powers of two.
+        options: further arguments of `Symmetries.balance`.
+
+    Returns:
+        The record of the balance that was applied.
+
+    Raises:
+        EquinormError: if any of the three steps refuses; nothing is written then.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> equinorm.balance_(net, (torch.randn(1, 8),)).converged
+    True
+    """
+    balance = symmetries(model, args, kwargs).balance(p, **options)
+    balance.apply_(optimizer, power_of_two)
+    return balance

@@ -1,0 +1,175 @@
+"""Balance: the member of a network's rescaling orbit with least ℓp norm, and the record of how it was found."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn, optim
+
+from equinorm._energy import Problem, problem
+from equinorm._errors import BalanceError
+from equinorm._solve import solve
+
+if TYPE_CHECKING:
+    from equinorm._symmetries import Symmetries
+
+METHODS = ("two-level", "cyclic")
+
+LIMIT = 10_000
+"""Largest number of cycles when none is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEnergy:
+    """c_k·‖W‖_p^p of one tensor before and after (c_k·‖W‖_∞ if p = ∞)."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Balance:
+    """A balanced member of a network's orbit; the model is untouched until `apply_`.
+
+    Attributes:
+        log_scales: float64 natural logarithms of shape (num_free,), from the current weights to the balanced ones.
+        p: the norm.
+        c: the asymmetry.
+        method: "two-level" or "cyclic".
+        norm_before: (Σ_k c_k ‖W_k‖_p^p)^{1/p} over the balanced weights, with c_k = c^(−pk) for a weight of depth k.
+        norm_after: the same at the balanced point.
+        residuals: ρ = ‖r − s‖₁ / ‖r + s‖₁ before the first cycle and after each, r and s the in- and out-energies of channels.
+        cycles: number of cycles that ran.
+        converged: is the last residual at most `tol`?
+        reason: why the iteration stopped.
+        dead: number of channels without a path of nonzero weights from an input and to an output; they stay at scale 1.
+        energies: of every balanced tensor, before and after.
+    """
+
+    symmetries: "Symmetries" = field(repr=False)
+    log_scales: Tensor = field(repr=False)
+    p: float
+    c: float
+    method: str
+    norm_before: float
+    norm_after: float
+    residuals: tuple[float, ...] = field(repr=False)
+    converged: bool
+    reason: str
+    dead: int
+    energies: tuple[TensorEnergy, ...] = field(repr=False)
+
+    @property
+    def residual(self) -> float:
+        """ρ at the end."""
+        return self.residuals[-1]
+
+    @property
+    def cycles(self) -> int:
+        """Number of cycles that ran."""
+        return len(self.residuals) - 1
+
+    def apply_(self, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
+        """Rescale the model in place to the balanced point.
+
+        Args:
+            optimizer: whose state to move along.
+            power_of_two: round every scale to a power of two, so that outputs stay bitwise the same through linear layers,
+                convolutions, ReLU and pooling (under- and overflow aside).
+
+        Raises:
+            RescaleError: if the result would not be exact; nothing is written then.
+        """
+        self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
+
+    def __str__(self) -> str:
+        asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
+        return (
+            f"ℓ{self.p:g} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
+            f"after {self.cycles} {self.method} cycles: {self.reason}"
+            + (f"; {self.dead} dead channels left at scale 1" if self.dead else "")
+        )
+
+
+def balance(
+    symmetries: "Symmetries",
+    p: float,
+    c: float,
+    cycles: int | None,
+    tol: float,
+    method: str,
+    biases: bool,
+    modules: Sequence[str | nn.Module] | None,
+    progress: Callable[[int, float], None] | None,
+) -> Balance:
+    """See `Symmetries.balance`."""
+    _check(p, c, cycles, tol, method)
+    held = _held(symmetries, modules)
+    scalings = [s for s in symmetries.scalings if s.factors and s.kind == "parameter" and (biases or s.role == "weight")]
+    scalings = [s for s in scalings if bool((~held[s.free()]).any())]
+    if not scalings:
+        zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
+        return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", 0, ())
+    found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held)
+    solution = solve(found, method, cycles, tol, LIMIT, progress)
+    before, after = (found.log_energies(z) for z in (torch.zeros_like(solution.z), solution.z))
+    converged = solution.residuals[-1] <= tol
+    if converged:
+        reason = f"residual at most {tol:g}"
+    elif cycles is not None:
+        reason = f"stopped after the {cycles} cycles asked for, residual above {tol:g}"
+    else:
+        reason = f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
+    return Balance(
+        symmetries=symmetries,
+        log_scales=solution.z[1:].clone(),
+        p=p,
+        c=c,
+        method=method,
+        norm_before=_norm(found, before.values()),
+        norm_after=_norm(found, after.values()),
+        residuals=solution.residuals,
+        converged=converged,
+        reason=reason,
+        dead=int(solution.dead.sum()),
+        energies=tuple(TensorEnergy(s.name, math.exp(before[i]), math.exp(after[i])) for i, s in enumerate(scalings) if i in before),
+    )
+
+
+def _norm(found: Problem, logs) -> float:
+    return math.exp(found.join(list(logs)) / found.q)
+
+
+def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
+    if not p > 0:
+        raise BalanceError(f"p must be a positive number or math.inf, not {p!r}.")
+    if not (c > 0 and math.isfinite(c)):
+        raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
+    if cycles is not None and cycles < 0:
+        raise BalanceError(f"cycles must be None or at least 0, not {cycles!r}.")
+    if not tol >= 0:
+        raise BalanceError(f"tol must be at least 0, not {tol!r}.")
+    if method not in METHODS:
+        raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
+
+
+def _held(symmetries: "Symmetries", modules: Sequence[str | nn.Module] | None) -> Tensor:
+    """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
+    held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
+    if modules is None:
+        return held
+    known = {name: module for name, module in symmetries.model.named_modules()}
+    chosen: set[int] = set()
+    for entry in modules:
+        module = known.get(entry) if isinstance(entry, str) else next((m for m in known.values() if m is entry), None)
+        if module is None:
+            names = ", ".join(name for name in list(known)[1:9])
+            raise BalanceError(f"the model has no module {entry!r}. Its first modules are {names}.")
+        chosen |= {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    for scaling in symmetries.scalings:
+        if id(symmetries.tensors[scaling.name]) not in chosen:
+            held[scaling.free()] = True
+    return held

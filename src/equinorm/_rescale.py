@@ -1,0 +1,180 @@
+"""The in-place laws: parameters, buffers, gradients and optimizer state move to a rescaling-equivalent point, all or nothing."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor, optim
+
+from equinorm._errors import RescaleError
+from equinorm._optimizers import scaled_state
+from equinorm._scaling import Scaling
+
+_LN2 = math.log(2.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Write:
+    """tensor ← tensor · Π scales."""
+
+    what: str
+    tensor: Tensor
+    logs: list[Tensor]
+
+
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
+    """Round log-scales so that the scale of every tensor entry becomes an integer power of two.
+
+    Exponents in labels are rational; with m the least common multiple of their denominators, multiples of m·ln 2 do it.
+    """
+    denominators = {float(e).as_integer_ratio()[1] for scaling in scalings for e, _ in scaling.factors}
+    unit = math.lcm(*denominators) * _LN2
+    return torch.round(log_scales / unit) * unit
+
+
+def rescale_(
+    tensors: Mapping[str, Tensor],
+    scalings: Sequence[Scaling],
+    log_scales: Tensor,
+    optimizer: optim.Optimizer | None = None,
+) -> None:
+    """Multiply every tensor by its scales, in place; also gradients (by the inverse) and the state of `optimizer`.
+
+    Everything is checked before anything is written, and the writing is not interrupted by Ctrl-C.
+
+    Args:
+        tensors: the model's tensors by the first name of their scaling.
+        scalings: how they move.
+        log_scales: float64 natural logarithms, one for each free class.
+        optimizer: whose state to move along.
+
+    Raises:
+        RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
+    """
+    padded = torch.cat([torch.zeros(1, dtype=torch.float64), log_scales.detach().to("cpu", torch.float64)])
+    writes: list[_Write] = []
+    moving: dict[int, tuple[str, list[Tensor]]] = {}
+    for scaling in scalings:
+        logs = [exponent * padded[ids] for exponent, ids in scaling.factors]
+        logs = [log for log in logs if bool((log != 0).any())]
+        if logs:
+            tensor = tensors[scaling.name]
+            moving[id(tensor)] = (scaling.name, logs)
+            writes.append(_Write(scaling.name, tensor, logs))
+            if tensor.grad is not None:
+                writes.append(_Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
+    if optimizer is not None:
+        for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
+            if exponent:
+                writes.append(_Write(what, state, [exponent * log for log in moving[id(parameter)][1]]))
+    for write in writes:
+        _check(write)
+    with torch.no_grad(), _uninterrupted():
+        for write in writes:
+            _multiply_(write.tensor, write.logs)
+
+
+def scale_of(log: Tensor) -> Tensor:
+    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
+    twos = log / _LN2
+    whole = torch.round(twos)
+    if bool(((twos - whole).abs() <= 1e-12 * whole.abs().clamp(min=1)).all()):
+        return torch.from_numpy(np.ldexp(1.0, whole.numpy().astype(np.int32)))
+    return torch.exp(log)
+
+
+def _multiply_(tensor: Tensor, logs: Sequence[Tensor]) -> None:
+    largest = max(float(log.abs().max()) for log in logs)
+    if tensor.dtype in (torch.float16, torch.bfloat16) or largest > 0.5 * math.log(torch.finfo(tensor.dtype).max):
+        tensor.copy_(_product(tensor, logs))  # one factor alone may not be representable in the tensor's dtype
+        return
+    for log in logs:
+        tensor.mul_(scale_of(log).to(tensor.device, tensor.dtype))
+
+
+def _product(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
+    scale = scale_of(sum(logs[1:], start=logs[0])).to(tensor.device)
+    return (tensor.to(torch.float64) * scale).to(tensor.dtype)
+
+
+def _check(write: _Write) -> None:
+    """Refuse what cannot be written or would not be exact."""
+    what, tensor = write.what, write.tensor
+    if tensor.is_meta:
+        raise RescaleError(f"cannot rescale {what}: it is on the meta device and holds no numbers. Load the weights first.")
+    if tensor.layout != torch.strided:
+        raise RescaleError(f"cannot rescale {what}: its layout is {tensor.layout}, only dense tensors can be rescaled.")
+    if not tensor.is_floating_point():
+        raise RescaleError(f"cannot rescale {what}: its dtype is {tensor.dtype}.")
+    expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.is_inference() or expanded:
+        raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
+    info = torch.finfo(tensor.dtype)
+    dims = tuple(range(1, tensor.dim()))
+    rows = tensor.detach().abs() if not dims else torch.linalg.vector_norm(tensor.detach(), math.inf, dim=dims, keepdim=True)
+    rows = rows.to("cpu", torch.float64)
+    if not bool(rows.isfinite().all()):
+        raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    if half and not what.startswith("gradient") and not all(_exact(log) for log in write.logs):
+        raise RescaleError(
+            f"cannot rescale {what} exactly: in {str(tensor.dtype).removeprefix('torch.')} a real scale would change each weight "
+            f"by up to {info.eps / 2:.1e} of itself. Use powers of two (power_of_two=True), or convert the model to float32."
+        )
+    high = rows.log() + sum(_reduced(log, "amax") for log in write.logs)
+    low = rows.log() + sum(_reduced(log, "amin") for log in write.logs)
+    low = low[rows > 0]
+    safe = not low.numel() or (float(high.max()) < math.log(info.max) and float(low.min()) > math.log(info.tiny / info.eps))
+    if not safe:
+        _check_exactly(write, info)
+
+
+def _check_exactly(write: _Write, info: torch.finfo) -> None:
+    after = _product(write.tensor.detach(), write.logs)
+    if not bool(after.isfinite().all()):
+        raise RescaleError(
+            f"cannot rescale {write.what}: it would overflow {str(after.dtype).removeprefix('torch.')} (largest number {info.max:.1e}). "
+            "Use smaller log-scales, or convert the model to a wider dtype."
+        )
+    dims = tuple(range(1, after.dim()))
+    largest = after.abs().amax(dim=dims, keepdim=True) if dims else after.abs()
+    lost = (after.abs() < info.tiny) & (write.tensor.detach() != 0) & (largest < info.tiny / info.eps)
+    if bool(lost.any()):
+        raise RescaleError(
+            f"cannot rescale {write.what}: {int(lost.sum())} of its {lost.numel()} entries would underflow "
+            f"{str(after.dtype).removeprefix('torch.')} (smallest normal number {info.tiny:.1e}) with their whole channel. "
+            "Use smaller log-scales, or convert the model to a wider dtype."
+        )
+
+
+def _exact(log: Tensor) -> bool:
+    twos = log / _LN2
+    return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
+
+
+def _reduced(log: Tensor, how: str) -> Tensor:
+    """Largest or smallest over every axis but the first."""
+    dims = tuple(range(1, log.dim()))
+    return getattr(log, how)(dim=dims, keepdim=True) if dims else log
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])

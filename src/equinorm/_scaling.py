@@ -1,0 +1,151 @@
+"""How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equinorm._classes import PINNED, ZERO, Classes, Reason
+from equinorm._trace import Source
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaling:
+    """One tensor w ↦ w · exp(Σ_f exponent_f · z[ids_f]).
+
+    Attributes:
+        names: dotted names in the model, several if tied.
+        shape: of the tensor.
+        dtype: of the tensor.
+        kind: "parameter" or "buffer".
+        role: "weight", or "bias" if the network adds it to an activation.
+        depth: number of weights on the longest path from an input up to and with this one.
+        factors: exponent and ids, one pair for each factor; ids broadcast to `shape`, entry 0 is pinned and entry j moves with
+            the free log-scale z[j].
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str
+    role: str
+    depth: int
+    factors: tuple[tuple[float, Tensor], ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def numel(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def free(self) -> Tensor:
+        """Sorted ids of the free classes that move this tensor."""
+        ids = torch.cat([torch.unique(ids) for _, ids in self.factors]) if self.factors else torch.zeros(0, dtype=torch.long)
+        ids = torch.unique(ids)
+        return ids[ids > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Channels of one axis: the classes that one operation introduced.
+
+    Attributes:
+        tensor: name of the first tensor that moves with them.
+        axis: the axis of that tensor.
+        ids: the free classes, as ids 1..num_free.
+    """
+
+    tensor: str
+    axis: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Channels that cannot scale, and why.
+
+    Attributes:
+        tensor: name of the first tensor that would have moved with them.
+        axis: the axis of that tensor.
+        channels: how many.
+        reason: what pins them.
+    """
+
+    tensor: str
+    axis: int
+    channels: int
+    reason: Reason
+
+
+def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], int]:
+    """Express every label in the free classes; returns the scalings of all sources, and how many free classes they use."""
+    roots = classes.free_roots()
+    index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
+    index[roots] = np.arange(1, len(roots) + 1)
+    scalings = tuple(
+        Scaling(
+            source.names, source.shape, source.dtype, source.kind, source.role or "weight", source.depth, _factors(source, classes, index)
+        )
+        for source in sources
+    )
+    return scalings, len(roots)
+
+
+def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+    factors: list[tuple[float, Tensor]] = []
+    for factor in source.label.factors if source.label is not None else ():
+        ids, inverse = np.unique(factor.ids.numpy(), return_inverse=True)
+        slots: dict[tuple[float, int], np.ndarray] = {}
+        roots = classes.resolve(ids)
+        plain = (roots != PINNED) & (roots != ZERO) & ~classes.is_dependent(roots)
+        if plain.any():
+            slots[1.0, 0] = np.where(plain, index[np.where(plain, roots, 0)], 0)
+        for place in np.flatnonzero(classes.is_dependent(roots)):
+            seen: dict[float, int] = {}
+            for root, coefficient in classes.form(int(roots[place])).items():
+                value = float(coefficient)
+                seen[value] = seen.get(value, -1) + 1
+                slot = slots.setdefault((value, seen[value]), np.zeros(len(ids), np.int64))
+                slot[place] = index[root]
+        for (coefficient, _), values in slots.items():
+            moved = torch.from_numpy(values[inverse].reshape(factor.ids.shape))
+            exponent = float(factor.exponent) * coefficient
+            twin = next((i for i, (e, other) in enumerate(factors) if e == -exponent and torch.equal(other, moved)), None)
+            if twin is None:
+                factors.append((exponent, moved))
+            else:
+                del factors[twin]  # in and out scales cancel
+    return tuple(factors)
+
+
+def families(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Family, ...], tuple[Pin, ...]]:
+    """Free classes by the axis that introduced them, and pinned ones with their reasons."""
+    owner: dict[int, tuple[str, int]] = {}
+    members: dict[int, list[np.ndarray]] = {}
+    for source in sources:
+        for factor in source.label.factors if source.label is not None else ():
+            ids = np.unique(factor.ids.numpy())
+            ids = ids[ids > PINNED]
+            axis = next((axis for axis in range(factor.ids.dim()) if factor.ids.size(axis) > 1), 0)
+            for family in np.unique(classes.family(ids)).tolist():
+                owner.setdefault(family, (source.names[0], axis))
+                members.setdefault(family, []).append(ids[classes.family(ids) == family])
+    roots = classes.free_roots()
+    numbers = classes.family(roots)
+    order = sorted(np.unique(numbers).tolist())
+    found = tuple(
+        Family(*owner.get(number, ("?", 0)), tuple((np.flatnonzero(numbers == number) + 1).tolist())) for number in order
+    )
+    pins: list[Pin] = []
+    for number, parts in members.items():
+        ids = np.unique(np.concatenate(parts))
+        counts: dict[Reason, int] = {}
+        for reason in classes.reasons(ids):
+            if reason is not None:
+                counts[reason] = counts.get(reason, 0) + 1
+        pins += [Pin(*owner[number], count, reason) for reason, count in counts.items()]
+    return found, tuple(pins)
