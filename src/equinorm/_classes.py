@@ -6,12 +6,12 @@ linear equation over the rationals,
     Σ_k e_k · z[c_k] = 0,
 
 because scales multiply. `Classes` keeps the solution space of all equations seen so far. Almost all of them say that two
-classes are equal or that one is zero; these go through an array union-find, thousands at a time. Whatever is left (a
-reciprocal, a monomial) is eliminated one row at a time with exact fractions. A contradiction such as z = 2z needs no special
-case: its solution is z = 0, a pinned class.
+classes are equal, that one is the inverse of another, or that one is zero; these go through an array union-find with signs,
+thousands at a time. Whatever is left (monomials) is eliminated one row at a time with exact fractions. A contradiction such
+as z = 2z needs no special case: its solution is z = 0, a pinned class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -56,6 +56,7 @@ class Classes:
     def __init__(self) -> None:
         self._size = 2
         self._parent = np.arange(1024)
+        self._sign = np.ones(1024, np.int64)  # z[c] = sign[c] · z[parent[c]]
         self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
         self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
         self._family = np.zeros(1024, np.int32)
@@ -69,6 +70,7 @@ class Classes:
         while self._size > len(self._parent):
             old = len(self._parent)
             self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
+            self._sign = np.concatenate([self._sign, np.ones(old, np.int64)])
             self._pinned_by = np.concatenate([self._pinned_by, np.zeros(old, np.int32)])
             self._dependent = np.concatenate([self._dependent, np.zeros(old, bool)])
             self._family = np.concatenate([self._family, np.zeros(old, np.int32)])
@@ -77,102 +79,119 @@ class Classes:
         return np.arange(start, self._size)
 
     def resolve(self, ids: np.ndarray) -> np.ndarray:
-        """The representative of every id: its root, PINNED or ZERO."""
-        root = self._find(ids)
-        return np.where(self._pinned_by[root] > 0, PINNED, root)
+        """The representative of every id: its root, negative if the class is the root's inverse; PINNED; or ZERO."""
+        root, sign = self._find(ids)
+        return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, sign * root, root))
 
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped."""
-        exponents = [exponent for exponent, _ in terms]
-        rows = np.stack([self.resolve(ids) for _, ids in terms], axis=1)
+        exponents = [abs(exponent) for exponent, _ in terms]
+        rows = np.stack([self.resolve(ids) * (1 if exponent > 0 else -1) for exponent, ids in terms], axis=1)
         rows = _unique_rows(rows[(rows != ZERO).all(axis=1)])
-        for i, j in _opposites(exponents):
-            same = rows[:, i] == rows[:, j]
-            rows[np.ix_(same, [i, j])] = PINNED
-        live = rows != PINNED
+        pairs = [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
+        for i, j in pairs:
+            rows[np.ix_(rows[:, i] == -rows[:, j], [i, j])] = PINNED
+        live = np.abs(rows) > PINNED
         count = live.sum(axis=1)
-        independent = ~(self._dependent[rows] & live).any(axis=1)
+        independent = ~(self._dependent[np.abs(rows)] & live).any(axis=1)
 
         alone = independent & (count == 1)
         done = alone | (count == 0)
-        for i, j in _opposites(exponents):
+        for i, j in pairs:
             pair = independent & (count == 2) & live[:, i] & live[:, j]
             if pair.any():
-                self._union(rows[pair, i], rows[pair, j])
+                self._union(rows[pair, i], -rows[pair, j], reason)
             done |= pair
         if alone.any():  # after the unions: a pin belongs to the root that they leave
-            self._pin(rows[alone][live[alone]], reason)
+            self._pin(np.abs(rows[alone][live[alone]]), reason)
         for row in rows[~done].tolist():
             self._eliminate(zip(exponents, row, strict=True), reason)
 
     def form(self, id: int) -> dict[int, Fraction]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
-        root = int(self.resolve(np.array([id]))[0])
-        if root in (ZERO, PINNED):
+        root, sign = self._find_one(id)
+        if root <= PINNED or self._pinned_by[root]:
             return {}
         if root not in self._forms:
-            return {root: Fraction(1)}
+            return {root: Fraction(sign)}
         total: dict[int, Fraction] = {}
         for other, coefficient in self._forms[root].items():
             _accumulate(total, coefficient, self.form(other))
         if total:  # an emptied form keeps its old text: reason() reads from it who was pinned
             self._forms[root] = total
-        return total
-
-    def reason(self, id: int) -> Reason | None:
-        """Why this class is pinned, or None if it is free."""
-        root = int(self._find(np.array([id]))[0])
-        if root in self._forms and not self.form(root):
-            return next((why for other in self._forms[root] if (why := self.reason(other))), None)
-        return self._reasons[self._pinned_by[root]]
+        return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
     def reasons(self, ids: np.ndarray) -> list[Reason | None]:
-        """Why each of these classes is pinned."""
-        roots, inverse = np.unique(self._find(ids), return_inverse=True)
-        found = [self.reason(int(root)) for root in roots]
-        return [found[i] for i in inverse]
+        """Why each of these classes is pinned; None for free ones."""
+        roots, _ = self._find(ids)
+        return [self._reason(root) if root in self._forms else self._reasons[self._pinned_by[root]] for root in roots.tolist()]
+
+    def _reason(self, root: int) -> Reason | None:
+        if root in self._forms and not self._pinned_by[root]:
+            if self.form(root):
+                return None
+            return next((why for other in self._forms[root] if (why := self._reason(self._find_one(other)[0]))), None)
+        return self._reasons[self._pinned_by[root]]
 
     def is_dependent(self, roots: np.ndarray) -> np.ndarray:
-        """Which of these roots are expressed in others."""
-        return self._dependent[roots]
+        """Which of these representatives are expressed in others."""
+        return self._dependent[np.abs(roots)]
 
     def free_roots(self) -> np.ndarray:
         """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
         ids = np.arange(2, self._size)
-        return ids[(self._find(ids) == ids) & (self._pinned_by[ids] == 0) & ~self._dependent[ids]]
+        return ids[(self._find(ids)[0] == ids) & (self._pinned_by[ids] == 0) & ~self._dependent[ids]]
 
     def family(self, ids: np.ndarray) -> np.ndarray:
         """Number of the `fresh` call that made each class: channels of one axis share it."""
         return self._family[ids]
 
-    def _find(self, ids: np.ndarray) -> np.ndarray:
-        root = self._parent[ids]
+    def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        root, sign = self._parent[ids], self._sign[ids]
         while True:
             above = self._parent[root]
             if np.array_equal(above, root):
                 break
+            sign = sign * self._sign[root]
             root = above
-        self._parent[ids] = root
-        return root
+        self._parent[ids], self._sign[ids] = root, sign
+        return root, sign
 
-    def _pin(self, roots: np.ndarray, reason: Reason) -> None:
+    def _find_one(self, id: int) -> tuple[int, int]:
+        sign = 1
+        while (above := int(self._parent[id])) != id:
+            sign *= int(self._sign[id])
+            id = above
+        return id, sign
+
+    def _pin(self, ids: np.ndarray, reason: Reason) -> None:
         if self._reasons[-1] != reason:
             self._reasons.append(reason)
-        self._pinned_by[self._find(roots)] = len(self._reasons) - 1
+        self._pinned_by[self._find(ids)[0]] = len(self._reasons) - 1
 
-    def _union(self, left: np.ndarray, right: np.ndarray) -> None:
-        while True:
-            left, right = self._find(left), self._find(right)
+    def _union(self, left: np.ndarray, right: np.ndarray, reason: Reason) -> None:
+        """Make classes equal; a negative id stands for the inverse."""
+        relation = np.sign(left) * np.sign(right)
+        left, right = np.abs(left), np.abs(right)
+        while len(left):
+            (left, a), (right, b) = self._find(left), self._find(right)
+            relation = relation * a * b  # z[left] = relation · z[right] for the roots
+            against = (left == right) & (relation < 0)
+            if against.any():  # z = −z
+                self._pin(left[against], reason)
             apart = left != right
-            if not apart.any():
-                return
-            left, right = left[apart], right[apart]
-            np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+            left, right, relation = left[apart], right[apart], relation[apart]
+            low, high = np.minimum(left, right), np.maximum(left, right)
+            high, first = np.unique(high, return_index=True)  # one row hooks each root, the others come again
+            low = low[first]
+            pinned = self._pinned_by[high] > 0
+            self._pinned_by[low[pinned]] = self._pinned_by[high[pinned]]
+            self._parent[high], self._sign[high] = low, relation[first]
 
-    def _eliminate(self, row, reason: Reason) -> None:
+    def _eliminate(self, row: Iterable[tuple[Fraction, int]], reason: Reason) -> None:
         form: dict[int, Fraction] = {}
         for exponent, id in row:
-            _accumulate(form, exponent, self.form(id))
+            _accumulate(form, exponent if id > 0 else -exponent, self.form(abs(id)))
         if not form:
             return
         pivot = max(form)
@@ -180,8 +199,9 @@ class Classes:
         rest = {other: -c / coefficient for other, c in form.items()}
         if not rest:
             self._pin(np.array([pivot]), reason)
-        elif list(rest.values()) == [1]:
-            self._union(np.array([pivot]), np.array(list(rest)))
+        elif len(rest) == 1 and abs(next(iter(rest.values()))) == 1:
+            other, ratio = next(iter(rest.items()))
+            self._union(np.array([pivot]), np.array([other * int(ratio)]), reason)
         else:
             self._forms[pivot] = rest
             self._dependent[pivot] = True
@@ -194,11 +214,6 @@ def _accumulate(total: dict[int, Fraction], factor: Fraction, form: dict[int, Fr
             total[id] = value
         else:
             total.pop(id, None)
-
-
-def _opposites(exponents: list[Fraction]) -> list[tuple[int, int]]:
-    n = len(exponents)
-    return [(i, j) for i in range(n) for j in range(i + 1, n) if exponents[i] == -exponents[j]]
 
 
 def _unique_rows(rows: np.ndarray) -> np.ndarray:

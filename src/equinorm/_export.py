@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import ExportError
-from equinorm._interpret import Origin
+from equinorm._interpret import Origin, fill_value
 from equinorm._labels import Label
 from equinorm._trace import Constant, Source, Value
 
@@ -204,11 +204,11 @@ def _has_visible_mutation(graph: fx.GraphModule, program: torch.export.ExportedP
     for node, root in roots.items():
         aliases.setdefault(root, []).append(node)
         known = all(argument in constant for argument in node.all_input_nodes) and node.op in ("call_function", "get_attr")
-        if known or node.name in constants:
+        if known or node.name in constants or fill_value(node) is not None:
             constant.add(node)
     for node in roots:
         for target in _written(node):
             earlier = [alias for alias in aliases[roots[target]] if order[alias] < order[node]]
-            if target not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
+            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
                 return True
     return False

@@ -135,6 +135,9 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
         return _unknown(node, tensors, trace) if tensors else target(*args, **kwargs)
     if all(isinstance(value, Constant) for value in tensors) and (constant := _constant(node, args, kwargs)) is not None:
         return constant
+    value = fill_value(node)
+    if value is not None and _is_static(result := node.meta.get("val")) and result.numel() <= CONSTANT_LIMIT:
+        return Constant(torch.full(result.shape, value, dtype=result.dtype))
     if all(_is_pinned(value, trace) for value in tensors):
         return _pinned(node.meta.get("val"))
     call = Call(target, _bind(target, args, kwargs), node.meta.get("val"))
@@ -143,6 +146,17 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     if rule is None or target.namespace != "aten" or not _is_static(node.meta.get("val")):
         return _unknown(node, tensors, trace)
     return rule(trace, call)
+
+
+def fill_value(node: fx.Node) -> float | None:
+    """The number that an operation fills a new tensor with, whatever its input holds; None for other operations."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    name = node.target.overloadpacket.__name__
+    if name in ("full_like", "new_full"):
+        value = _bind(node.target, node.args, node.kwargs)["fill_value"]
+        return value if isinstance(value, (bool, int, float)) else None
+    return {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1}.get(name)
 
 
 def _bind(target: Any, args: tuple, kwargs: dict) -> dict[str, Any]:

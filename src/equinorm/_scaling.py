@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, ZERO, Classes, Reason
+from equinorm._classes import PINNED, Classes, Reason
 from equinorm._trace import Source
 
 
@@ -101,12 +101,14 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
         ids, inverse = np.unique(factor.ids.numpy(), return_inverse=True)
         slots: dict[tuple[float, int], np.ndarray] = {}
         roots = classes.resolve(ids)
-        plain = (roots != PINNED) & (roots != ZERO) & ~classes.is_dependent(roots)
-        if plain.any():
-            slots[1.0, 0] = np.where(plain, index[np.where(plain, roots, 0)], 0)
-        for place in np.flatnonzero(classes.is_dependent(roots)):
+        dependent = classes.is_dependent(roots)
+        for sign in (1, -1):
+            plain = (sign * roots > PINNED) & ~dependent
+            if plain.any():
+                slots[float(sign), 0] = np.where(plain, index[np.where(plain, np.abs(roots), 0)], 0)
+        for place in np.flatnonzero(dependent):
             seen: dict[float, int] = {}
-            for root, coefficient in classes.form(int(roots[place])).items():
+            for root, coefficient in classes.form(int(ids[place])).items():
                 value = float(coefficient)
                 seen[value] = seen.get(value, -1) + 1
                 slot = slots.setdefault((value, seen[value]), np.zeros(len(ids), np.int64))

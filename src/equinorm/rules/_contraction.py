@@ -201,7 +201,8 @@ def attention(trace: Trace, call: Call) -> Label:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (move_one(lambda ids: ids.repeat_interleave(repeats, -3), part) for part in (key, value))
     batch = ascii_letters[: len(query.shape) - 2]
-    scores = contract(trace, query, batch + "XZ", key, batch + "YZ", batch + "XY")
+    space = batch + "XYZ"
+    scores = _place(query, batch + "XZ", space).times(_place(key, batch + "YZ", space))
     trace.pin(scores, "softmax of attention scores")
     if call.attn_mask is not None:
         trace.pin(call.attn_mask, "added to attention scores")
