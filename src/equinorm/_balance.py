@@ -113,7 +113,8 @@ def balance(
     if not scalings:
         zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
         return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", 0, ())
-    found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held)
+    precision = torch.float32 if tol >= 1e-6 else torch.float64
+    found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
     solution = solve(found, method, cycles, tol, LIMIT, progress)
     before, after = (found.log_energies(z) for z in (torch.zeros_like(solution.z), solution.z))
     converged = solution.residuals[-1] <= tol

@@ -42,7 +42,7 @@ class Block:
 
     Attributes:
         tensor: index of the scaling that it comes from.
-        energies: float64, (rows, columns) or (terms,); every entry at most about 1.
+        energies: float64 or float32, (rows, columns) or (terms,).
         offsets: natural logarithms to add to the log-energies, one tensor for each side, or one for all terms.
         sides: who moves them.
     """
@@ -63,7 +63,7 @@ class Block:
         The product with the matrix is kept: it stays valid while the other side has moved as a whole at most.
         """
         if not self.is_matrix:
-            total = self.energies.log() + self.offsets[0]
+            total = self.energies.double().log() + self.offsets[0]
             for part in self.sides:
                 total = total + q * part.exponent * z[part.ids]
             return total
@@ -76,10 +76,10 @@ class Block:
                 return base + q * (other.exponent * shift[0] + own.exponent * z[own.ids])
         logs = q * other.exponent * there + self.offsets[1 - side]
         top = logs.max()
-        factors = torch.exp(logs - top)
+        factors = torch.exp(logs - top).to(self.energies.dtype)
         matrix = self.energies if side == 0 else self.energies.T
         sums = (matrix * factors).amax(1) if maximum else matrix @ factors
-        base = sums.log() + top + self.offsets[side]
+        base = sums.double().log() + top + self.offsets[side]
         self._kept[side] = (there.clone(), base)
         return base + q * own.exponent * z[own.ids]
 
@@ -152,6 +152,7 @@ def problem(
     p: float,
     c: float,
     held: Tensor,
+    precision: torch.dtype,
 ) -> Problem:
     """Read every weight once and set up its energies.
 
@@ -163,6 +164,7 @@ def problem(
         p: the norm.
         c: asymmetry; a weight of depth k counts c^(−pk).
         held: mask over 0..num_free of classes that must not move; they count as ground.
+        precision: of the energies, float32 or float64; float32 gives way to float64 where it would underflow.
 
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
@@ -175,9 +177,9 @@ def problem(
     constants: dict[int, list[float]] = {}
     q = 1.0 if math.isinf(p) else p
     for index, scaling in enumerate(scalings):
-        whole = _block(index, scaling, tensors[scaling.name], p, held)
-        whole.offsets = (whole.offsets[0] - q * scaling.depth * math.log(c), *whole.offsets[1:])
-        for part in _split(whole, family_of):
+        energies, offsets, sides = _read(scaling, tensors[scaling.name], p, family_of, precision)
+        offsets[0] = offsets[0] - q * scaling.depth * math.log(c)
+        for part in _split(index, energies, offsets, sides, family_of):
             if all(side.family == GROUND for side in part.sides):
                 constants.setdefault(index, []).append(_log_constant(part, p))
                 continue
@@ -189,21 +191,27 @@ def problem(
     return replace(found, constants={index: found.join(logs) for index, logs in constants.items()})
 
 
-def _block(index: int, scaling: Scaling, tensor: Tensor, p: float, held: Tensor) -> Block:
-    """All energies of one tensor: a matrix if an out-scale meets an in-scale on another axis, otherwise terms."""
+_Channels = tuple[Tensor, Tensor]
+"""Free class (0: none) and exponent of each channel along one side."""
+
+
+def _read(
+    scaling: Scaling, tensor: Tensor, p: float, family_of: Tensor, precision: torch.dtype
+) -> tuple[Tensor, list[Tensor], list[_Channels]]:
+    """Energies, offsets and sides of one tensor: a matrix if an out-scale meets an in-scale on another axis, or terms."""
     weight = tensor.detach()
     if weight.is_meta:
         raise BalanceError(f"cannot balance {scaling.name}: it is on the meta device and holds no numbers. Load the weights first.")
-    factors = [(exponent, torch.where(held[ids], 0, ids)) for exponent, ids in scaling.factors]
+    factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
     axes = sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1})
-    energies, offsets = _reduce(scaling, weight, axes, p)
-    along = [[f for f in factors if f[1].dim() and f[1].size(axis) > 1] for axis in axes]
-    if len(axes) in (1, 2) and len(factors) == len(axes) and all(len(fs) == 1 for fs in along):
-        sides = [Side(GROUND, ids.flatten(), exponent) for ((exponent, ids),) in along]
+    energies, offsets = _reduce(scaling, weight, axes, p, precision)
+    along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes]
+    if len(axes) in (1, 2) and None not in along and all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors):
+        sides = [channels for channels in along if channels is not None]
         if len(axes) == 2:
-            return Block(index, energies, tuple(offsets), tuple(sides))
-        ground = Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
-        return Block(index, energies[:, None], (offsets[0], torch.zeros(1, dtype=torch.float64)), (sides[0], ground))
+            return energies, offsets, sides
+        one = torch.zeros(1, dtype=torch.float64)
+        return energies[:, None], [offsets[0], one], [sides[0], (one.long(), one)]
     logs = torch.zeros(energies.shape, dtype=torch.float64)
     for place, offset in enumerate(offsets):
         logs = logs + offset.reshape([-1 if i == place else 1 for i in range(len(axes))])
@@ -214,56 +222,84 @@ def _block(index: int, scaling: Scaling, tensor: Tensor, p: float, held: Tensor)
             if exponents[i] == -exponents[j]:  # in and out scales of one class cancel
                 same = ids[i] == ids[j]
                 ids[i], ids[j] = torch.where(same, 0, ids[i]), torch.where(same, 0, ids[j])
-    sides = tuple(Side(GROUND, part, exponent) for part, exponent in zip(ids, exponents, strict=True))
-    return Block(index, energies.flatten(), (logs.flatten(),), sides)
+    sides = [(part, torch.full(part.shape, exponent, dtype=torch.float64)) for part, exponent in zip(ids, exponents, strict=True)]
+    return energies.flatten(), [logs.flatten()], sides
 
 
-def _reduce(scaling: Scaling, weight: Tensor, axes: Sequence[int], p: float) -> tuple[Tensor, list[Tensor]]:
-    """|w|^p summed over every axis but `axes` (largest |w| if p = ∞), scaled to at most about 1 where it could underflow."""
+def _joined(factors: Sequence[tuple[float, Tensor]]) -> _Channels | None:
+    """One class and exponent for each channel of an axis, or None if several move one channel."""
+    ids = torch.stack([part.flatten() for _, part in factors])
+    if int((ids > 0).sum(0).max()) > 1:
+        return None
+    exponents = torch.tensor([[exponent] for exponent, _ in factors], dtype=torch.float64)
+    return ids.sum(0), ((ids > 0) * exponents).sum(0)
+
+
+def _reduce(
+    scaling: Scaling, weight: Tensor, axes: Sequence[int], p: float, precision: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """|w|^p summed over every axis but `axes` (largest |w| if p = ∞), scaled towards 1 where it could underflow."""
+    if not bool(torch.linalg.vector_norm(weight, math.inf).isfinite()):
+        bad = "NaN" if bool(weight.isnan().any()) else "inf"
+        raise BalanceError(f"cannot balance {scaling.name}: it holds {bad}. The model was not touched.")
     q = 1.0 if math.isinf(p) else p
     others = [axis for axis in range(weight.dim()) if axis not in axes]
-    magnitude = weight.to("cpu", torch.float64).abs()
+    if precision == torch.float32 and weight.dtype != torch.float64 and q <= 2:
+        powered = _power(weight.to("cpu", torch.float32), q, others, math.isinf(p))
+        floor = 1e-30
+        sums = [powered.amax([a for a in range(powered.dim()) if a != axis]) if powered.dim() > 1 else powered for axis in range(powered.dim())]
+        if all(bool(((part > floor) & (part < 1 / floor)).all()) for part in sums):
+            return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
+    magnitude = weight.to("cpu", torch.float64)
     offsets = [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
     if weight.dtype == torch.float64 or q > 4:  # below, |w|^p of narrower dtypes fits float64
+        magnitude = magnitude.abs()
         for place, axis in enumerate(axes):
             rest = [other for other in range(weight.dim()) if other != axis]
             top = magnitude.amax(rest, keepdim=True) if rest else magnitude
-            top = torch.where((top > 0) & top.isfinite(), top, 1.0)
+            top = torch.where(top > 0, top, 1.0)
             magnitude = magnitude / top
             offsets[place] = q * top.flatten().log()
-    powered = magnitude if q == 1 else magnitude.square() if q == 2 else magnitude.pow(q)
-    if others:
-        powered = powered.amax(others) if math.isinf(p) else powered.sum(others)
-    if not bool(powered.isfinite().all()):
-        bad = "NaN" if bool(weight.isnan().any()) else "inf"
-        raise BalanceError(f"cannot balance {scaling.name}: it holds {bad}. The model was not touched.")
-    return powered, offsets
+    return _power(magnitude, q, others, math.isinf(p)), offsets or [torch.zeros((), dtype=torch.float64)]
 
 
-def _split(block: Block, family_of: Tensor) -> Iterator[Block]:
-    """Cut a block where families change, so that every side belongs to one."""
-    numbers = [family_of[side.ids] for side in block.sides]
-    if block.is_matrix:
-        for row in torch.unique(numbers[0]).tolist():
-            for column in torch.unique(numbers[1]).tolist():
-                picked = [_where(numbers[0], row), _where(numbers[1], column)]
-                sides = tuple(
-                    Side(family, side.ids[pick], side.exponent)
-                    for family, side, pick in zip((row, column), block.sides, picked, strict=True)
+def _power(weight: Tensor, q: float, others: Sequence[int], maximum: bool) -> Tensor:
+    """|w|^q, summed (maximised) over `others`."""
+    powered = weight.square() if q == 2 else weight.abs() if q == 1 else weight.abs().pow_(q)
+    if not others:
+        return powered
+    return powered.amax(others) if maximum else powered.sum(others)
+
+
+def _split(
+    tensor: int, energies: Tensor, offsets: Sequence[Tensor], sides: Sequence[_Channels], family_of: Tensor
+) -> Iterator[Block]:
+    """Cut a tensor's energies where families or exponents change, so that every side of a block has one of each."""
+    kinds = [torch.stack([family_of[ids].double(), torch.where(ids > 0, exponents, 1.0)]) for ids, exponents in sides]
+    if energies.dim() == 2:
+        groups = [[(kind, _where(numbers, kind)) for kind in torch.unique(numbers, dim=1).T] for numbers in kinds]
+        for row, row_pick in groups[0]:
+            for column, column_pick in groups[1]:
+                picks = (row_pick, column_pick)
+                found = tuple(
+                    Side(int(kind[0]), ids[pick], float(kind[1]))
+                    for kind, pick, (ids, _) in zip((row, column), picks, sides, strict=True)
                 )
-                offsets = tuple(offset[pick] for offset, pick in zip(block.offsets, picked, strict=True))
-                yield Block(block.tensor, block.energies[picked[0]][:, picked[1]], offsets, sides)
+                part = tuple(offset[pick] for offset, pick in zip(offsets, picks, strict=True))
+                yield Block(tensor, energies[row_pick][:, column_pick], part, found)
         return
-    patterns, inverse = torch.unique(torch.stack(numbers), dim=1, return_inverse=True) if numbers else (torch.zeros(0, 1), None)
-    for number in range(patterns.shape[1]):
-        pick = inverse == number if inverse is not None else slice(None)
-        sides = tuple(Side(int(patterns[i, number]), side.ids[pick], side.exponent) for i, side in enumerate(block.sides))
-        yield Block(block.tensor, block.energies[pick], (block.offsets[0][pick],), sides)
+    patterns, inverse = torch.unique(torch.cat(kinds), dim=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T):
+        pick = inverse == number
+        found = tuple(
+            Side(int(pattern[2 * i]), ids[pick], float(pattern[2 * i + 1])) for i, (ids, _) in enumerate(sides)
+        )
+        yield Block(tensor, energies[pick], (offsets[0][pick],), found)
 
 
-def _where(numbers: Tensor, value: int) -> Tensor | slice:
-    """Places of one family: a slice where they are contiguous, which copies nothing."""
-    places = (numbers == value).nonzero().flatten()
+def _where(kinds: Tensor, kind: Tensor) -> Tensor | slice:
+    """Places of one family and exponent: a slice where they are contiguous, which copies nothing."""
+    places = (kinds == kind[:, None]).all(0).nonzero().flatten()
     first, last = int(places[0]), int(places[-1]) + 1
     return slice(first, last) if last - first == len(places) else places
 
@@ -279,7 +315,7 @@ def _self_loops(block: Block) -> Tensor | None:
 
 def _log_constant(block: Block, p: float) -> float:
     """Logarithm of the energy of a block that does not move."""
-    logs = block.energies.log()
+    logs = block.energies.double().log()
     for side, offset in enumerate(block.offsets):
         shape = [1] * logs.dim()
         shape[side] = -1

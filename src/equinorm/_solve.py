@@ -215,7 +215,7 @@ class _System:
         if bool(other.all()):
             return block.log_energies(place, z, self.q, self.maximum) > -math.inf
         matrix = block.energies if place == 0 else block.energies.T
-        return matrix @ other.double() > 0
+        return matrix @ other.to(matrix.dtype) > 0
 
 
 def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
