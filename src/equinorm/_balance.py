@@ -45,7 +45,8 @@ class Balance:
         cycles: number of cycles that ran.
         converged: is the last residual at most `tol`?
         reason: why the iteration stopped.
-        dead: number of channels without a path of nonzero weights from an input and to an output; they stay at scale 1.
+        dead: ids (1..num_free) of channels without a path of nonzero weights from an input and to an output; they stay at
+            scale 1.
         energies: of every balanced tensor, before and after.
     """
 
@@ -59,7 +60,7 @@ class Balance:
     residuals: tuple[float, ...] = field(repr=False)
     converged: bool
     reason: str
-    dead: int
+    dead: tuple[int, ...] = field(repr=False)
     energies: tuple[TensorEnergy, ...] = field(repr=False)
 
     @property
@@ -90,7 +91,7 @@ class Balance:
         return (
             f"ℓ{self.p:g} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
             f"after {self.cycles} {self.method} cycles: {self.reason}"
-            + (f"; {self.dead} dead channels left at scale 1" if self.dead else "")
+            + (f"; {len(self.dead)} dead channels left at scale 1" if self.dead else "")
         )
 
 
@@ -112,7 +113,7 @@ def balance(
     scalings = [s for s in scalings if bool((~held[s.free()]).any())]
     if not scalings:
         zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
-        return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", 0, ())
+        return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", (), ())
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
     solution = solve(found, method, cycles, tol, LIMIT, progress)
@@ -135,8 +136,8 @@ def balance(
         residuals=solution.residuals,
         converged=converged,
         reason=reason,
-        dead=int(solution.dead.sum()),
-        energies=tuple(TensorEnergy(s.name, math.exp(before[i]), math.exp(after[i])) for i, s in enumerate(scalings) if i in before),
+        dead=tuple(solution.dead.nonzero().flatten().tolist()),
+        energies=tuple(TensorEnergy(scalings[i].name, math.exp(before[i]), math.exp(after[i])) for i in sorted(before)),
     )
 
 
@@ -162,7 +163,7 @@ def _held(symmetries: "Symmetries", modules: Sequence[str | nn.Module] | None) -
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     if modules is None:
         return held
-    known = {name: module for name, module in symmetries.model.named_modules()}
+    known = dict(symmetries.model.named_modules())
     chosen: set[int] = set()
     for entry in modules:
         module = known.get(entry) if isinstance(entry, str) else next((m for m in known.values() if m is entry), None)

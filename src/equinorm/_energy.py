@@ -201,7 +201,7 @@ def _read(
     """Energies, offsets and sides of one tensor: a matrix if an out-scale meets an in-scale on another axis, or terms."""
     weight = tensor.detach()
     if weight.is_meta:
-        raise BalanceError(f"cannot balance {scaling.name}: it is on the meta device and holds no numbers. Load the weights first.")
+        raise BalanceError(f"cannot balance {scaling.name}: on the meta device it holds no numbers. Load the weights first.")
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
     axes = sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1})
     energies, offsets = _reduce(scaling, weight, axes, p, precision)
@@ -222,7 +222,7 @@ def _read(
             if exponents[i] == -exponents[j]:  # in and out scales of one class cancel
                 same = ids[i] == ids[j]
                 ids[i], ids[j] = torch.where(same, 0, ids[i]), torch.where(same, 0, ids[j])
-    sides = [(part, torch.full(part.shape, exponent, dtype=torch.float64)) for part, exponent in zip(ids, exponents, strict=True)]
+    sides = [(part, torch.full(part.shape, e, dtype=torch.float64)) for part, e in zip(ids, exponents, strict=True)]
     return energies.flatten(), [logs.flatten()], sides
 
 
@@ -246,10 +246,10 @@ def _reduce(
     others = [axis for axis in range(weight.dim()) if axis not in axes]
     if precision == torch.float32 and weight.dtype != torch.float64 and q <= 2:
         powered = _power(weight.to("cpu", torch.float32), q, others, math.isinf(p))
-        floor = 1e-30
-        sums = [powered.amax([a for a in range(powered.dim()) if a != axis]) if powered.dim() > 1 else powered for axis in range(powered.dim())]
-        if all(bool(((part > floor) & (part < 1 / floor)).all()) for part in sums):
-            return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
+        rest = [[other for other in range(len(axes)) if other != axis] for axis in range(len(axes))]
+        tops = [powered.amax(dims) if dims else powered for dims in rest]
+        if all(bool(((top > 1e-30) & (top < 1e30)).all()) for top in tops):
+            return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes] or [torch.zeros(())]
     magnitude = weight.to("cpu", torch.float64)
     offsets = [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
     if weight.dtype == torch.float64 or q > 4:  # below, |w|^p of narrower dtypes fits float64
@@ -263,7 +263,7 @@ def _reduce(
     return _power(magnitude, q, others, math.isinf(p)), offsets or [torch.zeros((), dtype=torch.float64)]
 
 
-def _power(weight: Tensor, q: float, others: Sequence[int], maximum: bool) -> Tensor:
+def _power(weight: Tensor, q: float, others: list[int], maximum: bool) -> Tensor:
     """|w|^q, summed (maximised) over `others`."""
     powered = weight.square() if q == 2 else weight.abs() if q == 1 else weight.abs().pow_(q)
     if not others:
@@ -291,9 +291,7 @@ def _split(
     patterns, inverse = torch.unique(torch.cat(kinds), dim=1, return_inverse=True)
     for number, pattern in enumerate(patterns.T):
         pick = inverse == number
-        found = tuple(
-            Side(int(pattern[2 * i]), ids[pick], float(pattern[2 * i + 1])) for i, (ids, _) in enumerate(sides)
-        )
+        found = tuple(Side(int(pattern[2 * i]), ids[pick], float(pattern[2 * i + 1])) for i, (ids, _) in enumerate(sides))
         yield Block(tensor, energies[pick], (offsets[0][pick],), found)
 
 

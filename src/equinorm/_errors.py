@@ -22,7 +22,8 @@ class ExportError(EquinormError):
         operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
         blamed = f" The operation is {operator.group()}." if operator else ""
         return cls(
-            f"cannot export {describe(model)} with inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {first}{blamed} "
+            f"cannot export {describe(model)} with inputs {describe_inputs(args, kwargs)}: "
+            f"{type(error).__name__}: {first}{blamed} "
             "Check first that model(*args, **kwargs) runs with these inputs. If it does, the model has control flow on "
             "data or an operation that torch.export cannot record: pass the submodule without it, or rewrite that line. "
             "The exporter's full report is chained above."

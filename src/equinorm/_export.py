@@ -63,7 +63,8 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> E
             source = by_name[spec.target]
             inputs[name] = (source, Origin(parameters=frozenset([source])) if source.kind == "parameter" else fixed)
         else:  # integers and constants: copied, because looking at the graph computes with them
-            tensor = buffers.get(spec.target, program.constants.get(spec.target))
+            target = spec.target or ""
+            tensor = buffers.get(target, program.constants.get(target))
             if isinstance(tensor, Tensor):
                 changes = spec.kind == InputKind.BUFFER and (name in mutated or spec.target in mutated)
                 value = Label(tuple(tensor.shape)) if changes or tensor.is_meta else Constant(tensor.detach().clone())
@@ -133,8 +134,8 @@ def _is_torch_own(hook: Any) -> bool:
 def _sources(model: nn.Module) -> tuple[dict[Source, Tensor], frozenset[Source]]:
     """Every parameter and floating-point buffer, tied ones once, by the memory that they occupy."""
     found: dict[tuple, tuple[list[str], str, Tensor]] = {}
-    named = [("parameter", model.named_parameters(remove_duplicate=False)), ("buffer", model.named_buffers(remove_duplicate=False))]
-    for kind, tensors in named:
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    for kind, tensors in (("parameter", parameters), ("buffer", buffers)):
         for name, tensor in tensors:
             if kind == "parameter" or tensor.is_floating_point():
                 found.setdefault(_memory(tensor), ([], kind, tensor))[0].append(name)
@@ -153,7 +154,7 @@ def _memory(tensor: Tensor) -> tuple:
 def _overlaps(source: Source, group: list[Source], tensors: Mapping[Source, Tensor]) -> bool:
     def extent(tensor: Tensor) -> tuple[int, int]:
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        return tensor.storage_offset(), tensor.storage_offset() + last
+        return int(tensor.storage_offset()), int(tensor.storage_offset() + last)
 
     first, last = extent(tensors[source])
     others = [extent(tensors[other]) for other in group if other is not source]
@@ -162,7 +163,9 @@ def _overlaps(source: Source, group: list[Source], tensors: Mapping[Source, Tens
 
 # --------------------------------------------------------------------------------------------------------------- mutation
 
-_SOMETIMES_ALIASES = "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as atleast_1d atleast_2d atleast_3d meshgrid"
+_SOMETIMES_ALIASES = (
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as atleast_1d atleast_2d atleast_3d meshgrid"
+)
 """Operations that may return their input itself although their schema does not say so."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from equinorm._classes import Reason
 from equinorm._labels import Label
@@ -20,7 +21,8 @@ _TORCH = os.path.dirname(torch.__file__)
 CONSTANT_LIMIT = 1 << 24
 """Largest constant, in entries, that is computed while looking at a graph."""
 
-_JOINS = "add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy select_scatter slice_scatter"
+_JOINS = """add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy
+select_scatter slice_scatter"""
 """Operations through which a parameter meets an activation as an addend, not as a factor."""
 
 _SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
@@ -64,7 +66,7 @@ class Interpreter:
         raise ValueError("graph without output")
 
     def _arguments(self, arguments: Any) -> Any:
-        return fx.node.map_arg(arguments, self.values.__getitem__)
+        return map_arg(arguments, self.values.__getitem__)
 
     def _joined(self, node: fx.Node, also: int = 0) -> Origin:
         """Origin of a result of these inputs."""
@@ -136,7 +138,8 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     if all(isinstance(value, Constant) for value in tensors) and (constant := _constant(node, args, kwargs)) is not None:
         return constant
     value = fill_value(node)
-    if value is not None and _is_static(result := node.meta.get("val")) and result.numel() <= CONSTANT_LIMIT:
+    result: Any = node.meta.get("val")
+    if value is not None and _is_static(result) and result.numel() <= CONSTANT_LIMIT:
         return Constant(torch.full(result.shape, value, dtype=result.dtype))
     if all(_is_pinned(value, trace) for value in tensors):
         return _pinned(node.meta.get("val"))

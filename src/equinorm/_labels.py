@@ -8,6 +8,7 @@ kept at size 1, so that labels stay small whatever the batch. A label without fa
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def compact(ids: Tensor) -> Tensor:
     return ids
 
 
-def move(operation: Callable[..., object], labels: Sequence[Label]) -> Label | list[Label]:
+def move(operation: Callable[..., Any], labels: Sequence[Label]) -> Label | list[Label]:
     """Apply a data movement to labels by applying it to their ids: no rule needed.
 
     Args:
@@ -114,12 +115,13 @@ def move(operation: Callable[..., object], labels: Sequence[Label]) -> Label | l
 
 def move_one(operation: Callable[[Tensor], Tensor], label: Label) -> Label:
     """Apply a data movement of one tensor to its label."""
-    return _join([(f.exponent, operation(ids)) for f, ids in zip(label.factors, label.ids(), strict=True)] or [
-        (Fraction(1), operation(torch.tensor(PINNED).expand(label.shape)))
-    ])
+    return _join(
+        [(f.exponent, operation(ids)) for f, ids in zip(label.factors, label.ids(), strict=True)]
+        or [(Fraction(1), operation(torch.tensor(PINNED).expand(label.shape)))]
+    )
 
 
-def _run(operation: Callable[..., object], ids: Sequence[Tensor]):
+def _run(operation: Callable[..., Any], ids: Sequence[Tensor]) -> Any:
     try:
         return operation(*ids)
     except (RuntimeError, NotImplementedError) as error:

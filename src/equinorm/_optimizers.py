@@ -6,7 +6,6 @@ is an average of weights scales by s. The exponent of s is tabulated here for ev
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
@@ -49,10 +48,11 @@ def scaled_state(optimizer: optim.Optimizer, parameters: dict[int, str]) -> Iter
                 if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key == "step"):
                     continue
                 if key not in STATE_EXPONENTS[kind]:
-                    raise RescaleError(f"cannot rescale state {key!r} of {kind.__name__} for {name}: how it scales is not known.")
+                    what = f"state {key!r} of {kind.__name__} for {name}"
+                    raise RescaleError(f"cannot rescale {what}: how it scales is not known.")
                 exponent = STATE_EXPONENTS[kind][key]
-                coupled = group.get("weight_decay", 0) != 0 and not group.get("decoupled_weight_decay", kind is torch.optim.AdamW)
-                if coupled and exponent != 0:
+                decoupled = group.get("decoupled_weight_decay", kind is optim.AdamW)
+                if group.get("weight_decay", 0) != 0 and not decoupled and exponent != 0:
                     raise RescaleError(
                         f"cannot rescale state {key!r} of {kind.__name__} for {name} exactly: its weight decay of "
                         f"{group['weight_decay']} is mixed into it and scales by s where gradients scale by 1/s. "

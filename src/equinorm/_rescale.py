@@ -1,4 +1,4 @@
-"""The in-place laws: parameters, buffers, gradients and optimizer state move to a rescaling-equivalent point, all or nothing."""
+"""The in-place laws: parameters, buffers, gradients and optimizer state move to an equivalent point, all or nothing."""
 
 import contextlib
 import math
@@ -26,6 +26,7 @@ class _Write:
     what: str
     tensor: Tensor
     logs: list[Tensor]
+    is_weight: bool = False
 
 
 def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
@@ -63,12 +64,15 @@ def rescale_(
     for scaling in scalings:
         logs = [exponent * padded[ids] for exponent, ids in scaling.factors]
         logs = [log for log in logs if bool((log != 0).any())]
-        if logs:
-            tensor = tensors[scaling.name]
+        if not logs:
+            continue
+        tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
+        _check_unchanged(scaling, list(tied.values()))
+        for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
             moving[id(tensor)] = (scaling.name, logs)
-            writes.append(_Write(scaling.name, tensor, logs))
             if tensor.grad is not None:
                 writes.append(_Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
+        writes.append(_Write(scaling.name, next(iter(tied.values())), logs, is_weight=True))
     if optimizer is not None:
         for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
             if exponent:
@@ -92,15 +96,28 @@ def scale_of(log: Tensor) -> Tensor:
 def _multiply_(tensor: Tensor, logs: Sequence[Tensor]) -> None:
     largest = max(float(log.abs().max()) for log in logs)
     if tensor.dtype in (torch.float16, torch.bfloat16) or largest > 0.5 * math.log(torch.finfo(tensor.dtype).max):
-        tensor.copy_(_product(tensor, logs))  # one factor alone may not be representable in the tensor's dtype
+        tensor.copy_(scaled(tensor, logs))  # one factor alone may not be representable in the tensor's dtype
         return
     for log in logs:
         tensor.mul_(scale_of(log).to(tensor.device, tensor.dtype))
 
 
-def _product(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
-    scale = scale_of(sum(logs[1:], start=logs[0])).to(tensor.device)
-    return (tensor.to(torch.float64) * scale).to(tensor.dtype)
+def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
+    """tensor · exp(Σ logs), in float64."""
+    scale = scale_of(sum(logs[1:], start=logs[0])).to(tensor.device) if logs else 1.0
+    return tensor.detach().to(torch.float64) * scale
+
+
+def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:
+    """Refuse a model whose tensors are no longer those that were analysed."""
+    if not tied or any(tuple(tensor.shape) != scaling.shape for tensor in tied):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
+        raise RescaleError(
+            f"{scaling.name} had shape {scaling.shape} when the model was analysed, now {shapes}. Analyse it again."
+        )
+    if len({tensor.untyped_storage()._cdata for tensor in tied}) > 1:
+        names = ", ".join(scaling.names)
+        raise RescaleError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
 
 
 def _check(write: _Write) -> None:
@@ -122,10 +139,10 @@ def _check(write: _Write) -> None:
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    if half and not what.startswith("gradient") and not all(_exact(log) for log in write.logs):
+    if half and write.is_weight and not all(_exact(log) for log in write.logs):
         raise RescaleError(
-            f"cannot rescale {what} exactly: in {str(tensor.dtype).removeprefix('torch.')} a real scale would change each weight "
-            f"by up to {info.eps / 2:.1e} of itself. Use powers of two (power_of_two=True), or convert the model to float32."
+            f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
+            "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     high = rows.log() + sum(_reduced(log, "amax") for log in write.logs)
     low = rows.log() + sum(_reduced(log, "amin") for log in write.logs)
@@ -136,10 +153,10 @@ def _check(write: _Write) -> None:
 
 
 def _check_exactly(write: _Write, info: torch.finfo) -> None:
-    after = _product(write.tensor.detach(), write.logs)
+    after = scaled(write.tensor, write.logs).to(write.tensor.dtype)
     if not bool(after.isfinite().all()):
         raise RescaleError(
-            f"cannot rescale {write.what}: it would overflow {str(after.dtype).removeprefix('torch.')} (largest number {info.max:.1e}). "
+            f"cannot rescale {write.what}: it would overflow {info.dtype} (largest number {info.max:.1e}). "
             "Use smaller log-scales, or convert the model to a wider dtype."
         )
     dims = tuple(range(1, after.dim()))
@@ -148,7 +165,7 @@ def _check_exactly(write: _Write, info: torch.finfo) -> None:
     if bool(lost.any()):
         raise RescaleError(
             f"cannot rescale {write.what}: {int(lost.sum())} of its {lost.numel()} entries would underflow "
-            f"{str(after.dtype).removeprefix('torch.')} (smallest normal number {info.tiny:.1e}) with their whole channel. "
+            f"{info.dtype} (smallest normal number {info.tiny:.1e}) with their whole channel. "
             "Use smaller log-scales, or convert the model to a wider dtype."
         )
 

@@ -86,13 +86,10 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
     roots = classes.free_roots()
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
-    scalings = tuple(
-        Scaling(
-            source.names, source.shape, source.dtype, source.kind, source.role or "weight", source.depth, _factors(source, classes, index)
-        )
-        for source in sources
+    scalings = (
+        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index)) for s in sources
     )
-    return scalings, len(roots)
+    return tuple(scalings), len(roots)
 
 
 def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:

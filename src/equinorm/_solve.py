@@ -206,7 +206,9 @@ class _System:
     def _hits(self, block: Block, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
         """Channels of one side that a nonzero energy joins to sources that are all reached."""
         ready = [
-            reached[side.ids] if side.family != GROUND and side.exponent * sign < 0 else torch.ones(len(side.ids), dtype=torch.bool)
+            reached[side.ids] | (side.exponent * sign > 0)
+            if side.family != GROUND
+            else torch.ones_like(side.ids, dtype=torch.bool)
             for side in block.sides
         ]
         if not block.is_matrix:
@@ -257,7 +259,8 @@ def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
         while length > 1e-6:
             trial = t.copy()
             trial[free] += length * step
-            if np.exp(L + A @ trial - top).sum() <= weights.sum() - 1e-4 * length * decrease or decrease < 1e-13 * weights.sum():
+            lower = np.exp(L + A @ trial - top).sum() <= weights.sum() - 1e-4 * length * decrease
+            if lower or decrease < 1e-13 * weights.sum():
                 break
             length /= 2
         else:

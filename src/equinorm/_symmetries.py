@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 from equinorm import _balance, _rescale
 from equinorm._balance import Balance
 from equinorm._classes import Reason
-from equinorm._errors import EquinormError, RescaleError, describe, describe_inputs
+from equinorm._errors import EquinormError, RescaleError, describe
 from equinorm._export import export
 from equinorm._interpret import Interpreter, flat
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
@@ -69,9 +69,10 @@ class Symmetries:
     ) -> Balance:
         """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
 
-        Minimises φ(z) = Σ_k c_k ‖W_k(z)‖_p^p over log-scales z, with c_k = c^(−pk) for a weight of depth k (the largest c^(−k)·|w|
-        if p = ∞). For finite p the minimum is unique on the channels that a path of nonzero weights joins to an input and to
-        an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, but not at one point only.
+        Minimises φ(z) = Σ_k c_k ‖W_k(z)‖_p^p over log-scales z, with c_k = c^(−pk) for a weight of depth k (the largest
+        c^(−k)·|w| if p = ∞). For finite p the minimum is unique on the channels that a path of nonzero weights joins to an
+        input and to an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, but not at one
+        point only.
 
         Args:
             p: any positive number, or math.inf (cross-layer equalization).

@@ -78,9 +78,11 @@ class Trace:
             value.label = Label(value.shape)
             if value.kind == "parameter":
                 axes = [axis for axis, size in enumerate(value.shape) if size > 1] or list(range(len(value.shape)))[:1]
-                parts = [self.fresh(value.shape, [axis]) for axis in axes] or [self.fresh((), [])]
-                for part in parts[1:]:  # scales of two axes are defined up to a common factor only: fix it
-                    part.factors[0].ids.view(-1)[0] = PINNED
+                parts = [self.fresh(value.shape, axes[:1])]
+                for axis in axes[1:]:  # scales of two axes are defined up to a common factor only: fix the first index
+                    ids = np.append(PINNED, self.classes.fresh(value.shape[axis] - 1))
+                    sizes = [-1 if other == axis else 1 for other in range(len(value.shape))]
+                    parts.append(Label.of(value.shape, torch.from_numpy(ids).reshape(sizes)))
                 value.label = Label(value.shape, tuple(factor for part in parts for factor in part.factors))
         return value.label
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import torch
 
-from equinorm._labels import Factor, Label, move
+from equinorm._labels import Factor, Label, move_one
 from equinorm._trace import Constant, Trace, Value
 from equinorm.rules._registry import Call, Rule, rule
 
@@ -93,9 +93,8 @@ def prelu(trace: Trace, call: Call) -> Label:
 def glu(trace: Trace, call: Call) -> Label:
     """First half times sigmoid of the second: the first passes, the second is pinned."""
     label, dim = trace.label(call.input), call.dim % len(call.shape)
-    passed, gate = move(lambda ids: ids.chunk(2, dim), [label])
-    trace.pin(gate, "sigmoid of a gate")
-    return passed
+    trace.pin(move_one(lambda ids: ids.chunk(2, dim)[1], label), "sigmoid of a gate")
+    return move_one(lambda ids: ids.chunk(2, dim)[0], label)
 
 
 @rule("pow")

@@ -39,15 +39,17 @@ def _axes(call: Call, rank: int, default: int | None = None) -> list[int]:
 
 def _results(call: Call, label: Label, axes: Sequence[int] = ()) -> Label | list[Label]:
     """A merged label at the shape of each result, without the axes that the result lacks. Integers never scale."""
+    if isinstance(call.result, Tensor):
+        return _fit(label, call.result, axes)
+    return [_fit(label, result, axes) for result in call.result]
 
-    def fit(result: Tensor) -> Label:
-        shape = tuple(result.shape)
-        if not (result.dtype.is_floating_point or result.dtype.is_complex):
-            return Label(shape)
-        kept = [axis for axis in range(len(label.shape)) if len(shape) == len(label.shape) or axis not in axes]
-        return Label(shape, tuple(Factor(f.exponent, f.ids.reshape([f.ids.size(axis) for axis in kept])) for f in label.factors))
 
-    return fit(call.result) if isinstance(call.result, Tensor) else [fit(result) for result in call.result]
+def _fit(label: Label, result: Tensor, axes: Sequence[int]) -> Label:
+    shape = tuple(result.shape)
+    if not (result.dtype.is_floating_point or result.dtype.is_complex):
+        return Label(shape)
+    kept = [axis for axis in range(len(label.shape)) if len(shape) == len(label.shape) or axis not in axes]
+    return Label(shape, tuple(Factor(f.exponent, f.ids.reshape([f.ids.size(axis) for axis in kept])) for f in label.factors))
 
 
 def _reduction(degree: int) -> Rule:
@@ -90,8 +92,7 @@ def var_mean(trace: Trace, call: Call) -> list[Label]:
     """Variance (degree 2) and mean (degree 1)."""
     axes = _axes(call, len(trace.label(call.input).shape))
     label = trace.merge(call.input, axes)
-    both = (_results(call, label.power(2), axes), _results(call, label, axes))
-    return [both[0][0], both[1][1]]
+    return [_fit(label.power(2), call.result[0], axes), _fit(label, call.result[1], axes)]
 
 
 @rule("prod")
