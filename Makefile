@@ -1,0 +1,58 @@
+# Everything runs in .venv, at the versions that constraints.txt pins. Needs Python 3.10+ with venv, git and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
+
+.PHONY: demo test lint types docs format clean
+
+demo: $(VENV)/.stamp-run
+	$(BIN)/equinorm demo
+
+# Two workers of one thread each; doctests in src are collected too (pyproject.toml).
+test: $(VENV)/.stamp-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.stamp-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.stamp-lint
+	$(BIN)/pyright
+
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+format: $(VENV)/.stamp-lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis
+
+# ----------------------------------------------------------------------------------------------------- installation
+
+# The pip that comes with Python may be too old for dependency groups.
+$(VENV)/.stamp-venv: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml
+	$(INSTALL) --editable ".[demo]"
+	touch $@
+
+# torchvision without dependencies: the tests use the definitions of its models, not its compiled operators.
+$(VENV)/.stamp-test: $(VENV)/.stamp-run
+	$(INSTALL) --group test
+	$(INSTALL) --no-deps torchvision
+	touch $@
+
+$(VENV)/.stamp-lint: $(VENV)/.stamp-run
+	$(INSTALL) --group lint
+	touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-run
+	$(INSTALL) --group docs
+	touch $@

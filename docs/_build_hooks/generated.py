@@ -1,0 +1,83 @@
+"""MkDocs hook: fills in what is written down in the source already, so that these pages cannot go stale.
+
+`<!-- operations -->` becomes the table of rules, `<!-- optimizers -->` the table of optimizer states, and
+`<!-- help COMMAND -->` what `equinorm COMMAND --help` prints.
+"""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from equinorm._optimizers import STATE_EXPONENTS
+from equinorm.rules import TABLE
+
+KINDS = {
+    "_movement": "Entries only move",
+    "_elementwise": "Each entry on its own",
+    "_reduction": "Along axes",
+    "_normalization": "Normalization",
+    "_contraction": "Products summed over an axis",
+}
+"""Heading of each module of rules."""
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of a page."""
+    markdown = markdown.replace("<!-- operations -->", operations()) if "<!-- operations -->" in markdown else markdown
+    markdown = markdown.replace("<!-- optimizers -->", optimizers())
+    return re.sub(r"<!-- help ?(\w*) -->", lambda found: command_help(found.group(1)), markdown)
+
+
+def operations() -> str:
+    """One table for each kind of rule, one row for each rule."""
+    rules: dict[Callable[..., Any], list[str]] = {}
+    for name, rule in TABLE.items():
+        rules.setdefault(rule, []).append(name)
+    unknown = {rule.__module__ for rule in rules} - {f"equinorm.rules.{module}" for module in KINDS}
+    if unknown:
+        raise ValueError(f"modules of rules without a heading in the documentation: {sorted(unknown)}")
+    parts = [f"{len(TABLE)} operators have a rule.\n"]
+    for module, heading in KINDS.items():
+        parts += [f"\n### {heading}\n", "| Law | Operators (`aten`) |", "| --- | --- |"]
+        for rule, names in rules.items():
+            if rule.__module__ == f"equinorm.rules.{module}":
+                parts.append(f"| {_cell(_law(rule))} | {' '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(parts) + "\n"
+
+
+def _law(rule: Callable[..., Any]) -> str:
+    if rule.__doc__:
+        return rule.__doc__.strip().partition("\n\n")[0]
+    degree: Fraction | int = inspect.getclosurevars(rule).nonlocals["degree"]
+    if degree == 0:
+        return "Positively homogeneous of degree 0: the result does not scale."
+    return f"Positively homogeneous of degree {degree}."
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def optimizers() -> str:
+    """How the state of each known optimizer scales where its parameter scales by s."""
+    rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
+    for kind, states in STATE_EXPONENTS.items():
+        laws = ", ".join(
+            f"`{name}` " + ("unchanged" if not exponent else f"↦ s^{exponent}·") for name, exponent in states.items()
+        )
+        rows.append(f"| `{kind.__name__}` | {laws} |")
+    return "\n".join(rows) + "\n"
+
+
+def command_help(command: str) -> str:
+    """Output of `equinorm COMMAND --help` as a text block."""
+    arguments = [*command.split(), "--help"]
+    plain = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    program = "import sys; sys.argv[0] = 'equinorm'; from equinorm.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=plain)
+    return f"```text\n{ran.stdout.strip()}\n```\n"
