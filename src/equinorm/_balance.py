@@ -1,7 +1,7 @@
 """Balance: the member of a network's rescaling orbit with least ℓp norm, and the record of how it was found."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,7 @@ def balance(
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
     solution = solve(found, method, cycles, tol, LIMIT, progress)
+    found = solution.problem  # edges of dead channels are not part of the norms
     before, after = (found.log_energies(z) for z in (torch.zeros_like(solution.z), solution.z))
     converged = solution.residuals[-1] <= tol
     if converged:
@@ -137,12 +138,17 @@ def balance(
         converged=converged,
         reason=reason,
         dead=tuple(solution.dead.nonzero().flatten().tolist()),
-        energies=tuple(TensorEnergy(scalings[i].name, math.exp(before[i]), math.exp(after[i])) for i in sorted(before)),
+        energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
 
 
-def _norm(found: Problem, logs) -> float:
-    return math.exp(found.join(list(logs)) / found.q)
+def _norm(found: Problem, logs: Iterable[float]) -> float:
+    return _exp(found.join(list(logs)) / found.q)
+
+
+def _exp(log: float) -> float:
+    """exp, inf beyond the largest float."""
+    return math.exp(log) if log < 709.0 else math.inf
 
 
 def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:

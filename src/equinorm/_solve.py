@@ -30,11 +30,13 @@ class Solution:
     """Where the iteration stopped.
 
     Attributes:
+        problem: the energies, without those of dead classes.
         z: log-scales of classes 0..num_free; entry 0 is 0.
         residuals: ρ before the first cycle and after each.
         dead: mask over 0..num_free of classes that no path joins to an input and an output.
     """
 
+    problem: Problem
     z: Tensor
     residuals: tuple[float, ...]
     dead: Tensor
@@ -62,23 +64,28 @@ def solve(
     z = torch.zeros(problem.num_free + 1, dtype=torch.float64)
     dead = system.dead(z)
     if bool(dead.any()):
-        system = _System(problem.without(dead))
+        problem = problem.without(dead)
+        system = _System(problem)
+    system.live &= ~dead
     order = system.order() if method == "two-level" else range(len(problem.families))
     mixer = _Mixer()
     residuals = [system.residual(z)]
     while (len(residuals) - 1 < cycles) if cycles is not None else (residuals[-1] > tol and len(residuals) - 1 < limit):
-        start = z.clone()
+        accelerates = method == "two-level" and not problem.maximum
+        start = mixer.propose(z) if accelerates else z
+        end = start.clone()
         if method == "two-level":
-            system.level(z)
+            system.level(end)
         for family in order:
-            system.sweep(z, family)
-        residuals.append(system.residual(z))
+            system.sweep(end, family)
+        residual = system.residual(end)
+        if accelerates and not mixer.accept(start, end, system.log_objective(end)):
+            end, residual = z, residuals[-1]  # the jump did not pay: stay
+        z = end
+        residuals.append(residual)
         if progress is not None:
-            progress(len(residuals) - 1, residuals[-1])
-        if method == "two-level" and not problem.maximum and residuals[-1] > tol:
-            value = system.log_objective(z)
-            z = mixer.next(start, z, value)
-    return Solution(z, tuple(residuals), dead)
+            progress(len(residuals) - 1, residual)
+    return Solution(problem, z, tuple(residuals), dead)
 
 
 class _System:
@@ -89,10 +96,12 @@ class _System:
         self.blocks = [block for block in problem.blocks if block.energies.numel()]
         self.touching: list[list[tuple[Block, int]]] = [[] for _ in problem.families]
         self.stiffness = [1.0] * len(problem.families)
+        self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
         for block in self.blocks:
             for place, side in enumerate(block.sides):
                 if side.family != GROUND:
                     self.touching[side.family].append((block, place))
+                    self.live[side.ids] = True
                     same = [other.exponent for other in block.sides if other.family == side.family]
                     stiff = max(sum(e for e in same if e > 0), -sum(e for e in same if e < 0))
                     self.stiffness[side.family] = max(self.stiffness[side.family], stiff)
@@ -174,19 +183,13 @@ class _System:
         live = logs.isfinite() & exponents[:, :-1].any(1)
         shifts = minimise_families(logs[live], exponents[live, :-1] * self.q, self.maximum)
         for (first, last), shift in zip(self.problem.families, shifts.tolist(), strict=True):
-            z[first:last] += shift
+            z[first:last] += shift * self.live[first:last]
 
     # ----------------------------------------------------------------------------------------------------------- dead
 
     def dead(self, z: Tensor) -> Tensor:
         """Classes that are not both reached from the ground and reach it, through nonzero energies."""
-        dead = ~(self._reach(z, 1) & self._reach(z, -1))
-        movable = torch.zeros_like(dead)
-        for block in self.blocks:
-            for side in block.sides:
-                if side.family != GROUND:
-                    movable[side.ids] = True
-        return dead & movable
+        return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
 
     def _reach(self, z: Tensor, sign: int) -> Tensor:
         """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
@@ -275,20 +278,24 @@ class _Mixer:
     def __init__(self) -> None:
         self.starts: list[Tensor] = []
         self.ends: list[Tensor] = []
-        self.best, self.value = torch.zeros(0), math.inf
+        self.value = math.inf
 
-    def next(self, start: Tensor, end: Tensor, value: float) -> Tensor:
-        """Where to start the next cycle, after one that went from `start` to `end` with this log-objective there."""
-        if value > self.value + 1e-12:  # the jump before this cycle did not pay: go back
-            self.starts.clear()
-            self.ends.clear()
-            return self.best.clone()
-        self.best, self.value = end.clone(), value
-        self.starts, self.ends = [*self.starts, start][-DEPTH:], [*self.ends, end.clone()][-DEPTH:]
+    def propose(self, z: Tensor) -> Tensor:
+        """Where to start the next cycle: z, or a jump from there that the last cycles suggest."""
         if len(self.starts) < 2:
-            return end
+            return z
         ends = torch.stack(self.ends, 1)
         moves = ends - torch.stack(self.starts, 1)
         weights = torch.linalg.lstsq(moves.diff(dim=1), moves[:, -1:], driver="gelsd").solution
-        mixed = end - (ends.diff(dim=1) @ weights)[:, 0]
-        return mixed if bool(mixed.isfinite().all()) else end
+        mixed = z - (ends.diff(dim=1) @ weights)[:, 0]
+        return mixed if bool(mixed.isfinite().all()) else z
+
+    def accept(self, start: Tensor, end: Tensor, value: float) -> bool:
+        """Remember a cycle with this log-objective at its end; False, and forget all, if the objective has grown."""
+        if value > self.value + 1e-12:
+            self.starts.clear()
+            self.ends.clear()
+            return False
+        self.value = value
+        self.starts, self.ends = [*self.starts, start][-DEPTH:], [*self.ends, end][-DEPTH:]
+        return True
