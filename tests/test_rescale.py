@@ -304,7 +304,7 @@ def test_optimizer_state_is_what_it_would_have_been(name):
             symmetries.rescale_(z)
         optimizer = HOMOGENEOUS[name](net.parameters())
         for group in optimizer.param_groups:
-            group.update(lr=0.0, weight_decay=0.0, eps=0.0)  # an eps has a unit of its own
+            group.update(lr=0.0, weight_decay=0.0, eps=1e-30)  # an eps has a unit of its own
         for step in range(3):
             optimizer.zero_grad()
             (net(*args) * (step + 1)).square().sum().backward()
