@@ -95,9 +95,8 @@ class Block:
         for axis, side in enumerate(self.sides):
             mask = dead[side.ids]
             if bool(mask.any()):
-                shape = [1] * energies.dim()
-                shape[axis if self.is_matrix else 0] = -1
-                energies = energies.masked_fill(mask.reshape(shape), 0.0)
+                place = axis if self.is_matrix else 0
+                energies = energies.masked_fill(mask.reshape([-1 if i == place else 1 for i in range(energies.dim())]), 0.0)
         return self if energies is self.energies else replace(self, energies=energies, _kept={})
 
 
@@ -315,9 +314,7 @@ def _log_constant(block: Block, p: float) -> float:
     """Logarithm of the energy of a block that does not move."""
     logs = block.energies.double().log()
     for side, offset in enumerate(block.offsets):
-        shape = [1] * logs.dim()
-        shape[side] = -1
-        logs = logs + offset.reshape(shape)
+        logs = logs + offset.reshape([-1 if axis == side else 1 for axis in range(logs.dim())])
     if not logs.numel():
         return -math.inf
     return float(logs.max() if math.isinf(p) else logs.flatten().logsumexp(0))
