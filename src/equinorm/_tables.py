@@ -1,0 +1,220 @@
+"""Records as text for a terminal: rich tables whose totals add up."""
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from equinorm._balance import TensorEnergy
+from equinorm._demo import Demonstration
+from equinorm._records import Balancing, Comparison, Inspection
+
+
+def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> Table:
+    """A table of strings; a column is its header and whether it holds numbers (aligned right)."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made.show_footer = bool(total)
+    for position, (header, numeric) in enumerate(columns):
+        footer = total[position] if total else ""
+        made.add_column(header, footer=footer, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, aligned."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(name, Text(value))
+    return grid
+
+
+def number(value: float) -> str:
+    """Four decimals for everyday sizes, else five significant digits."""
+    return numbers([value])[0]
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """A column of numbers in one format: four decimals if that shows them all, else five significant digits."""
+    sizes = [abs(value) for value in values if value]
+    everyday = all(1e-2 <= size < 1e6 for size in sizes)
+    return [(f"{value:,.4f}" if everyday else f"{value:.4e}") if value else "0" for value in values]
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in percent with one decimal."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def deviation(value: float) -> str:
+    """A relative deviation; zero is bitwise."""
+    return "0 (bitwise equal)" if value == 0 else f"{value:.1e}"
+
+
+def inspection(record: Inspection) -> RenderableType:
+    """What `equinorm inspect` prints."""
+    share, seconds = percent(record.moving, record.parameters), record.seconds_export + record.seconds_labels
+    head = facts(
+        [
+            ("model", record.model),
+            ("inputs", record.inputs),
+            ("free classes", f"{record.num_free:,} in {len(record.families):,} families"),
+            ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
+            ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
+        ]
+    )
+    if record.families:
+        families: RenderableType = table(
+            "Free scale classes",
+            [("family", False), ("classes", True), ("tensors moved", True)],
+            [(f"{row.tensor}[{row.axis}]", f"{row.classes:,}", f"{row.tensors:,}") for row in record.families],
+            ("total", f"{record.num_free:,}", ""),
+        )
+    else:
+        families = Text("No free class: every channel is pinned.")
+    rows = []
+    for role, label in (("weight", "weights"), ("bias", "biases")):
+        chosen = [row for row in record.tensors if row.role == role]
+        entries, moving = sum(row.entries for row in chosen), sum(row.moving for row in chosen)
+        rows.append((label, f"{len(chosen):,}", f"{entries:,}", f"{moving:,}", percent(moving, entries)))
+    count = sum(row.kind == "parameter" for row in record.tensors)
+    coverage = table(
+        "Coverage",
+        [("", False), ("tensors", True), ("entries", True), ("moving", True), ("share", True)],
+        rows,
+        ("parameters", f"{count:,}", f"{record.parameters:,}", f"{record.moving:,}", percent(record.moving, record.parameters)),
+    )
+    pins = table(
+        "Pinned channels",
+        [("axis", False), ("channels", True), ("reason", False), ("source line", False), ("module", False)],
+        [
+            (
+                f"{pin.tensor}[{pin.axis}]",
+                f"{pin.channels:,}",
+                pin.operation + (f": {pin.detail}" if pin.detail else ""),
+                pin.source + (f"  {pin.code}" if pin.code else ""),
+                pin.module,
+            )
+            for pin in record.pins
+        ],
+        ("total", f"{sum(pin.channels for pin in record.pins):,}", "", "", ""),
+    )
+    return Group(head, Text(), families, coverage, pins if record.pins else Text("Nothing is pinned."))
+
+
+def balancing(record: Balancing) -> RenderableType:
+    """What `equinorm balance` prints."""
+    pairs = [("model", record.model), ("inputs", record.inputs), ("free classes", f"{record.num_free:,}")]
+    if record.energies:
+        share = percent(record.norm_after - record.norm_before, record.norm_before)
+        sign = "+" if record.norm_after > record.norm_before else ""
+        pairs += [
+            (f"{norm_name(record.p)} norm", f"{number(record.norm_before)} → {number(record.norm_after)} ({sign}{share})"),
+            ("residual", f"{record.residuals[0]:.1e} → {record.residual:.1e}"),
+            ("cycles", f"{record.cycles} {record.method}: {record.reason}"),
+        ]
+    else:
+        pairs.append(("result", f"{record.reason}; the weights are unchanged"))
+    if record.dead:
+        pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
+    pairs.append(("deviation", f"{deviation(record.deviation)}; limit {record.limit:g} in {record.dtype}"))
+    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
+    parts: list[RenderableType] = [facts(pairs)]
+    if record.energies:
+        parts += [Text(), energies(record.energies, record.energy_before, record.energy_after, record.p, record.c)]
+    return Group(*parts)
+
+
+def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float, c: float) -> Table:
+    """Energy of every tensor before and after."""
+    names = [*(row.name for row in rows), "maximum" if math.isinf(p) else "total"]
+    columns = numbers([*(row.before for row in rows), before]), numbers([*(row.after for row in rows), after])
+    *lines, total = zip(names, *columns, strict=True)
+    return table(f"Energy {energy_name(p, c)}", [("tensor", False), ("before", True), ("after", True)], lines, total)
+
+
+def comparison(record: Comparison) -> RenderableType:
+    """What `equinorm compare` prints."""
+    outputs = "equal" if record.same_outputs else "different"
+    pairs = [
+        ("first", record.model_a),
+        ("second", record.model_b),
+        ("inputs", record.inputs),
+        ("outputs", f"{outputs}: deviation {deviation(record.deviation)}; limit {record.limit:g}"),
+    ]
+    if record.equivalent is None or record.difference is None:
+        pairs.append(("weights", f"not compared: {record.note}"))
+        return facts(pairs)
+    verdict = "rescaling-equivalent" if record.equivalent else "not rescaling-equivalent"
+    pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
+    if record.equivalent and record.largest_scale is not None:
+        pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
+    if not record.different:
+        return facts(pairs)
+    rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different]
+    return Group(facts(pairs), Text(), table("Tensors that differ", [("tensor", False), ("difference", True)], rows))
+
+
+def demonstration(record: Demonstration) -> RenderableType:
+    """What `equinorm demo` prints."""
+    done = record.balancing
+    stages = table(
+        "The same function, three sets of weights",
+        [
+            ("", False),
+            ("test accuracy", True),
+            (f"{norm_name(done.p)} norm", True),
+            ("residual", True),
+            ("predictions changed", True),
+        ],
+        [
+            (
+                stage.name,
+                percent(stage.accuracy, 1),
+                number(stage.norm),
+                f"{stage.residual:.1e}",
+                f"{stage.predictions_changed:,} of {record.images:,}",
+            )
+            for stage in record.stages
+        ],
+    )
+    exact = f"{record.deviation_power_of_two:.1g}"
+    proof = facts(
+        [
+            ("predictions", f"{record.predictions_unchanged:,} of {record.images:,} unchanged"),
+            ("deviation", f"{deviation(done.deviation)} with real scales; limit {done.limit:g} in {done.dtype}"),
+            ("powers of two", f"{exact}: {record.outputs_equal:,} of {record.outputs:,} outputs bitwise the same"),
+            ("balanced in", f"{done.cycles} cycles, {done.seconds:.2f} s: {done.reason}"),
+        ]
+    )
+    return Group(
+        facts(
+            [
+                ("network", f"{record.network} with ReLU, {record.parameters:,} parameters, {done.num_free:,} free classes"),
+                ("training", f"{record.epochs} epochs on scikit-learn's digits, {record.seconds:.1f} s"),
+            ]
+        ),
+        Text(),
+        stages,
+        proof,
+        Text(),
+        energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
+        facts([("report", record.report)] if record.report else []),
+    )
+
+
+def norm_name(p: float) -> str:
+    """ℓ2, ℓ1.5, ℓ∞."""
+    return f"ℓ{'∞' if math.isinf(p) else f'{p:g}'}"
+
+
+def energy_name(p: float, c: float) -> str:
+    """The formula of a tensor's energy."""
+    factor = "" if c == 1 else "c_k "
+    return f"{factor}‖W‖_∞" if math.isinf(p) else f"{factor}‖W‖_{p:g}^{p:g}"

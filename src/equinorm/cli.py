@@ -1,0 +1,203 @@
+"""The command line: what each command reads, does, writes and prints."""
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from equinorm import _demo, _report, _tables, _verify
+from equinorm._errors import BalanceError
+from equinorm._files import check_target, save, write_atomically
+from equinorm._models import WEIGHTS, InputError, load
+from equinorm._records import Balancing, Weights as Pictures
+from equinorm._symmetries import symmetries
+from equinorm._terminal import INTERRUPTED, Steps, run
+
+Result = tuple[Any, RenderableType, int]
+
+_REPORT = Path("equinorm-demo.html")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find, solve and apply the rescaling symmetries of PyTorch networks.",
+)
+
+Model = Annotated[str, typer.Argument(help="package.module:factory (called without arguments), or an exported .pt2 file.")]
+Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="Shape such as 1x3x224x224 or int64:1x16, or a file of tensors. Once for each input."),
+]
+Train = Annotated[bool | None, typer.Option("--train/--eval", help="Mode of the model; evaluation by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")]
+Report = Annotated[Path | None, typer.Option(help="Write a report with pictures: .html or .png.")]
+
+
+@app.command()
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    inputs: Inputs = None,
+    train: Train = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which channels can be rescaled, and why the others cannot."""
+
+    def work(steps: Steps) -> Result:
+        steps.say(f"loading {model}")
+        loaded = load(model, weights, inputs or [], train)
+        steps.say("finding symmetries")
+        record = _verify.inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs))
+        return record, _tables.inspection(record), 0
+
+    run(work, json, debug)
+
+
+@app.command()
+def balance(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the balanced weights to this .safetensors file.")],
+    weights: Weights = None,
+    inputs: Inputs = None,
+    p: Annotated[str, typer.Option("--p", help="The norm: a positive number, or inf.")] = "2",
+    c: Annotated[float, typer.Option("--c", help="Asymmetry; above 1 moves energy towards the output.")] = 1.0,
+    cycles: Annotated[int | None, typer.Option(help="Run exactly so many cycles instead of until --tol.")] = None,
+    tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
+    method: Annotated[str, typer.Option(help="two-level, or cyclic (Algorithm 1 of the paper).")] = "two-level",
+    biases: Annotated[bool, typer.Option("--biases", help="Count biases in the norm.")] = False,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
+    ] = False,
+    report: Report = None,
+    train: Train = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the rescaling-equivalent weights of least norm.
+
+    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused.
+    """
+
+    def work(steps: Steps) -> Result:
+        norm = _positive(p)
+        check_target(output, (".safetensors",), force)
+        if report is not None:
+            check_target(report, (".html", ".png"), force)
+        steps.say(f"loading {model}")
+        loaded = load(model, weights, inputs or [], train)
+        steps.say("finding symmetries")
+        found = symmetries(loaded.model, loaded.args, loaded.kwargs)
+        options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
+        record, pictures = _verify.balancing(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
+        steps.say("writing")
+        record = replace(record, output=str(output), report=str(report) if report else None)
+        files = [(output, lambda path: save(loaded.model, path))]
+        if report is not None:
+            content = _drawn(report, record, pictures)
+            files.append((report, lambda path: path.write_bytes(content)))
+        write_atomically(files, force)
+        return record, _tables.balancing(record), 0
+
+    run(work, json, debug)
+
+
+@app.command()
+def compare(
+    model_a: Annotated[str, typer.Argument(metavar="A", help="package.module:factory, or an exported .pt2 file.")],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for the factory A.")],
+    weights: Weights = None,
+    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    inputs: Inputs = None,
+    train: Train = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the outputs of two models, and tell whether a rescaling joins their weights.
+
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if the models cannot be compared.
+    """
+
+    def work(steps: Steps) -> Result:
+        second, file = model_b, weights_b
+        if Path(model_b).suffix in WEIGHTS:
+            if weights_b is not None:
+                raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
+            second, file = model_a, Path(model_b)
+        steps.say(f"loading {model_a}")
+        a = load(model_a, weights, inputs or [], train, needs_inputs=False)
+        steps.say(f"loading {model_b}")
+        b = load(second, file, inputs or [], train, needs_inputs=not (a.args or a.kwargs))
+        if not (a.args or a.kwargs):
+            a = replace(a, args=b.args, kwargs=b.kwargs)
+        if a.model is b.model:
+            raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
+        steps.say("comparing")
+        record = _verify.comparison(a, replace(b, name=model_b))
+        return record, _tables.comparison(record), int(not record.same_outputs)
+
+    run(work, json, debug)
+
+
+@app.command()
+def demo(
+    report: Annotated[Path, typer.Option(help="Where to write the report: .html or .png.")] = _REPORT,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, unbalance and balance a small network: every prediction stays.
+
+    Needs scikit-learn, no arguments and no network. The default report is replaced if it exists.
+    """
+
+    def work(steps: Steps) -> Result:
+        replaces = force or report == _REPORT
+        check_target(report, (".html", ".png"), replaces)
+        record, pictures = _demo.demonstrate(say=steps.say)
+        content = _drawn(report, record.balancing, pictures)
+        write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
+        record = replace(record, report=str(report))
+        return record, _tables.demonstration(record), int(record.predictions_unchanged < record.images)
+
+    run(work, json, debug)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise BalanceError(f"--p must be a positive number or inf, not {text!r}.")
+    return value
+
+
+def _drawn(path: Path, record: Balancing, pictures: list[Pictures]) -> bytes:
+    if path.suffix == ".png":
+        return _report.png(record, pictures)
+    return _report.page(record, pictures).encode()
+
+
+def main() -> None:
+    """Entry point of the `equinorm` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ℓ shows a question mark
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()
