@@ -79,7 +79,8 @@ def solve(
         for family in order:
             system.sweep(end, family)
         residual = system.residual(end)
-        if accelerates and not mixer.accept(start, end, system.log_objective(end)):
+        safe = start is z or residual < residuals[-1]  # plain cycles never fail; near the minimum the objective is all rounding
+        if accelerates and not mixer.accept(start, end, system.log_objective(end), safe):
             end, residual = z, residuals[-1]  # the jump did not pay: stay
         z = end
         residuals.append(residual)
@@ -290,9 +291,9 @@ class _Mixer:
         mixed = z - (ends.diff(dim=1) @ weights)[:, 0]
         return mixed if bool(mixed.isfinite().all()) else z
 
-    def accept(self, start: Tensor, end: Tensor, value: float) -> bool:
-        """Remember a cycle with this log-objective at its end; False, and forget all, if the objective has grown."""
-        if value > self.value + 1e-12:
+    def accept(self, start: Tensor, end: Tensor, value: float, safe: bool) -> bool:
+        """Remember a cycle with this log-objective at its end; False, and forget all, if it has grown and nothing is `safe`."""
+        if value > self.value + 1e-12 and not safe:
             self.starts.clear()
             self.ends.clear()
             return False
