@@ -91,8 +91,8 @@ class Trace:
         return isinstance(value, Source) and value.kind == "parameter" and value.label is None
 
     def assign(self, value: Value, wanted: Label) -> None:
-        """Give a parameter its label at its first use; ask any other value to have this one."""
-        if isinstance(value, Source) and self.is_unlabelled(value):
+        """Give a tensor of the model its label at its first use; ask any other value to have this one."""
+        if isinstance(value, Source) and value.label is None:
             definite = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in wanted.factors)
             value.label = Label(value.shape, tuple(definite))
         else:
