@@ -1,0 +1,301 @@
+"""Gates, attention, embeddings, shared weights and several outputs."""
+
+import math
+
+import torch
+from torch import nn
+
+from cases import case, conv, lin, tokens, x
+
+F = nn.functional
+
+# ----------------------------------------------------------------------------------------------------------------- gates
+
+
+@case("squeeze and excite", x(2, 2, 3, 3), a=conv(2, 3), s=conv(3, 2, 1), e=conv(2, 3, 1), d=conv(3, 2, 1))
+def _(m, x):
+    h = F.relu(m.a(x))
+    return m.d(h * torch.sigmoid(m.e(F.relu(m.s(F.adaptive_avg_pool2d(h, 1))))))
+
+
+@case("glu", x(3, 3), a=lin(3, 8), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.glu(m.a(x)))
+
+
+@case("swiglu, split", x(3, 3), g=lin(3, 4), u=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.silu(m.g(x)) * m.u(x))
+
+
+@case("swiglu, fused", x(3, 3), a=lin(3, 8, True), d=lin(4, 2))
+def _(m, x):
+    gate, up = m.a(x).chunk(2, -1)
+    return m.d(F.silu(gate) * up)
+
+
+@case("bilinear gate", x(3, 3), g=lin(3, 4), u=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(m.g(x) * m.u(x))
+
+
+@case("input times gate", x(3, 3), g=lin(3, 4), u=lin(4, 3), d=lin(3, 2))
+def _(m, x):
+    return m.d(x * m.u(F.relu(m.g(x))))
+
+
+@case("residual bilinear gate", x(3, 3), a=lin(3, 4), g=lin(4, 4), u=lin(4, 4), d=lin(4, 2))
+def _(m, x):
+    h = m.a(x)
+    return m.d(h + m.g(h) * m.u(h))
+
+
+@case("squared relu", x(3, 3), a=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.relu(m.a(x)).square())
+
+
+@case("squared relu with residual", x(3, 3), s=lin(3, 4), a=lin(4, 5), b=lin(5, 4), d=lin(4, 2))
+def _(m, x):
+    h = m.s(x)
+    return m.d(h + m.b(F.relu(m.a(h)).pow(2)))
+
+
+@case("square root", x(3, 3), a=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d((m.a(x).abs() + 0).sqrt())
+
+
+@case("quotient", x(3, 3), a=lin(3, 4), b=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(m.a(x) / m.b(x).abs().mean(0))
+
+
+@case("nn.Bilinear", x(3, 3), a=lin(3, 2), b=lin(3, 4), w=nn.Bilinear(2, 4, 3, bias=False), d=lin(3, 2))
+def _(m, x):
+    return m.d(F.relu(m.w(m.a(x), F.relu(m.b(x)))))
+
+
+@case("low rank adapter", x(3, 3), w=lin(3, 4), a=lin(3, 2), b=lin(2, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.relu(m.w(x) + 0.5 * m.b(m.a(x))))
+
+
+@case("stacked experts", x(2, 3, 4), a=torch.zeros(2, 4, 3), b=torch.zeros(2, 3, 2))
+def _(m, x):
+    return torch.bmm(F.relu(torch.bmm(x, m.a)), m.b)
+
+
+@case("mixture of experts", x(3, 4), r=lin(4, 2), a=torch.zeros(2, 4, 3), b=torch.zeros(2, 3, 2))
+def _(m, x):
+    h = F.relu(torch.einsum("ni,eij->nej", x, m.a))
+    return torch.einsum("nej,ejo,ne->no", h, m.b, m.r(x).softmax(-1))
+
+
+@case("functional weights", x(3, 3), a=torch.zeros(3, 4), b=torch.zeros(4), c=torch.zeros(4, 2))
+def _(m, x):
+    return torch.addmm(torch.ones(2, dtype=x.dtype), F.relu(x @ m.a + m.b), m.c)
+
+
+# ------------------------------------------------------------------------------------------------------------- attention
+
+
+def heads(h, count: int):
+    return h.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def attend(q, k, v):
+    return (q @ k.transpose(-1, -2) / math.sqrt(q.size(-1))).softmax(-1) @ v
+
+
+@case("attention by hand", x(2, 3, 3), q=lin(3, 4, True), k=lin(3, 4), v=lin(3, 4, True), o=lin(4, 2))
+def _(m, x):
+    return m.o(attend(heads(m.q(x), 2), heads(m.k(x), 2), heads(m.v(x), 2)).transpose(1, 2).flatten(2))
+
+
+@case("attention, fused qkv", x(2, 3, 3), qkv=lin(3, 12), o=lin(4, 2))
+def _(m, x):
+    q, k, v = m.qkv(x).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+    return m.o(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+@case("sdpa, causal", x(2, 3, 3), q=lin(3, 4), k=lin(3, 4), v=lin(3, 4), o=lin(4, 2))
+def _(m, x):
+    h = F.scaled_dot_product_attention(heads(m.q(x), 2), heads(m.k(x), 2), heads(m.v(x), 2), is_causal=True)
+    return m.o(h.transpose(1, 2).flatten(2))
+
+
+@case("sdpa, grouped queries", x(2, 3, 3), q=lin(3, 8), k=lin(3, 4), v=lin(3, 4), o=lin(8, 2))
+def _(m, x):
+    h = F.scaled_dot_product_attention(heads(m.q(x), 4), heads(m.k(x), 2), heads(m.v(x), 2), enable_gqa=True)
+    return m.o(h.transpose(1, 2).flatten(2))
+
+
+@case("grouped queries, repeated keys", x(2, 3, 3), q=lin(3, 8), k=lin(3, 4), v=lin(3, 4), o=lin(8, 2))
+def _(m, x):
+    k, v = (heads(h, 2).repeat_interleave(2, 1) for h in (m.k(x), m.v(x)))
+    return m.o(attend(heads(m.q(x), 4), k, v).transpose(1, 2).flatten(2))
+
+
+@case("grouped queries, expanded keys", x(2, 3, 3), q=lin(3, 8), k=lin(3, 4), v=lin(3, 4), o=lin(8, 2))
+def _(m, x):
+    k, v = (heads(h, 2)[:, :, None].expand(2, 2, 2, 3, 2).reshape(2, 4, 3, 2) for h in (m.k(x), m.v(x)))
+    return m.o(attend(heads(m.q(x), 4), k, v).transpose(1, 2).flatten(2))
+
+
+@case(
+    "einsum attention",
+    x(2, 3, 3),
+    q=torch.zeros(3, 2, 2),
+    k=torch.zeros(3, 2, 2),
+    v=torch.zeros(3, 2, 2),
+    o=torch.zeros(2, 2, 2),
+)
+def _(m, x):
+    q, k, v = (torch.einsum("bti,ihd->bthd", x, w) for w in (m.q, m.k, m.v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+    return torch.einsum("bhqk,bkhd,hdo->bqo", scores, v, m.o)
+
+
+@case("linear attention", x(2, 3, 3), q=lin(3, 4), k=lin(3, 4), v=lin(3, 4), o=lin(4, 2))
+def _(m, x):
+    return m.o(m.q(x) @ (m.k(x).transpose(1, 2) @ m.v(x)))
+
+
+@case("attention pooling with a learned query", x(2, 3, 3), s=torch.zeros(4), k=lin(3, 4), v=lin(3, 4), o=lin(4, 2))
+def _(m, x):
+    weights = (m.k(x) @ m.s).softmax(-1)
+    return m.o((weights[..., None] * m.v(x)).sum(1))
+
+
+def rotate(h):
+    positions = torch.arange(h.size(-2), dtype=h.dtype)[:, None] * torch.tensor([1.0, 0.3], dtype=h.dtype)
+    angles = torch.cat([positions, positions], -1)
+    first, second = h.chunk(2, -1)
+    return h * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+
+@case("rotary embedding", x(2, 3, 3), q=lin(3, 8), k=lin(3, 8), v=lin(3, 4), o=lin(4, 2))
+def _(m, x):
+    return m.o(attend(rotate(heads(m.q(x), 2)), rotate(heads(m.k(x), 2)), heads(m.v(x), 2)).transpose(1, 2).flatten(2))
+
+
+@case(
+    "query and key norms",
+    x(2, 3, 3),
+    q=lin(3, 4),
+    k=lin(3, 4),
+    v=lin(3, 4),
+    g=nn.RMSNorm(4, eps=0.1),
+    h=nn.RMSNorm(4, eps=0.1),
+    o=lin(4, 2),
+)
+def _(m, x):
+    return m.o(attend(m.g(m.q(x)), m.h(m.k(x)), m.v(x)))
+
+
+@case("nn.MultiheadAttention", x(2, 3, 4), n=nn.LayerNorm(4), a=nn.MultiheadAttention(4, 2, batch_first=True), d=lin(4, 2))
+def _(m, x):
+    h = m.n(x)
+    return m.d(F.relu(m.a(h, h, h, need_weights=False)[0]))
+
+
+@case(
+    "transformer block",
+    x(2, 3, 3),
+    s=lin(3, 4),
+    n=nn.RMSNorm(4, eps=0.1),
+    q=lin(4, 4),
+    k=lin(4, 4),
+    v=lin(4, 4),
+    o=lin(4, 4),
+    u=lin(4, 3),
+    g=lin(4, 3),
+    w=lin(3, 4),
+    d=lin(4, 2),
+)
+def _(m, x):
+    h = m.s(x)
+    n = m.n(h)
+    h = h + m.o(attend(heads(m.q(n), 2), heads(m.k(n), 2), heads(m.v(n), 2)).transpose(1, 2).flatten(2))
+    h = h + m.w(F.silu(m.g(h)) * m.u(h))
+    return m.d(h)
+
+
+# ----------------------------------------------------------------------------------------- embeddings, sharing, outputs
+
+
+@case("embedding", tokens(6, 3), e=nn.Embedding(6, 4), d=lin(4, 3), o=lin(3, 2))
+def _(m, t):
+    return m.o(F.relu(m.d(F.relu(m.e(t)))))
+
+
+@case("embedding and head tied", tokens(6, 3), e=nn.Embedding(6, 3), a=lin(3, 3))
+def _(m, t):
+    return F.linear(F.relu(m.a(m.e(t))), m.e.weight)
+
+
+@case("positions and class token", x(2, 2, 3), a=lin(3, 4), c=torch.zeros(1, 1, 4), p=torch.zeros(3, 4), d=lin(4, 2))
+def _(m, x):
+    h = torch.cat([m.c.expand(2, -1, -1), m.a(x)], 1) + m.p
+    return m.d(F.relu(h)[:, 0])
+
+
+@case("module called twice", x(3, 3), a=lin(3, 4), b=lin(4, 4), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.relu(m.b(F.relu(m.b(F.relu(m.a(x)))))))
+
+
+@case("module called on two branches", x(3, 3), x(3, 3), a=lin(3, 4), d=lin(8, 2))
+def _(m, x, y):
+    return m.d(F.relu(torch.cat([m.a(x), m.a(y)], -1)))
+
+
+@case("weight and its transpose", x(3, 3), w=torch.zeros(4, 3))
+def _(m, x):
+    return F.linear(F.relu(F.linear(x, m.w)), m.w.T)
+
+
+@case("bias tied to a gain", x(3, 3), a=lin(3, 4), g=torch.ones(4), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.relu(m.a(x) * m.g + m.g))
+
+
+@case("two gains", x(3, 3), a=lin(3, 4), g=torch.ones(4), h=torch.ones(4), d=lin(4, 2))
+def _(m, x):
+    return m.d(m.h * F.relu(m.a(x) * m.g.exp() * 1.5))
+
+
+@case("scalar gain", x(3, 3), a=lin(3, 4), g=torch.tensor(1.0), d=lin(4, 2))
+def _(m, x):
+    return m.d(m.g * F.relu(m.a(x)))
+
+
+@case("intermediate result returned", x(3, 3), a=lin(3, 4), b=lin(4, 4), d=lin(4, 2))
+def _(m, x):
+    h = F.relu(m.b(F.relu(m.a(x))))
+    return m.d(h), h[:, :2]
+
+
+@case("unused outputs", x(3, 3), a=lin(3, 6), d=lin(3, 2))
+def _(m, x):
+    return m.d(F.relu(m.a(x))[:, ::2])
+
+
+@case("recurrence unrolled", x(2, 3, 3), i=lin(3, 4, True), r=lin(4, 4), o=lin(4, 2))
+def _(m, x):
+    h = F.relu(m.i(x[:, 0]))
+    for step in (1, 2):
+        h = F.relu(m.i(x[:, step]) + m.r(h))
+    return m.o(h)
+
+
+@case("generated weights", x(3, 3), x(4, 2), a=lin(3, 4), g=lin(2, 4), d=lin(4, 2))
+def _(m, x, y):
+    return m.d(F.relu(m.a(x)) @ F.relu(m.g(y)))
+
+
+@case("masked and selected", x(3, 3), a=lin(3, 4), b=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    h = torch.where(x.sum(-1, keepdim=True) > 0, m.a(x), m.b(x))
+    return m.d(h.masked_fill(x[:, :1] > 0.5, 0.0))

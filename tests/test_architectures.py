@@ -1,0 +1,76 @@
+"""torchvision's classification models: exact rescalings, and at least the free classes that are known to exist.
+
+EQUINORM_ZOO=1 tests every model (a quarter of an hour, 12 GB); the default is a few small ones.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+if importlib.util.find_spec("torchvision") is None:
+    pytest.skip("torchvision is not installed", allow_module_level=True)
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import equinorm
+import zoo
+
+LEAST = {
+    "alexnet": 9344,
+    "vgg11_bn": 10944,
+    "resnet18": 2880,
+    "resnet50": 11456,
+    "mobilenet_v2": 712,
+    "densenet121": 41760,
+    "shufflenet_v2_x0_5": 3976,
+    "mnasnet0_5": 9816,
+    "regnet_y_400mf": 10288,
+    "convnext_tiny": 8064,
+    "resnext50_32x4d": 19008,
+    "squeezenet1_0": 2976,
+    "googlenet": 7280,
+    "inception_v3": 17216,
+    "swin_t": 19680,
+    "vit_b_16": 37632,
+    "maxvit_t": 13504,
+}
+"""Free classes that earlier work found: discovery must not fall behind."""
+
+FEW = [
+    "alexnet",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_0",
+    "mobilenet_v2",
+    "mnasnet0_5",
+    "densenet121",
+    "swin_t",
+    "vit_b_16",
+]
+
+
+@pytest.mark.parametrize("name", zoo.names() if os.environ.get("EQUINORM_ZOO") else FEW)
+def test_torchvision_model(name: str) -> None:
+    record = zoo.measure(name)
+    assert record["output_spread"] > 0.01, "outputs that are all alike prove nothing"
+    assert record["deviation"] <= 1e-12
+    assert record["free"] >= LEAST.get(name, 1)
+
+
+def test_a_rescaling_outside_the_group_is_seen() -> None:
+    """The measurement can fail: one channel that moves without its consumers changes the outputs."""
+    model, args = zoo.build("squeezenet1_0")
+    with torch.no_grad():
+        before = model(*args)
+        model.features[0].weight[3].mul_(1.1)
+        assert float((model(*args) - before).abs().max() / before.abs().max()) > 1e-9
+
+
+def test_training_mode_finds_the_same() -> None:
+    """Affine batch norm is exact in both modes."""
+    model, args = zoo.build("resnet18")
+    counts = [equinorm.symmetries(model.train(mode), args).num_free for mode in (False, True)]
+    assert counts == [2880, 2880]

@@ -1,0 +1,24 @@
+"""Discovery against the oracle: on small networks it must find exactly the rescalings that derivatives find."""
+
+import pytest
+
+import cases_layers
+import cases_products
+from cases import CASES, INPUTS
+from oracle import verdict
+
+assert cases_layers
+assert cases_products  # imported for what they enter into CASES
+
+KNOWN_MISSED: dict[str, tuple[int, str]] = {}
+"""Networks with symmetries that discovery does not find: how many, and why."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_finds_what_derivatives_find(name: str) -> None:
+    result = verdict(CASES[name], INPUTS[name])
+    missed, _ = KNOWN_MISSED.get(name, (0, ""))
+    assert result.residual < 1e-10, f"unsound: a discovered rescaling changes the outputs: {result}"
+    assert result.found <= result.dimension, f"unsound: {result}"
+    assert result.found_all == result.num_free, f"two free log-scales move the weights alike: {result}"
+    assert result.dimension - result.found == missed, f"missed: {result}"
