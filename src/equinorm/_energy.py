@@ -238,17 +238,15 @@ def _reduce(
     scaling: Scaling, weight: Tensor, axes: Sequence[int], p: float, precision: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
     """|w|^p summed over every axis but `axes` (largest |w| if p = ∞), scaled towards 1 where it could underflow."""
-    if not bool(torch.linalg.vector_norm(weight, math.inf).isfinite()):
-        bad = "NaN" if bool(weight.isnan().any()) else "inf"
-        raise BalanceError(f"cannot balance {scaling.name}: it holds {bad}. The model was not touched.")
     q = 1.0 if math.isinf(p) else p
     others = [axis for axis in range(weight.dim()) if axis not in axes]
     if precision == torch.float32 and weight.dtype != torch.float64 and q <= 2:
         powered = _power(weight.to("cpu", torch.float32), q, others, math.isinf(p))
-        rest = [[other for other in range(len(axes)) if other != axis] for axis in range(len(axes))]
-        tops = [powered.amax(dims) if dims else powered for dims in rest]
-        if all(bool(((top > 1e-30) & (top < 1e30)).all()) for top in tops):
+        if all(bool(((total > 1e-30) & (total < 1e30)).all()) for total in _totals(powered)):
             return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes] or [torch.zeros(())]
+    if not bool(torch.linalg.vector_norm(weight, math.inf).isfinite()):
+        bad = "NaN" if bool(weight.isnan().any()) else "inf"
+        raise BalanceError(f"cannot balance {scaling.name}: it holds {bad}. The model was not touched.")
     magnitude = weight.to("cpu", torch.float64)
     offsets = [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
     if weight.dtype == torch.float64 or q > 4:  # below, |w|^p of narrower dtypes fits float64
@@ -260,6 +258,15 @@ def _reduce(
             magnitude = magnitude / top
             offsets[place] = q * top.flatten().log()
     return _power(magnitude, q, others, math.isinf(p)), offsets or [torch.zeros((), dtype=torch.float64)]
+
+
+def _totals(powered: Tensor) -> list[Tensor]:
+    """Sums along every axis: too small, too large or NaN shows whether float32 will do."""
+    if powered.dim() == 2:
+        rows, columns = powered.shape
+        return [powered @ powered.new_ones(columns), powered.T @ powered.new_ones(rows)]
+    axes = range(powered.dim())
+    return [powered.sum([other for other in axes if other != axis]) if powered.dim() > 1 else powered for axis in axes]
 
 
 def _power(weight: Tensor, q: float, others: list[int], maximum: bool) -> Tensor:
