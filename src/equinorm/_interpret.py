@@ -132,7 +132,11 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     target: Any = node.target
     if target is operator.getitem:
         return args[0][args[1]]
+    if target is torch.ops.aten._assert_tensor_metadata.default:  # stands before every conversion; reads no entry
+        return None
     tensors = list(flat((args, kwargs)))
+    if not all(_is_known(argument.meta.get("val")) for argument in node.all_input_nodes):
+        return _unknown(node, tensors, trace)
     if not isinstance(target, torch._ops.OpOverload):
         return _unknown(node, tensors, trace) if tensors else target(*args, **kwargs)
     if all(isinstance(value, Constant) for value in tensors) and (constant := _constant(node, args, kwargs)) is not None:
@@ -148,7 +152,17 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     rule = TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if target._schema.is_mutable else None)
     if rule is None or target.namespace != "aten" or not _is_static(node.meta.get("val")):
         return _unknown(node, tensors, trace)
-    return rule(trace, call)
+    label = rule(trace, call)
+    if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
+        return trace.pin(label, "rounds to integers")  # for example a sum with dtype=torch.int64
+    return label
+
+
+def _is_known(result: Any) -> bool:
+    """Does this input have a shape, or a value, that no data decides?"""
+    if isinstance(result, Tensor):
+        return _is_static(result)
+    return not isinstance(result, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def fill_value(node: fx.Node) -> float | None:
@@ -198,7 +212,7 @@ def _is_static(result: Any) -> bool:
 
 def _pinned(result: Any) -> Any:
     if isinstance(result, Tensor):
-        return Label(tuple(int(size) for size in result.shape))
+        return Label(tuple(result.shape))  # sizes that data decides stay symbols: no rule looks at them
     if isinstance(result, (list, tuple)):
         return [_pinned(part) for part in result]
     return result

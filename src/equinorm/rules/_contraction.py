@@ -81,13 +81,22 @@ def linear(trace: Trace, call: Call) -> Label:
     return label.expand(call.shape)
 
 
-@rule("matmul mm bmm mv dot vdot inner")
+@rule("matmul mm bmm mv dot vdot")
 def matmul(trace: Trace, call: Call) -> Label:
     """Matrix products with broadcast batch axes."""
     left, right = list(call.arguments.values())[:2]
-    if call.operator.overloadpacket.__name__ == "inner" and _rank(trace, right) > 1:
-        return trace.pin(left).times(trace.pin(right)) if _rank(trace, left) > 1 else _product(trace, right, left)
     return _product(trace, left, right)
+
+
+@rule("inner")
+def inner(trace: Trace, call: Call) -> Label:
+    """Sums over the last axes of both; with a number, their product."""
+    left, right = list(call.arguments.values())[:2]
+    ranks = _rank(trace, left), _rank(trace, right)
+    if 0 in ranks:
+        return trace.label(left).times(trace.label(right))
+    rows, columns = ascii_letters[: ranks[0] - 1], ascii_letters[ranks[0] : ranks[0] + ranks[1] - 1]
+    return contract(trace, left, rows + "Z", right, columns + "Z", rows + columns)
 
 
 def _product(trace: Trace, left: Value, right: Value) -> Label:
@@ -200,8 +209,9 @@ def attention(trace: Trace, call: Call) -> Label:
     if call.enable_gqa:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (move_one(lambda ids: ids.repeat_interleave(repeats, -3), part) for part in (key, value))
-    batch = ascii_letters[: len(query.shape) - 2]
+    batch = ascii_letters[: len(call.shape) - 2]
     space = batch + "XYZ"
+    query, key, value = (part.expand((1,) * (len(call.shape) - len(part.shape)) + part.shape) for part in (query, key, value))
     scores = _place(query, batch + "XZ", space).times(_place(key, batch + "YZ", space))
     trace.pin(scores, "softmax of attention scores")
     if call.attn_mask is not None:

@@ -108,7 +108,7 @@ def power(trace: Trace, call: Call) -> Label:
         trace.pin(base, "exponent is not a constant number")
         trace.pin(exponent, "exponent is not a constant number")
         return Label(call.shape)
-    return trace.label(base).power(Fraction(exponent))
+    return trace.label(base).power(Fraction(exponent)).expand(call.shape)
 
 
 @rule("add sub subtract rsub maximum minimum fmax fmin hypot")

@@ -26,6 +26,9 @@ def moved(trace: Trace, call: Call) -> Label | list[Label]:
     if call.operator._overloadname == "dtype":  # view(dtype) reinterprets bits
         trace.pin(call.input, "reinterprets the bits of its input")
         return Label(call.shape)
+    if isinstance(call.get("start", call.get("tensor_indices_or_sections")), TensorLike):
+        trace.pin(call.input, "a tensor says where to cut")
+        return Label(call.shape) if isinstance(call.result, Tensor) else [Label(tuple(part.shape)) for part in call.result]
     labels: list[Label] = []
 
     def gather(value: Any) -> Any:
@@ -47,6 +50,17 @@ def moved(trace: Trace, call: Call) -> Label | list[Label]:
         return operator(**{name: fill(place) if name in tensors else place for name, place in places.items()})
 
     return move(run, labels)
+
+
+@rule("repeat_interleave")
+def repeated(trace: Trace, call: Call) -> Label | list[Label]:
+    """Each entry a fixed number of times; numbers that a tensor holds are unknown."""
+    if not isinstance(call.get("repeats"), int):
+        for value in (call.input, call.get("repeats")):
+            if isinstance(value, TensorLike):
+                trace.pin(value, "repeats entries as often as a tensor says")
+        return Label(call.shape)
+    return move(lambda ids: ids.repeat_interleave(call.repeats, call.dim), [trace.label(call.input)])
 
 
 @rule("view_as reshape_as expand_as")
@@ -84,7 +98,7 @@ def indexed(trace: Trace, call: Call) -> Label | list[Label]:
         table, dim = call.input, call.get("dim")
         indices = list(call.indices) if name == "index" else [call.get("index", call.get("indices"))]
     label = trace.label(table)
-    known = all(index is None or isinstance(index, Constant) and not index.value.is_meta for index in indices)
+    known = all(index is None or (isinstance(index, Constant) and not index.value.is_meta) for index in indices)
     if known and name != "embedding":
         values = [None if index is None else index.value for index in indices]
     else:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from equinorm._labels import Label, move_one
@@ -10,9 +9,12 @@ from equinorm._trace import Trace, Value
 from equinorm.rules._registry import Call, rule
 
 
-def _normalize(trace: Trace, value: Value, axes: Sequence[int] | None, eps: float | None) -> Label:
-    """Normalized over `axes`: of degree 0 in what is normalized together if eps is 0, otherwise pinned. None: fixed axes."""
-    if eps == 0 and axes is not None:
+def _normalize(trace: Trace, call: Call, value: Value, axes: Sequence[int] | None) -> Label:
+    """Normalized over `axes`: of degree 0 in what is normalized together if eps is 0, otherwise pinned.
+
+    Also pinned where statistics of the value are kept: `axes` is None, or they are further results.
+    """
+    if call.eps == 0 and axes is not None and isinstance(call.result, Tensor):
         trace.merge(value, axes)
         return Label(trace.label(value).shape)
     return trace.pin(value, "normalizes its input up to eps")
@@ -31,7 +33,7 @@ def _affine_channels(trace: Trace, normalized: Label, gain: Value | None, shift:
 
 
 def _with_statistics(call: Call, label: Label) -> Label | list[Label]:
-    """The only result, or the first of several: statistics of a pinned value follow it."""
+    """The only result, or the first of several: statistics of a pinned input follow it."""
     if isinstance(call.result, Tensor):
         return label
     return [label, *(Label(tuple(other.shape)) for other in call.result[1:])]
@@ -61,7 +63,7 @@ def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
         result = Label(shape, merged.factors) if shift is None else _affine_channels(trace, normalized, None, shift)
         return _with_statistics(call, result)
     batch_statistics = bool(call.get("training", call.get("use_input_stats", False)))
-    normalized = _normalize(trace, call.input, others if batch_statistics else None, call.eps)
+    normalized = _normalize(trace, call, call.input, others if batch_statistics and mean is None else None)
     for statistic in (mean, variance):
         if statistic is not None:
             trace.pin(statistic)
@@ -72,21 +74,21 @@ def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
 def layer_norm(trace: Trace, call: Call) -> Label | list[Label]:
     """Normalization over the last axes, then gain and shift there."""
     rank = len(call.normalized_shape)
-    normalized = _normalize(trace, call.input, [-1 - axis for axis in range(rank)], call.eps)
+    normalized = _normalize(trace, call, call.input, [-1 - axis for axis in range(rank)])
     return _with_statistics(call, _affine(trace, normalized, call.weight, call.get("bias")))
 
 
 @rule("group_norm native_group_norm")
 def group_norm(trace: Trace, call: Call) -> Label | list[Label]:
     """Normalization within groups of channels, then gain and shift for each channel."""
-    normalized = _normalize(trace, call.input, list(range(1, len(trace.label(call.input).shape))), call.eps)
+    normalized = _normalize(trace, call, call.input, list(range(1, len(trace.label(call.input).shape))))
     return _with_statistics(call, _affine_channels(trace, normalized, call.weight, call.bias))
 
 
 @rule("_weight_norm _weight_norm_interface")
 def weight_norm(trace: Trace, call: Call) -> Label | list[Label]:
-    """w = g · v/‖v‖, norms over every axis but `dim`: of degree 0 in each slice of v."""
+    """w = g · v/‖v‖, norms over every axis but `dim` (over all for −1): of degree 0 in what is normalized together."""
     v = trace.label(call.v)
-    trace.merge(v, [axis for axis in range(len(v.shape)) if axis != call.dim % len(v.shape)])
+    norms = trace.merge(v, [axis for axis in range(len(v.shape)) if axis != call.dim])
     label = trace.label(call.g).expand(v.shape)
-    return label if isinstance(call.result, torch.Tensor) else [label, trace.label(call.g)]
+    return label if isinstance(call.result, Tensor) else [label, norms]

@@ -38,16 +38,18 @@ def _axes(call: Call, rank: int, default: int | None = None) -> list[int]:
 
 
 def _results(call: Call, label: Label, axes: Sequence[int] = ()) -> Label | list[Label]:
-    """A merged label at the shape of each result, without the axes that the result lacks. Integers never scale."""
+    """A merged label at the shape of each result, without the axes that the result lacks. Indices that come along never scale."""
     if isinstance(call.result, Tensor):
         return _fit(label, call.result, axes)
-    return [_fit(label, result, axes) for result in call.result]
+    floats = [result.dtype.is_floating_point or result.dtype.is_complex for result in call.result]
+    return [
+        _fit(label, result, axes) if scales else Label(tuple(result.shape))
+        for result, scales in zip(call.result, floats, strict=True)
+    ]
 
 
 def _fit(label: Label, result: Tensor, axes: Sequence[int]) -> Label:
     shape = tuple(result.shape)
-    if not (result.dtype.is_floating_point or result.dtype.is_complex):
-        return Label(shape)
     kept = [axis for axis in range(len(label.shape)) if len(shape) == len(label.shape) or axis not in axes]
     return Label(shape, tuple(Factor(f.exponent, f.ids.reshape([f.ids.size(axis) for axis in kept])) for f in label.factors))
 
