@@ -89,7 +89,7 @@ def scale_of(log: Tensor) -> Tensor:
     twos = log / _LN2
     whole = torch.round(twos)
     if bool(((twos - whole).abs() <= 1e-12 * whole.abs().clamp(min=1)).all()):
-        return torch.from_numpy(np.ldexp(1.0, whole.numpy().astype(np.int32)))
+        return torch.from_numpy(np.asarray(np.ldexp(1.0, whole.numpy().astype(np.int32))))
     return torch.exp(log)
 
 

@@ -83,13 +83,23 @@ class Pin:
 
 def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], int]:
     """Express every label in the free classes; returns the scalings of all sources, and how many free classes they use."""
-    roots = classes.free_roots()
+    roots = _used_roots(sources, classes)
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
     scalings = (
         Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index)) for s in sources
     )
     return tuple(scalings), len(roots)
+
+
+def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
+    """Free classes that move some tensor, ascending. Classes of intermediate values alone may be left over."""
+    labels = [source.label for source in sources if source.label is not None]
+    ids = [np.unique(factor.ids.numpy()) for label in labels for factor in label.factors]
+    roots = np.unique(classes.resolve(np.unique(np.concatenate(ids)))) if ids else np.zeros(0, np.int64)
+    dependent = classes.is_dependent(roots)
+    used = {root for id in np.abs(roots[dependent]).tolist() for root in classes.form(id)}
+    return np.intersect1d(classes.free_roots(), np.concatenate([np.abs(roots[~dependent]), np.array(sorted(used), np.int64)]))
 
 
 def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
@@ -111,7 +121,7 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
                 slot = slots.setdefault((value, seen[value]), np.zeros(len(ids), np.int64))
                 slot[place] = index[root]
         for (coefficient, _), values in slots.items():
-            moved = torch.from_numpy(values[inverse].reshape(factor.ids.shape))
+            moved = torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape)
             exponent = float(factor.exponent) * coefficient
             twin = next((i for i, (e, other) in enumerate(factors) if e == -exponent and torch.equal(other, moved)), None)
             if twin is None:
@@ -133,7 +143,7 @@ def families(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Family,
             for family in np.unique(classes.family(ids)).tolist():
                 owner.setdefault(family, (source.names[0], axis))
                 members.setdefault(family, []).append(ids[classes.family(ids) == family])
-    roots = classes.free_roots()
+    roots = _used_roots(sources, classes)
     numbers = classes.family(roots)
     order = sorted(np.unique(numbers).tolist())
     found = tuple(
