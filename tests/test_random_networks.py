@@ -65,7 +65,7 @@ def test_random_members_leave_outputs_unchanged() -> None:
 
     holds()
     print(dict(seen))  # noqa: T201  # shown by pytest -s
-    assert seen["free"] >= 0.4 * seen["networks"], f"too few networks with symmetries to say anything: {seen}"
+    assert seen["free"] >= 0.3 * seen["networks"], f"too few networks with symmetries to say anything: {seen}"
     assert seen["exact"] >= 0.2 * seen["networks"], f"too few exact networks: {seen}"
 
 
