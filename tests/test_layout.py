@@ -25,6 +25,7 @@ CORE = [
     "_scaling",
     "_optimizers",
     "_rescale",
+    "_blocks",
     "_energy",
     "_solve",
     "_balance",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn, optim
 
-from equinorm._energy import Problem, problem
+from equinorm._blocks import Problem
+from equinorm._energy import problem
 from equinorm._errors import BalanceError
 from equinorm._solve import solve
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._energy import GROUND, Block, Problem
+from equinorm._blocks import GROUND, Block, Problem
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""

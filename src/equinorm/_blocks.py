@@ -1,0 +1,140 @@
+"""The convex problem: sums of exponentials of log-scales, kept as blocks of energies.
+
+    φ(z) = Σ_t E_t · exp(q · Σ_s a_ts · z[id_ts]),     q = p, or 1 with a maximum instead of the sum if p = ∞.
+
+A block is a matrix of energies between an out-axis and an in-axis (linear layers, convolutions), or a list of terms (grouped
+convolutions, monomials). Every side of a block belongs to one family of channels, or to the ground, whose log-scale is 0. The
+solver sees blocks only.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+GROUND = -1
+"""Family of what does not scale."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """The channels along one side of a block.
+
+    Attributes:
+        family: index of their family, or GROUND.
+        ids: free class of each channel, 1..num_free, or 0 on the ground.
+        exponent: by which their scale enters.
+    """
+
+    family: int
+    ids: Tensor
+    exponent: float
+
+
+@dataclass(eq=False)
+class Block:
+    """Energies E with their sides: a matrix with two sides (rows, columns), or a list of terms with any number of them.
+
+    Attributes:
+        tensor: index of the scaling that it comes from.
+        energies: float64 or float32, (rows, columns) or (terms,).
+        offsets: natural logarithms to add to the log-energies, one tensor for each side, or one for all terms.
+        sides: who moves them.
+    """
+
+    tensor: int
+    energies: Tensor
+    offsets: tuple[Tensor, ...]
+    sides: tuple[Side, ...]
+    _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.energies.dim() == 2
+
+    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
+        """Logarithm of the energy of each channel (of each term) along one side, at log-scales z.
+
+        The product with the matrix is kept: it stays valid while the other side has moved as a whole at most.
+        """
+        if not self.is_matrix:
+            total = self.energies.double().log() + self.offsets[0]
+            for part in self.sides:
+                total = total + q * part.exponent * z[part.ids]
+            return total
+        own, other = self.sides[side], self.sides[1 - side]
+        there = z[other.ids]
+        if side in self._kept:
+            before, base = self._kept[side]
+            shift = there - before
+            if float(shift.max() - shift.min()) <= 1e-15 * max(1.0, float(shift.abs().max())):
+                return base + q * (other.exponent * shift[0] + own.exponent * z[own.ids])
+        logs = q * other.exponent * there + self.offsets[1 - side]
+        top = logs.max()
+        factors = torch.exp(logs - top).to(self.energies.dtype)
+        matrix = self.energies if side == 0 else self.energies.T
+        sums = (matrix * factors).amax(1) if maximum else matrix @ factors
+        base = sums.double().log() + top + self.offsets[side]
+        self._kept[side] = (there.clone(), base)
+        return base + q * own.exponent * z[own.ids]
+
+    def log_total(self, z: Tensor, q: float, maximum: bool) -> float:
+        """Logarithm of the block's whole energy."""
+        side = next(iter(self._kept), 0)
+        logs = self.log_energies(side, z, q, maximum)
+        return float(logs.max() if maximum else logs.logsumexp(0))
+
+    def without(self, dead: Tensor) -> "Block":
+        """The same block with no energy where a dead class takes part; `dead` is a mask over 0..num_free."""
+        energies = self.energies
+        for axis, side in enumerate(self.sides):
+            mask = dead[side.ids]
+            if bool(mask.any()):
+                place = axis if self.is_matrix else 0
+                energies = energies.masked_fill(mask.reshape([-1 if i == place else 1 for i in range(energies.dim())]), 0.0)
+        return self if energies is self.energies else replace(self, energies=energies, _kept={})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """A network's energies.
+
+    Attributes:
+        blocks: all energies that depend on free classes.
+        families: first and last + 1 id of every family.
+        constants: logarithm of each tensor's energy that no free class changes, by tensor index.
+        num_free: number of free classes.
+        p: the norm, finite or inf.
+    """
+
+    blocks: tuple[Block, ...]
+    families: tuple[tuple[int, int], ...]
+    constants: Mapping[int, float]
+    num_free: int
+    p: float
+
+    @property
+    def q(self) -> float:
+        return 1.0 if math.isinf(self.p) else self.p
+
+    @property
+    def maximum(self) -> bool:
+        return math.isinf(self.p)
+
+    def log_energies(self, z: Tensor) -> dict[int, float]:
+        """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""
+        parts: dict[int, list[float]] = {index: [value] for index, value in self.constants.items()}
+        for block in self.blocks:
+            parts.setdefault(block.tensor, []).append(block.log_total(z, self.q, self.maximum))
+        return {index: self.join(values) for index, values in parts.items()}
+
+    def join(self, logs: Sequence[float]) -> float:
+        """Logarithm of the sum (maximum) of energies."""
+        values = torch.tensor(logs, dtype=torch.float64)
+        return float(values.max() if self.maximum else values.logsumexp(0))
+
+    def without(self, dead: Tensor) -> "Problem":
+        """The same problem without the edges of dead classes."""
+        return replace(self, blocks=tuple(block.without(dead) for block in self.blocks))
