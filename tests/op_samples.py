@@ -105,10 +105,10 @@ def flat_results(results: Any) -> list[Any]:
 def true_dimension(model: Wrapped, found: int, draws: int = 1000) -> int:
     """Dimension of the entrywise scalings of all parameters that leave the float outputs unchanged to first order.
 
-    The null space of the Jacobian with respect to the logarithms of all entries, stacked over random weights and inputs: shuffled
-    samples, so that they stay in the operator's domain. Drawing stops once no more than `found` dimensions are left. Derivatives are
-    central differences along a basis of what is left, relative to the largest output (step 1e-5, error about 1e-10); singular values
-    under 1e-6 count as zero.
+    The null space of the Jacobian with respect to the logarithms of all entries, stacked over random weights and inputs:
+    shuffled samples, so that they stay in the operator's domain. Drawing stops once no more than `found` dimensions are left.
+    Derivatives are central differences along a basis of what is left, relative to the largest output (step 1e-5, error about
+    1e-10); singular values under 1e-6 count as zero.
     """
     generator = torch.Generator().manual_seed(2)
     parameters = list(model.parameters())

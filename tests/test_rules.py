@@ -1,7 +1,7 @@
 """Every rule against PyTorch's own operator samples: nothing unsound, and what is missed is listed by name.
 
-Unsound: a rescaling that `symmetries` offers changes an output. Missed: a rescaling that leaves all outputs unchanged, to first order at
-every random point, is not offered. Both are judged by running the operator, never by its rule.
+Unsound: a rescaling that `symmetries` offers changes an output. Missed: a rescaling that leaves all outputs unchanged,
+to first order at every random point, is not offered. Both are judged by running the operator, never by its rule.
 """
 
 import copy
@@ -25,8 +25,9 @@ UNDEFINED = {"empty_like", "new_empty", "new_empty_strided", "rand_like", "randn
 """Operators whose samples return whatever memory holds, or noise."""
 
 SPECIAL = {
-    "__getitem__", "einsum", "linalg.norm", "linalg.vector_norm", "linalg.matrix_norm", "norm", "fft.fft", "fft.ifft", "fft.rfft", "fft.irfft",
-    "nn.functional.interpolate", "nn.functional.upsample_bilinear", "nn.functional.upsample_nearest",
+    "__getitem__", "einsum", "linalg.norm", "linalg.vector_norm", "linalg.matrix_norm", "norm",
+    "fft.fft", "fft.ifft", "fft.rfft", "fft.irfft",
+    "nn.functional.interpolate",
     "nn.functional.grid_sample",
     "nn.functional.pad", "nn.functional.unfold", "__radd__", "__rdiv__", "__rsub__", "__rmul__", "__rmatmul__", "__rpow__",
 }  # fmt: skip
@@ -73,7 +74,7 @@ def some(name: str, count: int) -> list:
 
 @pytest.mark.parametrize("name", names())
 def test_samples_are_sound(name):
-    for sample in some(name, 2):
+    for sample in some(name, 1):
         for raw in [(), (len(sample.leaves) - 1,)]:
             try:
                 check_sound(Wrapped(sample, raw=raw), f"{sample.name}, parameters {raw}")
@@ -245,7 +246,8 @@ def test_negative_controls_free_nothing(name):
 
 
 EXACT = {
-    "relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.1), "abs": torch.abs, "square": torch.square, "reciprocal": torch.reciprocal,
+    "relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.1),
+    "abs": torch.abs, "square": torch.square, "reciprocal": torch.reciprocal,
     "sum": lambda x: x.sum(1), "amax": lambda x: x.amax(1), "matmul": lambda x: x @ x.T, "cube": lambda x: x * x * x,
     "max_pool": lambda x: F.max_pool1d(x, 2), "avg_pool": lambda x: F.avg_pool1d(x, 2), "quotient": lambda x: x / x.flip(0),
 }  # fmt: skip

@@ -175,7 +175,7 @@ def embedding_bag(trace: Trace, call: Call) -> list[Label]:
 
 @rule("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution _convolution")
 def convolution(trace: Trace, call: Call) -> Label:
-    """Convolutions: W of shape (out, in / groups, *kernel), transposed (in, out / groups, *kernel). Padding by 0 fits any scale."""
+    """Convolutions: W of shape (out, in / groups, *kernel), or (in, out / groups, *kernel). Zeros around fit any scale."""
     weight, groups = call.weight, call.get("groups", 1)
     transposed = call.get("transposed", "transpose" in call.operator.overloadpacket.__name__)
     rank = _rank(trace, weight) - 2
@@ -211,7 +211,8 @@ def attention(trace: Trace, call: Call) -> Label:
         key, value = (move_one(lambda ids: ids.repeat_interleave(repeats, -3), part) for part in (key, value))
     batch = ascii_letters[: len(call.shape) - 2]
     space = batch + "XYZ"
-    query, key, value = (part.expand((1,) * (len(call.shape) - len(part.shape)) + part.shape) for part in (query, key, value))
+    rank = len(call.shape)
+    query, key, value = (part.expand((1,) * (rank - len(part.shape)) + part.shape) for part in (query, key, value))
     scores = _place(query, batch + "XZ", space).times(_place(key, batch + "YZ", space))
     trace.pin(scores, "softmax of attention scores")
     if call.attn_mask is not None:

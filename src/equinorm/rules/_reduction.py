@@ -38,7 +38,7 @@ def _axes(call: Call, rank: int, default: int | None = None) -> list[int]:
 
 
 def _results(call: Call, label: Label, axes: Sequence[int] = ()) -> Label | list[Label]:
-    """A merged label at the shape of each result, without the axes that the result lacks. Indices that come along never scale."""
+    """A merged label at the shape of each result, without the axes that the result lacks. Indices along with them never do."""
     if isinstance(call.result, Tensor):
         return _fit(label, call.result, axes)
     floats = [result.dtype.is_floating_point or result.dtype.is_complex for result in call.result]
