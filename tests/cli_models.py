@@ -89,6 +89,15 @@ def _convolutional():
     )
 
 
+def _chain():
+    """Balanced by the scales 2^0.51 and 2^0.49; rounded to 2 and 1 the norm would grow."""
+    model = _mlp(1, 1, 1, 1)
+    with torch.no_grad():
+        for layer, power in zip(model[::2], (-0.51, 0.02, 0.49), strict=True):
+            layer.weight.fill_(2**power)
+    return model
+
+
 def _with_nan():
     model = _mlp(4, 8, 2)
     with torch.no_grad():
@@ -116,6 +125,7 @@ gelu = _seeded(lambda: _mlp(8, 16, 12, 4, activation=nn.GELU))
 convolutional = _seeded(_convolutional)
 tied = _seeded(Tied)
 two_inputs = _seeded(TwoInputs)
+chain = _seeded(_chain)
 resnet20 = _seeded(ResNet20)
 narrow = _seeded(lambda: _mlp(8, *[6] * 33, 4))
 with_nan = _seeded(_with_nan)

@@ -123,12 +123,15 @@ def test_power_of_two_is_bitwise():
 
 
 def test_rounding_never_makes_the_norm_larger():
-    balanced("mlp", output="first.safetensors")
-    found = balanced("mlp", "--weights", "first.safetensors", "--power-of-two", "--p", "2")
-    assert found["norm_after"] == found["norm_before"]
+    real = balanced("chain", output="real.safetensors", size="2x1")
+    assert real["norm_after"] < real["norm_before"]
+    found = balanced("chain", "--power-of-two", size="2x1")
+    assert found["norm_after"] == found["norm_before"] == real["norm_before"]
+    assert found["energy_after"] == found["energy_before"]
     assert not found["changed"]
-    first, second = (safetensors.torch.load_file(f"{name}.safetensors") for name in ("first", "out"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert "the weights stay" in found["reason"]
+    state = safetensors.torch.load_file("out.safetensors")
+    assert all(torch.equal(value, state[key]) for key, value in cli_models.chain().state_dict().items())
 
 
 def test_float64_keeps_the_stricter_limit():

@@ -171,7 +171,8 @@ def _weights(figure: Figure | SubFigure, weights: Sequence[Weights]) -> None:
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
         out, into = weight.before.shape
-        axes[0, column].set_title(f"{_short(weight.name, 26 if len(weights) < 4 else 18)}\n{out} × {into}")
+        name = _short(weight.name.removesuffix(".weight"), 26 if len(weights) < 4 else 18)
+        axes[0, column].set_title(f"{name}\n{out} × {into}")
     axes[0, 0].set_ylabel("before")
     axes[1, 0].set_ylabel("after")
     if shown is not None:
