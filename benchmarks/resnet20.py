@@ -95,8 +95,8 @@ def read_images(archive: Path, count: int) -> tuple[Tensor, Tensor]:
             if len(pixels) == count:
                 break
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).double() / 255
-    shape = (1, 3, 1, 1)
-    return (images - torch.tensor(MEAN).double().reshape(shape)) / torch.tensor(STD).double().reshape(shape), torch.tensor(labels)
+    mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std, torch.tensor(labels)
 
 
 def compare(weights: Path, archive: Path, count: int, dtype: torch.dtype, power_of_two: bool, p: float = 2.0) -> dict[str, Any]:

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT.parent / "shared" / "models" / "resnet20-cifar10.safetensors"
 IMAGES = ROOT.parent / "shared" / "cifar10" / "test.tar.xz"
 
-pytestmark = pytest.mark.skipif(not (WEIGHTS.exists() and IMAGES.exists()), reason="the trained network and images are not here")
+pytestmark = pytest.mark.skipif(
+    not (WEIGHTS.exists() and IMAGES.exists()), reason="the trained network and images are not here"
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def along(trace: Trace, call: Call) -> Label | list[Label]:
 def spatial(trace: Trace, call: Call) -> Label | list[Label]:
     """Pooling and interpolation: each channel's map must scale as one. Padding by 0 or −inf fits any scale."""
     name = call.operator.overloadpacket.__name__
-    rank = next(int(digit) for digit, letter in zip(name, name[1:], strict=False) if digit.isdigit() and letter == "d")
+    rank = next(int(digit) for digit, letter in pairwise(name) if digit.isdigit() and letter == "d")
     return _results(call, trace.merge(call.input, [-1 - axis for axis in range(rank)]))
 
 
