@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from zoo import import_models
 
 import equinorm
+from zoo import import_models
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -5,7 +5,8 @@
 The images are read from an archive of JPEG files in one folder for each class. `resnet20` is also a factory for the command
 line:
 
-    cd benchmarks && equinorm balance resnet20:resnet20 --weights WEIGHTS.safetensors --input 1x3x32x32 --output balanced.safetensors
+    cd benchmarks
+    equinorm balance resnet20:resnet20 --weights WEIGHTS.safetensors --input 1x3x32x32 --output balanced.safetensors
 """
 
 import argparse

@@ -1,0 +1,297 @@
+"""What discovery promises besides the rules: an untouched model, reasons, hooks, mutation, ties, modes, errors."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+
+
+X = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def check(net: nn.Module, args: tuple, num_free: int) -> equinorm.Symmetries:
+    """So many classes, and a random member of the group keeps the function."""
+    symmetries = equinorm.symmetries(net, args)
+    assert symmetries.num_free == num_free
+    twin = copy.deepcopy(net)
+    z = torch.randn(num_free, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    equinorm.symmetries(twin, args).rescale_(z)
+    assert equinorm.deviation(twin, net, args) <= 1e-12
+    return symmetries
+
+
+def test_the_model_is_untouched():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 2, 3))
+    net[1].eval()
+    before, modes = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
+    versions = [p._version for p in net.parameters()]
+    equinorm.symmetries(net, torch.randn(2, 3, 8, 8))
+    assert modes == [module.training for module in net.modules()]
+    assert versions == [p._version for p in net.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+class Smooth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        return self.down(torch.nn.functional.gelu(hidden))  # the line that pins
+
+
+def test_pins_name_operation_and_source_line():
+    symmetries = equinorm.symmetries(Smooth().double(), X)
+    (pin,) = [pin for pin in symmetries.pins if pin.tensor == "up.weight"]
+    assert pin.channels == 6
+    assert pin.reason.operation == "aten.gelu"
+    assert pin.reason.source.startswith("test_discovery.py:")
+    assert "the line that pins" in pin.reason.code
+    assert str(pin.reason) in str(symmetries)
+
+
+def test_families_and_text():
+    symmetries = equinorm.symmetries(two_layers(), X)
+    assert [(f.tensor, f.axis, f.ids) for f in symmetries.families] == [("0.weight", 0, (1, 2, 3, 4, 5, 6))]
+    text = str(symmetries)
+    assert "6 free scale classes" in text
+    assert "2.weight [3, 6]: axis 1 ÷ 0.weight[0]" in text
+    assert symmetries.coverage == (24 + 6 + 18) / (24 + 6 + 18 + 3)
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre", "backward"])
+def test_what_hooks_read_is_pinned(kind):
+    net, seen = two_layers(), []
+    if kind == "forward":
+        net[0].register_forward_hook(lambda module, args, output: seen.append(output))
+    elif kind == "pre":
+        net[2].register_forward_pre_hook(lambda module, args: seen.append(args))
+    else:
+        net[0].register_full_backward_hook(lambda module, into, out: None)
+    symmetries = equinorm.symmetries(net, X)
+    assert symmetries.num_free == 0
+    assert any("observed" in pin.reason.operation for pin in symmetries.pins)
+    assert len(net[0]._forward_hooks) == (kind == "forward")
+
+
+def test_a_hook_elsewhere_pins_nothing():
+    net = nn.Sequential(*two_layers(), nn.ReLU(), nn.Linear(3, 2)).double()
+    net[4].register_forward_hook(lambda module, args, output: None)
+    assert equinorm.symmetries(net, X).num_free == 6
+
+
+class Mutating(nn.Module):
+    """Changes a tensor in place that it reads again, through a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        part = hidden[:, :2]
+        part.add_(1.0)
+        return self.down(torch.relu(hidden))
+
+
+def test_mutation_through_a_view_is_seen():
+    check(Mutating().double(), (X,), 4)
+
+
+class Filled(nn.Module):
+    """Fills a new tensor in place: zeros fit any scale, the last column does not."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value, self.up, self.down = value, nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        mask = hidden.new_zeros(6)
+        mask[5:] = self.value
+        return self.down(torch.relu(hidden + mask))
+
+
+@pytest.mark.parametrize(("value", "num_free"), [(0.0, 6), (1.0, 5)])
+def test_new_tensors_filled_in_place(value, num_free):
+    check(Filled(value).double(), (X,), num_free)
+
+
+class Overwriting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.side, self.down = (nn.Linear(a, b, bias=False) for a, b in [(4, 6), (4, 6), (6, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x)
+        out = torch.zeros_like(hidden)
+        out[:, :3] = self.side(x)[:, :3]
+        out[:, 3:] = hidden[:, 3:]
+        return self.down(torch.relu(out))
+
+
+def test_slices_overwritten_by_activations():
+    net = Overwriting().double()
+    symmetries = equinorm.symmetries(net, X)
+    twin = copy.deepcopy(net)
+    equinorm.symmetries(twin, X).rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    assert equinorm.deviation(twin, net, X) <= 1e-12
+    assert symmetries.num_free >= 6
+
+
+class Indexed(nn.Module):
+    """Reads channels in an order that a buffer holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.register_buffer("order", torch.tensor([3, 1, 5, 0, 2, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x))[:, self.order])
+
+
+class Counting(Indexed):
+    """The same, but the buffer changes at every call: no constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.order.copy_(self.order.roll(1))
+        return super().forward(x)
+
+
+def test_integer_buffers_are_constants_unless_they_change():
+    net = Indexed().double()
+    check(net, (X,), 6)
+    before = net.order.clone()
+    changing = Counting().double()
+    assert equinorm.symmetries(changing, X).num_free == 1  # any channel may be read anywhere
+    assert torch.equal(changing.order, before)
+
+
+class NoGrad(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = torch.relu(self.up(x))
+        return self.down(hidden)
+
+
+def test_regions_without_gradients_are_looked_into():
+    symmetries = check(NoGrad().double(), (X,), 6)
+    assert [s.depth for s in symmetries.scalings if s.role == "weight"] == [1, 2]
+
+
+def test_roles_and_depths():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).double().eval()
+    scalings = {s.name: (s.role, s.depth) for s in equinorm.symmetries(net, torch.randn(1, 3, 8, 8).double()).scalings}
+    assert scalings["0.weight"] == ("weight", 1)
+    assert scalings["0.bias"] == ("bias", 1)
+    assert scalings["1.weight"] == ("weight", 2)
+    assert scalings["1.bias"] == ("bias", 2)
+    assert scalings["4.weight"] == ("weight", 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_read_exactly(training):
+    torch.manual_seed(0)
+    net = (
+        nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 3)).double().train(training)
+    )
+    symmetries = check(net, (torch.randn(4, 3, 9, 9).double(),), 5)
+    moving = [s.name for s in symmetries.scalings if s.factors]
+    assert moving == ["1.weight", "1.bias", "3.weight"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_read_with_its_statistics(training):
+    """Convolution, γ, β, mean and (squared) variance move together; the outputs only up to eps."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5, eps=1e-9), nn.ReLU(), nn.Conv2d(5, 2, 3)).double().train(training)
+    net[1].running_mean.normal_()
+    args = (torch.randn(4, 3, 9, 9).double(),)
+    symmetries = equinorm.symmetries(net, args, batch_norm="statistics")
+    assert symmetries.num_free == 5
+    exponents = {s.name: [e for e, _ in s.factors] for s in symmetries.scalings}
+    names = ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight", "3.bias"]
+    assert [exponents[name] for name in names] == [[1.0], [1.0], [1.0], [1.0], [1.0], [2.0], [-1.0], []]
+    before = copy.deepcopy(net)
+    symmetries.rescale_(torch.randn(5, dtype=torch.float64) / 2)
+    assert not torch.equal(before[1].running_var, net[1].running_var)
+    assert 0 < equinorm.deviation(net, before, args) <= 1e-6
+
+
+def test_meta_tensors_suffice():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+        assert equinorm.symmetries(net, torch.empty(2, 4)).num_free == 6
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, *, scale: Tensor, flag: bool = False) -> dict[str, Tensor]:
+        hidden = torch.relu(self.up(x))
+        return {"out": self.down(hidden * scale)} | ({"hidden": hidden} if flag else {})
+
+
+@pytest.mark.parametrize(("flag", "num_free"), [(False, 6), (True, 0)])
+def test_keyword_inputs_and_returned_intermediates(flag, num_free):
+    net = Keywords().double()
+    assert equinorm.symmetries(net, (X,), {"scale": torch.ones(6).double(), "flag": flag}).num_free == num_free
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_not_exportable_says_what_to_do():
+    net = nn.Sequential(nn.Linear(4, 4), Branching())
+    with pytest.raises(equinorm.ExportError, match=r"cannot export Sequential with inputs \(float32\[2, 4\]\)") as error:
+        equinorm.symmetries(net, torch.randn(2, 4))
+    assert "control flow" in str(error.value)
+    assert error.value.__cause__ is not None
+
+
+def test_wrong_shapes_are_an_export_error():
+    with pytest.raises(equinorm.ExportError, match=r"float64\[2, 5\]"):
+        equinorm.symmetries(two_layers(), torch.randn(2, 5).double())
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: equinorm.symmetries(torch.relu, X), "torch.nn.Module"),
+        (lambda: equinorm.symmetries(two_layers(), {"x": X}), "tuple of inputs"),
+        (lambda: equinorm.symmetries(two_layers(), X, batch_norm="fused"), "'affine' or 'statistics'"),
+    ],
+)
+def test_arguments_out_of_range(call, words):
+    with pytest.raises(equinorm.EquinormError, match=words):
+        call()
+
+
+def test_a_group_of_one_million_channels_is_no_burden():
+    """Labels are stride-0 along the batch: neither batch nor width blows them up."""
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(64, 1 << 20), nn.ReLU(), nn.Linear(1 << 20, 64))
+        symmetries = equinorm.symmetries(net, torch.empty(4096, 64))
+    assert symmetries.num_free == 1 << 20
+    assert symmetries.seconds[1] < 30
+    assert math.isclose(symmetries.coverage, 1.0, abs_tol=1e-3)

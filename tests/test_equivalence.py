@@ -1,0 +1,151 @@
+"""Deviation of outputs, and equivalence of weights under rescaling."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+
+
+def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.LeakyReLU(), nn.Linear(16, 4)]
+    return nn.Sequential(*layers).to(dtype)
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor]:
+    return (torch.randn(3, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype),)
+
+
+def rescaled(net: nn.Module, args: tuple, std: float = 2.0) -> tuple[nn.Module, Tensor]:
+    twin = copy.deepcopy(net)
+    symmetries = equinorm.symmetries(twin, args)
+    z = std * torch.randn(symmetries.num_free, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    symmetries.rescale_(z)
+    return twin, z
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rescaled_networks_are_equivalent(dtype):
+    net, args = network(dtype), inputs(dtype)
+    twin, z = rescaled(net, args)
+    before = [p.detach().clone() for p in (*net.parameters(), *twin.parameters())]
+    found = equinorm.equivalence(net, twin, args)
+    assert found.equivalent
+    assert not found.different
+    torch.testing.assert_close(found.log_scales, z, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*net.parameters(), *twin.parameters()), strict=True))
+
+
+def test_the_connecting_scales_connect():
+    net, args = network(), inputs()
+    twin, _ = rescaled(net, args)
+    found = equinorm.equivalence(net, twin, args)
+    equinorm.symmetries(net, args).rescale_(found.log_scales)
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "change"),
+    [("2.weight", (3, 5), 1.01), ("4.bias", (2,), 1.001), ("6.weight", (0, 0), -1.0), ("0.weight", (7, 7), 0.0)],
+)
+def test_one_changed_entry_is_seen(name, index, change):
+    net, args = network(), inputs()
+    twin, _ = rescaled(net, args)
+    twin.get_parameter(name).data[index] *= change
+    found = equinorm.equivalence(net, twin, args)
+    assert not found.equivalent
+    assert name in [tensor for tensor, _ in found.different]
+    assert found.difference == max(difference for _, difference in found.different)
+
+
+def test_other_weights_are_not_equivalent():
+    assert not equinorm.equivalence(network(seed=0), network(seed=1), inputs()).equivalent
+
+
+def test_dead_channels_are_compared_too():
+    """Channels without a canonical scale: one hears nothing, one speaks to nobody, and a chain of both."""
+    net, args = network(), inputs()
+    net[2].weight.data[3], net[2].bias.data[3] = 0, 0
+    net[4].weight.data[5], net[4].bias.data[5] = 0, 0
+    net[4].weight.data[5, 3] = 0.7
+    net[4].weight.data[:, 7] = 0
+    twin, _ = rescaled(net, args)
+    assert not torch.equal(net[4].weight[5, 3], twin[4].weight[5, 3])
+    assert equinorm.equivalence(net, twin, args).equivalent
+    twin[2].weight.data[7, 0] *= 2
+    assert not equinorm.equivalence(net, twin, args).equivalent
+
+
+def test_batch_norm_statistics_count():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).double().eval()
+    args = (torch.randn(1, 3, 9, 9).double(),)
+    twin, _ = rescaled(net, args)
+    assert equinorm.equivalence(net, twin, args).equivalent
+    twin[1].running_mean += 0.5
+    found = equinorm.equivalence(net, twin, args)
+    assert [name for name, _ in found.different] == ["1.running_mean"]
+
+
+def test_different_architectures_are_an_error():
+    with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight: \(16, 8\) and \(5, 8\)"):
+        equinorm.equivalence(network(), nn.Sequential(nn.Linear(8, 5)).double(), inputs())
+
+
+def test_different_graphs_are_an_error():
+    net, twin = network(), network()
+    twin[1] = nn.Tanh()
+    with pytest.raises(equinorm.EquivalenceError, match="moves differently"):
+        equinorm.equivalence(net, twin, inputs())
+
+
+def test_deviation_is_relative_to_the_second_output():
+    a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    a.weight.data, b.weight.data = torch.tensor([[1.0, 0], [0, 3]]), torch.tensor([[1.0, 0], [0, 4]])
+    assert equinorm.deviation(a, b, torch.eye(2)) == 0.25
+    assert equinorm.deviation(b, a, torch.eye(2)) == pytest.approx(1 / 3)
+
+
+class Several(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor, *, y: Tensor) -> dict[str, Tensor | tuple]:
+        return {"first": x, "rest": (x + y, {"last": self.factor * 1000 * y})}
+
+
+def test_deviation_of_nested_outputs_is_the_largest():
+    args, kwargs = (torch.ones(3),), {"y": torch.ones(3)}
+    assert equinorm.deviation(Several(1.0), Several(1.0), args, kwargs) == 0.0
+    assert equinorm.deviation(Several(1.1), Several(1.0), args, kwargs) == pytest.approx(0.1)
+
+
+def test_deviation_draws_the_same_random_numbers_and_keeps_statistics():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    twin, args = copy.deepcopy(net), (torch.randn(6, 8),)
+    state = torch.get_rng_state()
+    assert equinorm.deviation(net, twin, args) == 0.0
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(net[1].running_mean, torch.zeros(8))
+    assert net[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_deviation_of_outputs_that_are_not_finite(value):
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    b.load_state_dict(a.state_dict())
+    a.bias.data[0] = value
+    assert equinorm.deviation(a, b, torch.eye(2)) == float("inf")
+    b.bias.data[0] = value
+    assert equinorm.deviation(a, b, torch.eye(2)) == 0.0
+
+
+def test_deviation_names_the_inputs_that_do_not_fit():
+    with pytest.raises(equinorm.EquivalenceError, match=r"Sequential does not run on inputs \(float32\[3, 9\]\)"):
+        equinorm.deviation(network(torch.float32), network(torch.float32), torch.randn(3, 9))
