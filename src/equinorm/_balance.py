@@ -117,9 +117,13 @@ def balance(
         return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", (), ())
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
+    start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
+    before = found.log_energies(start)
     solution = solve(found, method, cycles, tol, LIMIT, progress)
-    found = solution.problem  # edges of dead channels are not part of the norms
-    before, after = (found.log_energies(z) for z in (torch.zeros_like(solution.z), solution.z))
+    if solution.problem is not found:  # edges of dead channels are not part of the norms
+        found = solution.problem
+        before = found.log_energies(start)
+    after = found.log_energies(solution.z)
     converged = solution.residuals[-1] <= tol
     if converged:
         reason = f"residual at most {tol:g}"

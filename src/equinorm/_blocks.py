@@ -14,6 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+STRIP = 1 << 18
+"""Entries of a matrix that are worked on at a time where a temporary copy is needed."""
+
 GROUND = -1
 """Family of what does not scale."""
 
@@ -75,7 +78,7 @@ class Block:
         top = logs.max()
         factors = torch.exp(logs - top).to(self.energies.dtype)
         matrix = self.energies if side == 0 else self.energies.T
-        sums = (matrix * factors).amax(1) if maximum else matrix @ factors
+        sums = _largest(matrix, factors) if maximum else matrix @ factors
         base = sums.double().log() + top + self.offsets[side]
         self._kept[side] = (there.clone(), base)
         return base + q * own.exponent * z[own.ids]
@@ -95,6 +98,17 @@ class Block:
                 place = axis if self.is_matrix else 0
                 energies = energies.masked_fill(mask.reshape([-1 if i == place else 1 for i in range(energies.dim())]), 0.0)
         return self if energies is self.energies else replace(self, energies=energies, _kept={})
+
+
+def _largest(matrix: Tensor, factors: Tensor) -> Tensor:
+    """max_j matrix[i, j] · factors[j], a strip that fits the cache at a time, along the rows as they lie in memory."""
+    strip = max(1, STRIP // max(matrix.shape))
+    if matrix.stride(1) == 1 or matrix.stride(0) != 1:
+        return torch.cat([(rows * factors).amax(1) for rows in matrix.split(strip)])
+    best = matrix.new_zeros(len(matrix))
+    for columns, part in zip(matrix.T.split(strip), factors.split(strip), strict=True):
+        torch.maximum(best, (columns * part[:, None]).amax(0), out=best)
+    return best
 
 
 @dataclass(frozen=True, slots=True, eq=False)

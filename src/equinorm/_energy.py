@@ -5,6 +5,7 @@ axis only, a matrix of one column on the ground; with more, or with several scal
 where families of channels change.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -155,29 +156,40 @@ def _split(
     tensor: int, energies: Tensor, offsets: Sequence[Tensor], sides: Sequence[_Channels], family_of: Tensor
 ) -> Iterator[Block]:
     """Cut a tensor's energies where families or exponents change, so that every side of a block has one of each."""
-    kinds = [torch.stack([family_of[ids].double(), torch.where(ids > 0, exponents, 1.0)]) for ids, exponents in sides]
+    kinds = [_kinds(ids, exponents, family_of) for ids, exponents in sides]
     if energies.dim() == 2:
-        groups = [[(kind, _where(numbers, kind)) for kind in torch.unique(numbers, dim=1).T] for numbers in kinds]
-        for row, row_pick in groups[0]:
-            for column, column_pick in groups[1]:
-                picks = (row_pick, column_pick)
-                found = tuple(
-                    Side(int(kind[0]), ids[pick], float(kind[1]))
-                    for kind, pick, (ids, _) in zip((row, column), picks, sides, strict=True)
-                )
-                part = tuple(offset[pick] for offset, pick in zip(offsets, picks, strict=True))
-                yield Block(tensor, energies[row_pick][:, column_pick], part, found)
+        rows, columns = ([(legend[code], _where(codes, code)) for code in legend] for codes, legend in kinds)
+        for (row_kind, row_pick), (column_kind, column_pick) in itertools.product(rows, columns):
+            found = (_side(row_kind, sides[0][0][row_pick]), _side(column_kind, sides[1][0][column_pick]))
+            part = (offsets[0][row_pick], offsets[1][column_pick])
+            yield Block(tensor, energies[row_pick][:, column_pick], part, found)
         return
-    patterns, inverse = torch.unique(torch.cat(kinds), dim=1, return_inverse=True)
-    for number, pattern in enumerate(patterns.T):
+    patterns, inverse = torch.unique(torch.stack([codes for codes, _ in kinds]), dim=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T.tolist()):
         pick = inverse == number
-        found = tuple(Side(int(pattern[2 * i]), ids[pick], float(pattern[2 * i + 1])) for i, (ids, _) in enumerate(sides))
+        found = tuple(_side(kinds[i][1][code], sides[i][0][pick]) for i, code in enumerate(pattern))
         yield Block(tensor, energies[pick], (offsets[0][pick],), found)
 
 
-def _where(kinds: Tensor, kind: Tensor) -> Tensor | slice:
-    """Places of one family and exponent: a slice where they are contiguous, which copies nothing."""
-    places = (kinds == kind[:, None]).all(0).nonzero().flatten()
+_Kind = tuple[int, float]
+"""Family and exponent."""
+
+
+def _side(kind: _Kind, ids: Tensor) -> Side:
+    return Side(kind[0], ids, kind[1])
+
+
+def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, dict[int, _Kind]]:
+    """A code for the family and exponent of each channel, and what the codes mean. The ground has exponent 1."""
+    values, which = torch.unique(torch.where(ids > 0, exponents, 1.0), return_inverse=True)
+    codes = (family_of[ids] - GROUND) * len(values) + which
+    present = torch.unique(codes).tolist()
+    return codes, {code: (code // len(values) + GROUND, float(values[code % len(values)])) for code in present}
+
+
+def _where(codes: Tensor, code: int) -> Tensor | slice:
+    """Places of one kind: a slice where they are contiguous, which copies nothing."""
+    places = (codes == code).nonzero().flatten()
     first, last = int(places[0]), int(places[-1]) + 1
     return slice(first, last) if last - first == len(places) else places
 

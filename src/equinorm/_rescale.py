@@ -133,9 +133,7 @@ def _check(write: _Write) -> None:
     if tensor.is_inference() or expanded:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
     info = torch.finfo(tensor.dtype)
-    dims = tuple(range(1, tensor.dim()))
-    rows = tensor.detach().abs() if not dims else torch.linalg.vector_norm(tensor.detach(), math.inf, dim=dims, keepdim=True)
-    rows = rows.to("cpu", torch.float64)
+    rows = _largest_by_row(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     half = tensor.dtype in (torch.float16, torch.bfloat16)
@@ -150,6 +148,14 @@ def _check(write: _Write) -> None:
     safe = not low.numel() or (float(high.max()) < math.log(info.max) and float(low.min()) > math.log(info.tiny / info.eps))
     if not safe:
         _check_exactly(write, info)
+
+
+def _largest_by_row(tensor: Tensor) -> Tensor:
+    """Largest magnitude in each slice along axis 0 (NaN if it holds one), float64, all axes kept."""
+    if tensor.dim() < 2:
+        return tensor.abs().to("cpu", torch.float64)
+    low, high = tensor.reshape(len(tensor), -1).aminmax(dim=1)
+    return torch.maximum(-low, high).to("cpu", torch.float64).reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def _check_exactly(write: _Write, info: torch.finfo) -> None:
