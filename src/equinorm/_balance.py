@@ -111,7 +111,8 @@ def balance(
     _check(p, c, cycles, tol, method)
     held = _held(symmetries, modules)
     scalings = [s for s in symmetries.scalings if s.factors and s.kind == "parameter" and (biases or s.role == "weight")]
-    scalings = [s for s in scalings if bool((~held[s.free()]).any())]
+    if modules is not None:
+        scalings = [s for s in scalings if bool((~held[s.free()]).any())]
     if not scalings:
         zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
         return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", (), ())

@@ -181,6 +181,8 @@ def _side(kind: _Kind, ids: Tensor) -> Side:
 
 def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, dict[int, _Kind]]:
     """A code for the family and exponent of each channel, and what the codes mean. The ground has exponent 1."""
+    if ids.numel() == 1:
+        return torch.zeros(1, dtype=torch.long), {0: (int(family_of[ids]), float(exponents) if int(ids) else 1.0)}
     values, which = torch.unique(torch.where(ids > 0, exponents, 1.0), return_inverse=True)
     codes = (family_of[ids] - GROUND) * len(values) + which
     present = torch.unique(codes).tolist()

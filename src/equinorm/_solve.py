@@ -74,13 +74,13 @@ def solve(
         accelerates = method == "two-level" and not problem.maximum
         start = mixer.propose(z) if accelerates else z
         end = start.clone()
-        if method == "two-level":
+        if method == "two-level" and system.is_chained:
             system.level(end)
         for family in order:
             system.sweep(end, family)
         residual = system.residual(end)
         safe = start is z or residual < residuals[-1]  # plain cycles never fail; near the minimum the objective is all rounding
-        if accelerates and not mixer.accept(start, end, system.log_objective(end), safe):
+        if accelerates and residual > tol and not mixer.accept(start, end, system.log_objective(end), safe):
             end, residual = z, residuals[-1]  # the jump did not pay: stay
         z = end
         residuals.append(residual)
@@ -98,6 +98,7 @@ class _System:
         self.touching: list[list[tuple[Block, int]]] = [[] for _ in problem.families]
         self.stiffness = [1.0] * len(problem.families)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
+        self.is_chained = any(len({side.family for side in block.sides} - {GROUND}) > 1 for block in self.blocks)
         for block in self.blocks:
             for place, side in enumerate(block.sides):
                 if side.family != GROUND:
@@ -107,15 +108,14 @@ class _System:
                     stiff = max(sum(e for e in same if e > 0), -sum(e for e in same if e < 0))
                     self.stiffness[side.family] = max(self.stiffness[side.family], stiff)
 
-    def energies(self, z: Tensor, family: int, among: Callable[[Block], bool] = lambda _: True) -> tuple[Tensor, Tensor]:
+    def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """Log-energies into and out of every channel of a family."""
         first, last = self.problem.families[family]
         parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
         for block, place in self.touching[family]:
-            if among(block):
-                side = block.sides[place]
-                logs = block.log_energies(place, z, self.q, self.maximum) + math.log(abs(side.exponent))
-                parts[side.exponent < 0].append((side.ids - first, logs))
+            side = block.sides[place]
+            logs = block.log_energies(place, z, self.q, self.maximum) + math.log(abs(side.exponent))
+            parts[side.exponent < 0].append((side.ids - first, logs))
         return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
 
     def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
