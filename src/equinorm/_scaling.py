@@ -81,15 +81,15 @@ class Pin:
     reason: Reason
 
 
-def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], int]:
-    """Express every label in the free classes; returns the scalings of all sources, and how many free classes they use."""
+def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], np.ndarray]:
+    """Express every label in the free classes; returns the scalings of all sources, and the free classes that they use."""
     roots = _used_roots(sources, classes)
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
     scalings = (
         Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index)) for s in sources
     )
-    return tuple(scalings), len(roots)
+    return tuple(scalings), roots
 
 
 def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
@@ -131,7 +131,9 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
     return tuple(factors)
 
 
-def families(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Family, ...], tuple[Pin, ...]]:
+def families(
+    sources: Sequence[Source], scalings: Sequence[Scaling], classes: Classes, roots: np.ndarray
+) -> tuple[tuple[Family, ...], tuple[Pin, ...]]:
     """Free classes by the axis that introduced them, and pinned ones with their reasons."""
     owner: dict[int, tuple[str, int]] = {}
     members: dict[int, list[np.ndarray]] = {}
@@ -143,12 +145,14 @@ def families(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Family,
             for family in np.unique(classes.family(ids)).tolist():
                 owner.setdefault(family, (source.names[0], axis))
                 members.setdefault(family, []).append(ids[classes.family(ids) == family])
-    roots = _used_roots(sources, classes)
     numbers = classes.family(roots)
+    for scaling in scalings:  # a class that joins others is in no label itself
+        for _, ids in scaling.factors:
+            axis = next((axis for axis in range(ids.dim()) if ids.size(axis) > 1), 0)
+            for family in np.unique(numbers[ids[ids > 0].numpy() - 1]).tolist():
+                owner.setdefault(family, (scaling.name, axis))
     order = sorted(np.unique(numbers).tolist())
-    found = tuple(
-        Family(*owner.get(number, ("?", 0)), tuple((np.flatnonzero(numbers == number) + 1).tolist())) for number in order
-    )
+    found = tuple(Family(*owner[number], tuple((np.flatnonzero(numbers == number) + 1).tolist())) for number in order)
     pins: list[Pin] = []
     for number, parts in members.items():
         ids = np.unique(np.concatenate(parts))

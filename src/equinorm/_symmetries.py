@@ -215,9 +215,9 @@ def symmetries(
     for source in exported.overlapping:
         trace.pin(source, "overlaps another tensor of the model")
     sources = list(exported.sources)
-    scalings, num_free = resolve(sources, trace.classes)
-    found, pins = families(sources, trace.classes)
-    return Symmetries(model, num_free, scalings, found, pins, (reached - started, time.perf_counter() - reached))
+    scalings, roots = resolve(sources, trace.classes)
+    found, pins = families(sources, scalings, trace.classes, roots)
+    return Symmetries(model, len(roots), scalings, found, pins, (reached - started, time.perf_counter() - reached))
 
 
 def balance_(
