@@ -295,3 +295,48 @@ def test_a_group_of_one_million_channels_is_no_burden():
     assert symmetries.num_free == 1 << 20
     assert symmetries.seconds[1] < 30
     assert math.isclose(symmetries.coverage, 1.0, abs_tol=1e-3)
+
+
+class ShiftedGain(nn.Module):
+    """A norm with gain 1 + w, as in Gemma; w may also be read elsewhere."""
+
+    def __init__(self, also: str = "") -> None:
+        super().__init__()
+        self.also = also
+        self.gain = nn.Parameter(0.3 * torch.randn(4))
+        self.up = nn.Linear(4, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        out = self.up(x * (1 + self.gain))
+        if self.also == "raw":
+            out = out + self.gain.sum()
+        if self.also == "other":
+            out = out * (self.gain - 2).sum()
+        return out * (1 + self.gain).square().mean() if self.also == "again" else out
+
+
+def test_gains_written_one_plus_w_move():
+    torch.manual_seed(0)
+    net = ShiftedGain().double()
+    symmetries = check(net, (X,), 4)
+    assert {s.name: s.offset for s in symmetries.scalings} == {"gain": 1.0, "up.weight": 0.0}
+    assert "gain + 1 [4]: axis 0 × gain[0]" in str(symmetries)
+    balance = symmetries.balance(tol=1e-13)
+    balance.apply_()
+    torch.testing.assert_close((1 + net.gain).abs(), net.up.weight.norm(dim=0), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("also", "num_free"), [("raw", 0), ("other", 0), ("again", 1)])
+def test_shifted_gains_with_other_uses(also, num_free):
+    check(ShiftedGain(also).double(), (X,), num_free)
+
+
+def test_shifted_gains_that_would_lose_their_precision_are_refused():
+    net = ShiftedGain()
+    symmetries = equinorm.symmetries(net, X.float())
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(equinorm.RescaleError, match=r"uses 1 \+ gain"):
+        symmetries.rescale_(torch.full((4,), -9.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert equinorm.symmetries(net.bfloat16(), X.bfloat16()).num_free == 0

@@ -238,11 +238,11 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
     twin.rescale_(z)
     writes, multiply_ = [], _rescale._multiply_
 
-    def interrupted(tensor, logs):
-        writes.append(tensor)
+    def interrupted(write):
+        writes.append(write)
         if len(writes) == 3:
             signal.raise_signal(signal.SIGINT)
-        multiply_(tensor, logs)
+        multiply_(write)
 
     monkeypatch.setattr(_rescale, "_multiply_", interrupted)
     with pytest.raises(KeyboardInterrupt):

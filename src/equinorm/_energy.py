@@ -73,7 +73,7 @@ def _read(
     scaling: Scaling, tensor: Tensor, p: float, family_of: Tensor, precision: torch.dtype
 ) -> tuple[Tensor, list[Tensor], list[_Channels]]:
     """Energies, offsets and sides of one tensor: a matrix if an out-scale meets an in-scale on another axis, or terms."""
-    weight = tensor.detach()
+    weight = scaling.effective(tensor)
     if weight.is_meta:
         raise BalanceError(f"cannot balance {scaling.name}: on the meta device it holds no numbers. Load the weights first.")
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]

@@ -174,7 +174,9 @@ def equivalence(
         z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
     differences: list[tuple[str, float]] = []
     for scaling in both[0].scalings:
-        a, b = (scaled(tensors[i][scaling.name], [e * z[i][ids] for e, ids in scaling.factors]) for i in (0, 1))
+        a, b = (
+            scaled(scaling.effective(tensors[i][scaling.name]), [e * z[i][ids] for e, ids in scaling.factors]) for i in (0, 1)
+        )
         differences.append((scaling.name, _relative(a, b)))
     if tolerance is None:
         narrowest = max((torch.finfo(s.dtype).eps, s.dtype) for s in both[0].scalings)[1] if both[0].scalings else torch.float64
@@ -224,7 +226,8 @@ def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, T
     for scaling in scalings:
         if not any(bool(dead[ids].any()) for _, ids in scaling.factors):
             continue
-        ratio = (b[scaling.name].detach().double().abs() / a[scaling.name].detach().double().abs()).log()
+        one, other = (scaling.effective(tensors[scaling.name]).double().abs() for tensors in (a, b))
+        ratio = (other / one).log()
         for exponent, ids in scaling.factors:
             ratio = ratio - exponent * known[ids]
         usable = ratio.isfinite()

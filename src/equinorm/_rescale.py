@@ -18,15 +18,19 @@ from equinorm._scaling import Scaling
 
 _LN2 = math.log(2.0)
 
+EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""Largest relative error of a rescaled weight."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Write:
-    """tensor ← tensor · Π scales."""
+    """tensor ← (tensor + offset) · Π scales − offset."""
 
     what: str
     tensor: Tensor
     logs: list[Tensor]
     is_weight: bool = False
+    offset: float = 0.0
 
 
 def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
@@ -72,7 +76,7 @@ def rescale_(
             moving[id(tensor)] = (scaling.name, logs)
             if tensor.grad is not None:
                 writes.append(_Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
-        writes.append(_Write(scaling.name, next(iter(tied.values())), logs, is_weight=True))
+        writes.append(_Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset))
     if optimizer is not None:
         for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
             if exponent:
@@ -81,7 +85,7 @@ def rescale_(
         _check(write)
     with torch.no_grad(), _uninterrupted():
         for write in writes:
-            _multiply_(write.tensor, write.logs)
+            _multiply_(write)
 
 
 def scale_of(log: Tensor) -> Tensor:
@@ -93,13 +97,21 @@ def scale_of(log: Tensor) -> Tensor:
     return torch.exp(log)
 
 
-def _multiply_(tensor: Tensor, logs: Sequence[Tensor]) -> None:
+def _multiply_(write: _Write) -> None:
+    tensor, logs = write.tensor, write.logs
+    if write.offset:
+        tensor.copy_(_shifted(write))
+        return
     largest = max(float(log.abs().max()) for log in logs)
     if tensor.dtype in (torch.float16, torch.bfloat16) or largest > 0.5 * math.log(torch.finfo(tensor.dtype).max):
         tensor.copy_(scaled(tensor, logs))  # one factor alone may not be representable in the tensor's dtype
         return
     for log in logs:
         tensor.mul_(scale_of(log).to(tensor.device, tensor.dtype))
+
+
+def _shifted(write: _Write) -> Tensor:
+    return (scaled(write.tensor.double() + write.offset, write.logs) - write.offset).to(write.tensor.dtype)
 
 
 def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
@@ -136,6 +148,9 @@ def _check(write: _Write) -> None:
     rows = _largest_by_row(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
+    if write.offset:
+        _check_shifted(write, info)
+        return
     half = tensor.dtype in (torch.float16, torch.bfloat16)
     if half and write.is_weight and not all(_exact(log) for log in write.logs):
         raise RescaleError(
@@ -148,6 +163,19 @@ def _check(write: _Write) -> None:
     safe = not low.numel() or (float(high.max()) < math.log(info.max) and float(low.min()) > math.log(info.tiny / info.eps))
     if not safe:
         _check_exactly(write, info)
+
+
+def _check_shifted(write: _Write, info: torch.finfo) -> None:
+    """w + offset must keep its precision although w is what is stored."""
+    after = _shifted(write).double()
+    used = (after + write.offset).abs()
+    lost = float(torch.where(used > 0, info.eps * after.abs() / used, 0.0).max()) if after.numel() else 0.0
+    limit = EXACT[write.tensor.dtype]
+    if not lost <= limit:
+        raise RescaleError(
+            f"cannot rescale {write.what}: the network uses {write.offset:g} + {write.what}, and rounding that in {info.dtype} "
+            f"would change it by up to {lost:.1e} of itself at the new scale (limit {limit:g}). Use smaller log-scales."
+        )
 
 
 def _largest_by_row(tensor: Tensor) -> Tensor:

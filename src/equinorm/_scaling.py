@@ -13,7 +13,7 @@ from equinorm._trace import Source
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scaling:
-    """One tensor w ↦ w · exp(Σ_f exponent_f · z[ids_f]).
+    """One tensor w ↦ (w + offset) · exp(Σ_f exponent_f · z[ids_f]) − offset.
 
     Attributes:
         names: dotted names in the model, several if tied.
@@ -24,6 +24,7 @@ class Scaling:
         depth: number of weights on the longest path from an input up to and with this one.
         factors: exponent and ids, one pair for each factor; ids broadcast to `shape`, entry 0 is pinned and entry j moves with
             the free log-scale z[j].
+        offset: number that the network adds before it uses the tensor (1 for gains written 1 + w), otherwise 0.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,7 @@ class Scaling:
     role: str
     depth: int
     factors: tuple[tuple[float, Tensor], ...]
+    offset: float = 0.0
 
     @property
     def name(self) -> str:
@@ -41,6 +43,10 @@ class Scaling:
     @property
     def numel(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def effective(self, tensor: Tensor) -> Tensor:
+        """What scales: the tensor plus the offset, without gradient."""
+        return tensor.detach() + self.offset if self.offset else tensor.detach()
 
     def free(self) -> Tensor:
         """Sorted ids of the free classes that move this tensor."""
@@ -87,7 +93,8 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
     scalings = (
-        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index)) for s in sources
+        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index), s.offset)
+        for s in sources
     )
     return tuple(scalings), roots
 

@@ -135,7 +135,8 @@ class Symmetries:
         for scaling in self.scalings:
             if scaling.factors:
                 parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
-                lines.append(f"  {' = '.join(scaling.names)} {list(scaling.shape)}: {', '.join(parts)}")
+                shift = f" + {scaling.offset:g}" if scaling.offset else ""
+                lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
         if self.pins:
             lines.append("pinned:")
             lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
@@ -211,6 +212,7 @@ def symmetries(
     trace.reason = Reason("model output")
     for value in flat(returned):
         trace.pin(value)
+    trace.settle()
     trace.reason = Reason("shared memory")
     for source in exported.overlapping:
         trace.pin(source, "overlaps another tensor of the model")

@@ -28,6 +28,7 @@ class Source:
         label: how it scales; None until its first use.
         role: "weight", or "bias" if its first use adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
+        offset: number that the network adds before it uses the tensor, as in gains written 1 + w; what scales is w + offset.
     """
 
     names: tuple[str, ...]
@@ -37,6 +38,7 @@ class Source:
     label: Label | None = None
     role: str | None = None
     depth: int = 0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,8 @@ class Constant:
 
     value: Tensor
 
+
+HALVES = (torch.float16, torch.bfloat16)
 
 Value = Label | Source | Constant
 """What the graph's edges carry; also plain Python values, and lists of these."""
@@ -57,6 +61,7 @@ class Trace:
     classes: Classes = field(default_factory=Classes)
     batch_norm: str = "affine"
     reason: Reason = field(default_factory=lambda: Reason("model"))
+    shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
 
     # ------------------------------------------------------------------------------------------------------- labels
 
@@ -97,6 +102,29 @@ class Trace:
             value.label = Label(value.shape, tuple(definite))
         else:
             self.equal(self.label(value), wanted)
+
+    def shift(self, value: object, number: object) -> Source | None:
+        """w + number for a parameter that has no label yet: a tensor that scales by itself. None for anything else.
+
+        Not in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
+        """
+        if not isinstance(value, Source) or not self.is_unlabelled(value) or value.offset or value.dtype in HALVES:
+            return None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or not number:
+            return None
+        fresh = Source(value.names, value.shape, value.kind, value.dtype, offset=float(number))
+        return self.shifted.setdefault(value, {}).setdefault(fresh.offset, fresh)
+
+    def settle(self) -> None:
+        """Give shifted parameters their label and offset; pin those that the network also reads in another way."""
+        self.reason = Reason("several uses of one parameter", "with a number added and without, or with several")
+        for source, shifts in self.shifted.items():
+            if source.label is not None or len(shifts) > 1:
+                for value in (source, *shifts.values()):
+                    self.pin(value)
+            else:
+                ((source.offset, shifted),) = shifts.items()
+                source.label = shifted.label
 
     # --------------------------------------------------------------------------------------------------------- laws
 

@@ -112,8 +112,13 @@ def power(trace: Trace, call: Call) -> Label:
 
 
 @rule("add sub subtract rsub maximum minimum fmax fmin hypot")
-def summed(trace: Trace, call: Call) -> Label:
-    """Sums, differences, maxima of two: both sides must scale alike."""
+def summed(trace: Trace, call: Call) -> Value:
+    """Sums, differences, maxima of two: both sides must scale alike. A parameter plus a number may scale as a whole."""
+    name = call.operator.overloadpacket.__name__.removesuffix("_")
+    if name in ("add", "sub", "subtract", "rsub") and isinstance(call.other, (int, float)):
+        shifted = trace.shift(call.input, call.other * call.get("alpha", 1) * (1 if name == "add" else -1))
+        if shifted is not None:
+            return shifted
     return trace.add(call.input, call.other).expand(call.shape)
 
 
