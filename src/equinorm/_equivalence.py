@@ -226,7 +226,7 @@ def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, T
     for scaling in scalings:
         if not any(bool(dead[ids].any()) for _, ids in scaling.factors):
             continue
-        one, other = (scaling.effective(tensors[scaling.name]).double().abs() for tensors in (a, b))
+        one, other = (scaling.effective(tensors[scaling.name]).cpu().double().abs() for tensors in (a, b))
         ratio = (other / one).log()
         for exponent, ids in scaling.factors:
             ratio = ratio - exponent * known[ids]

@@ -100,7 +100,10 @@ def indexed(trace: Trace, call: Call) -> Label | list[Label]:
     label = trace.label(table)
     known = all(index is None or (isinstance(index, Constant) and not index.value.is_meta) for index in indices)
     if known and name != "embedding":
-        values = [None if index is None else index.value for index in indices]
+        values = [None if index is None else index.value.cpu() for index in indices]
+    elif any(isinstance(index, Constant) and index.value.dtype == torch.bool for index in indices):
+        trace.pin(label, "mixes a mask with indices that depend on data")
+        return Label(call.shape)
     else:
         axes = [dim] if name != "index" else [axis for axis, index in enumerate(indices) if index is not None]
         axes = list(range(len(label.shape))) if axes == [None] else axes
