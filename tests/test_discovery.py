@@ -340,3 +340,71 @@ def test_shifted_gains_that_would_lose_their_precision_are_refused():
         symmetries.rescale_(torch.full((4,), -9.0))
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert equinorm.symmetries(net.bfloat16(), X.bfloat16()).num_free == 0
+
+
+class Writes(nn.Module):
+    """A hidden value meets memory that something else writes or shares."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.up, self.down = how, nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("memory", torch.zeros(2, 6))
+        self.alias = self.up.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.up(x))
+        if self.how == "noise into zeros":
+            noise = torch.zeros_like(hidden)
+            noise[:, :4].normal_()
+            hidden = hidden + noise
+        elif self.how == "drawn into zeros":
+            noise = torch.zeros_like(hidden)
+            noise[:, :4] = torch.rand(2, 4, dtype=x.dtype)
+            hidden = hidden + noise
+        elif self.how == "remembered":
+            out = self.down(hidden + self.memory)
+            self.memory.copy_(hidden)
+            return out
+        elif self.how == "assigned":
+            out = self.down(hidden + self.memory)
+            self.memory = hidden.detach()
+            return out
+        elif self.how == "aliased attribute":
+            return self.down(hidden) + self.alias.sum()
+        elif self.how == "aliased by einsum":
+            view = torch.einsum("ij->ij", hidden)
+            view.mul_(x.sum())
+            view.add_(1.0)
+        elif self.how == "input":
+            x.add_(hidden[:, :4])
+        return self.down(hidden)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        ("noise into zeros", 2),
+        ("drawn into zeros", 2),
+        ("remembered", 0),
+        ("assigned", 0),
+        ("aliased attribute", 0),
+        ("aliased by einsum", 0),
+        ("input", 2),
+    ],
+)
+def test_memory_that_something_else_writes_or_shares(how, most):
+    torch.manual_seed(0)
+    net = Writes(how).double()
+    net.alias = net.up.bias.detach()
+    symmetries = equinorm.symmetries(net, X.clone())
+    assert symmetries.num_free <= most
+    before = copy.deepcopy(net)
+    before.alias = before.up.bias.detach()
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    for _ in range(2):  # the second call reads what the first has written
+        torch.manual_seed(1)
+        a, given_a = net(given := X.clone()), given
+        torch.manual_seed(1)
+        b, given_b = before(given := X.clone()), given
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(given_a, given_b, rtol=1e-12, atol=1e-12)

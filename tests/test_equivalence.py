@@ -99,7 +99,25 @@ def test_different_architectures_are_an_error():
 def test_different_graphs_are_an_error():
     net, twin = network(), network()
     twin[1] = nn.Tanh()
-    with pytest.raises(equinorm.EquivalenceError, match="moves differently"):
+    with pytest.raises(equinorm.EquivalenceError, match="different operations"):
+        equinorm.equivalence(net, twin, inputs())
+    twin[1] = nn.LeakyReLU(0.3)  # the same symmetries, another function
+    with pytest.raises(equinorm.EquivalenceError, match="different operations"):
+        equinorm.equivalence(net, twin, inputs())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_equivalent(value):
+    net = nn.Linear(3, 2)
+    twin = copy.deepcopy(net)
+    twin.weight.data[0, 0] = value
+    assert not equinorm.equivalence(net, twin, torch.randn(2, 3)).equivalent
+
+
+def test_another_buffer_is_an_error():
+    net, twin = network(), network()
+    twin.register_buffer("extra", torch.zeros(3))
+    with pytest.raises(equinorm.EquivalenceError, match=r"extra: absent and \(3,\)"):
         equinorm.equivalence(net, twin, inputs())
 
 

@@ -20,6 +20,7 @@ CORE = [
     "rules._normalization",
     "rules._contraction",
     "rules",
+    "_mutation",
     "_interpret",
     "_export",
     "_scaling",

@@ -269,6 +269,14 @@ def test_interrupt_while_checking_writes_nothing(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(state(net), before, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_channels():
+    net = nn.Sequential(nn.Linear(4, 0), nn.ReLU(), nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    before, args = copy.deepcopy(net), (torch.randn(2, 4).double(),)
+    assert equinorm.balance_(net, args).converged
+    assert equinorm.deviation(net, before, args) <= 1e-12
+
+
 def test_other_threads_can_rescale():
     net, args = network(), inputs()
     symmetries = equinorm.symmetries(net, args)

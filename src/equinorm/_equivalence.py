@@ -1,5 +1,6 @@
 """Functional equivalence: how far two models' outputs are apart, and whether a rescaling joins their weights."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,18 +189,26 @@ def equivalence(
 
 
 def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
-    shapes = [{n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)} for model in (model_a, model_b)]
+    shapes = [
+        {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
+        for m in (model_a, model_b)
+    ]
     apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
     if apart:
         rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart[:8]]
         more = f" and {len(apart) - 8} more" if len(apart) > 8 else ""
         raise EquivalenceError(
-            f"{describe(model_a)} and {describe(model_b)} have different parameters: {'; '.join(rows)}{more}. "
+            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {'; '.join(rows)}{more}. "
             "Rescalings join networks of one architecture only."
         )
 
 
 def _same_group(a: Symmetries, b: Symmetries) -> None:
+    if a.fingerprint != b.fingerprint:
+        raise EquivalenceError(
+            f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
+            "(other activations, constants or modes): rescalings join networks of one architecture only."
+        )
     for one, other in zip(a.scalings, b.scalings, strict=True):
         same = one.names == other.names and len(one.factors) == len(other.factors)
         pairs = zip(one.factors, other.factors, strict=True) if same else ()
@@ -213,8 +222,9 @@ def _relative(a: Tensor, b: Tensor) -> float:
     a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
     if not a.numel():
         return 0.0
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
     scale = torch.maximum(a.abs(), b.abs()).amax(1)
-    return float(torch.nan_to_num((a - b).abs().amax(1) / scale, nan=0.0).max())
+    return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())
 
 
 def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """From a model to a graph: `torch.export`, the identity of its tensors, and what else may read them."""
 
 import contextlib
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import ExportError
-from equinorm._interpret import Origin, fill_value
+from equinorm._interpret import Origin
 from equinorm._labels import Label
+from equinorm._mutation import has_hidden_aliases, has_visible_mutation, memory_of, roots, written
 from equinorm._trace import Constant, Source, Value
 
 
@@ -25,7 +25,7 @@ class Exported:
         graph: operations without visible mutation.
         inputs: value and origin of every placeholder by its name.
         sources: every parameter and floating-point buffer with the model's own tensor.
-        overlapping: sources whose memory partly overlaps another tensor of the model; nothing may rescale them.
+        overlapping: sources whose memory is also that of another tensor of the model; nothing may rescale them.
     """
 
     graph: fx.GraphModule
@@ -42,36 +42,46 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> E
     """
     program = _program(model, args, dict(kwargs or {}))
     graph = program.graph_module
-    if _has_visible_mutation(graph, program):
-        program = program.run_decompositions({})
+    specs = program.graph_signature.input_specs
+    changing = _changing(graph)
+    fixed = {spec.arg.name for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR} - changing
+    if has_visible_mutation(graph, fixed):
+        # operators with hidden aliases must be taken apart, or their writes would be lost
+        program = program.run_decompositions(None if has_hidden_aliases(graph) else {})
         graph = program.graph_module
+    changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
     sources, overlapping = _sources(model)
     by_name = {name: source for source in sources for name in source.names}
     buffers = dict(model.named_buffers(remove_duplicate=False))
-    roots = _roots(graph)
-    mutated = {roots[target].name for node in roots for target in _written(node)}
-    mutated |= set(program.graph_signature.buffers_to_mutate.values())
+    traced = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
+    owners = {memory_of(traced[s.arg.name]): by_name[s.target] for s in specs if s.target in by_name and s.arg.name in traced}
     inputs: dict[str, tuple[Value, Origin]] = {}
-    shapes = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
     for spec in program.graph_signature.input_specs:
-        name, fixed = spec.arg.name, Origin(parameters=frozenset())
+        name, target, origin = spec.arg.name, spec.target or "", Origin(parameters=frozenset())
+        value: Any = buffers.get(target, program.constants.get(target))
         if spec.kind == InputKind.USER_INPUT:
-            shape = getattr(shapes[name], "shape", None)
-            value: Any = shapes[name] if shape is None else Label(tuple(int(size) for size in shape))
-            inputs[name] = (value, Origin())
-        elif spec.target in by_name:
-            source = by_name[spec.target]
-            inputs[name] = (source, Origin(parameters=frozenset([source])) if source.kind == "parameter" else fixed)
-        else:  # integers and constants: copied, because looking at the graph computes with them
-            target = spec.target or ""
-            tensor = buffers.get(target, program.constants.get(target))
-            if isinstance(tensor, Tensor):
-                changes = spec.kind == InputKind.BUFFER and (name in mutated or spec.target in mutated)
-                value = Label(tuple(tensor.shape)) if changes or tensor.is_meta else Constant(tensor.detach().clone())
-            else:
-                value = tensor
-            inputs[name] = (value, fixed)
+            shape = getattr(traced[name], "shape", None)
+            value = traced[name] if shape is None else Label(tuple(int(size) for size in shape))
+            origin = Origin()
+        elif target in by_name:
+            value = by_name[target]
+            origin = Origin(parameters=frozenset([value])) if value.kind == "parameter" else origin
+        elif isinstance(value, Tensor):
+            owner = owners.get(memory_of(traced[name]))
+            if owner is not None:  # a plain attribute that shares the memory of a parameter
+                overlapping |= {owner}
+            if owner is not None or value.is_meta or {name, target} & changing:
+                value = Label(tuple(value.shape))
+            else:  # integer buffers and constants: copied, because looking at the graph computes with them
+                value = Constant(value.detach().clone())
+        inputs[name] = (value, origin)
     return Exported(graph, inputs, sources, overlapping)
+
+
+def _changing(graph: fx.GraphModule) -> set[str]:
+    """Names of the placeholders whose memory some operation writes."""
+    found = roots(graph)
+    return {found[target].name for node in found for target in written(node)}
 
 
 def _program(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -159,59 +169,3 @@ def _overlaps(source: Source, group: list[Source], tensors: Mapping[Source, Tens
     first, last = extent(tensors[source])
     others = [extent(tensors[other]) for other in group if other is not source]
     return any(start <= last and first <= end for start, end in others)
-
-
-# --------------------------------------------------------------------------------------------------------------- mutation
-
-_SOMETIMES_ALIASES = (
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as atleast_1d atleast_2d atleast_3d meshgrid"
-)
-"""Operations that may return their input itself although their schema does not say so."""
-
-
-def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
-    """Arguments of an operation that are graph nodes, with their entries in the schema."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        for position, argument in enumerate(node.target._schema.arguments):
-            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            if isinstance(value, fx.Node):
-                yield argument, value
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """Arguments that the operation changes in place."""
-    return [value for argument, value in _named(node) if argument.alias_info is not None and argument.alias_info.is_write]
-
-
-def _roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
-    """The node that first owned the memory of each node."""
-    roots: dict[fx.Node, fx.Node] = {}
-    for node in graph.graph.nodes:
-        shared = [value for argument, value in _named(node) if argument.alias_info is not None]
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if node.target is operator.getitem or name in _SOMETIMES_ALIASES.split():
-            shared = node.all_input_nodes
-        roots[node] = roots[shared[0]] if shared else node
-    return roots
-
-
-def _has_visible_mutation(graph: fx.GraphModule, program: torch.export.ExportedProgram) -> bool:
-    """Does any operation read memory that another has changed in place, other than through that one's result?"""
-    if any(_written(node) for body in graph.children() if isinstance(body, fx.GraphModule) for node in body.graph.nodes):
-        return True
-    constants = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.CONSTANT_TENSOR}
-    roots = _roots(graph)
-    order = {node: position for position, node in enumerate(graph.graph.nodes)}
-    aliases: dict[fx.Node, list[fx.Node]] = {}
-    constant: set[fx.Node] = set()
-    for node, root in roots.items():
-        aliases.setdefault(root, []).append(node)
-        known = all(argument in constant for argument in node.all_input_nodes) and node.op in ("call_function", "get_attr")
-        if known or node.name in constants or fill_value(node) is not None:
-            constant.add(node)
-    for node in roots:
-        for target in _written(node):
-            earlier = [alias for alias in aliases[roots[target]] if order[alias] < order[node]]
-            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
-                return True
-    return False

@@ -1,5 +1,6 @@
 """Abstract interpretation of an exported graph: run every operation on labels instead of numbers."""
 
+import hashlib
 import operator
 import os
 import re
@@ -13,13 +14,11 @@ from torch.fx.node import map_arg
 
 from equinorm._classes import Reason
 from equinorm._labels import Label
+from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, written
 from equinorm._trace import Constant, Source, Trace, Value
 from equinorm.rules import TABLE, Call
 
 _TORCH = os.path.dirname(torch.__file__)
-
-CONSTANT_LIMIT = 1 << 24
-"""Largest constant, in entries, that is computed while looking at a graph."""
 
 _JOINS = """add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy
 select_scatter slice_scatter"""
@@ -44,6 +43,7 @@ class Interpreter:
         self.graph, self.trace = graph, trace
         self.values: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, Origin] = {}
+        self.roots = roots(graph)
 
     def run(self, inputs: Mapping[str, tuple[Value, Origin]]) -> tuple[list[Any], Origin]:
         """Run every operation on labels; return what the graph returns.
@@ -86,6 +86,9 @@ class Interpreter:
         else:
             self.values[node] = _apply(node, args, kwargs, self.trace)
             self.origins[node] = self._meet(node)
+            if any(self.roots[target].op == "placeholder" for target in written(node)):
+                for value in flat(self.values[node]):  # an input or a buffer is written: the next call reads it
+                    self.trace.pin(value, "writes into a buffer or an input")
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""
@@ -110,7 +113,7 @@ def _addends(node: fx.Node) -> set[fx.Node]:
     name = node.target.overloadpacket.__name__.removesuffix("_")
     if name in _JOINS.split():
         return set(node.all_input_nodes)
-    named = _bind(node.target, node.args, node.kwargs)
+    named = bind(node.target, node.args, node.kwargs)
     found = [named.get("bias"), named.get("self") if name in ("addmm", "addmv", "baddbmm", "addcmul") else None]
     return {argument for argument in found if isinstance(argument, fx.Node)}
 
@@ -143,14 +146,14 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
         return constant
     value = fill_value(node)
     result: Any = node.meta.get("val")
-    if value is not None and _is_static(result) and result.numel() <= CONSTANT_LIMIT:
+    if value is not None:
         return Constant(torch.full(result.shape, value, dtype=result.dtype))
     if all(_is_pinned(value, trace) for value in tensors):
         return _pinned(node.meta.get("val"))
-    call = Call(target, _bind(target, args, kwargs), node.meta.get("val"))
+    call = Call(target, bind(target, args, kwargs), node.meta.get("val"))
     name = target.overloadpacket.__name__
     rule = TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if target._schema.is_mutable else None)
-    if rule is None or target.namespace != "aten" or not _is_static(node.meta.get("val")):
+    if rule is None or target.namespace != "aten" or not is_static(node.meta.get("val")):
         return _unknown(node, tensors, trace)
     label = rule(trace, call)
     if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
@@ -161,32 +164,8 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
 def _is_known(result: Any) -> bool:
     """Does this input have a shape, or a value, that no data decides?"""
     if isinstance(result, Tensor):
-        return _is_static(result)
+        return is_static(result)
     return not isinstance(result, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def fill_value(node: fx.Node) -> float | None:
-    """The number that an operation fills a new tensor with, whatever its input holds; None for other operations."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    name = node.target.overloadpacket.__name__
-    if name in ("full_like", "new_full"):
-        value = _bind(node.target, node.args, node.kwargs)["fill_value"]
-        return value if isinstance(value, (bool, int, float)) else None
-    return {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1}.get(name)
-
-
-def _bind(target: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """Arguments by the names of the operator's schema, defaults filled in."""
-    bound = {}
-    for position, argument in enumerate(target._schema.arguments):
-        if position < len(args):
-            bound[argument.name] = args[position]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
 
 
 def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
@@ -205,11 +184,6 @@ def _is_pinned(value: Value, trace: Trace) -> bool:
     return not label.factors
 
 
-def _is_static(result: Any) -> bool:
-    parts = result if isinstance(result, (list, tuple)) else [result]
-    return all(isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape) for part in parts)
-
-
 def _pinned(result: Any) -> Any:
     if isinstance(result, Tensor):
         return Label(tuple(result.shape))  # sizes that data decides stay symbols: no rule looks at them
@@ -220,12 +194,8 @@ def _pinned(result: Any) -> Any:
 
 def _constant(node: fx.Node, args: tuple, kwargs: dict) -> Any:
     """Compute what depends on constants only, in-place updates included; None where that is not possible."""
-    result: Any = node.meta.get("val")
-    parts = result if isinstance(result, (list, tuple)) else [result]
     target: Any = node.target
-    if torch.Tag.nondeterministic_seeded in target.tags or not _is_static(result):
-        return None
-    if any(part.numel() > CONSTANT_LIMIT or part.is_meta for part in parts) and not target._schema.is_mutable:
+    if not is_computable(node):
         return None
 
     def value(argument: Any) -> Any:
@@ -238,6 +208,20 @@ def _constant(node: fx.Node, args: tuple, kwargs: dict) -> Any:
 
     with torch.no_grad():
         return wrapped(target(*(value(a) for a in args), **{k: value(v) for k, v in kwargs.items()}))
+
+
+def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]]) -> str:
+    """A hash of the operations, their arguments and the constants among the inputs."""
+    digest = hashlib.sha256()
+    for body in (graph, *(child for child in graph.children() if isinstance(child, fx.GraphModule))):
+        for node in body.graph.nodes:
+            digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+    for name, (value, _) in inputs.items():
+        if isinstance(value, Constant):
+            content = value.value.detach().cpu().contiguous()
+            digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
+            digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b"")
+    return digest.hexdigest()
 
 
 def reason_of(node: fx.Node) -> Reason:

@@ -145,6 +145,8 @@ def _check(write: _Write) -> None:
     if tensor.is_inference() or expanded:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
     info = torch.finfo(tensor.dtype)
+    if not tensor.numel():
+        return
     rows = _largest_by_row(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")

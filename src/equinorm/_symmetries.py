@@ -13,7 +13,7 @@ from equinorm._balance import Balance
 from equinorm._classes import Reason
 from equinorm._errors import EquinormError, RescaleError, describe
 from equinorm._export import export
-from equinorm._interpret import Interpreter, flat
+from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
 
@@ -29,6 +29,7 @@ class Symmetries:
         families: free classes by the tensor axis that introduced them.
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
+        fingerprint: of the graph and its constants: equal for models that run the same operations.
     """
 
     model: nn.Module = field(repr=False)
@@ -37,6 +38,7 @@ class Symmetries:
     families: tuple[Family, ...] = field(repr=False)
     pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
+    fingerprint: str = field(repr=False)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -219,7 +221,8 @@ def symmetries(
     sources = list(exported.sources)
     scalings, roots = resolve(sources, trace.classes)
     found, pins = families(sources, scalings, trace.classes, roots)
-    return Symmetries(model, len(roots), scalings, found, pins, (reached - started, time.perf_counter() - reached))
+    seconds = (reached - started, time.perf_counter() - reached)
+    return Symmetries(model, len(roots), scalings, found, pins, seconds, fingerprint(exported.graph, exported.inputs))
 
 
 def balance_(

@@ -57,6 +57,8 @@ def filled(trace: Trace, call: Call) -> Label:
 @rule("to _to_copy type_as")
 def converted(trace: Trace, call: Call) -> Value:
     """Conversion of dtype or device: exact for floats, a test against zero for bool, otherwise rounding."""
+    if call.result.dtype.is_floating_point and call.result.dtype.itemsize == 1:
+        return trace.pin(call.input, "rounds to eight bits, which saturate")
     if call.result.dtype.is_floating_point or call.result.dtype.is_complex:
         return call.input if trace.is_unlabelled(call.input) else trace.label(call.input)
     if call.result.dtype == torch.bool:

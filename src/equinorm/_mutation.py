@@ -1,0 +1,138 @@
+"""What operations share, change and fill: aliases and in-place writes in a graph."""
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+CONSTANT_LIMIT = 1 << 24
+"""Largest constant, in entries, that is computed while looking at a graph."""
+
+_SOMETIMES_ALIASES = (
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as atleast_1d atleast_2d atleast_3d meshgrid"
+)
+"""Operations that may return their input itself although neither schema nor trace says so."""
+
+
+def bind(target: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Arguments by the names of the operator's schema, defaults filled in."""
+    bound = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def is_static(result: Any) -> bool:
+    """Are these tensors of sizes that no data decides?"""
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return all(isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape) for part in parts)
+
+
+def fill_value(node: fx.Node) -> float | None:
+    """The number that an operation fills a new tensor with, whatever its input holds; None for other operations."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not _is_small(node):
+        return None
+    name = node.target.overloadpacket.__name__
+    if name in ("full_like", "new_full"):
+        value = bind(node.target, node.args, node.kwargs)["fill_value"]
+        return value if isinstance(value, (bool, int, float)) else None
+    return {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1}.get(name)
+
+
+def is_computable(node: fx.Node) -> bool:
+    """Can this operation be computed once its inputs are constants? Not if it draws random numbers, or makes too much."""
+    target = node.target
+    return (
+        isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags and _is_small(node)
+    )
+
+
+def _is_small(node: fx.Node) -> bool:
+    result: Any = node.meta.get("val")
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return is_static(result) and all(part.numel() <= CONSTANT_LIMIT and not part.is_meta for part in parts)
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """Arguments that the operation changes in place."""
+    return [value for argument, value in _named(node) if argument.alias_info is not None and argument.alias_info.is_write]
+
+
+def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+    """The node that first owned the memory of each node: by the operators' schemas, and by the memory seen while tracing."""
+    found: dict[fx.Node, fx.Node] = {}
+    owners: dict[int, fx.Node] = {}
+    for node in graph.graph.nodes:
+        shared = [value for argument, value in _named(node) if argument.alias_info is not None]
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if node.target is operator.getitem or name in _SOMETIMES_ALIASES.split():
+            shared = node.all_input_nodes
+        memory = memory_of(node.meta.get("val"))
+        owner = owners.get(memory) if memory is not None else None
+        found[node] = found[shared[0]] if shared else owner or node
+        if memory is not None:
+            owners.setdefault(memory, found[node])
+    return found
+
+
+def has_hidden_aliases(graph: fx.GraphModule) -> bool:
+    """Does any operation return the memory of its input although its schema denies it (einsum does)?"""
+    owners = {memory_of(node.meta.get("val")) for node in graph.graph.nodes if node.op == "placeholder"}
+    for node in graph.graph.nodes:
+        memory = memory_of(node.meta.get("val"))
+        if isinstance(node.target, torch._ops.OpOverload) and memory is not None:
+            if memory in owners and not any(argument.alias_info is not None for argument, _ in _named(node)):
+                return True
+            owners.add(memory)
+    return False
+
+
+def memory_of(value: Any) -> int | None:
+    """Identity of a tensor's memory."""
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) and value.layout == torch.strided else None
+
+
+def has_visible_mutation(graph: fx.GraphModule, constants: set[str]) -> bool:
+    """Does any operation read memory that another has changed in place, other than through that one's result?
+
+    Writes of constants into constants do not count: they are carried out.
+
+    Args:
+        graph: the exported graph.
+        constants: names of the placeholders that hold constants.
+    """
+    if any(written(node) for body in graph.children() if isinstance(body, fx.GraphModule) for node in body.graph.nodes):
+        return True
+    found = roots(graph)
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    aliases: dict[fx.Node, list[fx.Node]] = {}
+    constant: set[fx.Node] = set()
+    for node, root in found.items():
+        aliases.setdefault(root, []).append(node)
+        computed = node.op == "get_attr" or (
+            is_computable(node) and all(argument in constant for argument in node.all_input_nodes)
+        )
+        if computed or node.name in constants or fill_value(node) is not None:
+            constant.add(node)
+    for node in found:
+        for target in written(node):
+            earlier = [alias for alias in aliases[found[target]] if order[alias] < order[node]]
+            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
+                return True
+    return False
+
+
+def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
+    """Arguments of an operation that are graph nodes, with their entries in the schema."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        for position, argument in enumerate(node.target._schema.arguments):
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            if isinstance(value, fx.Node):
+                yield argument, value
