@@ -110,7 +110,9 @@ def balance(
     """See `Symmetries.balance`."""
     _check(p, c, cycles, tol, method)
     held = _held(symmetries, modules)
-    scalings = [s for s in symmetries.scalings if s.factors and s.kind == "parameter" and (biases or s.role == "weight")]
+    scalings = [
+        s for s in symmetries.scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")
+    ]
     if modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
     if not scalings:
