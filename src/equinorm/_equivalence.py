@@ -91,6 +91,7 @@ def _restored_buffers(model: nn.Module) -> Iterator[None]:
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}
 """Default tolerance of `equivalence` by the narrowest dtype of the weights: some hundred roundings."""
 
 

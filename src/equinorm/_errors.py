@@ -18,15 +18,19 @@ class ExportError(EquinormError):
     def of(cls, model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception) -> "ExportError":
         """Restate the call and the exporter's first line."""
         text = str(error).strip()
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+        first = next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "no message")
+        if "data-dependent" in first:
+            first = "the model branches on the value of a tensor"
+        frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)
+        where = f" at {frame.group(1).rsplit('/', 1)[-1]}:{frame.group(2)} `{frame.group(3)}`" if frame else ""
         operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
         blamed = f" The operation is {operator.group()}." if operator else ""
         return cls(
             f"cannot export {describe(model)} with inputs {describe_inputs(args, kwargs)}: "
-            f"{type(error).__name__}: {first}{blamed} "
+            f"{type(error).__name__}: {first}{where}.{blamed} "
             "Check first that model(*args, **kwargs) runs with these inputs. If it does, the model has control flow on "
             "data or an operation that torch.export cannot record: pass the submodule without it, or rewrite that line. "
-            "The exporter's full report is chained above."
+            "The exporter's full report is the cause of this error."
         )
 
 

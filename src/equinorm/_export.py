@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
-from equinorm._mutation import has_hidden_aliases, has_visible_mutation, memory_of, roots, written
+from equinorm._mutation import has_hidden_aliases, has_writing_subgraph, memory_of, roots, visibly_written, written
 from equinorm._trace import Constant, Source, Value
 
 
@@ -22,13 +22,15 @@ class Exported:
     """A model's graph and what enters it.
 
     Attributes:
-        graph: operations without visible mutation.
+        graph: operations; what they change in place, only their results read.
+        unsteady: roots of memory for which that does not hold; nothing in it may scale.
         inputs: value and origin of every placeholder by its name.
         sources: every parameter and floating-point buffer with the model's own tensor.
         overlapping: sources whose memory is also that of another tensor of the model; nothing may rescale them.
     """
 
     graph: fx.GraphModule
+    unsteady: frozenset[fx.Node]
     inputs: Mapping[str, tuple[Value, Origin]]
     sources: Mapping[Source, Tensor]
     overlapping: frozenset[Source]
@@ -45,10 +47,10 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> E
     specs = program.graph_signature.input_specs
     changing = _changing(graph)
     fixed = {spec.arg.name for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR} - changing
-    if has_visible_mutation(graph, fixed):
-        # operators with hidden aliases must be taken apart, or their writes would be lost
-        program = program.run_decompositions(None if has_hidden_aliases(graph) else {})
-        graph = program.graph_module
+    unsteady = visibly_written(graph, fixed)
+    if (unsteady or has_writing_subgraph(graph)) and not has_hidden_aliases(graph):  # it would lose writes through those
+        program = program.run_decompositions({})
+        graph, unsteady = program.graph_module, set()
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
     sources, overlapping = _sources(model)
     by_name = {name: source for source in sources for name in source.names}
@@ -75,7 +77,7 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> E
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())
         inputs[name] = (value, origin)
-    return Exported(graph, inputs, sources, overlapping)
+    return Exported(graph, frozenset(unsteady), inputs, sources, overlapping)
 
 
 def _changing(graph: fx.GraphModule) -> set[str]:

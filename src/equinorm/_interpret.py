@@ -39,8 +39,8 @@ class Origin:
 class Interpreter:
     """Runs one graph; subgraphs get interpreters of their own."""
 
-    def __init__(self, graph: fx.GraphModule, trace: Trace) -> None:
-        self.graph, self.trace = graph, trace
+    def __init__(self, graph: fx.GraphModule, trace: Trace, unsteady: frozenset[fx.Node] = frozenset()) -> None:
+        self.graph, self.trace, self.unsteady = graph, trace, unsteady
         self.values: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, Origin] = {}
         self.roots = roots(graph)
@@ -61,7 +61,12 @@ class Interpreter:
             elif node.op == "call_function":
                 self.trace.reason = reason_of(node)
                 self._call(node)
-            elif node.op == "output":
+            if self.roots[node] in self.unsteady:
+                self.trace.reason = reason_of(node)
+                for value in flat(self.values[node]):
+                    self.trace.pin(value, "shares memory that is changed in place")
+                self.values[node] = _pinned(node.meta.get("val"))
+            if node.op == "output":
                 return list(self._arguments(node.args[0])), self._joined(node)
         raise ValueError("graph without output")
 
@@ -86,9 +91,10 @@ class Interpreter:
         else:
             self.values[node] = _apply(node, args, kwargs, self.trace)
             self.origins[node] = self._meet(node)
-            if any(self.roots[target].op == "placeholder" for target in written(node)):
-                for value in flat(self.values[node]):  # an input or a buffer is written: the next call reads it
-                    self.trace.pin(value, "writes into a buffer or an input")
+            for target in written(node):
+                if self.roots[target].op == "placeholder":  # the next call reads what is written into a buffer or an input
+                    for value in flat([self.values[node], self.values[self.roots[target]]]):
+                        self.trace.pin(value, "writes into a tensor of the model or an input")
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""

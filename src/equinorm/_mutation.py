@@ -82,8 +82,45 @@ def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     return found
 
 
+def visibly_written(graph: fx.GraphModule, constants: set[str]) -> set[fx.Node]:
+    """Roots of memory that some operation reads after another has changed it, other than through that one's result.
+
+    Writes of constants into constants do not count: they are carried out.
+
+    Args:
+        graph: the exported graph.
+        constants: names of the placeholders that hold constants.
+    """
+    found = roots(graph)
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    aliases: dict[fx.Node, list[fx.Node]] = {}
+    constant: set[fx.Node] = set()
+    for node, root in found.items():
+        aliases.setdefault(root, []).append(node)
+        computed = node.op == "get_attr" or (
+            is_computable(node) and all(argument in constant for argument in node.all_input_nodes)
+        )
+        if computed or node.name in constants or fill_value(node) is not None:
+            constant.add(node)
+    visible: set[fx.Node] = set()
+    for node in found:
+        for target in written(node):
+            earlier = [alias for alias in aliases[found[target]] if order[alias] < order[node]]
+            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
+                visible.add(found[target])
+    return visible
+
+
+def has_writing_subgraph(graph: fx.GraphModule) -> bool:
+    """Does a subgraph change anything in place?"""
+    return any(written(node) for body in graph.children() if isinstance(body, fx.GraphModule) for node in body.graph.nodes)
+
+
 def has_hidden_aliases(graph: fx.GraphModule) -> bool:
     """Does any operation return the memory of its input although its schema denies it (einsum does)?"""
+    names = _SOMETIMES_ALIASES.split()
+    if any(getattr(getattr(node.target, "overloadpacket", None), "__name__", "") in names for node in graph.graph.nodes):
+        return True
     owners = {memory_of(node.meta.get("val")) for node in graph.graph.nodes if node.op == "placeholder"}
     for node in graph.graph.nodes:
         memory = memory_of(node.meta.get("val"))
@@ -97,36 +134,6 @@ def has_hidden_aliases(graph: fx.GraphModule) -> bool:
 def memory_of(value: Any) -> int | None:
     """Identity of a tensor's memory."""
     return value.untyped_storage()._cdata if isinstance(value, Tensor) and value.layout == torch.strided else None
-
-
-def has_visible_mutation(graph: fx.GraphModule, constants: set[str]) -> bool:
-    """Does any operation read memory that another has changed in place, other than through that one's result?
-
-    Writes of constants into constants do not count: they are carried out.
-
-    Args:
-        graph: the exported graph.
-        constants: names of the placeholders that hold constants.
-    """
-    if any(written(node) for body in graph.children() if isinstance(body, fx.GraphModule) for node in body.graph.nodes):
-        return True
-    found = roots(graph)
-    order = {node: position for position, node in enumerate(graph.graph.nodes)}
-    aliases: dict[fx.Node, list[fx.Node]] = {}
-    constant: set[fx.Node] = set()
-    for node, root in found.items():
-        aliases.setdefault(root, []).append(node)
-        computed = node.op == "get_attr" or (
-            is_computable(node) and all(argument in constant for argument in node.all_input_nodes)
-        )
-        if computed or node.name in constants or fill_value(node) is not None:
-            constant.add(node)
-    for node in found:
-        for target in written(node):
-            earlier = [alias for alias in aliases[found[target]] if order[alias] < order[node]]
-            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
-                return True
-    return False
 
 
 def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:

@@ -210,7 +210,7 @@ def symmetries(
     exported = export(model, tuple(args), kwargs)
     reached = time.perf_counter()
     trace = Trace(batch_norm=batch_norm)
-    returned, _ = Interpreter(exported.graph, trace).run(exported.inputs)
+    returned, _ = Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)
     trace.reason = Reason("model output")
     for value in flat(returned):
         trace.pin(value)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import sys
 import warnings
@@ -62,11 +63,14 @@ def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: boo
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), _steps() as steps:
             if not debug:
                 warnings.simplefilter("ignore")
+                logging.disable(logging.CRITICAL)  # the exporter's own accounts of what it could not do
             record, text, code = work(steps)
     except (Exception, KeyboardInterrupt) as error:
         if debug or isinstance(error, typer.Exit):
             raise
         raise typer.Exit(_explain(error)) from None
+    finally:
+        logging.disable(logging.NOTSET)
     if json_only:
         sys.stdout.write(json.dumps(as_json(record), indent=2, allow_nan=False) + "\n")
     else:

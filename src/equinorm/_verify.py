@@ -83,9 +83,9 @@ def balancing(
     original = duplicate(model)
     balance = symmetries.balance(p, c, cycles, tol, method, biases=biases, progress=progress)
     balance.apply_(power_of_two=power_of_two)
-    norm, residuals, energies, reason = balance.norm_after, balance.residuals, balance.energies, balance.reason
+    norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
     if power_of_two and balance.energies:
-        norm, residuals, energies, reason = _rounded(symmetries, balance, tol, biases, original)
+        norm, residual, energies, reason = _rounded(symmetries, balance, tol, biases, original)
     apart = deviation(model, original, loaded.args, loaded.kwargs)
     dtype = coarsest(model)
     if not apart <= LIMITS[dtype]:
@@ -106,8 +106,8 @@ def balancing(
         energy_before=_total(p, [energy.before for energy in energies]),
         energy_after=_total(p, [energy.after for energy in energies]),
         energies=energies,
-        residuals=residuals,
-        residual=residuals[-1],
+        residuals=balance.residuals,
+        residual=residual,
         cycles=balance.cycles,
         converged=balance.converged,
         reason=reason,
@@ -152,16 +152,16 @@ def comparison(a: Loaded, b: Loaded) -> Comparison:
 
 
 def _rounded(symmetries: Symmetries, balance: Balance, tol: float, biases: bool, original: nn.Module):
-    """Norm, residuals, energies and reason at the rounded scales, or at the old weights if these are no better."""
+    """Norm, residual, energies and reason at the rounded scales, or at the old weights if these are no better."""
     now = symmetries.balance(balance.p, balance.c, 0, tol, balance.method, biases=biases)
     reason = f"{balance.reason}; then rounded to powers of two"
     if now.norm_before >= balance.norm_before:
         symmetries.model.load_state_dict(original.state_dict())
         kept = tuple(TensorEnergy(e.name, e.before, e.before) for e in balance.energies)
-        return balance.norm_before, (balance.residuals[0],), kept, "no power of two makes the norm smaller: the weights stay"
+        return balance.norm_before, balance.residuals[0], kept, "no power of two makes the norm smaller: the weights stay"
     after = {energy.name: energy.before for energy in now.energies}
     energies = tuple(TensorEnergy(e.name, e.before, after[e.name]) for e in balance.energies)
-    return now.norm_before, (*balance.residuals[:-1], now.residuals[0]), energies, reason
+    return now.norm_before, now.residuals[0], energies, reason
 
 
 def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
