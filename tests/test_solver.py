@@ -395,6 +395,19 @@ def test_chosen_modules():
     assert torch.equal(net[6].weight, kept[6].weight)
     torch.testing.assert_close(net[2].weight.norm(dim=1), net[4].weight.norm(dim=0), rtol=1e-10, atol=0)
     assert equinorm.deviation(net, before, args) <= 1e-12
+    alone = symmetries.balance(modules="2")
+    assert alone.converged
+    assert "within the chosen modules" in alone.reason
+
+
+def test_weights_that_changed_since_are_refused():
+    net, args = multilayer([6, 5, 3]), (torch.randn(1, 6).double(),)
+    balance = equinorm.symmetries(net, args).balance()
+    balance.apply_()
+    before = net[0].weight.detach().clone()
+    with pytest.raises(equinorm.RescaleError, match="changed since"):
+        balance.apply_()
+    assert torch.equal(net[0].weight, before)
 
 
 @pytest.mark.parametrize("p", [8.0, 40.0])
@@ -420,6 +433,7 @@ def test_float32_energies_agree_with_float64():
     ("options", "words"),
     [
         ({"p": 0}, "p must be"),
+        ({"p": "2"}, "p must be a number"),
         ({"p": -1.0}, "p must be"),
         ({"p": math.nan}, "p must be"),
         ({"c": 0.0}, "c must be"),
@@ -457,7 +471,7 @@ def test_running_out_of_cycles_is_a_result():
     symmetries.rescale_(spread(symmetries))
     balance = symmetries.balance(cycles=1, tol=1e-12)
     assert not balance.converged
-    assert "1 cycles asked for" in balance.reason
+    assert "1 cycle asked for" in balance.reason
 
 
 @pytest.mark.skipif(

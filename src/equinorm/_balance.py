@@ -112,7 +112,7 @@ def balance(
     tol: float,
     method: str,
     biases: bool,
-    modules: Sequence[str | nn.Module] | None,
+    modules: str | nn.Module | Sequence[str | nn.Module] | None,
     progress: Callable[[int, float], None] | None,
 ) -> Balance:
     """See `Symmetries.balance`."""
@@ -135,7 +135,7 @@ def balance(
             0.0,
             (0.0,),
             True,
-            "no free class: nothing to balance",
+            "no free class: nothing to balance" if modules is None else "no class that is free within the chosen modules alone",
             (),
             (),
             _versions(symmetries),
@@ -210,12 +210,13 @@ def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> N
         raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
 
 
-def _held(symmetries: "Symmetries", modules: Sequence[str | nn.Module] | None) -> Tensor:
+def _held(symmetries: "Symmetries", modules: str | nn.Module | Sequence[str | nn.Module] | None) -> Tensor:
     """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     if modules is None:
         return held
     known = dict(symmetries.model.named_modules())
+    modules = [modules] if isinstance(modules, (str, nn.Module)) else modules
     chosen: set[int] = set()
     for entry in modules:
         module = known.get(entry) if isinstance(entry, str) else next((m for m in known.values() if m is entry), None)

@@ -102,7 +102,7 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
 def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
     """Free classes that move some tensor, ascending. Classes of intermediate values alone may be left over."""
     labels = [source.label for source in sources if source.label is not None]
-    ids = [np.unique(factor.ids.numpy()) for label in labels for factor in label.factors]
+    ids = [_distinct(factor.ids.numpy())[0] for label in labels for factor in label.factors]
     roots = np.unique(classes.resolve(np.unique(np.concatenate(ids)))) if ids else np.zeros(0, np.int64)
     dependent = classes.is_dependent(roots)
     used = {root for id in np.abs(roots[dependent]).tolist() for root in classes.form(id)}
@@ -112,7 +112,7 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
 def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
     factors: list[tuple[float, Tensor]] = []
     for factor in source.label.factors if source.label is not None else ():
-        ids, inverse = np.unique(factor.ids.numpy(), return_inverse=True)
+        ids, inverse = _distinct(factor.ids.numpy())
         slots: dict[tuple[float, int], np.ndarray] = {}
         roots = classes.resolve(ids)
         dependent = classes.is_dependent(roots)
@@ -138,6 +138,14 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
     return tuple(factors)
 
 
+def _distinct(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted distinct ids, and the place of each entry among them, without sorting: ids are dense."""
+    low = ids.min()
+    present = np.zeros(ids.max() - low + 1, bool)
+    present[ids - low] = True
+    return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[ids - low]
+
+
 def families(
     sources: Sequence[Source], scalings: Sequence[Scaling], classes: Classes, roots: np.ndarray
 ) -> tuple[tuple[Family, ...], tuple[Pin, ...]]:
@@ -146,7 +154,7 @@ def families(
     members: dict[int, list[np.ndarray]] = {}
     for source in sources:
         for factor in source.label.factors if source.label is not None else ():
-            ids = np.unique(factor.ids.numpy())
+            ids, _ = _distinct(factor.ids.numpy())
             ids = ids[ids > PINNED]
             axis = next((axis for axis in range(factor.ids.dim()) if factor.ids.size(axis) > 1), 0)
             for family in np.unique(classes.family(ids)).tolist():

@@ -66,7 +66,7 @@ class Symmetries:
         method: str = "two-level",
         *,
         biases: bool = False,
-        modules: Sequence[str | nn.Module] | None = None,
+        modules: str | nn.Module | Sequence[str | nn.Module] | None = None,
         progress: Callable[[int, float], None] | None = None,
     ) -> Balance:
         """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
@@ -173,9 +173,9 @@ def symmetries(
     """Discover every rescaling of channels that leaves a network's function unchanged.
 
     The model is exported once with `torch.export` and its graph is run on integer labels instead of numbers. Operations
-    without a rule pin what they touch, so that what is found is exact: sound for every input, in the mode (training or
-    evaluation) that the model is in. Weights are not read; tensors on the meta device suffice. Integer buffers count as
-    constants.
+    without a rule pin what they touch, so that what is found is exact: sound for every input of these shapes, in the mode
+    (training or evaluation) that the model is in. Weights are not read; tensors on the meta device suffice. Integer buffers
+    count as constants.
 
     Args:
         model: any module that `torch.export` can handle.
