@@ -33,7 +33,13 @@ op(
     also=lambda part, x: x.mul(part.w.expand(x.shape)),
     often=2,
 )
-op("gain_plus_one", lambda part, x: x * (1 + part.w), part=lambda x: Vector(x.size(-1)), also=lambda part, x: (part.w + 1) * x)
+op(
+    "gain_plus_one",
+    lambda part, x: x * (1 + part.w),
+    part=lambda x: Vector(x.size(-1)),
+    also=lambda part, x: (part.w + 1) * x,
+    exact=False,  # what is stored is s·(1 + w) − 1, rounded
+)
 op("shift", lambda part, x: x + part.w, part=lambda x: Vector(x.size(-1)), also=lambda part, x: x - (-part.w), often=2)
 op("scalar_gain", lambda part, x: x * part.w, part=lambda x: Vector())
 op("prelu", lambda part, x: F.prelu(x, part.w), choose=rank(2), part=lambda x: Vector(x.size(1)))

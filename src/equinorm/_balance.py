@@ -82,7 +82,7 @@ class Balance:
         Args:
             optimizer: whose state to move along.
             power_of_two: round every scale to a power of two, so that outputs stay bitwise the same through linear layers,
-                convolutions, ReLU and pooling (under- and overflow aside).
+                convolutions, ReLU and pooling (under- and overflow aside; gains written 1 + w are rounded).
 
         Raises:
             RescaleError: if the weights have changed since they were read, or if the result would not be exact; nothing is
