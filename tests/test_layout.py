@@ -27,6 +27,7 @@ CORE = [
     "_optimizers",
     "_rescale",
     "_blocks",
+    "_layout",
     "_energy",
     "_solve",
     "_balance",

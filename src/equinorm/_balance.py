@@ -11,6 +11,7 @@ from torch import Tensor, nn, optim
 from equinorm._blocks import Problem
 from equinorm._energy import problem
 from equinorm._errors import BalanceError, RescaleError
+from equinorm._layout import layouts
 from equinorm._solve import solve
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def balance(
             _versions(symmetries),
         )
     precision = torch.float32 if tol >= 1e-6 else torch.float64
-    found = problem(scalings, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, p, c, held, precision)
+    ranges, tensors = symmetries.family_ranges, symmetries.tensors
+    found = problem(layouts(scalings, ranges, symmetries.num_free, held), tensors, ranges, symmetries.num_free, p, c, precision)
     versions = _versions(symmetries)
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
     before = found.log_energies(start)

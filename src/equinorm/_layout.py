@@ -1,0 +1,170 @@
+"""Where each tensor's energies lie, and which channels move them: everything about a problem but the numbers.
+
+|w|^p is summed over the axes that no scale tells apart. What remains between an out-axis and an in-axis is a matrix; with one
+axis only, a matrix of one column on the ground; with more, or with several scales on one axis, a list of terms. It is cut
+where families of channels change. A training hook works this out once and reads the weights many times.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equinorm._blocks import GROUND, Side
+from equinorm._scaling import Scaling
+
+Pick = slice | Tensor
+"""Places along one axis; a slice where they are contiguous, which copies nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One block of a tensor's energies.
+
+    Attributes:
+        picks: rows and columns of the matrix, or places in the list of terms.
+        sides: who moves them.
+        loops: mask of entries that join a class to itself, whose energy never changes; None if there are none.
+    """
+
+    picks: tuple[Pick, ...]
+    sides: tuple[Side, ...]
+    loops: Tensor | None
+
+    @property
+    def is_still(self) -> bool:
+        """Does nothing move it?"""
+        return all(side.family == GROUND for side in self.sides)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """How one tensor's energies are laid out.
+
+    Attributes:
+        scaling: of the tensor.
+        axes: that stay apart; the others are summed.
+        is_matrix: two sides, rows and columns (of one column if `axes` has one entry), or a list of terms?
+        parts: its blocks.
+    """
+
+    scaling: Scaling
+    axes: tuple[int, ...]
+    is_matrix: bool
+    parts: tuple[Part, ...]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The axes to sum over."""
+        return tuple(axis for axis in range(len(self.scaling.shape)) if axis not in self.axes)
+
+
+def layouts(
+    scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], num_free: int, held: Tensor
+) -> tuple[Layout, ...]:
+    """Lay out the energies of tensors.
+
+    Args:
+        scalings: of the tensors whose norm counts.
+        families: first and last + 1 id of every family.
+        num_free: number of free classes.
+        held: mask over 0..num_free of classes that must not move; they count as ground.
+    """
+    family_of = torch.full((num_free + 1,), GROUND)
+    for number, (first, last) in enumerate(families):
+        family_of[first:last] = number
+    family_of[held] = GROUND
+    return tuple(_layout(scaling, family_of) for scaling in scalings)
+
+
+_Channels = tuple[Tensor, Tensor]
+"""Free class (0: none) and exponent of each channel along one side."""
+
+
+def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
+    factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
+    axes = tuple(sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1}))
+    along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes]
+    if len(axes) in (1, 2) and None not in along and all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors):
+        sides = [channels for channels in along if channels is not None]
+        if len(axes) == 1:
+            one = torch.zeros(1, dtype=torch.float64)
+            sides.append((one.long(), one))
+        return Layout(scaling, axes, True, tuple(_matrix_parts(sides, family_of)))
+    return Layout(scaling, axes, False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+
+
+def _joined(factors: Sequence[tuple[float, Tensor]]) -> _Channels | None:
+    """One class and exponent for each channel of an axis, or None if several move one channel."""
+    ids = torch.stack([part.flatten() for _, part in factors])
+    if int((ids > 0).sum(0).max()) > 1:
+        return None
+    exponents = torch.tensor([[exponent] for exponent, _ in factors], dtype=torch.float64)
+    return ids.sum(0), ((ids > 0) * exponents).sum(0)
+
+
+def _terms(scaling: Scaling, factors: Sequence[tuple[float, Tensor]], axes: Sequence[int]) -> list[_Channels]:
+    """The classes of every entry between the axes, one side for each factor."""
+    shape = [scaling.shape[axis] for axis in axes]
+    ids = [ids.reshape([ids.size(axis) for axis in axes]).expand(shape).flatten() for _, ids in factors]
+    exponents = [exponent for exponent, _ in factors]
+    for i in range(len(ids)):
+        for j in range(i):
+            if exponents[i] == -exponents[j]:  # in and out scales of one class cancel
+                same = ids[i] == ids[j]
+                ids[i], ids[j] = torch.where(same, 0, ids[i]), torch.where(same, 0, ids[j])
+    return [(part, torch.full(part.shape, e, dtype=torch.float64)) for part, e in zip(ids, exponents, strict=True)]
+
+
+def _matrix_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
+    """Cut a matrix where families or exponents change, so that every side of a block has one of each."""
+    kinds = [_kinds(ids, exponents, family_of) for ids, exponents in sides]
+    rows, columns = ([(legend[code], _where(codes, code)) for code in legend] for codes, legend in kinds)
+    for (row_kind, row_pick), (column_kind, column_pick) in itertools.product(rows, columns):
+        found = (_side(row_kind, sides[0][0][row_pick]), _side(column_kind, sides[1][0][column_pick]))
+        yield Part((row_pick, column_pick), found, _self_loops(*found))
+
+
+def _term_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
+    """The same for a list of terms."""
+    kinds = [_kinds(ids, exponents, family_of) for ids, exponents in sides]
+    patterns, inverse = torch.unique(torch.stack([codes for codes, _ in kinds]), dim=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T.tolist()):
+        pick = (inverse == number).nonzero().flatten()
+        found = tuple(_side(kinds[i][1][code], sides[i][0][pick]) for i, code in enumerate(pattern))
+        yield Part((pick,), found, None)
+
+
+_Kind = tuple[int, float]
+"""Family and exponent."""
+
+
+def _side(kind: _Kind, ids: Tensor) -> Side:
+    return Side(kind[0], ids, kind[1])
+
+
+def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, dict[int, _Kind]]:
+    """A code for the family and exponent of each channel, and what the codes mean. The ground has exponent 1."""
+    if ids.numel() == 1:
+        return torch.zeros(1, dtype=torch.long), {0: (int(family_of[ids]), float(exponents) if int(ids) else 1.0)}
+    values, which = torch.unique(torch.where(ids > 0, exponents, 1.0), return_inverse=True)
+    codes = (family_of[ids] - GROUND) * len(values) + which
+    present = torch.unique(codes).tolist()
+    return codes, {code: (code // len(values) + GROUND, float(values[code % len(values)])) for code in present}
+
+
+def _where(codes: Tensor, code: int) -> Pick:
+    """Places of one kind."""
+    places = (codes == code).nonzero().flatten()
+    first, last = int(places[0]), int(places[-1]) + 1
+    return slice(first, last) if last - first == len(places) else places
+
+
+def _self_loops(rows: Side, columns: Side) -> Tensor | None:
+    """Where a matrix joins a class to itself, so that its energy never changes; None if nowhere."""
+    if rows.family == GROUND or rows.family != columns.family or rows.exponent != -columns.exponent:
+        return None
+    loops = rows.ids[:, None] == columns.ids[None, :]
+    return loops if bool(loops.any()) else None
