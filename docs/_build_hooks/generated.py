@@ -13,7 +13,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from equinorm._optimizers import STATE_EXPONENTS
+from equinorm._optimizers import LAWS
 from equinorm.rules import TABLE
 
 KINDS = {
@@ -66,9 +66,9 @@ def _cell(text: str) -> str:
 def optimizers() -> str:
     """How the state of each known optimizer scales where its parameter scales by s."""
     rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
-    for kind, states in STATE_EXPONENTS.items():
+    for kind, states in LAWS.items():
         laws = ", ".join(
-            f"`{name}` " + ("unchanged" if not exponent else f"↦ s^{exponent}·") for name, exponent in states.items()
+            f"`{name}` " + (f"↦ s^{law.exponent}·" if law.exponent else "unchanged") for name, law in states.items()
         )
         rows.append(f"| `{kind.__name__}` | {laws} |")
     return "\n".join(rows) + "\n"

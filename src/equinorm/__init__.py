@@ -12,7 +12,9 @@ from equinorm._errors import (
     ExportError as ExportError,
     RescaleError as RescaleError,
 )
+from equinorm._optimizers import register_optimizer as register_optimizer
 from equinorm._scaling import Family as Family, Pin as Pin, Scaling as Scaling
 from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
+from equinorm._training import ENorm as ENorm
 
 __version__ = importlib.metadata.version("equinorm")

@@ -12,6 +12,7 @@ from equinorm._blocks import Problem
 from equinorm._energy import problem
 from equinorm._errors import BalanceError, RescaleError
 from equinorm._layout import layouts
+from equinorm._scaling import Scaling
 from equinorm._solve import solve
 
 if TYPE_CHECKING:
@@ -117,11 +118,9 @@ def balance(
     progress: Callable[[int, float], None] | None,
 ) -> Balance:
     """See `Symmetries.balance`."""
-    _check(p, c, cycles, tol, method)
-    held = _held(symmetries, modules)
-    scalings = [
-        s for s in symmetries.scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")
-    ]
+    check_options(p, c, cycles, tol, method)
+    held = held_classes(symmetries, modules)
+    scalings = counted(symmetries.scalings, biases)
     if modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
     if not scalings:
@@ -196,7 +195,13 @@ def _exp(log: float) -> float:
     return math.exp(log) if log < 709.0 else math.inf
 
 
-def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
+def counted(scalings: Iterable[Scaling], biases: bool) -> list[Scaling]:
+    """Scalings of the tensors whose norm counts: weights that move, and biases if they are asked for."""
+    return [s for s in scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")]
+
+
+def check_options(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
+    """Refuse options that are out of range."""
     for name, value in (("p", p), ("c", c), ("tol", tol)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BalanceError(f"{name} must be a number, not {value!r}.")
@@ -212,7 +217,7 @@ def _check(p: float, c: float, cycles: int | None, tol: float, method: str) -> N
         raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
 
 
-def _held(symmetries: "Symmetries", modules: str | nn.Module | Sequence[str | nn.Module] | None) -> Tensor:
+def held_classes(symmetries: "Symmetries", modules: str | nn.Module | Sequence[str | nn.Module] | None) -> Tensor:
     """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     if modules is None:

@@ -76,7 +76,7 @@ def _read(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) -> t
 
 
 def _reduce(
-    scaling: Scaling, weight: Tensor, axes: Sequence[int], others: Sequence[int], p: float, precision: torch.dtype
+    scaling: Scaling, weight: Tensor, axes: Sequence[int], others: tuple[int, ...], p: float, precision: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
     """|w|^p summed over `others` (largest |w| if p = ∞), scaled towards 1 where it could underflow."""
     q = 1.0 if math.isinf(p) else p
@@ -109,7 +109,7 @@ def _totals(powered: Tensor) -> list[Tensor]:
     return [powered.sum([other for other in axes if other != axis]) if powered.dim() > 1 else powered for axis in axes]
 
 
-def _power(weight: Tensor, q: float, others: Sequence[int], maximum: bool) -> Tensor:
+def _power(weight: Tensor, q: float, others: tuple[int, ...], maximum: bool) -> Tensor:
     """|w|^q, summed (maximised) over `others`."""
     powered = weight.square() if q == 2 else weight.abs() if q == 1 else weight.abs().pow_(q)
     if not others:

@@ -2,29 +2,170 @@
 
 Where w ↦ s·w, gradients scale by 1/s. A state tensor that is homogeneous of degree d in gradients scales by s^−d; one that
 is an average of weights scales by s. The exponent of s is tabulated here for every state of every optimizer that is known.
+
+Coupled weight decay feeds g + λw to the averages instead of g, and λw scales by s. Such an average is a sum of parts that
+scale differently, which have to be told apart (`_decay`). States that are no such sum are refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, optim
 
-from equinorm._errors import RescaleError
+from equinorm._errors import EquinormError, RescaleError
 
-STATE_EXPONENTS: dict[type[optim.Optimizer], dict[str, int]] = {
-    optim.SGD: {"momentum_buffer": -1},
-    optim.Adam: {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2},
-    optim.AdamW: {"exp_avg": -1, "exp_avg_sq": -2, "max_exp_avg_sq": -2},
-    optim.Adamax: {"exp_avg": -1, "exp_inf": -1},
-    optim.NAdam: {"exp_avg": -1, "exp_avg_sq": -2},
-    optim.RAdam: {"exp_avg": -1, "exp_avg_sq": -2},
-    optim.Adagrad: {"sum": -2},
-    optim.RMSprop: {"square_avg": -2, "grad_avg": -1, "momentum_buffer": 0},
-    optim.Adadelta: {"square_avg": -2, "acc_delta": 2},
+Group = Mapping[str, Any]
+"""An optimizer's parameter group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """state ← keep · state + add · (g + λw)^degree, from zero.
+
+    Attributes:
+        degree: 1 or 2.
+        keep: of the old state, by parameter group.
+        add: of the new entry.
+        starts_whole: does the first entry count 1 instead of `add`?
+    """
+
+    degree: int
+    keep: Callable[[Group], float]
+    add: Callable[[Group], float]
+    starts_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A state tensor scales by s^exponent.
+
+    Attributes:
+        exponent: of s.
+        average: how coupled weight decay enters; None: in no way that can be undone.
+    """
+
+    exponent: int
+    average: Average | None = None
+
+
+def _moving_average(degree: int, keep: Callable[[Group], float]) -> Law:
+    return Law(-degree, Average(degree, keep, lambda group: 1 - keep(group)))
+
+
+_MOMENTUM = Average(1, lambda g: float(g["momentum"]), lambda g: 1 - float(g["dampening"]), starts_whole=True)
+_FIRST = _moving_average(1, lambda g: float(g["betas"][0]))
+_SECOND = _moving_average(2, lambda g: float(g["betas"][1]))
+_SUM = Average(2, lambda g: 1.0, lambda g: 1.0)
+
+LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
+    optim.SGD: {"momentum_buffer": Law(-1, _MOMENTUM)},
+    optim.Adam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)},
+    optim.AdamW: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)},
+    optim.Adamax: {"exp_avg": _FIRST, "exp_inf": Law(-1)},
+    optim.NAdam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND},
+    optim.RAdam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND},
+    optim.Adagrad: {"sum": Law(-2, _SUM)},
+    optim.RMSprop: {
+        "square_avg": _moving_average(2, lambda g: float(g["alpha"])),
+        "grad_avg": _moving_average(1, lambda g: float(g["alpha"])),
+        "momentum_buffer": Law(0),
+    },
+    optim.Adadelta: {"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(2)},
 }
-"""Exponent of s in each state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
+"""The law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
+
+_DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
+"""Optimizers whose weight decay never enters their state, whatever their groups say."""
 
 
-def scaled_state(optimizer: optim.Optimizer, parameters: dict[int, str]) -> Iterator[tuple[str, Tensor, Tensor, int]]:
+def register_optimizer(
+    kind: type[optim.Optimizer], exponents: Mapping[str, int], *, decoupled_weight_decay: bool = False
+) -> None:
+    """Tell how an optimizer's state scales where a weight scales by s: state ↦ s^exponent · state.
+
+    Gradients scale by s^−1, so averages of gradients have exponent −1, averages of their squares −2, averages of weights 1.
+
+    Args:
+        kind: the optimizer's class.
+        exponents: of every state tensor that has its parameter's shape, by its key in `optimizer.state[parameter]`.
+        decoupled_weight_decay: True if weight decay never enters these tensors. If False, a nonzero weight decay is refused.
+
+    Raises:
+        EquinormError: if `kind` is not a class of optimizers, or an exponent is not an integer.
+
+    >>> import torch, equinorm
+    >>> class Averaging(torch.optim.SGD):
+    ...     pass
+    >>> equinorm.register_optimizer(Averaging, {"momentum_buffer": -1}, decoupled_weight_decay=False)
+    """
+    if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
+        raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
+    for key, exponent in exponents.items():
+        if isinstance(exponent, bool) or not isinstance(exponent, int):
+            raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
+    LAWS[kind] = {key: Law(exponent) for key, exponent in exponents.items()}
+    (_DECOUPLED.add if decoupled_weight_decay else _DECOUPLED.discard)(kind)
+
+
+def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
+    """The laws of an optimizer's state.
+
+    Raises:
+        RescaleError: if its class is not known.
+    """
+    kind = type(optimizer)
+    if kind not in LAWS:
+        known = ", ".join(sorted(known.__name__ for known in LAWS))
+        raise RescaleError(
+            f"cannot rescale the state of {kind.__name__}: how it scales is not known. Known: {known}. "
+            "Register it: equinorm.register_optimizer(kind, {state key: exponent})."
+        )
+    return LAWS[kind]
+
+
+def coupled_decay(optimizer: optim.Optimizer, group: Group) -> float:
+    """The weight decay that enters the state of a parameter group; 0 if none does."""
+    decoupled = type(optimizer) in _DECOUPLED or group.get("decoupled_weight_decay", False)
+    return 0.0 if decoupled else float(group.get("weight_decay", 0.0))
+
+
+def check_group(optimizer: optim.Optimizer, group: Group, name: str) -> None:
+    """Refuse settings of a parameter group whose state is no sum of homogeneous parts."""
+    if group.get("initial_accumulator_value", 0) != 0:
+        raise RescaleError(
+            f"cannot rescale the state of {type(optimizer).__name__} for {name}: it started from "
+            f"initial_accumulator_value={group['initial_accumulator_value']}, which does not scale. Start from 0."
+        )
+
+
+def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterator[tuple[str, Tensor, Law]]:
+    """Key, tensor and law of every state of one parameter that may scale.
+
+    Raises:
+        RescaleError: if a tensor's law is not known.
+    """
+    known = laws(optimizer)
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key == "step"):
+            continue
+        if key not in known:
+            raise RescaleError(
+                f"cannot rescale state {key!r} of {type(optimizer).__name__} for {name}: how it scales is not known. "
+                "Register it: equinorm.register_optimizer(kind, {state key: exponent})."
+            )
+        yield key, value, known[key]
+
+
+def refusal(optimizer: optim.Optimizer, key: str, name: str, decay: float, remedy: str) -> RescaleError:
+    """Why a state that contains coupled weight decay cannot move."""
+    return RescaleError(
+        f"cannot rescale state {key!r} of {type(optimizer).__name__} for {name} exactly: its weight decay of {decay:g} is "
+        f"mixed into it and scales by s where gradients scale by 1/s. {remedy}"
+    )
+
+
+def scaled_state(optimizer: optim.Optimizer, parameters: Mapping[int, str]) -> Iterator[tuple[str, Tensor, Tensor, int]]:
     """Every state tensor that scales: description, parameter, tensor, exponent of s.
 
     Args:
@@ -32,30 +173,21 @@ def scaled_state(optimizer: optim.Optimizer, parameters: dict[int, str]) -> Iter
         parameters: name by `id` of every parameter that moves.
 
     Raises:
-        RescaleError: if the optimizer or one of its states is unknown, or a momentum buffer contains coupled weight decay,
-            which scales by s where gradients scale by 1/s.
+        RescaleError: if the optimizer or one of its states is unknown, or one contains coupled weight decay.
     """
-    kind = type(optimizer)
-    if kind not in STATE_EXPONENTS:
-        known = ", ".join(sorted(known.__name__ for known in STATE_EXPONENTS))
-        raise RescaleError(f"cannot rescale the state of {kind.__name__}: how it scales is not known. Known: {known}.")
+    laws(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = parameters.get(id(parameter))
             if name is None:
                 continue
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key == "step"):
-                    continue
-                if key not in STATE_EXPONENTS[kind]:
-                    what = f"state {key!r} of {kind.__name__} for {name}"
-                    raise RescaleError(f"cannot rescale {what}: how it scales is not known.")
-                exponent = STATE_EXPONENTS[kind][key]
-                decoupled = group.get("decoupled_weight_decay", kind is optim.AdamW)
-                if group.get("weight_decay", 0) != 0 and not decoupled and exponent != 0:
-                    raise RescaleError(
-                        f"cannot rescale state {key!r} of {kind.__name__} for {name} exactly: its weight decay of "
-                        f"{group['weight_decay']} is mixed into it and scales by s where gradients scale by 1/s. "
-                        "Use decoupled weight decay, or rescale before the first step."
+            check_group(optimizer, group, name)
+            for key, value, law in state_of(optimizer, parameter, name):
+                if decay := coupled_decay(optimizer, group):
+                    remedy = (
+                        "Use decoupled weight decay, rescale before the first step, or train with equinorm.ENorm, which "
+                        "tells the two parts apart."
                     )
-                yield f"{key} of {name}", parameter, value, exponent
+                    raise refusal(optimizer, key, name, decay, remedy)
+                if law.exponent:
+                    yield f"{key} of {name}", parameter, value, law.exponent

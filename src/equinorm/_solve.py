@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from equinorm._blocks import GROUND, Block, Problem
+from equinorm._layout import Part
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""
@@ -67,7 +68,7 @@ def solve(
         problem = problem.without(dead)
         system = _System(problem)
     system.live &= ~dead
-    order = system.order() if method == "two-level" else range(len(problem.families))
+    order = red_black(system.blocks, len(problem.families)) if method == "two-level" else range(len(problem.families))
     mixer = _Mixer()
     residuals = [system.residual(z)]
     while (len(residuals) - 1 < cycles) if cycles is not None else (residuals[-1] > tol and len(residuals) - 1 < limit):
@@ -153,24 +154,6 @@ class _System:
         """Logarithm of all energies that move."""
         return self.problem.join([block.log_total(z, self.q, self.maximum) for block in self.blocks] or [-math.inf])
 
-    def order(self) -> list[int]:
-        """Two-coloured (red-black) where no block joins families of one colour, otherwise as they were made."""
-        colour: dict[int, int] = {}
-        neighbours: list[set[int]] = [set() for _ in self.problem.families]
-        for block in self.blocks:
-            for one in block.sides:
-                for other in block.sides:
-                    if GROUND not in (one.family, other.family) and one is not other:
-                        neighbours[one.family].add(other.family)
-        for start in range(len(neighbours)):
-            stack = [] if start in colour else [(start, 0)]
-            while stack:
-                family, shade = stack.pop()
-                if colour.setdefault(family, shade) != shade:
-                    return list(range(len(neighbours)))
-                stack += [(other, 1 - shade) for other in neighbours[family] if colour.get(other) != 1 - shade]
-        return sorted(colour, key=lambda family: (colour[family], family))
-
     # ------------------------------------------------------------------------------------------------- one per family
 
     def level(self, z: Tensor) -> None:
@@ -222,6 +205,25 @@ class _System:
             return block.log_energies(place, z, self.q, self.maximum) > -math.inf
         matrix = block.energies if place == 0 else block.energies.T
         return matrix @ other.to(matrix.dtype) > 0
+
+
+def red_black(blocks: Sequence[Block | Part], count: int) -> list[int]:
+    """Families in an order for sweeps: two-coloured where no block joins two of one colour, otherwise as they were made."""
+    colour: dict[int, int] = {}
+    neighbours: list[set[int]] = [set() for _ in range(count)]
+    for block in blocks:
+        for one in block.sides:
+            for other in block.sides:
+                if GROUND not in (one.family, other.family) and one is not other:
+                    neighbours[one.family].add(other.family)
+    for start in range(count):
+        stack = [] if start in colour else [(start, 0)]
+        while stack:
+            family, shade = stack.pop()
+            if colour.setdefault(family, shade) != shade:
+                return list(range(count))
+            stack += [(other, 1 - shade) for other in neighbours[family] if colour.get(other) != 1 - shade]
+    return sorted(colour, key=lambda family: (colour[family], family))
 
 
 def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:

@@ -34,6 +34,10 @@ class Steps:
         """Begin the next step."""
         self._progress.reset(self._task, total=None, description=text)
 
+    def count(self, done: float, total: float, text: str) -> None:
+        """So much of a total is done."""
+        self._progress.update(self._task, description=text, total=total, completed=done)
+
     def solving(self, tol: float) -> Callable[[int, float], None]:
         """What the solver calls after every cycle; the bar is log ρ on its way to log tol."""
         first: list[float] = []

@@ -1,0 +1,216 @@
+"""One rescaling step, recorded: which tensors are read, which move along, and by which power of their scales."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn, optim
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from equinorm._cycle import Cycle
+from equinorm._decay import DecayParts
+from equinorm._errors import RescaleError
+from equinorm._layout import Layout
+from equinorm._mover import Mover
+from equinorm._optimizers import state_of
+from equinorm._scaling import Scaling
+from equinorm._symmetries import Symmetries
+from equinorm._watch import Watch, unwrapped
+
+Place = tuple[tuple[torch.device, torch.dtype], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bound:
+    """A tensor that moves: index of its scaling, name, tensor."""
+
+    index: int
+    name: str
+    tensor: Tensor
+
+
+class Plan:
+    """Runs cycles on the current weights and moves everything that belongs to them.
+
+    Args:
+        symmetries: of the model.
+        moving: scalings of the tensors that move.
+        layouts: of the tensors whose norm counts.
+        optimizer: whose state moves along.
+        averages: modules with averaged weights.
+        p: the norm.
+        c: asymmetry.
+        method: "cyclic" or "two-level".
+        power_of_two: round scales to powers of two.
+
+    Raises:
+        RescaleError: for tensors, optimizers and averages that cannot be moved exactly.
+    """
+
+    def __init__(
+        self,
+        symmetries: Symmetries,
+        moving: Sequence[Scaling],
+        layouts: Sequence[Layout],
+        optimizer: optim.Optimizer,
+        averages: Sequence[nn.Module],
+        p: float,
+        c: float,
+        method: str,
+        power_of_two: bool,
+    ) -> None:
+        self._symmetries, self._moving, self._layouts, self._optimizer = symmetries, moving, layouts, optimizer
+        self._p, self._c, self._method, self._power_of_two = p, c, method, power_of_two
+        tensors = symmetries.tensors
+        self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
+        self._watch = Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})
+        self._check_trained()
+        self._averages = [bound for module in averages for bound in self._averaged(module)]
+        self._read = {layout.scaling.name: tensors[layout.scaling.name].detach() for layout in layouts}
+        offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
+        self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets)
+        self._place: Place = ()
+        self._record()
+
+    def weigh(self, c: float) -> None:
+        """Set the asymmetry."""
+        self._c = c
+        self._cycle.weigh(c)
+
+    def residual(self) -> float:
+        """ρ of the current weights."""
+        self._renew()
+        with torch.no_grad():
+            return float(self._cycle.residual(self._read))
+
+    def run(self, cycles: int, gradients: bool) -> None:
+        """Run so many cycles and move everything.
+
+        Raises:
+            RescaleError: if the model has changed or something cannot move; nothing has moved then.
+        """
+        self._renew()
+        states = self._states()
+        held = self._gradients() if gradients else []
+        with torch.no_grad():
+            z = self._cycle.run(self._read, cycles)
+            skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
+            self._mover.aim(z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z))
+            self._move_weights()
+            self._mover.multiply_(held, -1)
+            self._move_states(states)
+
+    # --------------------------------------------------------------------------------------------------------- moving
+
+    def _move_weights(self) -> None:
+        plain: list[tuple[int, Tensor]] = []
+        seen: set[tuple[object, ...]] = set()
+        for bound in [*self._bound, *self._averages]:
+            memory = (bound.tensor.untyped_storage()._cdata, bound.tensor.storage_offset())
+            if memory in seen:  # tied parameters share one memory
+                continue
+            seen.add(memory)
+            if offset := self._moving[bound.index].offset:
+                self._mover.shift_(bound.index, bound.tensor, offset)
+            else:
+                plain.append((bound.index, bound.tensor))
+        self._mover.multiply_(plain, 1)
+
+    def _move_states(self, states: Sequence[tuple[_Bound, str, Tensor, int]]) -> None:
+        """A state is the sum of its parts with weight decay, and the rest, each with its own power."""
+        by_power: dict[int, list[tuple[int, Tensor]]] = {}
+        mixed: list[tuple[Tensor, Tensor]] = []
+        for bound, key, state, exponent in states:
+            by_power.setdefault(exponent, []).append((bound.index, state))
+            for power, part in self.parts.of(bound.name, key).items():
+                by_power.setdefault(power, []).append((bound.index, part))
+                mixed.append((state, part))
+        for state, part in mixed:
+            state.sub_(part)
+        for power, tensors in by_power.items():
+            self._mover.multiply_(tensors, power)
+        for state, part in mixed:
+            state.add_(part)
+
+    def _states(self) -> list[tuple[_Bound, str, Tensor, int]]:
+        """Every state tensor that moves, by parameter, key and exponent."""
+        found: list[tuple[_Bound, str, Tensor, int]] = []
+        for bound in self._bound:
+            for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
+                if law.exponent or self.parts.of(bound.name, key):
+                    found.append((bound, key, state, law.exponent))
+        return found
+
+    def _gradients(self) -> list[tuple[int, Tensor]]:
+        found = [(bound, bound.tensor.grad) for bound in self._bound if bound.tensor.grad is not None]
+        for bound, gradient in found:
+            if gradient.layout != torch.strided:
+                raise RescaleError(f"cannot rescale the gradient of {bound.name}: it is {gradient.layout}, not dense.")
+        return [(bound.index, gradient) for bound, gradient in found]
+
+    # ------------------------------------------------------------------------------------------------------ recording
+
+    def _renew(self) -> None:
+        """See that the model is what it was; record again if it has moved to another device or dtype."""
+        self._watch.check()
+        if self._place != self._current_place():
+            self._record()
+
+    def _current_place(self) -> Place:
+        return tuple((bound.tensor.device, bound.tensor.dtype) for bound in [*self._bound, *self._averages])
+
+    def _record(self) -> None:
+        for bound in [*self._bound, *self._averages]:
+            self._check_tensor(bound)
+        place = self._current_place()
+        devices = {device for device, _ in place}
+        if len(devices) > 1:
+            raise RescaleError(f"what moves lies on several devices ({', '.join(map(str, devices))}); ENorm needs it on one.")
+        device = devices.pop()
+        wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype in place)
+        dtype = torch.float64 if wide else torch.float32
+        found = self._symmetries
+        self._cycle = Cycle(self._layouts, found.family_ranges, found.num_free, self._p, self._method, device, dtype)
+        self._cycle.weigh(self._c)
+        self._mover = Mover(self._moving, device, dtype, self._power_of_two)
+        self._read = {name: tensor.detach() for name, tensor in found.tensors.items() if name in self._read}
+        self._place = place
+
+    def _check_tensor(self, bound: _Bound) -> None:
+        name, tensor = bound.name, bound.tensor
+        if is_traceable_wrapper_subclass(tensor):
+            raise RescaleError(f"cannot rescale {name}: it is a {type(tensor).__name__}; ENorm needs plain dense tensors.")
+        if tensor.is_meta:
+            raise RescaleError(f"cannot rescale {name}: it is on the meta device and holds no numbers. Load the weights first.")
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            if not self._power_of_two:
+                raise RescaleError(
+                    f"cannot rescale {name} exactly: it is {tensor.dtype}, where real scales are rounded away. "
+                    "Use power_of_two=True, or keep the weights in float32 (autocast does)."
+                )
+            if self._moving[bound.index].offset:
+                raise RescaleError(f"cannot rescale {name} exactly: the network uses 1 + {name}, and it is {tensor.dtype}.")
+
+    def _check_trained(self) -> None:
+        """Refuse trainable tensors that this optimizer does not step: another one may, whose state would not move."""
+        trained = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
+        for bound in self._bound:
+            if bound.tensor.requires_grad and id(bound.tensor) not in trained:
+                raise RescaleError(
+                    f"{bound.name} moves and requires gradients, but is not among the parameters of this optimizer. "
+                    "Add it, freeze it (requires_grad_(False)), or keep it still with `modules`."
+                )
+
+    def _averaged(self, module: nn.Module) -> list[_Bound]:
+        """The tensors of a module with averaged weights, under the model's names."""
+        tensors = dict([*unwrapped(module).named_parameters(), *unwrapped(module).named_buffers()])
+        for bound in self._bound:
+            if bound.name not in tensors or tensors[bound.name].shape != bound.tensor.shape:
+                raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")
+        return [_Bound(bound.index, bound.name, tensors[bound.name]) for bound in self._bound]
+
+
+def _distinct(index: int, scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[_Bound]:
+    """Tied tensors, each once under its first name."""
+    names = {id(tensors[name]): name for name in reversed(scaling.names) if name in tensors}
+    return [_Bound(index, name, tensors[name]) for name in reversed(names.values())]

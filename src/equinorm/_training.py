@@ -1,0 +1,181 @@
+"""ENorm while training: a few cycles after every optimizer step, and everything that belongs to the weights moves along."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn, optim
+
+from equinorm._balance import check_options, counted, held_classes
+from equinorm._errors import BalanceError, RescaleError, describe
+from equinorm._layout import layouts
+from equinorm._plan import Plan
+from equinorm._symmetries import symmetries
+from equinorm._watch import training_mode, unwrapped
+
+
+class ENorm:
+    """Equi-normalization after every step of an optimizer.
+
+    Each time the optimizer has stepped, weights move along their rescaling orbit towards the point of least ℓp norm:
+    W_k ← D_{k−1}^{−1} W_k D_k with D = √(R / cL) for each channel, R its out-norm and L its in-norm. The network's function
+    stays what it was. Biases, buffers, gradients, averaged weights and the optimizer's state move along, so that the next update
+    is the one of an optimizer that had worked at the new point from the start.
+
+    Args:
+        optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
+            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly.
+        model: the network that it trains; torch.compile, DistributedDataParallel and DataParallel are looked through.
+        args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once, in training mode.
+        kwargs: example keyword inputs.
+        p: the norm, any positive number or math.inf.
+        c: asymmetry; above 1 moves energy towards the output. `hook.c` may be set while training.
+        cycles: how many, each time.
+        every: run after every so many steps only.
+        method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
+        biases: count biases in the norm. They are rescaled either way.
+        match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did.
+        batch_norm: "affine" or "statistics", as in `symmetries`.
+        modules: names or modules outside of which nothing may move.
+        averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
+        gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
+        power_of_two: round scales to powers of two, exact in every dtype; needed for float16 and bfloat16 weights.
+
+    Attributes:
+        symmetries: what was found, with what is pinned and why.
+        steps: how many steps the optimizer has made.
+
+    Raises:
+        ExportError: if the model cannot be exported.
+        BalanceError: for arguments out of range, and if no channel of the model can be rescaled.
+        RescaleError: for optimizers that are not known and tensors that cannot be moved exactly. Later, at a step, if the
+            model has changed or if weight decay in the optimizer's state is not known; no weight has moved then.
+
+    Source: Stock, Graham, Gribonval, Jégou, ICLR 2019, Algorithm 1 and Sections 3.5 and 4.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> hook = equinorm.ENorm(optimizer, net, (torch.randn(1, 8),))
+    >>> before = hook.residual()
+    >>> net(torch.randn(32, 8)).square().mean().backward()
+    >>> optimizer.step()
+    >>> hook.residual() < before
+    True
+    """
+
+    def __init__(
+        self,
+        optimizer: optim.Optimizer,
+        model: nn.Module,
+        args: tuple | Tensor,
+        kwargs: Mapping[str, Any] | None = None,
+        p: float = 2.0,
+        c: float = 1.0,
+        cycles: int = 1,
+        every: int = 1,
+        method: str = "cyclic",
+        *,
+        biases: bool = False,
+        match_biases: bool = True,
+        batch_norm: str = "affine",
+        modules: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        averages: nn.Module | Sequence[nn.Module] = (),
+        gradients: bool = True,
+        power_of_two: bool = False,
+    ) -> None:
+        if not isinstance(optimizer, optim.Optimizer):
+            raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+        check_options(p, c, cycles, 0.0, method)
+        for name, value in (("cycles", cycles), ("every", every)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
+        if math.isinf(p) and method == "two-level":
+            raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
+        if biases and not match_biases:
+            raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
+        self.optimizer, self.model = optimizer, unwrapped(model)
+        self.p, self.cycles, self.every, self.method = p, cycles, every, method
+        self.steps = 0
+        self._c, self._gradients = float(c), gradients
+        with training_mode(self.model):
+            self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm)
+        held = held_classes(found, modules)
+        moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
+        if not moving:
+            reasons = [f"{pin.tensor}[{pin.axis}] by {pin.reason}" for pin in found.pins[:3]] or ["none in these modules"]
+            raise BalanceError(f"no hidden channel of {describe(self.model)} can be rescaled: {'; '.join(reasons)}.")
+        layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
+        moving = [s for s in moving if match_biases or s.role != "bias"]
+        copies = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
+        self._plan = Plan(found, moving, layout, optimizer, copies, p, self._c, method, power_of_two)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    # ---------------------------------------------------------------------------------------------------------- using
+
+    @property
+    def c(self) -> float:
+        """Asymmetry; may be set while training."""
+        return self._c
+
+    @c.setter
+    def c(self, value: float) -> None:
+        check_options(self.p, value, self.cycles, 0.0, self.method)
+        self._c = float(value)
+        self._plan.weigh(self._c)
+
+    def residual(self) -> float:
+        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels."""
+        return self._plan.residual()
+
+    def cycle_(self) -> None:
+        """Run the cycles now, whatever `every` says: for loops without `optimizer.step()`, or to start balanced.
+
+        Raises:
+            RescaleError: if the model has changed since it was analysed, or a state tensor cannot move; nothing has moved then.
+        """
+        self._plan.run(self.cycles, self._gradients)
+
+    def remove(self) -> None:
+        """Detach from the optimizer. The weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> "ENorm":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps made, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state."""
+        return {"steps": self.steps, "decay": self._plan.parts.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            RescaleError: if it belongs to another model.
+        """
+        if set(state) != {"steps", "decay"}:
+            raise RescaleError(f"not a state of ENorm: it must hold 'steps' and 'decay', not {sorted(map(str, state))}.")
+        self._plan.parts.load_state_dict(state["decay"])
+        self.steps = int(state["steps"])
+
+    def __repr__(self) -> str:
+        p = "inf" if math.isinf(self.p) else f"{self.p:g}"
+        return (
+            f"ENorm({describe(self.model)}: {self.symmetries.num_free} free scale classes, p={p}, c={self._c:g}, "
+            f"cycles={self.cycles}, every={self.every}, method={self.method!r}, {self.steps} steps)"
+        )
+
+    def _before_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self._plan.parts.before_step()
+
+    def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.cycle_()
