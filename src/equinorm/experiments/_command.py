@@ -1,0 +1,120 @@
+"""What `equinorm train` and `equinorm figures` do."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from equinorm._tables import facts, table
+from equinorm.experiments._presets import preset
+from equinorm.experiments._protocol import Cell, Comparison, Report, compare
+from equinorm.experiments._results import Results
+from equinorm.experiments._runs import DEFAULTS, ExperimentError, Sweep, convert
+from equinorm.experiments._workers import Here, Pool
+
+
+def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
+    """A preset with changes.
+
+    Args:
+        name: of the preset.
+        options: lists separated by commas or numbers, by field of `Sweep`; None where the preset's stays.
+        settings: "field=value" for fields of `Run` that all runs share.
+
+    Raises:
+        ExperimentError: for a preset, an option or a value that does not exist.
+    """
+    result = preset(name)
+    base = result.base
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in DEFAULTS or key in ("method", "depth", "batch", "lr", "seed", "held_out"):
+            raise ExperimentError(f"--set {setting}: {key!r} is no setting that all runs share.")
+        base = replace(base, **{key: convert(key, value)})
+    changes: dict[str, Any] = {"base": base}
+    kinds = {"methods": str, "depths": int, "batches": int, "lrs": float}
+    for key, value in options.items():
+        if value is None:
+            continue
+        changes[key] = _list(key, value, kinds[key]) if key in kinds else value
+    result = replace(result, **changes)
+    if result.seeds < 1 or result.select_epochs < 1 or result.base.epochs < 1:
+        raise ExperimentError("seeds and epochs must be at least 1.")
+    return result
+
+
+def _list(key: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """Values separated by spaces, or by commas where they hold none."""
+    parts = text.split() if " " in text or ":" in text else text.split(",")
+    try:
+        return tuple(kind(part) for part in parts if part)
+    except ValueError:
+        raise ExperimentError(f"--{key} {text!r}: write values such as 1,2,5.") from None
+
+
+def run(
+    asked: Sweep, folder: Path | None, results: Path | None, workers: int | None, device: str, report: Report
+) -> tuple[Comparison, Results]:
+    """Run a sweep in so many processes (by default one for each core, or one on a GPU)."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ExperimentError("there is no CUDA device. Leave out --device.")
+    if workers is None:
+        workers = 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    kept = Results(results)
+    pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
+    try:
+        cells, runs, repeated = compare(asked, kept, pool, report)
+    finally:
+        pool.stop()
+    return Comparison(asked, cells, runs, repeated, str(results) if results else None), kept
+
+
+def summary(record: Comparison) -> RenderableType:
+    """What `equinorm train` prints."""
+    base = record.sweep.base
+    head = facts(
+        [
+            ("data", base.data),
+            ("network", base.network + (f", width {base.width}" if base.network == "fc" else "")),
+            (
+                "runs",
+                f"{record.runs:,}, of which {record.repeated:,} were made before" if record.repeated else f"{record.runs:,}",
+            ),
+            *([("results", record.results)] if record.results else []),
+            *([("picture", record.picture)] if record.picture else []),
+        ]
+    )
+    fc = base.network == "fc"
+    columns = [
+        ("method", False),
+        *([("p", True)] if fc else []),
+        ("batch", True),
+        ("learning rate", True),
+        ("test accuracy", True),
+    ]
+    columns += [("± std", True), ("seconds", True), ("", False)]
+    rows = [
+        (
+            cell.label,
+            *([str(cell.run.depth)] if fc else []),
+            str(cell.run.batch),
+            f"{cell.run.lr:g}",
+            f"{cell.mean:.2%}",
+            "" if cell.deviation is None else f"{100 * cell.deviation:.2f}",
+            f"{cell.seconds:.1f}",
+            _remark(cell),
+        )
+        for cell in record.cells
+    ]
+    title = f"Final weights after {base.epochs} epochs, {record.sweep.seeds} seeds; learning rates from held-out images"
+    return Group(head, Text(), table(title, columns, rows))
+
+
+def _remark(cell: Cell) -> str:
+    parts = [f"{cell.diverged} diverged"] if cell.diverged else []
+    return ", ".join([*parts, *(["learning rate at the end of the grid"] if cell.edge else [])])

@@ -1,0 +1,173 @@
+"""The protocol: learning rates from the held-out training images, then final runs scored on the test images.
+
+The grid of learning rates is 1, 2, 5 times powers of ten. A search starts at a few places of it and goes on until both
+neighbours of the best rate have been tried, so that the best never lies at an edge. Ties go to the smaller rate.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from equinorm.experiments._results import Result, Results
+from equinorm.experiments._runs import DEFAULTS, METHODS, Run, Sweep, decade, place
+from equinorm.experiments._workers import Epoch, Here, Pool, describe
+
+LOWEST, HIGHEST = place(1e-5), place(100.0)
+"""The search ends here, whatever it finds."""
+
+Report = Callable[[float, float, str], None]
+"""Called with the epochs done, the epochs known of so far, and what has just happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A method at one depth and batch size.
+
+    Attributes:
+        run: its configuration, with the chosen learning rate and the first seed.
+        label: of the method.
+        tried: held-out accuracy by learning rate.
+        edge: the chosen rate lies at the end of the grid: no better one was looked for.
+        accuracies: test accuracy of each seed.
+        mean: of these.
+        deviation: their standard deviation; None for a single seed.
+        diverged: how many final runs did.
+        seconds: mean time of training.
+    """
+
+    run: Run
+    label: str
+    tried: dict[str, float]
+    edge: bool
+    accuracies: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    diverged: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Record of `equinorm train`.
+
+    Attributes:
+        sweep: what was asked for.
+        cells: the outcome.
+        runs: how many runs the outcome rests on.
+        repeated: how many of them were in the file of results already.
+        results: that file.
+        picture: where the picture was written.
+    """
+
+    sweep: Sweep
+    cells: tuple[Cell, ...]
+    runs: int
+    repeated: int
+    results: str | None = None
+    picture: str | None = None
+
+
+Search = Generator[Sequence[Run], Any, Cell]
+"""Yields the runs whose results it needs next; is sent all results; returns the cell."""
+
+
+def search(cell: Run, sweep: Sweep) -> Search:
+    """Choose a learning rate, then make the final runs."""
+    template = replace(cell, epochs=sweep.select_epochs, held_out=True, seed=0)
+    scores: dict[int, float] = {}
+    wanted = {place(lr) for lr in sweep.lrs}
+    while True:
+        runs = {index: replace(template, lr=decade(index)) for index in sorted(wanted)}
+        found = yield list(runs.values())
+        scores.update({index: found[run].accuracy - found[run].diverged for index, run in runs.items()})
+        best = max(sorted(scores), key=lambda index: scores[index])
+        wanted = {index for index in (best - 1, best + 1) if index not in scores and LOWEST <= index <= HIGHEST}
+        if not wanted:
+            break
+    final = [replace(cell, lr=decade(best), seed=seed) for seed in range(sweep.seeds)]
+    results = yield final
+    accuracies = tuple(results[run].accuracy for run in final)
+    return Cell(
+        run=final[0],
+        label=label(cell, sweep.base),
+        tried={f"{decade(index):g}": scores[index] + (scores[index] < 0) for index in sorted(scores)},
+        edge=best in (LOWEST, HIGHEST),
+        accuracies=accuracies,
+        mean=fmean(accuracies),
+        deviation=stdev(accuracies) if len(accuracies) > 1 else None,
+        diverged=sum(results[run].diverged for run in final),
+        seconds=fmean(results[run].seconds for run in final),
+    )
+
+
+def label(run: Run, base: Run) -> str:
+    """The method's name, and the options in which it differs from what all share."""
+    apart = ("data", "network", "method", "depth", "batch", "lr", "held_out", "seed")
+    names = [name for name in DEFAULTS if name not in apart]
+    usual = replace(base, method=run.method).canonical()
+    options = [f"{name}={getattr(run, name):g}" for name in names if getattr(run, name) != getattr(usual, name)]
+    return " ".join([METHODS[run.method].label, *options])
+
+
+def compare(
+    sweep: Sweep, results: Results, pool: Here | Pool, report: Report = lambda *_: None
+) -> tuple[tuple[Cell, ...], int, int]:
+    """Run a sweep; what the results hold already is not run again.
+
+    Returns:
+        The cells in the sweep's order, how many runs they rest on, and how many of these were not made now.
+    """
+    cells = sweep.cells()
+    searches: dict[Run, Search] = {cell: search(cell, sweep) for cell in cells}
+    needs: dict[Run, list[Run]] = {}
+    done: dict[Run, Cell] = {}
+    used: set[Run] = set()
+    waiting, running, made = deque[Run](), set[Run](), 0
+    progress: dict[Run, int] = {}
+
+    def advance(cell: Run, sent: Mapping[Run, Result] | None) -> None:
+        """Let a search go on until it needs a run that is not there."""
+        try:
+            while True:
+                runs = list(searches[cell].send(sent))
+                used.update(runs)
+                missing = [run for run in runs if run not in results.by_run]
+                if missing:
+                    needs[cell] = runs
+                    waiting.extend(run for run in missing if run not in running and run not in waiting)
+                    return
+                sent = results.by_run
+        except StopIteration as end:
+            needs.pop(cell, None)
+            done[cell] = end.value
+
+    def say(text: str) -> None:
+        finished = sum(run.epochs for run in used if run in results.by_run) + sum(progress.values())
+        report(finished, max(sum(run.epochs for run in used), 1), text)
+
+    for cell in cells:
+        advance(cell, None)
+    while len(done) < len(cells):
+        results.refresh()  # another program may have made some of the runs
+        while waiting and len(running) < pool.workers:
+            run = waiting.popleft()
+            if run not in results.by_run:
+                running.add(run)
+                pool.start(run)
+        for message in pool.messages() if running else ():
+            if isinstance(message, Epoch):
+                progress[message.run] = message.number
+                say(f"{describe(message.run)}: epoch {message.number}, accuracy {message.accuracy:.1%}")
+            else:
+                results.append(message)
+                running.discard(message.run)
+                progress.pop(message.run, None)
+                made += 1
+                say(f"{describe(message.run)}: {'diverged' if message.diverged else f'{message.accuracy:.1%}'}")
+        for cell, runs in list(needs.items()):
+            if all(run in results.by_run for run in runs):
+                del needs[cell]
+                advance(cell, results.by_run)
+    return tuple(done[cell] for cell in cells), len(used), len(used) - made

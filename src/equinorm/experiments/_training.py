@@ -1,0 +1,168 @@
+"""One training run."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+import equinorm
+from equinorm._errors import EquinormError
+from equinorm.experiments import _networks, _pictures
+from equinorm.experiments._data import Data, Images
+from equinorm.experiments._paths import PathSGD, condition_
+from equinorm.experiments._results import Curves, Result, provenance, rounded
+from equinorm.experiments._runs import METHODS, Run
+
+Progress = Callable[[int, float, float], None]
+"""Called after every epoch with its number, the training loss and the accuracy."""
+
+_CHECK = 25
+"""Steps between two looks at the loss: on a GPU each look waits for it."""
+
+_SCORED_AT_ONCE = {"fc": 2000}
+
+
+def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda *_: None) -> Result:
+    """Train once, and score the final weights.
+
+    The learning rate grows linearly during `warmup` and falls linearly to 0; weight decay acts on every parameter. All
+    methods of one seed start from the same weights and see the same batches.
+    """
+    torch.manual_seed(run.seed)
+    model = _networks.build(run, data.shape, data.classes).to(device)
+    trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
+    return _Trainer(run, model, trained, scored, data, device).train(progress)
+
+
+class _Trainer:
+    def __init__(self, run: Run, model: nn.Module, trained: Images, scored: Images, data: Data, device: str) -> None:
+        self.run, self.model, self.trained, self.scored, self.data, self.device = run, model, trained, scored, data, device
+        self.method = METHODS[run.method]
+        images = next(iter(trained.batches(2, torch.arange(2), run.augment)))[0]
+        self.args, self.shape = (images,), tuple(images.shape[1:])
+        options: dict[str, Any] = {"batch_norm": "statistics"} if self.method.norm == "batch" else {}
+        if self.method.init == "pathcond":
+            condition_(equinorm.symmetries(model, self.args), self.shape)
+        elif self.method.init == "balanced":
+            equinorm.balance_(model, self.args, p=run.p, c=run.c, biases=run.count_biases)
+        self.curves, self.symmetries = Curves(), None
+        if not run.held_out:
+            try:
+                self.symmetries = equinorm.symmetries(model, self.args, **options)
+            except EquinormError:  # a network that torch.export cannot record is trained all the same
+                pass
+        self.weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        parameters = list(model.parameters())
+        self.optimizer = optim.SGD(parameters, run.lr, run.momentum, weight_decay=run.weight_decay, fused=True)
+        self.paths = PathSGD(model, self.shape, run.path_every) if self.method.path else None
+        self.hook = self._balancing(options) if self.method.balancing else None
+
+    def _balancing(self, options: dict[str, Any]) -> equinorm.ENorm:
+        run = self.run
+        return equinorm.ENorm(
+            self.optimizer,
+            self.model,
+            self.args,
+            p=run.p,
+            c=run.c,
+            cycles=run.cycles,
+            every=run.every,
+            method=self.method.balancing,
+            biases=run.count_biases,
+            match_biases=run.match_biases,
+            gradients=False,
+            **options,
+        )
+
+    def train(self, progress: Progress) -> Result:
+        run, started = self.run, time.perf_counter()
+        pictures = _pictures.matrices(self.model) if run.seed == 0 and not run.held_out else {}
+        order = torch.Generator().manual_seed(run.seed)
+        per_epoch = -(-len(self.trained) // run.batch)
+        seconds, steps, diverged = 0.0, 0, False
+        self._watch()
+        for epoch in range(run.epochs):
+            self.model.train()
+            if self.hook and run.c_end:
+                self.hook.c = run.c + (run.c_end - run.c) * epoch / max(run.epochs - 1, 1)
+            started = time.perf_counter()
+            loss, taken = self._epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
+            seconds += time.perf_counter() - started
+            steps += taken
+            diverged = not math.isfinite(loss) or not self._finite()
+            accuracy = 1 / self.data.classes if diverged else self._accuracy()
+            self.curves.loss.append(*rounded([loss]))
+            self.curves.accuracy.append(accuracy)
+            self._watch()
+            progress(epoch + 1, loss, accuracy)
+            if diverged:
+                break
+        after = _pictures.matrices(self.model) if pictures and not diverged else {}
+        return Result(
+            run=run,
+            accuracy=self.curves.accuracy[-1] if self.curves.accuracy else self._accuracy(),
+            diverged=diverged,
+            steps=steps,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            num_free=None if self.symmetries is None else self.symmetries.num_free,
+            curves=self.curves,
+            pictures={name: [_pictures.encode(pictures[name]), _pictures.encode(last)] for name, last in after.items()},
+            seconds=round(seconds, 3),
+            images_per_second=round(steps * run.batch / seconds, 1) if seconds else 0.0,
+            images=(len(self.trained), len(self.scored)),
+            digest=self.data.digest,
+            source=provenance(self.device),
+        )
+
+    def _epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
+        """Mean loss and steps of one epoch; stops at a loss that is not finite."""
+        run, losses, count = self.run, torch.zeros((), device=self.device), 0
+        warmup = run.warmup * total / run.epochs
+        parameters = list(self.model.parameters())
+        for images, labels in self.trained.batches(run.batch, order, run.augment):
+            step = done + count
+            rate = run.lr * min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.model(images), labels)
+            loss.backward()
+            if self.paths:
+                self.paths.divide_()
+            if run.clip:
+                nn.utils.clip_grad_norm_(parameters, run.clip)
+            losses += loss.detach()
+            count += 1
+            if count % _CHECK == 0 and not bool(losses.isfinite()):
+                break
+            try:
+                self.optimizer.step()
+            except EquinormError:
+                if self._finite():
+                    raise
+                return math.nan, count  # the balancing refused weights that are not finite
+        return float(losses) / max(count, 1), count
+
+    def _finite(self) -> bool:
+        norms = torch._foreach_norm([parameter.detach() for parameter in self.model.parameters()])
+        return bool(torch.stack(norms).isfinite().all())
+
+    @torch.no_grad()
+    def _accuracy(self) -> float:
+        self.model.eval()
+        right = torch.zeros((), dtype=torch.long, device=self.device)
+        size = _SCORED_AT_ONCE.get(self.run.network, 250)
+        for images, labels in self.scored.batches(size, augment=self.run.augment):
+            right += (self.model(images).argmax(1) == labels).sum()
+        return int(right) / len(self.scored)
+
+    def _watch(self) -> None:
+        """Norms of the weights, and their imbalance."""
+        values = torch.stack(torch._foreach_norm([weight.detach() for weight in self.weights.values()])).tolist()
+        for name, value in zip(self.weights, rounded(values), strict=True):
+            self.curves.norms.setdefault(name, []).append(value)
+        if self.symmetries is not None and self.symmetries.num_free and self._finite():
+            self.curves.residuals.append(*rounded([self.symmetries.balance(cycles=0).residual]))

@@ -1,0 +1,127 @@
+"""Running many runs on the cores there are: processes with one thread each, or this process alone."""
+
+import multiprocessing
+import queue
+import signal
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equinorm._errors import EquinormError
+from equinorm.experiments import _data
+from equinorm.experiments._results import Result
+from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.experiments._training import train
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """A run has finished an epoch."""
+
+    run: Run
+    number: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    run: Run
+    message: str
+    trace: str
+
+
+Message = Epoch | Result
+
+
+class Here:
+    """Runs one after the other in this process, with the threads that it has."""
+
+    workers = 1
+
+    def __init__(self, folder: Path | None, device: str) -> None:
+        self._folder, self._device, self._waiting = folder, device, queue.SimpleQueue[Run]()
+
+    def start(self, run: Run) -> None:
+        """Put a run into the queue."""
+        self._waiting.put(run)
+
+    def messages(self) -> Iterator[Message]:
+        """Do the next run."""
+        run, epochs = self._waiting.get(), list[Epoch]()
+        result = train(
+            run, _data.load(run, self._folder, self._device), self._device, lambda *state: epochs.append(Epoch(run, *state))
+        )
+        yield from epochs
+        yield result
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+class Pool:
+    """Processes that take runs from a queue; they end with this program."""
+
+    def __init__(self, workers: int, folder: Path | None, device: str) -> None:
+        context: Any = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, nor torch's threads
+        self.workers = workers
+        self._tasks, self._messages = context.SimpleQueue(), context.Queue()
+        arguments = (self._tasks, self._messages, folder, device)
+        self._processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
+        for process in self._processes:
+            process.start()
+
+    def start(self, run: Run) -> None:
+        """Put a run into the queue."""
+        self._tasks.put(run)
+
+    def messages(self) -> Iterator[Message]:
+        """The next message of any process.
+
+        Raises:
+            ExperimentError: if a process died or its run raised an error.
+        """
+        while True:
+            try:
+                message = self._messages.get(timeout=1.0)
+                break
+            except queue.Empty:
+                dead = [process.exitcode for process in self._processes if not process.is_alive()]
+                if dead:
+                    raise ExperimentError(
+                        f"a worker process ended with exit code {dead[0]}; memory may have run out. Use fewer --workers."
+                    ) from None
+        if isinstance(message, _Failure):
+            raise ExperimentError(f"{describe(message.run)} failed: {message.message}") from RuntimeError(message.trace)
+        yield message
+
+    def stop(self) -> None:
+        """End all processes at once: what is not finished is lost."""
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+
+
+def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    torch.set_num_threads(1)
+    while True:
+        run = tasks.get()
+        try:
+            data = _data.load(run, folder, device)
+            messages.put(train(run, data, device, lambda *state, run=run: messages.put(Epoch(run, *state))))
+        except EquinormError as error:
+            messages.put(_Failure(run, str(error), traceback.format_exc()))
+        except Exception as error:
+            messages.put(_Failure(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def describe(run: Run) -> str:
+    """A run in a few words."""
+    depth = f" p={run.depth}" if run.network == "fc" else ""
+    return f"{run.method}{depth} batch {run.batch} lr {run.lr:g} seed {run.seed}" + (", held-out" if run.held_out else "")
