@@ -25,6 +25,7 @@ CORE = [
     "_export",
     "_scaling",
     "_optimizers",
+    "_decay",
     "_rescale",
     "_blocks",
     "_layout",
@@ -33,11 +34,35 @@ CORE = [
     "_balance",
     "_symmetries",
     "_equivalence",
+    "_cycle",
+    "_mover",
+    "_watch",
+    "_plan",
+    "_training",
     "equinorm",
 ]
 """From graphs to results, bottom up: classes, labels, rules, discovery, rescaling, solving, the public names."""
 
-COMMAND_LINE = ["_records", "_models", "_files", "_terminal", "_verify", "_demo", "_tables", "_report", "cli"]
+EXPERIMENTS = [
+    "_runs",
+    "_data",
+    "_networks",
+    "_paths",
+    "_results",
+    "_pictures",
+    "_training",
+    "_workers",
+    "_protocol",
+    "_presets",
+    "_command",
+]
+"""Configurations, data, networks, one run, many runs, what the commands do with them."""
+
+COMMAND_LINE = [
+    *["_records", "_models", "_files", "_terminal", "_verify", "_demo", "_tables", "_report"],
+    *["experiments", *(f"experiments.{name}" for name in EXPERIMENTS)],
+    "cli",
+]
 """On top of the public names: records, reading, writing, printing, what each command does, how it looks."""
 
 ORDER = CORE + COMMAND_LINE

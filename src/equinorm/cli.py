@@ -16,10 +16,11 @@ from equinorm._models import WEIGHTS, InputError, load
 from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
 from equinorm._terminal import INTERRUPTED, Steps, run
+from equinorm.experiments import _command as _experiments
 
 Result = tuple[Any, RenderableType, int]
 
-_REPORT = Path("equinorm-demo.html")
+_REPORT, _PICTURE = Path("equinorm-demo.html"), Path("equinorm-train.png")
 
 app = typer.Typer(
     add_completion=False,
@@ -168,6 +169,42 @@ def demo(
         write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
         record = replace(record, report=str(report))
         return record, _tables.demonstration(record), int(record.predictions_unchanged < record.images)
+
+    run(work, json, debug)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option(help="The experiment: digits, fc, fc-cpu, conv, resnet18, …")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="Folder of the images, for every preset but digits.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Separated by commas. With options: 'bn enorm:c=1.2,clip=1'.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths p of the fully connected network, such as 1,9,15.")] = None,
+    batches: Annotated[str | None, typer.Option(help="Batch sizes, such as 16,64,256.")] = None,
+    lrs: Annotated[str | None, typer.Option(help="Where the search for learning rates starts, such as 0.02,0.1,0.5.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Final runs of each method.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of final runs.")] = None,
+    select_epochs: Annotated[int | None, typer.Option(help="Of runs that choose the learning rate.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A setting of all runs: clip=1, warmup=2, c=1.2.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Append results to this .jsonl file, and repeat none in it.")] = None,
+    picture: Annotated[Path, typer.Option(help="Where to write the picture: .png.")] = _PICTURE,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network with several methods and compare them.
+
+    Learning rates are chosen on held-out training images. Without arguments: deep networks on scikit-learn's digits.
+    """
+
+    def work(steps: Steps) -> Result:
+        lists = {"methods": methods, "depths": depths, "batches": batches, "lrs": lrs}
+        numbers = {"seeds": seeds, "select_epochs": select_epochs}
+        shared = [*(settings or []), *([f"epochs={epochs}"] if epochs is not None else [])]
+        asked = _experiments.sweep(preset, {**lists, **numbers}, shared)
+        record, kept = _experiments.run(asked, data, results, workers, device, steps.count)
+        return record, _experiments.summary(record), 0
 
     run(work, json, debug)
 
