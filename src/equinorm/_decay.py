@@ -57,6 +57,8 @@ class DecayParts:
 
     def _follow(self, group: Group, decay: float, parameter: Tensor, name: str) -> None:
         present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
+        if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+            present = set()  # Adagrad makes its state, still zero, before the first step
         for key, law in laws(self._optimizer).items():
             if not self._is_used(key, group):
                 continue
