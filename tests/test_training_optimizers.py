@@ -53,6 +53,9 @@ CASES = {
     "Adadelta": (optim.Adadelta, {"eps": TINY}),
 }
 
+CANCEL = {f"{name} decay{form}" for name in ("Adam", "NAdam", "RAdam", "Adagrad") for form in ("", " maximize", " fused")}
+"""Averages of (g + λw)²: where g is about −λw they lose digits, in whatever coordinates."""
+
 
 def gradients_(model: nn.Module, inputs: torch.Tensor) -> None:
     model.zero_grad()
@@ -111,7 +114,8 @@ def test_updates_are_those_of_the_new_coordinates(case):
     for parameter, moved, start in zip(twin, model.parameters(), before, strict=True):
         update, expected = moved.detach() - start, parameter.detach() - start
         assert bool(expected.abs().max() > 0)
-        torch.testing.assert_close(update, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max()))
+        rtol = 1e-10 if case in CANCEL else 1e-12
+        torch.testing.assert_close(update, expected, rtol=rtol, atol=1e-12 * float(expected.abs().max()))
 
 
 def _warm(optimizer, state, scales):

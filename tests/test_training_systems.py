@@ -1,0 +1,139 @@
+"""ENorm beside what people train with: gradient scaling, autocast, torch.compile, several processes."""
+
+import copy
+import datetime
+import math
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn, optim
+
+import equinorm
+from equinorm import ENorm
+from reference import algorithm_1_, layers_of, mlp
+
+
+def unbalanced(dtype: torch.dtype = torch.float32) -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    model, inputs = mlp(dtype=dtype), torch.randn(16, 5, dtype=dtype)
+    found = equinorm.symmetries(model, (inputs,))
+    found.rescale_(torch.randn(found.num_free, dtype=torch.float64))
+    return model, inputs
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_skipped(fused):
+    model, inputs = unbalanced()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1, fused=fused)
+    hook = ENorm(optimizer, model, (inputs,))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def step(poison: bool) -> None:
+        optimizer.zero_grad()
+        scaler.scale(model(inputs).square().mean()).backward()
+        if poison:
+            model[0].weight.grad[0, 0] = math.inf
+        scaler.step(optimizer)
+        scaler.update()
+
+    step(False)
+    weights, decay = copy.deepcopy(model.state_dict()), copy.deepcopy(hook.state_dict()["decay"])
+    step(True)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for name, states in hook.state_dict()["decay"].items():
+        assert torch.equal(states["momentum_buffer"][1], decay[name]["momentum_buffer"][1])
+    residual = hook.residual()
+    step(False)
+    assert hook.residual() != residual
+
+
+def test_fused_scaling_gives_the_same_squares_of_gradients():
+    """A fused optimizer sees scaled gradients: its averages must be told apart as if they were not."""
+    found = []
+    for scale in (None, 64.0):
+        model, inputs = unbalanced(torch.float64)
+        optimizer = optim.Adam(model.parameters(), lr=0.05, weight_decay=0.1, fused=True)
+        hook = ENorm(optimizer, model, (inputs,))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model(inputs).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((hook.state_dict()["decay"], copy.deepcopy(model.state_dict())))
+    for name, states in found[0][0].items():
+        for key, parts in states.items():
+            for exponent, part in parts.items():
+                torch.testing.assert_close(part, found[1][0][name][key][exponent], rtol=1e-12, atol=1e-15)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-12, atol=1e-15)
+
+
+def test_autocast_computes_with_the_new_weights():
+    model, inputs = unbalanced()
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ENorm(optimizer, model, (inputs,))
+    plain = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(inputs).float().square().mean()
+    loss.backward()
+    optimizer.step()
+    algorithm_1_(layers_of(plain), 2.0)
+    for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        assert moved.dtype == torch.float32
+        torch.testing.assert_close(moved, expected, rtol=1e-5, atol=0)
+
+
+def test_compiled_modules():
+    model, inputs = unbalanced(torch.float64)
+    expected = model(inputs).detach()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = optim.SGD(model.parameters(), lr=0.0)
+    hook = ENorm(optimizer, compiled, (inputs,))
+    residuals = [hook.residual()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        outputs = compiled(inputs)
+        torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-14)
+        outputs.square().mean().backward()
+        optimizer.step()
+        residuals.append(hook.residual())
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[-1] < residuals[0]
+    torch.compiler.reset()
+
+
+def train_in_one_process(rank: int, address: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timeout)
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(mlp(dtype=torch.float32))
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    torch.manual_seed(rank + 1)  # every rank has data of its own
+    hook = ENorm(optimizer, model, (torch.randn(16, 5),), c=1.1)
+    for _ in range(5):
+        inputs = torch.randn(16, 5)
+        optimizer.zero_grad()
+        (model(inputs) - inputs[:, :3]).square().mean().backward()
+        optimizer.step()
+    torch.save({"model": model.module.state_dict(), "residual": hook.residual()}, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_two_processes_stay_bitwise_the_same(tmp_path):
+    arguments = (f"file://{tmp_path}/rendezvous", str(tmp_path))
+    multiprocessing.spawn(train_in_one_process, args=arguments, nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    start = mlp(dtype=torch.float32)
+    assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())
+    assert one["residual"] == two["residual"]
+    assert not torch.equal(one["model"]["0.weight"], start[0].weight)
+
+
+def test_data_parallel_is_looked_through():
+    model, inputs = unbalanced(torch.float64)
+    hook = ENorm(optim.SGD(model.parameters(), lr=0.0), nn.DataParallel(model), (inputs,))
+    assert hook.model is model
