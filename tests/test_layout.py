@@ -46,6 +46,7 @@ CORE = [
 EXPERIMENTS = [
     "_runs",
     "_data",
+    "_folders",
     "_networks",
     "_paths",
     "_results",
@@ -53,6 +54,9 @@ EXPERIMENTS = [
     "_training",
     "_workers",
     "_protocol",
+    "_groups",
+    "_axes",
+    "_figures",
     "_presets",
     "_command",
 ]

@@ -21,7 +21,7 @@ from equinorm._records import Balancing, Weights
 from equinorm._tables import deviation, energy_name, norm_name, number
 
 BEFORE, AFTER, INK, GREY, FAINT = "#9aa5b1", "#1f5f8b", "#22272e", "#66707c", "#d5dae0"
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -49,7 +49,7 @@ _BARS = 28
 
 def png(record: Balancing, weights: Sequence[Weights]) -> bytes:
     """The whole report as one picture."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         parts = _parts(record, weights)
         heights = [height for height, _, _ in parts]
         figure = Figure(figsize=(10, sum(heights) + 0.8), layout="constrained")
@@ -59,18 +59,18 @@ def png(record: Balancing, weights: Sequence[Weights]) -> bytes:
         for (_, title, draw), row in zip(parts, rows, strict=True):
             row.suptitle(title, x=0.02, ha="left", fontsize=10, weight="bold")
             draw(row)
-        return _bytes(figure)
+        return render(figure)
 
 
 def page(record: Balancing, weights: Sequence[Weights], title: str = "Balance report") -> str:
     """The whole report as one HTML page without external references."""
     escape = html.escape
     sections = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for height, name, draw in _parts(record, weights):
             figure = Figure(figsize=(10, height), layout="constrained")
             draw(figure)
-            image = base64.b64encode(_bytes(figure)).decode("ascii")
+            image = base64.b64encode(render(figure)).decode("ascii")
             name = escape(_plain(name))
             sections.append(f'<section><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{image}"></section>')
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _facts(record))
@@ -237,7 +237,7 @@ def _short(name: str, most: int) -> str:
     return name if len(name) <= most else "…" + name[-(most - 1) :]
 
 
-def _bytes(figure: Figure) -> bytes:
+def render(figure: Figure) -> bytes:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.25, metadata={"Software": None})

@@ -203,8 +203,30 @@ def train(
         numbers = {"seeds": seeds, "select_epochs": select_epochs}
         shared = [*(settings or []), *([f"epochs={epochs}"] if epochs is not None else [])]
         asked = _experiments.sweep(preset, {**lists, **numbers}, shared)
-        record, kept = _experiments.run(asked, data, results, workers, device, steps.count)
+        check_target(picture, (".png",), force or picture == _PICTURE)
+        record, content = _experiments.run(asked, data, results, workers, device, steps.count)
+        write_atomically([(picture, lambda path: path.write_bytes(content))], True)
+        record = replace(record, picture=str(picture))
         return record, _experiments.summary(record), 0
+
+    run(work, json, debug)
+
+
+@app.command()
+def figures(
+    results: Annotated[Path, typer.Argument(help="What equinorm train --results wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("figures"),
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw accuracy by depth and batch size, learning curves, learning rates, norms, imbalance and weights."""
+
+    def work(steps: Steps) -> Result:
+        record, drawn = _experiments.figures(results, output, steps.say)
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
+        return record, _experiments.drawn(record), 0
 
     run(work, json, debug)
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._tables import facts, table
+from equinorm.experiments._figures import overview_png, pictures
+from equinorm.experiments._groups import experiments
 from equinorm.experiments._presets import preset
 from equinorm.experiments._protocol import Cell, Comparison, Report, compare
-from equinorm.experiments._results import Results
+from equinorm.experiments._results import Results, read
 from equinorm.experiments._runs import DEFAULTS, ExperimentError, Sweep, convert
 from equinorm.experiments._workers import Here, Pool
 
@@ -59,8 +61,8 @@ def _list(key: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def run(
     asked: Sweep, folder: Path | None, results: Path | None, workers: int | None, device: str, report: Report
-) -> tuple[Comparison, Results]:
-    """Run a sweep in so many processes (by default one for each core, or one on a GPU)."""
+) -> tuple[Comparison, bytes]:
+    """Run a sweep in so many processes (by default one for each core, or one on a GPU); returns its record and picture."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ExperimentError("there is no CUDA device. Leave out --device.")
     if workers is None:
@@ -71,7 +73,9 @@ def run(
         cells, runs, repeated = compare(asked, kept, pool, report)
     finally:
         pool.stop()
-    return Comparison(asked, cells, runs, repeated, str(results) if results else None), kept
+    chosen = [replace(cell.run, seed=seed) for cell in cells for seed in range(asked.seeds)]
+    content = overview_png(experiments(kept.by_run[run] for run in chosen)[0])
+    return Comparison(asked, cells, runs, repeated, str(results) if results else None), content
 
 
 def summary(record: Comparison) -> RenderableType:
@@ -113,6 +117,43 @@ def summary(record: Comparison) -> RenderableType:
     ]
     title = f"Final weights after {base.epochs} epochs, {record.sweep.seeds} seeds; learning rates from held-out images"
     return Group(head, Text(), table(title, columns, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Record of `equinorm figures`.
+
+    Attributes:
+        results: the file that was read.
+        runs: how many runs it holds.
+        experiments: titles of the experiments found.
+        pictures: the files that were written.
+    """
+
+    results: str
+    runs: int
+    experiments: tuple[str, ...]
+    pictures: tuple[str, ...]
+
+
+def figures(path: Path, folder: Path, say: Callable[[str], None]) -> tuple[Figures, list[tuple[Path, bytes]]]:
+    """Every picture of a file of results, and where it belongs."""
+    found = read(path)
+    parts = experiments(found)
+    if not parts:
+        raise ExperimentError(f"{path} holds no final runs yet, only searches for learning rates. Let equinorm train finish.")
+    drawn = []
+    for part in parts:
+        say(f"drawing {part.title}")
+        drawn += [(folder / f"{part.name}-{name}.png", content) for name, content in pictures(part).items()]
+    titles = tuple(part.title for part in parts)
+    return Figures(str(path), len(found), titles, tuple(str(file) for file, _ in drawn)), drawn
+
+
+def drawn(record: Figures) -> RenderableType:
+    """What `equinorm figures` prints."""
+    pairs = [("results", f"{record.results}, {record.runs:,} runs")]
+    return facts([*pairs, *(("experiment", title) for title in record.experiments), *(("written", p) for p in record.pictures)])
 
 
 def _remark(cell: Cell) -> str:

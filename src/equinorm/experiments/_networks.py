@@ -47,15 +47,15 @@ def _norm(kind: str, flat: bool) -> Norm:
         if kind == "batch":
             return [nn.BatchNorm1d(channels) if flat else nn.BatchNorm2d(channels)]
         if kind == "group":
-            return [nn.GroupNorm(groups(channels), channels)]
+            return [nn.GroupNorm(groups(channels, 16 if flat else 2), channels)]
         return []
 
     return layers
 
 
-def groups(channels: int) -> int:
-    """32, or the largest smaller number that divides the channels."""
-    return next(count for count in range(min(GROUPS, channels), 0, -1) if channels % count == 0)
+def groups(channels: int, least: int) -> int:
+    """The largest number of groups up to 32 that divides the channels and leaves at least so many in each."""
+    return next((count for count in range(GROUPS, 1, -1) if channels % count == 0 and channels // count >= least), 1)
 
 
 def fully_connected(shape: tuple[int, int, int], classes: int, depth: int, width: int, biases: bool, norm: Norm) -> nn.Module:

@@ -65,14 +65,12 @@ class PathSGD:
         if self._steps % self._every == 0:
             with torch.enable_grad():
                 self._kappa = list(self._compute().values())
-            torch._foreach_clamp_min_(self._kappa, torch.finfo(self._kappa[0].dtype).tiny)
+            for part in self._kappa:
+                part.clamp_min_(torch.finfo(part.dtype).tiny)
         self._steps += 1
-        gradients, divisors = [], []
         for parameter, part in zip(self._parameters.values(), self._kappa, strict=True):
             if parameter.grad is not None:
-                gradients.append(parameter.grad)
-                divisors.append(part)
-        torch._foreach_div_(gradients, divisors)
+                parameter.grad.div_(part)
 
 
 def condition_(symmetries: Symmetries, shape: Sequence[int], tol: float = 1e-9) -> tuple[float, float, float]:
@@ -91,7 +89,7 @@ def condition_(symmetries: Symmetries, shape: Sequence[int], tol: float = 1e-9) 
     """
     objective = _Objective(symmetries, kappa(symmetries.model, shape))
     z = torch.zeros(symmetries.num_free, dtype=torch.float64, requires_grad=True)
-    before = float(objective(z))
+    before = float(objective(z.detach()))
     solver = optim.LBFGS(
         [z],
         max_iter=_EVALUATIONS,
@@ -116,7 +114,7 @@ def condition_(symmetries: Symmetries, shape: Sequence[int], tol: float = 1e-9) 
     assert z.grad is not None
     slope = float(z.grad.abs().max()) / objective.count if symmetries.num_free else 0.0
     symmetries.rescale_(z.detach())
-    return before, float(after), slope
+    return before, float(after.detach()), slope
 
 
 class _Objective:

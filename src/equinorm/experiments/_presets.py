@@ -15,7 +15,7 @@ _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 
 PRESETS = {
     "digits": Sweep(
-        Run(data="digits", depth=12, width=64, batch=64, epochs=20, weight_decay=1e-4),
+        Run(data="digits", depth=12, width=64, batch=64, epochs=20, weight_decay=1e-4, clip=1.0),
         ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact"),
         depths=(12,),
         batches=(64,),

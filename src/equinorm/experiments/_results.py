@@ -182,9 +182,9 @@ def _parse(line: bytes) -> Result | None:
         found = json.loads(line)
         parts = {item.name: found[item.name] for item in fields(Result)}
         parts["run"] = Run(**found["run"])
-        curves = dict(found["curves"])
-        curves["norms"] = {name: _floats(values) for name, values in curves["norms"].items()}
-        parts["curves"] = Curves(**{key: values if key == "norms" else _floats(values) for key, values in curves.items()})
+        norms = {name: _floats(values) for name, values in found["curves"]["norms"].items()}
+        lists = {name: _floats(found["curves"][name]) for name in ("loss", "accuracy", "residuals")}
+        parts["curves"] = Curves(**lists, norms=norms)
         parts["images"] = tuple(found["images"])
         return Result(**parts)
     except (ValueError, KeyError, TypeError):

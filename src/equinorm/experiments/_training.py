@@ -49,12 +49,9 @@ class _Trainer:
         elif self.method.init == "balanced":
             equinorm.balance_(model, self.args, p=run.p, c=run.c, biases=run.count_biases)
         self.curves, self.symmetries = Curves(), None
-        if not run.held_out:
-            try:
-                self.symmetries = equinorm.symmetries(model, self.args, **options)
-            except EquinormError:  # a network that torch.export cannot record is trained all the same
-                pass
-        self.weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
+        if not run.held_out and not self.method.weight_norm:  # imbalance of v in g·v/‖v‖ would compare with nothing
+            self.symmetries = equinorm.symmetries(model, self.args, **options)
+        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
         parameters = list(model.parameters())
         self.optimizer = optim.SGD(parameters, run.lr, run.momentum, weight_decay=run.weight_decay, fused=True)
         self.paths = PathSGD(model, self.shape, run.path_every) if self.method.path else None
@@ -147,8 +144,7 @@ class _Trainer:
         return float(losses) / max(count, 1), count
 
     def _finite(self) -> bool:
-        norms = torch._foreach_norm([parameter.detach() for parameter in self.model.parameters()])
-        return bool(torch.stack(norms).isfinite().all())
+        return bool(torch.stack([parameter.detach().norm() for parameter in self.model.parameters()]).isfinite().all())
 
     @torch.no_grad()
     def _accuracy(self) -> float:
@@ -161,8 +157,8 @@ class _Trainer:
 
     def _watch(self) -> None:
         """Norms of the weights, and their imbalance."""
-        values = torch.stack(torch._foreach_norm([weight.detach() for weight in self.weights.values()])).tolist()
-        for name, value in zip(self.weights, rounded(values), strict=True):
+        values = torch.stack([layer.weight.detach().norm() for layer in self.layers.values()]).tolist()
+        for name, value in zip(self.layers, rounded(values), strict=True):
             self.curves.norms.setdefault(name, []).append(value)
         if self.symmetries is not None and self.symmetries.num_free and self._finite():
             self.curves.residuals.append(*rounded([self.symmetries.balance(cycles=0).residual]))

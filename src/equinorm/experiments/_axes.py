@@ -1,0 +1,165 @@
+"""What the pictures of results share: colours, names, limits, legends."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from equinorm._report import FAINT
+from equinorm.experiments._groups import Experiment, Series
+
+COLORS = {
+    "baseline": "#7d8793",
+    "bn": "#d9772b",
+    "gn": "#4f9d4a",
+    "wn": "#b58fc9",
+    "wn_bn": "#8a5a44",
+    "path_sgd": "#c9a400",
+    "pathcond": "#d36b9c",
+    "balanced": "#5c6b7a",
+    "enorm": "#12507b",
+    "enorm_exact": "#3f97d1",
+    "enorm_bn": "#a5282c",
+    "enorm_gn": "#1f7a68",
+}
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+PANELS = 6
+"""Panels in a row; of more depths or batch sizes some are left out, evenly."""
+
+
+def panels(experiment: Experiment) -> list[tuple[str, list[Series]]]:
+    places = [(depth, batch) for depth in experiment.depths for batch in experiment.batches if experiment.at(depth, batch)]
+    if len(places) > PANELS:
+        places = [places[round(i * (len(places) - 1) / (PANELS - 1))] for i in range(PANELS)]
+    return [(where(experiment.at(*place)[0]), experiment.at(*place)) for place in places]
+
+
+def where(series: Series) -> str:
+    run = series.run
+    return (f"p = {run.depth}, " if run.network == "fc" else "") + f"batch {run.batch}"
+
+
+def by_label(chosen: Sequence[Series]) -> dict[str, list[Series]]:
+    found: dict[str, list[Series]] = {}
+    for series in chosen:
+        found.setdefault(series.label, []).append(series)
+    return found
+
+
+def layers(series: Series) -> list[str]:
+    return list(series.results[0].curves.norms)
+
+
+def pictured(series: Series) -> bool:
+    return bool(series.results[0].pictures)
+
+
+def deviation(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def look(series: Series) -> dict[str, Any]:
+    ours = bool(series.method.startswith("enorm"))
+    dash = _DASHES[series.variant % len(_DASHES)]
+    return {"color": COLORS[series.method], "linestyle": dash, "linewidth": 2.0 if ours else 1.4, "zorder": 3 if ours else 2}
+
+
+def curve(axis: Axes, series: Series, name: str) -> None:
+    """Mean and standard deviation over the seeds that have not diverged yet."""
+    values = series.curve(name)
+    if name == "residuals":
+        values = np.maximum(values, 1e-16)
+    with warnings.catch_warnings():  # of epochs that no seed reached
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = np.nanmean(values, 0)
+        spread = np.nanstd(values, 0, ddof=1) if len(values) > 1 else np.zeros_like(mean)
+    epochs = np.arange(len(mean)) + (name != "residuals")
+    style = look(series)
+    axis.plot(epochs, mean, **style)
+    if name != "residuals":
+        axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def limit(axis: Axes, arrays: Sequence[np.ndarray], top: bool) -> None:
+    """Cut off what only the first epochs show, and what is at chance where others are not."""
+    later = np.concatenate([array[:, array.shape[1] // 5 :].ravel() for array in arrays])
+    later = later[np.isfinite(later)]
+    if not later.size:
+        return
+    if top:
+        low, high = later.min(), np.quantile(later, 0.99)
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
+    else:
+        low, high = lowest(later), later.max()
+        margin = 0.06 * (high - low) or 1.0
+        axis.set_ylim(low - margin, min(high + margin, 101.0))
+
+
+def lowest(accuracies: np.ndarray) -> float:
+    """The least accuracy that is worth an axis: what is below 60 % of the best has failed."""
+    return float(accuracies[accuracies >= 0.6 * accuracies.max()].min())
+
+
+def grid(axis: Axes) -> None:
+    axis.grid(axis="y", color=FAINT, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def single(experiment: Experiment, width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    heading(figure, experiment)
+    return figure, figure.subplots()
+
+
+def heading(figure: Figure, experiment: Experiment, more: str = "") -> None:
+    seeds = {len(series.results) for series in experiment.series}
+    count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    text = f"{experiment.title}, {count} seed" + ("" if count == "1" else "s")
+    figure.suptitle(text + (f"\n{more}" if more else ""), x=0.01, ha="left", fontsize=10, weight="bold")
+
+
+def handles(members: Sequence[Series]) -> tuple[list[Any], list[str]]:
+    unique = {series.label: series for series in sorted(members, key=lambda s: (list(COLORS).index(s.method), s.variant))}
+    lines = []
+    for series in unique.values():
+        style = look(series)
+        lines.append(Line2D([], [], color=style["color"], linestyle=style["linestyle"], linewidth=style["linewidth"]))
+    return lines, list(unique)
+
+
+def legend(figure: Figure, members: Sequence[Series]) -> None:
+    lines, labels = handles(members)
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(6, len(labels)))
+
+
+def name_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Names beside the last points, moved apart where they would overlap; what lies below the axis says so."""
+    low, high = axis.get_ylim()
+    step = 0.05 * (high - low)
+    ends = sorted(ends, key=lambda end: end[1])
+    places = [max(value, low + step / 2) for _, value, _, _ in ends]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + step)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], high - step / 2 if i == len(places) - 1 else places[i + 1] - step)
+    for (x, value, label, color), place in zip(ends, places, strict=True):
+        below = value < low
+        arrow = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3}
+        axis.annotate(
+            f"{label} ({value:.1f} ↓)" if below else label,
+            (x, value),
+            xytext=(1.03, place),
+            textcoords=("axes fraction", "data"),
+            color=color,
+            va="center",
+            fontsize=8.5,
+            arrowprops=None if below else arrow,
+            annotation_clip=False,
+        )

@@ -1,0 +1,143 @@
+"""Results put together by what varies: curves over depth, batch size or epochs, with mean and standard deviation over seeds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from equinorm.experiments._results import Result
+from equinorm.experiments._runs import DEFAULTS, METHODS, Run
+
+_SHARED = ("data", "network", "width", "epochs", "augment", "biases")
+_APART = (*_SHARED, "method", "depth", "batch", "lr", "held_out", "seed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """Final runs of one configuration, one for each seed.
+
+    Attributes:
+        label: method, with the options in which its runs in this experiment differ.
+        method: its name in `METHODS`.
+        variant: counts the configurations of one method.
+        run: of the first seed.
+        results: ordered by seed.
+        tried: held-out accuracy by learning rate; None for a run that diverged.
+    """
+
+    label: str
+    method: str
+    variant: int
+    run: Run
+    results: tuple[Result, ...]
+    tried: dict[float, float | None]
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """Test accuracy of each seed in percent."""
+        return np.array([100 * result.accuracy for result in self.results])
+
+    def curve(self, name: str) -> np.ndarray:
+        """Seeds by epochs of `loss`, `accuracy` (in percent) or `residuals`; after a run diverged chance or NaN."""
+        curves = [list(getattr(result.curves, name)) for result in self.results]
+        length = max(map(len, curves), default=0)
+        rest = [curve[-1] if name == "accuracy" and curve else np.nan for curve in curves]  # diverged: chance for good
+        padded = np.array([curve + [last] * (length - len(curve)) for curve, last in zip(curves, rest, strict=True)])
+        return 100 * padded if name == "accuracy" else padded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experiment:
+    """Series that may be compared: the same data, network and number of epochs.
+
+    Attributes:
+        name: for file names.
+        title: in words.
+        series: by depth, batch size and method.
+    """
+
+    name: str
+    title: str
+    series: tuple[Series, ...]
+
+    @property
+    def depths(self) -> list[int]:
+        """All depths."""
+        return sorted({series.run.depth for series in self.series})
+
+    @property
+    def batches(self) -> list[int]:
+        """All batch sizes."""
+        return sorted({series.run.batch for series in self.series})
+
+    def at(self, depth: int, batch: int) -> list[Series]:
+        """The methods at one depth and batch size."""
+        return [series for series in self.series if (series.run.depth, series.run.batch) == (depth, batch)]
+
+
+def experiments(results: Iterable[Result]) -> list[Experiment]:
+    """Sort results into experiments, in the order in which they first appear.
+
+    Where a configuration has final runs at several learning rates, those that came last count.
+    """
+    found = list(results)
+    grouped: dict[tuple, list[Result]] = {}
+    for result in found:
+        if not result.run.held_out:
+            key = (*(getattr(result.run, name) for name in _SHARED), result.digest)
+            grouped.setdefault(key, []).append(result)
+    named: dict[str, int] = {}
+    made = []
+    for final in grouped.values():
+        run = final[0].run
+        name = f"{run.data}-{run.network}"
+        named[name] = named.get(name, 0) + 1
+        name += f"-{named[name]}" if named[name] > 1 else ""
+        width = f", width {run.width}" if run.width != DEFAULTS["width"] else ""
+        title = f"{_DATA[run.data]}, {_NETWORKS[run.network]}{width}, {run.epochs} epochs"
+        made.append(Experiment(name, title, tuple(_series(final, found))))
+    return made
+
+
+_DATA = {"digits": "Digits", "cifar10": "CIFAR-10", "images": "Folder of images"}
+_NETWORKS = {
+    "fc": "fully connected",
+    "conv": "fully convolutional",
+    "resnet18c": "ResNet-18 type C",
+    "resnet18": "ResNet-18, identity skips",
+    "resnet50": "ResNet-50, identity skips",
+}
+
+
+def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
+    cells: dict[Run, list[Result]] = {}
+    for result in final:
+        key = replace(result.run, lr=0.0, seed=0)
+        if key in cells and cells[key][0].run.lr != result.run.lr:
+            del cells[key]
+        cells.setdefault(key, []).append(result)
+    searches: dict[Run, dict[float, float | None]] = {}
+    for result in found:
+        if result.run.held_out:
+            key = replace(result.run, lr=0.0, seed=0, held_out=False, epochs=0)
+            searches.setdefault(key, {})[result.run.lr] = None if result.diverged else result.accuracy
+    options = {key: tuple(getattr(key, name) for name in _NAMES) for key in cells}
+    variants: dict[str, list[tuple]] = {}
+    for key in cells:
+        kinds = variants.setdefault(key.method, [])
+        if options[key] not in kinds:
+            kinds.append(options[key])
+    result = []
+    for key, members in cells.items():
+        kinds = variants[key.method]
+        varying = [i for i in range(len(_NAMES)) if len({kind[i] for kind in kinds}) > 1]
+        words = [f"{_NAMES[i]}={options[key][i]:g}" for i in varying]
+        label = METHODS[key.method].label + (" " + ", ".join(words) if words else "")
+        members.sort(key=lambda member: member.run.seed)
+        tried = searches.get(replace(key, epochs=0), {})
+        result.append(Series(label, key.method, kinds.index(options[key]), members[0].run, tuple(members), tried))
+    order = list(METHODS)
+    return sorted(result, key=lambda s: (s.run.depth, s.run.batch, order.index(s.method), s.variant))
+
+
+_NAMES = [name for name in DEFAULTS if name not in _APART]
