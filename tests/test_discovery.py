@@ -412,3 +412,27 @@ def test_memory_that_something_else_writes_or_shares(how, most):
         b, given_b = before(given := X.clone()), given
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(given_a, given_b, rtol=1e-12, atol=1e-12)
+
+
+def test_attributes_that_a_forward_assigns_are_put_back():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(4, 5), None
+
+        def forward(self, x):
+            self.last = self.layer(x).relu()
+            self.count = 1
+            return self.last
+
+    model = Keeps()
+    equinorm.symmetries(model, (torch.randn(2, 4),))
+    assert model.last is None
+    assert not hasattr(model, "count")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
+def test_wrappers_are_looked_through(wrap):
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    found = equinorm.symmetries(wrap(model), (torch.randn(2, 4),))
+    assert (found.num_free, [scaling.name for scaling in found.scalings]) == (5, ["0.weight", "0.bias", "2.weight", "2.bias"])

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import ExportError
@@ -34,6 +36,17 @@ class Exported:
     inputs: Mapping[str, tuple[Value, Origin]]
     sources: Mapping[Source, Tensor]
     overlapping: frozenset[Source]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside of torch.compile, DistributedDataParallel, DataParallel and AveragedModel."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # importing OptimizedModule takes seconds
+            model = inner
+        else:
+            return model
 
 
 def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> Exported:
@@ -87,15 +100,24 @@ def _changing(graph: fx.GraphModule) -> set[str]:
 
 
 def _program(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    training = {module: module.training for module in model.modules()}
     try:
-        with _observed_hooks(model):
+        with _unchanged_attributes(model), _observed_hooks(model):
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError.of(model, args, kwargs, error) from error
+
+
+@contextlib.contextmanager
+def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
+    """Put back what a traced forward assigns to the model: its mode, and attributes that would keep traced tensors."""
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    try:
+        yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        for module, attributes in before:
+            for name in [name for name in module.__dict__ if name not in attributes]:
+                del module.__dict__[name]
+            module.__dict__.update(attributes)
 
 
 # What a user's hook reads must not scale. An operator without a rule pins whatever passes through it.

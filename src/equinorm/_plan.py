@@ -10,12 +10,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
+from equinorm._export import unwrapped
 from equinorm._layout import Layout
 from equinorm._mover import Mover
 from equinorm._optimizers import state_of
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
-from equinorm._watch import Watch, unwrapped
+from equinorm._watch import Watch
 
 Place = tuple[tuple[torch.device, torch.dtype], ...]
 

@@ -12,7 +12,7 @@ from equinorm import _balance, _rescale
 from equinorm._balance import Balance
 from equinorm._classes import Reason
 from equinorm._errors import EquinormError, RescaleError, describe
-from equinorm._export import export
+from equinorm._export import export, unwrapped
 from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
@@ -178,7 +178,8 @@ def symmetries(
     count as constants.
 
     Args:
-        model: any module that `torch.export` can handle.
+        model: any module that `torch.export` can handle; torch.compile, DistributedDataParallel, DataParallel and AveragedModel
+            are looked through.
         args: its positional inputs, a tuple (one tensor may stand alone).
         kwargs: its keyword inputs.
         batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
@@ -200,6 +201,7 @@ def symmetries(
     """
     if not isinstance(model, nn.Module):
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    model = unwrapped(model)
     if batch_norm not in ("affine", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")
     if isinstance(args, Tensor):

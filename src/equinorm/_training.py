@@ -8,10 +8,11 @@ from torch import Tensor, nn, optim
 
 from equinorm._balance import check_options, counted, held_classes
 from equinorm._errors import BalanceError, RescaleError, describe
+from equinorm._export import unwrapped
 from equinorm._layout import layouts
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
-from equinorm._watch import training_mode, unwrapped
+from equinorm._watch import training_mode
 
 
 class ENorm:

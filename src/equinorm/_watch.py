@@ -1,25 +1,11 @@
-"""Wrappers around a model, its mode, and whether it is still the model that was analysed."""
+"""A model's mode, and whether it is still the model that was analysed."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from equinorm._errors import RescaleError
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's module inside of torch.compile, DistributedDataParallel, DataParallel and AveragedModel."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
-            model = model._orig_mod
-        else:
-            return model
 
 
 @contextlib.contextmanager
