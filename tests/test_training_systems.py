@@ -137,3 +137,33 @@ def test_data_parallel_is_looked_through():
     model, inputs = unbalanced(torch.float64)
     hook = ENorm(optim.SGD(model.parameters(), lr=0.0), nn.DataParallel(model), (inputs,))
     assert hook.model is model
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+@pytest.mark.parametrize("keyword", [False, True])
+@pytest.mark.parametrize("stale", [False, True])
+def test_gradients_that_a_closure_computes(name, keyword, stale):
+    """What the optimizer's averages hold of the weight decay must be that of the closure's gradients."""
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    found = []
+    for closed in (False, True):
+        model, inputs = unbalanced(torch.float64)
+        optimizer = getattr(optim, name)(model.parameters(), lr=0.05, weight_decay=0.1, **options)
+        ENorm(optimizer, model, (inputs,))
+        if stale:
+            model(2 * inputs).square().mean().backward()
+
+        def loss(model=model, inputs=inputs, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = model(inputs).square().mean()
+            value.backward()
+            return value
+
+        for _ in range(4):
+            if not closed:
+                loss()
+                optimizer.step()
+            else:
+                assert (optimizer.step(closure=loss) if keyword else optimizer.step(loss)).detach() > 0
+        found.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

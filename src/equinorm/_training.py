@@ -173,8 +173,19 @@ class ENorm:
             f"cycles={self.cycles}, every={self.every}, method={self.method!r}, {self.steps} steps)"
         )
 
-    def _before_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._plan.parts.before_step()
+    def _before_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._plan.parts.before_step()
+            return None
+
+        def followed() -> Any:
+            loss = closure()
+            self._plan.parts.before_step()
+            return loss
+
+        return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self.steps += 1
