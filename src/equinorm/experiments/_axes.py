@@ -28,6 +28,9 @@ COLORS = {
     "enorm_gn": "#1f7a68",
 }
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1.5, 1.5)))
+PICTURED = [*dict.fromkeys(("baseline", "enorm", "enorm_exact", "bn", "enorm_bn", "path_sgd", "gn", "pathcond", *COLORS))]
+"""Whose weights are pictured first."""
+
 MARKERS = ("o", "s", "^", "D", "v", "P")
 PANELS = 6
 """Panels in a row; of more depths or batch sizes some are left out, evenly."""
@@ -88,18 +91,14 @@ def curve(axis: Axes, series: Series, name: str) -> None:
 
 
 def limit(axis: Axes, arrays: Sequence[np.ndarray], top: bool) -> None:
-    """Cut off what only the first epochs show, and what is at chance where others are not."""
+    """Cut off what only the first epochs show, and accuracies at chance where others are not."""
     later = np.concatenate([array[:, array.shape[1] // 5 :].ravel() for array in arrays])
     later = later[np.isfinite(later)]
     if not later.size:
         return
-    if top:
-        low, high = later.min(), np.quantile(later, 0.99)
-        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
-    else:
-        low, high = lowest(later), later.max()
-        margin = 0.06 * (high - low) or 1.0
-        axis.set_ylim(low - margin, min(high + margin, 101.0))
+    low, high = (later.min(), np.quantile(later, 0.99)) if top else (lowest(later), later.max())
+    margin = 0.06 * (high - low) or 1.0
+    axis.set_ylim(low - margin, high + margin if top else min(high + margin, 101.0))
 
 
 def lowest(accuracies: np.ndarray) -> float:
@@ -151,7 +150,7 @@ def name_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         places[i] = min(places[i], high - step / 2 if i == len(places) - 1 else places[i + 1] - step)
     for (x, value, label, color), place in zip(ends, places, strict=True):
         below = value < low
-        arrow = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3}
+        arrow = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
         axis.annotate(
             f"{label} ({value:.1f} ↓)" if below else label,
             (x, value),

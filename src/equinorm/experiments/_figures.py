@@ -14,6 +14,7 @@ from equinorm.experiments._axes import (
     COLORS,
     MARKERS,
     PANELS,
+    PICTURED,
     by_label,
     curve,
     deviation,
@@ -76,7 +77,7 @@ def batches(experiment: Experiment) -> Figure:
 
 def _against(experiment: Experiment, chosen: Sequence[Series], x: Callable[[Series], int], title: str, log: bool) -> Figure:
     figure, axis = single(experiment, 8.4, 4.8)
-    ends, tops, bottoms = [], [], []
+    ends, shown = [], [np.zeros(0)]
     for label, members in by_label(chosen).items():
         members = sorted(members, key=x)
         places = np.array([x(series) for series in members], float)
@@ -86,8 +87,8 @@ def _against(experiment: Experiment, chosen: Sequence[Series], x: Callable[[Seri
         axis.fill_between(places, means - spread, means + spread, color=style["color"], alpha=0.12, linewidth=0)
         axis.plot(places, means, marker=MARKERS[members[0].variant % len(MARKERS)], markersize=4.5, **style)
         ends.append((places[-1], means[-1], label, style["color"]))
-        tops.append(means + spread)
-        bottoms.append(means - spread)
+        stable = [not any(result.diverged for result in series.results) for series in members]
+        shown += [means, (means + spread)[stable], (means - spread)[stable]]
     ticks = sorted({x(series) for series in chosen})
     if log:
         axis.set_xscale("log", base=2)
@@ -97,10 +98,7 @@ def _against(experiment: Experiment, chosen: Sequence[Series], x: Callable[[Seri
     axis.set_ylabel("test accuracy (%)")
     grid(axis)
     axis.margins(x=0.02)
-    means = np.array([end[1] for end in ends])
-    shown = np.concatenate([part for part, mean in zip(bottoms, means, strict=True) if mean >= 0.6 * means.max()])
-    low, high = shown.min(), np.concatenate(tops).max()
-    axis.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low) or 1.0)
+    limit(axis, [np.concatenate(shown)[:, None]], top=False)
     name_ends(axis, ends)
     return figure
 
@@ -237,7 +235,8 @@ def weights(experiment: Experiment) -> Figure:
     """Magnitudes of three weights before and after training, at the greatest depth."""
     members = [series for series in experiment.at(experiment.depths[-1], experiment.batches[-1]) if pictured(series)]
     members = members or [series for series in experiment.series if pictured(series)][:1]
-    members = members[: 2 * PANELS - 3]
+    members = sorted(members, key=lambda series: PICTURED.index(series.method))[: PANELS + 1]
+    members.sort(key=lambda series: list(COLORS).index(series.method))
     names = list(members[0].results[0].pictures)
     first = [decode(before) for before, _ in members[0].results[0].pictures.values()]
     columns = [("before training", INK, first)]
@@ -251,7 +250,7 @@ def weights(experiment: Experiment) -> Figure:
     for row in range(len(names)):
         images = [images[row] for _, _, images in columns]
         values = np.concatenate([image[image > 0] for image in images])
-        low, high = np.quantile(values, [0.02, 0.998])
+        low, high = np.quantile(values, [0.01, 0.98])
         norm = LogNorm(low if low < high else high / 10, high)
         for axis, image in zip(axes[row], images, strict=True):
             axis.imshow(np.maximum(image, low), norm=norm, cmap="magma", aspect="auto", interpolation="nearest")

@@ -33,6 +33,8 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    last.weight.data.mul_(run.head)
     if isinstance(model, ResNet) and method.norm == "none":
         model.temper_()
     if method.weight_norm:

@@ -67,6 +67,8 @@ class Run:
         weight_decay: coupled, on every parameter.
         clip: largest global norm of what the optimizer takes for the gradient; 0 for no limit.
         warmup: epochs in which the learning rate grows linearly from 0.
+        head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
+        centralise: subtract from each neuron's gradient its mean over the fan-in, but in the first layer (Yong et al., 2020).
         c: asymmetry of ENorm.
         c_end: what c becomes, linearly over the epochs; 0 for no change.
         p: its norm.
@@ -93,6 +95,8 @@ class Run:
     weight_decay: float = 1e-3
     clip: float = 0.0
     warmup: float = 0.0
+    head: float = 1.0
+    centralise: bool = False
     c: float = 1.0
     c_end: float = 0.0
     p: float = 2.0

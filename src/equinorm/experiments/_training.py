@@ -119,6 +119,7 @@ class _Trainer:
         run, losses, count = self.run, torch.zeros((), device=self.device), 0
         warmup = run.warmup * total / run.epochs
         parameters = list(self.model.parameters())
+        inner = [w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1][1:]
         for images, labels in self.trained.batches(run.batch, order, run.augment):
             step = done + count
             rate = run.lr * min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / total)
@@ -129,6 +130,9 @@ class _Trainer:
             loss.backward()
             if self.paths:
                 self.paths.divide_()
+            if run.centralise:
+                for gradient in [weight.grad for weight in inner if weight.grad is not None]:
+                    gradient.sub_(gradient.mean(tuple(range(1, gradient.dim())), keepdim=True))
             if run.clip:
                 nn.utils.clip_grad_norm_(parameters, run.clip)
             losses += loss.detach()
