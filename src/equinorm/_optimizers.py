@@ -79,8 +79,12 @@ _DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
 """Optimizers whose weight decay never enters their state, whatever their groups say."""
 
 
+_UPDATES: dict[type[optim.Optimizer], int] = {optim.SGD: -1, optim.Adadelta: 1}
+"""Exponent of s in an optimizer's updates, where it is not 0."""
+
+
 def register_optimizer(
-    kind: type[optim.Optimizer], exponents: Mapping[str, int], *, decoupled_weight_decay: bool = False
+    kind: type[optim.Optimizer], exponents: Mapping[str, int], *, update: int = -1, decoupled_weight_decay: bool = False
 ) -> None:
     """Tell how an optimizer's state scales where a weight scales by s: state ↦ s^exponent · state.
 
@@ -89,6 +93,7 @@ def register_optimizer(
     Args:
         kind: the optimizer's class.
         exponents: of every state tensor that has its parameter's shape, by its key in `optimizer.state[parameter]`.
+        update: exponent of its updates: −1 if they are proportional to gradients, 0 if gradients are divided by their size.
         decoupled_weight_decay: True if weight decay never enters these tensors. If False, a nonzero weight decay is refused.
 
     Raises:
@@ -101,10 +106,11 @@ def register_optimizer(
     """
     if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
         raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
-    for key, exponent in exponents.items():
+    for key, exponent in [*exponents.items(), ("update", update)]:
         if isinstance(exponent, bool) or not isinstance(exponent, int):
             raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
     LAWS[kind] = {key: Law(exponent) for key, exponent in exponents.items()}
+    _UPDATES[kind] = update
     (_DECOUPLED.add if decoupled_weight_decay else _DECOUPLED.discard)(kind)
 
 
@@ -122,6 +128,11 @@ def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
             "Register it: equinorm.register_optimizer(kind, {state key: exponent})."
         )
     return LAWS[kind]
+
+
+def update_exponent(optimizer: optim.Optimizer) -> int:
+    """Exponent of s in the updates of a known optimizer."""
+    return _UPDATES.get(type(optimizer), 0)
 
 
 def coupled_decay(optimizer: optim.Optimizer, group: Group) -> float:

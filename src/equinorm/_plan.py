@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from equinorm._biases import BiasSteps
 from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
 from equinorm._export import unwrapped
 from equinorm._layout import Layout
 from equinorm._mover import Mover
-from equinorm._optimizers import state_of
+from equinorm._optimizers import state_of, update_exponent
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._watch import Watch
@@ -42,6 +43,7 @@ class Plan:
         p: the norm.
         c: asymmetry.
         method: "cyclic" or "two-level".
+        symmetric_biases: let biases take the steps that they would take at c = 1.
         power_of_two: round scales to powers of two.
 
     Raises:
@@ -58,10 +60,12 @@ class Plan:
         p: float,
         c: float,
         method: str,
+        symmetric_biases: bool,
         power_of_two: bool,
     ) -> None:
         self._symmetries, self._moving, self._layouts, self._optimizer = symmetries, moving, layouts, optimizer
         self._p, self._c, self._method, self._power_of_two = p, c, method, power_of_two
+        self._symmetric_biases = symmetric_biases
         tensors = symmetries.tensors
         self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
         self._watch = Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})
@@ -77,6 +81,20 @@ class Plan:
         """Set the asymmetry."""
         self._c = c
         self._cycle.weigh(c)
+        self._biases.weigh(c)
+
+    def before_step(self) -> None:
+        """Look at what the optimizer is about to change.
+
+        Raises:
+            RescaleError: if its averages contain weight decay that was not followed.
+        """
+        self.parts.before_step()
+        self._biases.before_step()
+
+    def after_step(self) -> None:
+        """Correct the steps of biases."""
+        self._biases.after_step()
 
     def residual(self) -> float:
         """ρ of the current weights."""
@@ -173,6 +191,14 @@ class Plan:
         found = self._symmetries
         self._cycle = Cycle(self._layouts, found.family_ranges, found.num_free, self._p, self._method, device, dtype)
         self._cycle.weigh(self._c)
+        by_name = found.tensors
+        biases = [
+            (s, by_name[s.name]) for s in found.scalings if s.factors and s.role == "bias" and by_name[s.name].requires_grad
+        ]
+        power = update_exponent(self._optimizer)
+        q = self._p if self._p < float("inf") else 1.0
+        self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)
+        self._biases.weigh(self._c)
         self._mover = Mover(self._moving, device, dtype, self._power_of_two)
         self._read = {name: tensor.detach() for name, tensor in found.tensors.items() if name in self._read}
         self._place = place

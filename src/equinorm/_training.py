@@ -36,6 +36,8 @@ class ENorm:
         method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
         biases: count biases in the norm. They are rescaled either way.
         match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did.
+        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1. Without that, gradient descent
+            on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
@@ -79,6 +81,7 @@ class ENorm:
         *,
         biases: bool = False,
         match_biases: bool = True,
+        symmetric_biases: bool = True,
         batch_norm: str = "affine",
         modules: str | nn.Module | Sequence[str | nn.Module] | None = None,
         averages: nn.Module | Sequence[nn.Module] = (),
@@ -109,7 +112,7 @@ class ENorm:
         layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
         moving = [s for s in moving if match_biases or s.role != "bias"]
         copies = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
-        self._plan = Plan(found, moving, layout, optimizer, copies, p, self._c, method, power_of_two)
+        self._plan = Plan(found, moving, layout, optimizer, copies, p, self._c, method, symmetric_biases, power_of_two)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -177,17 +180,18 @@ class ENorm:
         """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._plan.parts.before_step()
+            self._plan.before_step()
             return None
 
         def followed() -> Any:
             loss = closure()
-            self._plan.parts.before_step()
+            self._plan.before_step()
             return loss
 
         return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self.steps += 1
+        self._plan.after_step()
         if self.steps % self.every == 0:
             self.cycle_()
