@@ -191,10 +191,7 @@ class Plan:
         found = self._symmetries
         self._cycle = Cycle(self._layouts, found.family_ranges, found.num_free, self._p, self._method, device, dtype)
         self._cycle.weigh(self._c)
-        by_name = found.tensors
-        biases = [
-            (s, by_name[s.name]) for s in found.scalings if s.factors and s.role == "bias" and by_name[s.name].requires_grad
-        ]
+        biases = [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
         power = update_exponent(self._optimizer)
         q = self._p if self._p < float("inf") else 1.0
         self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)

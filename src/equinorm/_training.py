@@ -36,8 +36,8 @@ class ENorm:
         method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
         biases: count biases in the norm. They are rescaled either way.
         match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did.
-        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1. Without that, gradient descent
-            on biases diverges in networks of more than about ten layers.
+        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1. Without that, gradient
+            descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
