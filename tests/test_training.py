@@ -437,9 +437,8 @@ def test_bias_steps_are_those_of_the_symmetric_point():
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         hook = ENorm(optimizer, model, (inputs,), c=c, method="two-level", cycles=50, every=100)
         hook.cycle_()
-        scales[c] = [
-            float((a.bias.norm() / b.bias.norm()).detach()) for a, b in zip(layers_of(model), layers_of(start), strict=True)
-        ]
+        pairs = zip(layers_of(model), layers_of(start), strict=True)
+        scales[c] = [float((a.bias.norm() / b.bias.norm()).detach()) for a, b in pairs]
         before = [layer.bias.detach().clone() for layer in layers_of(model)]
         step(model, optimizer, inputs)
         updates[c] = [layer.bias.detach() - b for layer, b in zip(layers_of(model), before, strict=True)]
