@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from equinorm.experiments import _data
+from equinorm.experiments import _data, _folders
 from equinorm.experiments._runs import ExperimentError, Run
 from experiment_tools import TINY, digits, write_cifar10
 
@@ -102,7 +102,7 @@ def test_scoring_takes_the_middle(tmp_path):
 def test_files_that_are_not_cifar10_are_refused(tmp_path):
     with pytest.raises(ExperimentError, match="--data"):
         _data.load(CIFAR, None)
-    with pytest.raises(ExperimentError, match="data_batch_1.*official layout"):
+    with pytest.raises(ExperimentError, match=r"data_batch_1.*official layout"):
         _data.load(CIFAR, tmp_path)
     write_cifar10(tmp_path)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
@@ -145,7 +145,7 @@ def folder(tmp_path):
 
 
 def test_folders_of_images(folder):
-    data = _data.load(Run(data="images", network="resnet18"), folder)
+    data = _folders.load(Run(data="images", network="resnet18"), folder)
     assert (len(data.train), len(data.kept), len(data.held_out), len(data.test)) == (20, 16, 4, 6)
     assert (data.shape, data.classes) == ((3, 224, 224), 2)
     images, labels = everything(data.test, size=4)
@@ -168,13 +168,13 @@ def test_folders_need_both_parts(folder):
     for path in sorted((folder / "val" / "dog").iterdir()):
         path.unlink()
     with pytest.raises(ExperimentError, match="val"):
-        _data.load(Run(data="images", network="resnet18"), folder)
+        _folders.load(Run(data="images", network="resnet18"), folder)
 
 
 def test_folders_need_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ExperimentError, match="torchvision"):
-        _data.load(Run(data="images", network="resnet18"), tmp_path)
+        _folders.load(Run(data="images", network="resnet18"), tmp_path)
 
 
 def test_digits_need_scikit_learn(monkeypatch):

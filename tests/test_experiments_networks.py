@@ -104,7 +104,9 @@ def test_fully_convolutional_network_is_normalised_after_each_third_convolution(
     assert kinds(build(replace(CONV, width=8, method="bn"))) == "CRCRCBR" * 2 + "CR" * 3
 
 
-@pytest.mark.parametrize(("channels", "least", "expected"), [(64, 2, 32), (128, 2, 32), (500, 16, 25), (64, 16, 4), (16, 2, 8), (7, 2, 1)])
+@pytest.mark.parametrize(
+    ("channels", "least", "expected"), [(64, 2, 32), (128, 2, 32), (500, 16, 25), (64, 16, 4), (16, 2, 8), (7, 2, 1)]
+)
 def test_groups(channels, least, expected):
     assert _networks.groups(channels, least) == expected
 

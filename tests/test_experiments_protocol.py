@@ -10,7 +10,7 @@ import pytest
 from equinorm.experiments._protocol import compare, label
 from equinorm.experiments._results import Curves, Results, provenance, read
 from equinorm.experiments._runs import DEFAULTS, ExperimentError, Run, Sweep, decade, parse, place
-from equinorm.experiments._workers import Here, Pool
+from equinorm.experiments._workers import Pool
 from experiment_tools import TINY, Pretend, result
 
 SWEEP = Sweep(TINY, ("baseline",), depths=(2,), batches=(128,), seeds=3, select_epochs=1, lrs=(0.01, 0.1))
@@ -224,22 +224,6 @@ def test_unknown_names_are_refused():
 
 
 # ---------------------------------------------------------------------------------------------------------------- workers
-
-
-def test_processes_give_the_results_of_one():
-    runs = [replace(TINY, epochs=1, seed=seed) for seed in range(3)]
-    found = []
-    for pool in (Here(None, "cpu"), Pool(2, None, "cpu")):
-        results = {}
-        for run in runs:
-            pool.start(run)
-        while len(results) < 3:
-            for message in pool.messages():
-                if hasattr(message, "curves"):
-                    results[message.run] = message
-        pool.stop()
-        found.append([(results[run].accuracy, results[run].curves) for run in runs])
-    assert found[0] == found[1]
 
 
 def test_errors_in_processes_are_told(tmp_path):

@@ -1,5 +1,6 @@
 """One training run against a plain loop, and what a run must record."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -98,7 +99,7 @@ def test_enorm_is_the_plain_loop_with_algorithm_1():
     @torch.no_grad()
     def cycle(model):
         layers = [layer for layer in model if isinstance(layer, nn.Linear)]
-        for before, after in zip(layers, layers[1:], strict=False):
+        for before, after in itertools.pairwise(layers):
             scale = (after.weight.norm(dim=0) / (run.c * before.weight.norm(dim=1))).sqrt()
             before.weight.mul_(scale[:, None])
             after.weight.div_(scale)

@@ -86,7 +86,7 @@ def curve(axis: Axes, series: Series, name: str) -> None:
     style = look(series)
     axis.plot(epochs, mean, **style)
     if name != "residuals":
-        axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.12, linewidth=0)
+        axis.fill_between(epochs, mean - spread, mean + spread, color=style["color"], alpha=0.08, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 

@@ -110,15 +110,11 @@ def crop(images: Tensor) -> Tensor:
 
 
 def load(run: Run, folder: Path | None, device: str = "cpu") -> Data:
-    """The images of a run, in memory once for each process.
+    """Digits or CIFAR-10, in memory once for each process.
 
     Raises:
         ExperimentError: if they cannot be read.
     """
-    if run.data == "images":
-        from equinorm.experiments import _folders  # torchvision is optional
-
-        return _folders.load(_needed(folder, "images"), device)
     return _memory(run.data, folder, device)
 
 
@@ -127,7 +123,7 @@ def _memory(name: str, folder: Path | None, device: str) -> Data:
     if name == "digits":
         train, test, mean, std = (*_digits(), (0.3051,), (0.3760,))
     else:
-        train, test, mean, std = (*_cifar10(_needed(folder, "cifar10")), CIFAR_MEAN, CIFAR_STD)
+        train, test, mean, std = (*_cifar10(needed(folder, "cifar10")), CIFAR_MEAN, CIFAR_STD)
     digest = hashlib.sha256(test[0].numpy().tobytes() + test[1].numpy().tobytes()).hexdigest()[:16]
     (images, labels), (test_images, test_labels) = (tuple(part.to(device) for part in pair) for pair in (train, test))
     kept, held_out = (rows.to(device) for rows in split(len(images)))
@@ -146,7 +142,8 @@ def split(count: int) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
-def _needed(folder: Path | None, name: str) -> Path:
+def needed(folder: Path | None, name: str) -> Path:
+    """The folder, which must have been named."""
     if folder is None:
         raise ExperimentError(f"{name} is not bundled: say where it is with --data.")
     return folder

@@ -84,7 +84,7 @@ def _against(experiment: Experiment, chosen: Sequence[Series], x: Callable[[Seri
         means = np.array([series.accuracies.mean() for series in members])
         spread = np.array([deviation(series.accuracies) for series in members])
         style = look(members[0])
-        axis.fill_between(places, means - spread, means + spread, color=style["color"], alpha=0.12, linewidth=0)
+        axis.fill_between(places, means - spread, means + spread, color=style["color"], alpha=0.08, linewidth=0)
         axis.plot(places, means, marker=MARKERS[members[0].variant % len(MARKERS)], markersize=4.5, **style)
         ends.append((places[-1], means[-1], label, style["color"]))
         stable = [not any(result.diverged for result in series.results) for series in members]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from equinorm.experiments._data import Data, split
-from equinorm.experiments._runs import ExperimentError
+from equinorm.experiments import _data
+from equinorm.experiments._data import Data, needed, split
+from equinorm.experiments._runs import ExperimentError, Run
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256
@@ -53,12 +54,16 @@ class Folder:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
-def load(folder: Path, device: str) -> Data:
-    """The images below `folder/train` and `folder/val`.
+def load(run: Run, folder: Path | None, device: str = "cpu") -> Data:
+    """The images of a run: those below `folder/train` and `folder/val`, or those of `_data.load`.
 
     Raises:
-        ExperimentError: if torchvision or a folder is missing, or the classes differ.
+        ExperimentError: if they cannot be read, torchvision is missing, or the classes of the two folders differ.
     """
+    return _folder(needed(folder, run.data), device) if run.data == "images" else _data.load(run, folder, device)
+
+
+def _folder(folder: Path, device: str) -> Data:
     try:
         from torchvision import datasets, transforms
     except (ImportError, RuntimeError) as error:

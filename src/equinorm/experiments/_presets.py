@@ -1,6 +1,9 @@
 """Sweeps by name: the paper's experiments, and reduced ones for CPUs."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from equinorm.experiments._runs import METHODS, ExperimentError, Run, Sweep
 
@@ -15,9 +18,9 @@ _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 
 PRESETS = {
     "digits": Sweep(
-        Run(data="digits", depth=12, width=64, batch=64, epochs=20, weight_decay=1e-4, clip=1.0),
+        Run(data="digits", depth=16, width=64, batch=64, epochs=20, weight_decay=1e-4, clip=1.0, c=1.2),
         ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact"),
-        depths=(12,),
+        depths=(16,),
         batches=(64,),
         seeds=3,
         select_epochs=6,
@@ -41,11 +44,36 @@ PRESETS = {
 
 
 def preset(name: str) -> Sweep:
-    """A sweep by name.
+    """A sweep by name, or from a .json or .yaml file with the fields of `Sweep` (and of `Run` below "base").
 
     Raises:
-        ExperimentError: if there is none of that name.
+        ExperimentError: if there is none of that name, or the file holds something else.
     """
+    if Path(name).suffix in (".json", ".yaml", ".yml"):
+        return _read(Path(name))
     if name not in PRESETS:
         raise ExperimentError(f"there is no preset {name!r}. There are {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def _read(path: Path) -> Sweep:
+    try:
+        text = path.read_text("utf-8")
+        found = dict(json.loads(text) if path.suffix == ".json" else _yaml(text, path))
+        base = Run(**found.pop("base", {}))
+        lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        return Sweep(base, **lists)
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ExperimentError(f"cannot read {path} as a sweep: {reason}.") from error
+
+
+def _yaml(text: str, path: Path) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ExperimentError(f"{path} needs PyYAML, which is not installed. Run pip install pyyaml, or write JSON.") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error).splitlines()[0]) from error

@@ -77,11 +77,13 @@ def search(cell: Run, sweep: Sweep) -> Search:
     """Choose a learning rate, then make the final runs."""
     template = replace(cell, epochs=sweep.select_epochs, held_out=True, seed=0)
     scores: dict[int, float] = {}
+    tried: dict[int, float] = {}
     wanted = {place(lr) for lr in sweep.lrs}
     while True:
         runs = {index: replace(template, lr=decade(index)) for index in sorted(wanted)}
         found = yield list(runs.values())
-        scores.update({index: found[run].accuracy - found[run].diverged for index, run in runs.items()})
+        tried.update({index: found[run].accuracy for index, run in runs.items()})
+        scores.update({index: -1.0 if found[run].diverged else found[run].accuracy for index, run in runs.items()})
         best = max(sorted(scores), key=lambda index: scores[index])
         wanted = {index for index in (best - 1, best + 1) if index not in scores and LOWEST <= index <= HIGHEST}
         if not wanted:
@@ -92,7 +94,7 @@ def search(cell: Run, sweep: Sweep) -> Search:
     return Cell(
         run=final[0],
         label=label(cell, sweep.base),
-        tried={f"{decade(index):g}": scores[index] + (scores[index] < 0) for index in sorted(scores)},
+        tried={f"{decade(index):g}": tried[index] for index in sorted(tried)},
         edge=best in (LOWEST, HIGHEST),
         accuracies=accuracies,
         mean=fmean(accuracies),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from equinorm._errors import EquinormError
-from equinorm.experiments import _data
+from equinorm.experiments import _folders
 from equinorm.experiments._results import Result
 from equinorm.experiments._runs import ExperimentError, Run
 from equinorm.experiments._training import train
@@ -54,7 +54,7 @@ class Here:
         """Do the next run."""
         run, epochs = self._waiting.get(), list[Epoch]()
         result = train(
-            run, _data.load(run, self._folder, self._device), self._device, lambda *state: epochs.append(Epoch(run, *state))
+            run, _folders.load(run, self._folder, self._device), self._device, lambda *state: epochs.append(Epoch(run, *state))
         )
         yield from epochs
         yield result
@@ -113,7 +113,7 @@ def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
     while True:
         run = tasks.get()
         try:
-            data = _data.load(run, folder, device)
+            data = _folders.load(run, folder, device)
             messages.put(train(run, data, device, lambda *state, run=run: messages.put(Epoch(run, *state))))
         except EquinormError as error:
             messages.put(_Failure(run, str(error), traceback.format_exc()))
