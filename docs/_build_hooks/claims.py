@@ -1,0 +1,114 @@
+"""MkDocs hook: what was measured, from the files of results, so that tables and verdicts cannot drift from them.
+
+`<!-- results FILE PRESET -->` becomes a table of test accuracies, `<!-- verdict FILE PRESET BETTER WORSE -->` a comparison of
+two methods (written as for `equinorm train --methods`) at every depth or batch size of the preset.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from equinorm.experiments._groups import Series, experiments
+from equinorm.experiments._presets import preset
+from equinorm.experiments._results import read
+from equinorm.experiments._runs import Run, Sweep, parse
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+MISSING = "not measured yet"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of a page."""
+    markdown = re.sub(r"<!-- results (\S+) (\S+) -->", lambda found: table(*found.groups()), markdown)
+    return re.sub(r"<!-- verdict (\S+) (\S+) (\S+) (\S+) -->", lambda found: verdict(*found.groups()), markdown)
+
+
+def table(file: str, name: str) -> str:
+    """Methods by depth (batch size): mean ± standard deviation of the test accuracy in percent, and the learning rate."""
+    sweep, series = preset(name), _series(file, preset(name))
+    if not series:
+        return f"*{MISSING.capitalize()}.*"
+    places = list(_places(sweep))
+    labels = list(dict.fromkeys(s.label for s in series))
+    rows = [f"| | {' | '.join(_at(sweep, place) for place in places)} |", "| --- |" + " ---: |" * len(places)]
+    for label in labels:
+        cells = []
+        for place in places:
+            found = next((s for s in series if s.label == label and (s.run.depth, s.run.batch) == place), None)
+            cells.append("" if found is None else f"{_value(found)} <small>lr {found.run.lr:g}</small>")
+        rows.append(f"| {label} | {' | '.join(cells)} |")
+    seeds = max(len(s.results) for s in series)
+    machines = ", ".join(sorted({str(s.results[0].source["processor"]) for s in series}))
+    note = f"Test accuracy in percent after {sweep.base.epochs} epochs, up to {seeds} seeds, at the chosen learning rate; {machines}."
+    return "\n".join([*rows, "", note])
+
+
+def verdict(file: str, name: str, better: str, worse: str) -> str:
+    """Is one method at or above another wherever both were measured? Differences below two standard errors decide nothing."""
+    sweep = preset(name)
+    series = _series(file, sweep)
+    outcomes: dict[str, list[str]] = {"above": [], "equal": [], "below": []}
+    said = []
+    for place in _places(sweep):
+        one, two = (_find(series, sweep, method, place) for method in (better, worse))
+        if one is None or two is None:
+            continue
+        gap = float(one.accuracies.mean() - two.accuracies.mean())
+        error = math.hypot(*(_error(s) for s in (one, two)))
+        outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(_at(sweep, place))
+        said.append(f"{_at(sweep, place)}: {_value(one)} against {_value(two)}")
+    if not said:
+        return f"*{MISSING}*"
+    if not outcomes["below"]:
+        word = "holds" if outcomes["above"] else "no difference seen"
+    elif not outcomes["above"]:
+        word = "does not hold"
+    else:
+        word = f"holds at {', '.join(outcomes['above'])}, not at {', '.join(outcomes['below'])}"
+    missing = [
+        _at(sweep, place) for place in _places(sweep) if not any(text.startswith(_at(sweep, place) + ":") for text in said)
+    ]
+    rest = f" ({MISSING}: {', '.join(missing)})" if missing else ""
+    return f"**{word}**{rest}<br><small>{'; '.join(said)}</small>"
+
+
+def _series(file: str, sweep: Sweep) -> list[Series]:
+    """Series of a file that belong to a preset's experiment."""
+    path = RESULTS / file
+    if not path.exists():
+        return []
+    same = ("data", "network", "width", "epochs", "augment", "biases")
+    found = [series for part in experiments(read(path)) for series in part.series]
+    return [s for s in found if all(getattr(s.run, key) == getattr(sweep.base, key) for key in same)]
+
+
+def _places(sweep: Sweep) -> Iterator[tuple[int, int]]:
+    for depth in sweep.depths if sweep.base.network == "fc" else (Run().depth,):
+        for batch in sweep.batches:
+            yield depth, batch
+
+
+def _at(sweep: Sweep, place: tuple[int, int]) -> str:
+    return f"p = {place[0]}" if sweep.base.network == "fc" else f"batch {place[1]}"
+
+
+def _find(series: list[Series], sweep: Sweep, method: str, place: tuple[int, int]) -> Series | None:
+    wanted = replace(parse(method, sweep.base), depth=place[0], batch=place[1]).canonical()
+    same = (s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted)
+    return next(same, None)
+
+
+def _value(series: Series) -> str:
+    values = series.accuracies
+    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{spread}"
+
+
+def _error(series: Series) -> float:
+    """Standard error of the mean; that of one run is taken as half a percent."""
+    values = series.accuracies
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.5
