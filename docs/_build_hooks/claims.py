@@ -43,7 +43,7 @@ def table(file: str, name: str) -> str:
         rows.append(f"| {label} | {' | '.join(cells)} |")
     seeds = max(len(s.results) for s in series)
     machines = ", ".join(sorted({str(s.results[0].source["processor"]) for s in series}))
-    note = f"Test accuracy in percent after {sweep.base.epochs} epochs, up to {seeds} seeds, at the chosen learning rate; {machines}."
+    note = f"Test accuracy in percent after {sweep.base.epochs} epochs, up to {seeds} seeds; {machines}."
     return "\n".join([*rows, "", note])
 
 
@@ -69,9 +69,8 @@ def verdict(file: str, name: str, better: str, worse: str) -> str:
         word = "does not hold"
     else:
         word = f"holds at {', '.join(outcomes['above'])}, not at {', '.join(outcomes['below'])}"
-    missing = [
-        _at(sweep, place) for place in _places(sweep) if not any(text.startswith(_at(sweep, place) + ":") for text in said)
-    ]
+    measured = [text.partition(":")[0] for text in said]
+    missing = [at for at in (_at(sweep, place) for place in _places(sweep)) if at not in measured]
     rest = f" ({MISSING}: {', '.join(missing)})" if missing else ""
     return f"**{word}**{rest}<br><small>{'; '.join(said)}</small>"
 
