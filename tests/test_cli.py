@@ -259,3 +259,7 @@ def test_compare_other_architectures_and_shapes():
 
 def test_compare_with_an_exported_program(exported):
     assert record("compare", "cli_models:mlp", exported)["same_outputs"]
+
+
+def test_version():
+    assert invoke("--version").stdout == f"equinorm {equinorm.__version__}\n"

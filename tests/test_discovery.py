@@ -436,3 +436,13 @@ def test_wrappers_are_looked_through(wrap):
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     found = equinorm.symmetries(wrap(model), (torch.randn(2, 4),))
     assert (found.num_free, [scaling.name for scaling in found.scalings]) == (5, ["0.weight", "0.bias", "2.weight", "2.bias"])
+
+
+def test_arguments_of_the_wrong_kind_are_named():
+    model, inputs = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(2, 4)
+    with pytest.raises(equinorm.EquinormError, match="kwargs must be a dict of keyword inputs, not list"):
+        equinorm.symmetries(model, (inputs,), [1])
+    with pytest.raises(equinorm.RescaleError, match=r"log_scales must be a tensor of shape \(5,\), not NoneType"):
+        equinorm.symmetries(model, (inputs,)).rescale_(None)
+    with pytest.raises(equinorm.EquivalenceError, match="args must be a tuple of inputs, not NoneType"):
+        equinorm.deviation(model, model, None)

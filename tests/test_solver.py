@@ -438,6 +438,7 @@ def test_float32_energies_agree_with_float64():
         ({"p": math.nan}, "p must be"),
         ({"c": 0.0}, "c must be"),
         ({"cycles": -1}, "cycles must be"),
+        ({"cycles": 1.5}, "cycles must be"),
         ({"tol": -1e-3}, "tol must be"),
         ({"method": "newton"}, "two-level"),
         ({"modules": ["nothing"]}, "no module 'nothing'"),

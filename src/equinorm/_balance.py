@@ -209,8 +209,8 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
         raise BalanceError(f"p must be a positive number or math.inf, not {p!r}.")
     if not (c > 0 and math.isfinite(c)):
         raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
-    if cycles is not None and cycles < 0:
-        raise BalanceError(f"cycles must be None or at least 0, not {cycles!r}.")
+    if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):
+        raise BalanceError(f"cycles must be None or an integer of at least 0, not {cycles!r}.")
     if not tol >= 0:
         raise BalanceError(f"tol must be at least 0, not {tol!r}.")
     if method not in METHODS:

@@ -31,13 +31,15 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
         The deviation; 0.0 means bitwise equal values, inf that only one of them is finite.
 
     Raises:
-        EquivalenceError: if the outputs differ in structure or shape.
+        EquivalenceError: if the outputs differ in structure or shape, or the inputs are no tuple.
 
     >>> import torch, equinorm
     >>> net = torch.nn.Linear(3, 2)
     >>> equinorm.deviation(net, net, (torch.randn(5, 3),))
     0.0
     """
+    if not isinstance(args, (Tensor, tuple, list)):
+        raise EquivalenceError(f"args must be a tuple of inputs, not {type(args).__name__}.")
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     outputs = [_run(model, args, dict(kwargs or {})) for model in (model_a, model_b)]
     (flat_a, spec_a), (flat_b, spec_b) = (pytree.tree_flatten(output) for output in outputs)

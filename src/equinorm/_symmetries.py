@@ -116,6 +116,8 @@ class Symmetries:
             RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
                 if a tensor cannot be rescaled exactly; nothing is written then.
         """
+        if not isinstance(log_scales, (Tensor, Sequence)):
+            raise RescaleError(f"log_scales must be a tensor of shape ({self.num_free},), not {type(log_scales).__name__}.")
         log_scales = torch.as_tensor(log_scales).detach()
         if tuple(log_scales.shape) != (self.num_free,):
             raise RescaleError(
@@ -208,6 +210,8 @@ def symmetries(
         args = (args,)
     if not isinstance(args, (tuple, list)):
         raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
     started = time.perf_counter()
     exported = export(model, tuple(args), kwargs)
     reached = time.perf_counter()

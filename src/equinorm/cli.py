@@ -3,6 +3,7 @@
 import io
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Find, solve and apply the rescaling symmetries of PyTorch networks.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"equinorm {metadata.version('equinorm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
 
 Model = Annotated[str, typer.Argument(help="package.module:factory (called without arguments), or an exported .pt2 file.")]
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
