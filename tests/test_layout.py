@@ -69,7 +69,10 @@ COMMAND_LINE = [
 ]
 """On top of the public names: records, reading, writing, printing, what each command does, how it looks."""
 
-ORDER = CORE + COMMAND_LINE
+INTEGRATIONS = ["integrations", "integrations.lightning", "integrations.transformers"]
+"""ENorm in other training loops; nothing else imports them."""
+
+ORDER = CORE + COMMAND_LINE + INTEGRATIONS
 
 LIMIT = 320
 """Lines of one file."""

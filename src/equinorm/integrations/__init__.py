@@ -1,0 +1,25 @@
+"""ENorm in other training loops. Each module needs the package it is named after and nothing else imports it."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+
+def first_installed(names: Sequence[str], extra: str) -> Any:
+    """Import the first of these modules whose package is installed.
+
+    Args:
+        names: modules that serve equally well, the preferred one first.
+        extra: the extra of this project that installs one.
+
+    Raises:
+        ImportError: saying what to install.
+    """
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+                raise  # it is installed, and something that it needs is missing
+    packages = " or ".join(name.partition(".")[0] for name in names)
+    raise ImportError(f"equinorm.integrations.{extra} needs {packages}: pip install 'equinorm[{extra}]'.")

@@ -1,0 +1,104 @@
+"""ENorm as a callback of PyTorch Lightning, under either of its names, `lightning` and `pytorch_lightning`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import equinorm
+from equinorm.integrations import first_installed
+
+Callback: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning").Callback
+
+
+class ENorm(Callback):
+    """Equi-normalization after every optimizer step of `Trainer.fit`; saved and restored with Lightning's checkpoints.
+
+    `equinorm.ENorm` is created when training starts, after checkpoints have been loaded, and removed when it ends.
+
+    Args:
+        args: example inputs, a tuple (one tensor may stand alone). Default: the module's `example_input_array`.
+        kwargs: example keyword inputs.
+        module: name of the submodule that is exported. Default: the LightningModule itself, whose forward must then compute
+            what its training_step trains, and nothing that needs a trainer.
+        optimizer: which of several optimizers, counted from 0.
+        **options: everything else that `equinorm.ENorm` takes.
+
+    Attributes:
+        hook: the `equinorm.ENorm` of the current or last training, or None.
+
+    Raises:
+        ExportError: when training starts, if there are no example inputs, or the module cannot be exported with them.
+        RescaleError: when training starts, if there are several optimizers and none was chosen; and as `equinorm.ENorm`.
+    """
+
+    def __init__(
+        self,
+        args: tuple | Tensor | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        module: str | None = None,
+        optimizer: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.hook: equinorm.ENorm | None = None
+        self._args, self._kwargs, self._module, self._optimizer, self._options = args, kwargs, module, optimizer, options
+        self._restored: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint holds the state: several callbacks must differ in it."""
+        return f"{type(self).__qualname__}(module={self._module!r}, optimizer={self._optimizer!r})"
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget what an earlier run restored."""
+        self._restored = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Create the hook."""
+        self._remove()
+        optimizers = trainer.optimizers
+        if self._optimizer is None and len(optimizers) != 1:
+            raise equinorm.RescaleError(
+                f"{type(pl_module).__name__} has {len(optimizers)} optimizers; choose one of them, as in ENorm(optimizer=0)."
+            )
+        if not 0 <= (index := self._optimizer or 0) < len(optimizers):
+            raise equinorm.RescaleError(f"optimizer={index}, but {type(pl_module).__name__} has {len(optimizers)} of them.")
+        model = pl_module if self._module is None else pl_module.get_submodule(self._module)
+        args, kwargs = trainer.precision_plugin.convert_input(self._example(pl_module))
+        self.hook = equinorm.ENorm(optimizers[index], model, args, kwargs, **self._options)
+        if self._restored:
+            self.hook.load_state_dict(self._restored)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Remove the hook."""
+        self._remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Remove the hook."""
+        self._remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `equinorm.ENorm.state_dict` returns; what was restored, before training has started."""
+        return self._restored if self.hook is None else self.hook.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the hook is created."""
+        self._restored = state_dict
+
+    def _remove(self) -> None:
+        if self.hook is not None:
+            self.hook.remove()
+
+    def _example(self, pl_module: Any) -> tuple[tuple, dict[str, Any]]:
+        args, kwargs = self._args, dict(self._kwargs or {})
+        if args is None and not kwargs:
+            args = pl_module.example_input_array
+            if args is None:
+                raise equinorm.ExportError(
+                    f"no example inputs for {type(pl_module).__name__}: pass ENorm(args=...), or set its example_input_array."
+                )
+            args, kwargs = ((), args) if isinstance(args, dict) else (args, {})
+        args = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(pl_module.device), (args, kwargs))
