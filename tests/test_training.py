@@ -465,3 +465,17 @@ def test_matched_biases_in_deep_networks(symmetric, biases):
         loss.backward()
         optimizer.step()
     assert bool(loss.isfinite()) == symmetric
+
+
+def test_weights_may_move_to_other_memory():
+    """`parameters_to_vector` and its like give a parameter new memory; energies must come from there."""
+    torch.manual_seed(0)
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector * torch.rand_like(vector), model.parameters())
+    plain = copy.deepcopy(model)
+    hook.cycle_()
+    algorithm_1_(layers_of(plain), 2.0)
+    for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)

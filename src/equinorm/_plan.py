@@ -71,7 +71,7 @@ class Plan:
         self._watch = Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})
         self._check_trained()
         self._averages = [bound for module in averages for bound in self._averaged(module)]
-        self._read = {layout.scaling.name: tensors[layout.scaling.name].detach() for layout in layouts}
+        self._read = {layout.scaling.name: tensors[layout.scaling.name] for layout in layouts}
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
         self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets)
         self._place: Place = ()
@@ -197,13 +197,14 @@ class Plan:
         self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)
         self._biases.weigh(self._c)
         self._mover = Mover(self._moving, device, dtype, self._power_of_two)
-        self._read = {name: tensor.detach() for name, tensor in found.tensors.items() if name in self._read}
         self._place = place
 
     def _check_tensor(self, bound: _Bound) -> None:
         name, tensor = bound.name, bound.tensor
         if is_traceable_wrapper_subclass(tensor):
             raise RescaleError(f"cannot rescale {name}: it is a {type(tensor).__name__}; ENorm needs plain dense tensors.")
+        if not tensor.is_floating_point():
+            raise RescaleError(f"cannot rescale {name}: it is {tensor.dtype}, only real floating-point tensors can be.")
         if tensor.is_meta:
             raise RescaleError(f"cannot rescale {name}: it is on the meta device and holds no numbers. Load the weights first.")
         if tensor.dtype in (torch.float16, torch.bfloat16):
