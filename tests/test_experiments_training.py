@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm.experiments import _networks, _training
+from equinorm.experiments import _data, _networks, _training
 from equinorm.experiments._paths import kappa
 from equinorm.experiments._pictures import decode
 from equinorm.experiments._runs import METHODS, Run
 from equinorm.experiments._training import train
-from experiment_tools import TINY, digits
+from experiment_tools import TINY, digits, write_cifar10
 
 DATA = digits()
 
@@ -48,14 +48,14 @@ def plain_loop(run, adjust=lambda model: None, after=lambda model: None):
                     p -= rate * buffers[name]
             after(model)
             step += 1
-            mean += float(loss) / per_epoch
+            mean += float(loss.detach()) / per_epoch
         losses.append(mean)
     images, labels = next(scored.batches(len(scored)))
     return model, float((model(images).argmax(1) == labels).double().mean()), losses
 
 
 def norms(model):
-    return {name: float(layer.weight.norm()) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: float(layer.weight.detach().norm()) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
 
 
 def agrees(run, model, accuracy, losses):
@@ -214,3 +214,21 @@ def test_the_head_starts_smaller():
         weights.append(list(_networks.build(Run(depth=2, width=8, head=head), DATA.shape, DATA.classes).parameters()))
     assert all(torch.equal(a, b) for a, b in zip(weights[0][:-1], weights[1][:-1], strict=True))
     torch.testing.assert_close(weights[0][-1] * 0.1, weights[1][-1])
+
+
+SEVERAL = ["baseline", "bn", "path_sgd", "pathcond", "enorm", "enorm_exact", "enorm_bn", "enorm_gn"]
+PAIRS = [*((network, method) for network in ("conv", "resnet18") for method in SEVERAL)]
+PAIRS += [("resnet18c", "path_sgd"), ("resnet18c", "enorm"), ("resnet18c", "enorm_bn"), ("resnet50", "enorm_bn")]
+
+
+@pytest.mark.parametrize(("network", "method"), PAIRS)
+def test_convolutional_networks_train(network, method, tmp_path):
+    write_cifar10(tmp_path)
+    data = _data._memory.__wrapped__("cifar10", tmp_path, "cpu")
+    run = Run(data="cifar10", network=network, method=method, width=4, batch=25, epochs=2, lr=0.01, momentum=0.9, augment=True)
+    found = train(run, data)
+    assert not found.diverged
+    assert found.steps == 8
+    assert found.num_free > 0
+    if method == "enorm_exact":
+        assert found.curves.residuals[-1] < 1e-3 * found.curves.residuals[0]

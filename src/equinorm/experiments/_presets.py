@@ -29,10 +29,15 @@ PRESETS = {
     "fc": Sweep(_FC, _ALL, depths=(1, 5, 9, 15, 19), seeds=5, select_epochs=10),
     "fc-cpu": Sweep(replace(_FC, epochs=20), _CORE, depths=(1, 9, 15), seeds=3, select_epochs=3),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
-    "conv-reduced": Sweep(replace(_CONV, width=32, epochs=12), _NORMS, seeds=3, select_epochs=3),
+    "conv-reduced": Sweep(replace(_CONV, width=16, epochs=10), _NORMS, seeds=3, select_epochs=3, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
     "resnet18-reduced": Sweep(
-        replace(_RESNET, width=16, epochs=8), ("bn", "gn", "enorm"), batches=(16, 64, 256), seeds=3, select_epochs=2
+        replace(_RESNET, width=8, epochs=5),
+        ("bn", "gn", "enorm"),
+        batches=(16, 64, 256),
+        seeds=3,
+        select_epochs=1,
+        lrs=(0.005, 0.02, 0.1),
     ),
     "resnet18-identity": Sweep(
         replace(_RESNET, network="resnet18"), ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5

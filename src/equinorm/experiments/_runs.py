@@ -76,6 +76,7 @@ class Run:
         every: how many steps between two balancings.
         count_biases: count biases in the norm.
         match_biases: False leaves biases where they are, which changes the function.
+        symmetric_biases: let biases take the steps that they would take at c = 1.
         path_every: how many steps between two computations of path-SGD's κ.
         augment: crops (28 of 32 after padding 2) and flips of small images.
         held_out: train without the held-out training images and score on them, not on the test images.
@@ -104,6 +105,7 @@ class Run:
     every: int = 1
     count_biases: bool = False
     match_biases: bool = True
+    symmetric_biases: bool = True
     path_every: int = 1
     augment: bool = False
     held_out: bool = False
@@ -118,7 +120,7 @@ class Run:
         """The same run with options that it does not use at their defaults, so that it is equal to its like."""
         method, unused = METHODS[self.method], []
         if not method.balancing:
-            unused += ["c_end", "cycles", "every", "match_biases"]
+            unused += ["c_end", "cycles", "every", "match_biases", "symmetric_biases"]
         if not method.balancing and method.init != "balanced":
             unused += ["c", "p", "count_biases"]
         if not method.path:

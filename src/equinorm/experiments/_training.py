@@ -33,6 +33,8 @@ def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda
     """
     torch.manual_seed(run.seed)
     model = _networks.build(run, data.shape, data.classes).to(device)
+    if run.network != "fc":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster
     trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
     return _Trainer(run, model, trained, scored, data, device).train(progress)
 
@@ -70,6 +72,7 @@ class _Trainer:
             method=self.method.balancing,
             biases=run.count_biases,
             match_biases=run.match_biases,
+            symmetric_biases=run.symmetric_biases,
             gradients=False,
             **options,
         )
