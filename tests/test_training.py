@@ -479,3 +479,21 @@ def test_weights_may_move_to_other_memory():
     algorithm_1_(layers_of(plain), 2.0)
     for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)
+
+
+def test_two_level_stays_at_the_minimiser_while_training():
+    torch.manual_seed(0)
+    start, inputs, targets = deep(12, bias=False), torch.randn(128, 20), torch.randint(4, (128,))
+    residuals = {}
+    for method in ("cyclic", "two-level"):
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        hook = ENorm(optimizer, model, (inputs,), c=1.2, method=method)
+        for number in range(40):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if number >= 10:  # the way to the minimiser takes a few bounded steps
+                residuals.setdefault(method, []).append(hook.residual())
+    assert max(residuals["two-level"]) < 1e-3 < min(residuals["cyclic"])
