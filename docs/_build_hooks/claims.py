@@ -1,7 +1,8 @@
 """MkDocs hook: what was measured, from the files of results, so that tables and verdicts cannot drift from them.
 
 `<!-- results FILE PRESET -->` becomes a table of test accuracies, `<!-- verdict FILE PRESET BETTER WORSE -->` a comparison of
-two methods (written as for `equinorm train --methods`) at every depth or batch size of the preset.
+two methods (written as for `equinorm train --methods`; of several, separated by bars, the held-out images choose) at every
+depth or batch size of the preset.
 """
 
 import math
@@ -95,10 +96,13 @@ def _at(sweep: Sweep, place: tuple[int, int]) -> str:
     return f"p = {place[0]}" if sweep.base.network == "fc" else f"batch {place[1]}"
 
 
-def _find(series: list[Series], sweep: Sweep, method: str, place: tuple[int, int]) -> Series | None:
-    wanted = replace(parse(method, sweep.base), depth=place[0], batch=place[1]).canonical()
-    same = (s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted)
-    return next(same, None)
+def _find(series: list[Series], sweep: Sweep, methods: str, place: tuple[int, int]) -> Series | None:
+    """A method's series at one place; of several, separated by bars, the one that did best on the held-out images."""
+    found: list[Series] = []
+    for method in methods.split("|"):
+        wanted = replace(parse(method, sweep.base), depth=place[0], batch=place[1]).canonical()
+        found += [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
+    return max(found, key=lambda s: max((value for value in s.tried.values() if value is not None), default=0.0), default=None)
 
 
 def _value(series: Series) -> str:
