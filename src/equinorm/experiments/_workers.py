@@ -1,8 +1,11 @@
 """Running many runs on the cores there are: processes with one thread each, or this process alone."""
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import queue
 import signal
+import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,6 +112,7 @@ class Pool:
 
 def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         run = tasks.get()
@@ -119,6 +123,14 @@ def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
             messages.put(_Failure(run, str(error), traceback.format_exc()))
         except Exception as error:
             messages.put(_Failure(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+def _end_with_parent() -> None:
+    """End this process when the program that started it is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def describe(run: Run) -> str:
