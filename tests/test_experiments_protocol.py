@@ -90,6 +90,13 @@ def test_every_cell_gets_its_own_rate():
     assert {(cell.run.method, cell.run.depth): cell.run.lr for cell in cells} == rates
 
 
+def test_progress_ends_at_everything():
+    said = []
+    compare(SWEEP, Results(None), Pretend(peak(0.05), 2), lambda *state: said.append(state))
+    assert said[-1][0] == said[-1][1] == 5 * 1 + 3 * 2  # 0.01, 0.02, 0.05, 0.1 and one neighbour; three final runs
+    assert all(done <= total for done, total, _ in said)
+
+
 # ----------------------------------------------------------------------------------------------------------------- resume
 
 
@@ -230,9 +237,9 @@ def test_errors_in_processes_are_told(tmp_path):
     pool = Pool(1, tmp_path, "cpu")
     pool.start(Run(data="cifar10"))
     with pytest.raises(ExperimentError, match=r"baseline p=1 .* failed: there is no .*data_batch_1"):
-        list(pool.messages())
+        pool.finish(print)
     pool.stop()
     dead = Pool(1, tmp_path, "cpu")
     dead.stop()
     with pytest.raises(ExperimentError, match="worker process ended"):
-        list(dead.messages())
+        dead.finish(print)

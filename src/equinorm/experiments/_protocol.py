@@ -149,6 +149,10 @@ def compare(
         finished = sum(run.epochs for run in used if run in results.by_run) + sum(progress.values())
         report(finished, max(sum(run.epochs for run in used), 1), text)
 
+    def hear(epoch: Epoch) -> None:
+        progress[epoch.run] = epoch.number
+        say(f"{describe(epoch.run)}: {epoch.accuracy:.1%}")
+
     for cell in cells:
         advance(cell, None)
     while len(done) < len(cells):
@@ -158,16 +162,13 @@ def compare(
             if run not in results.by_run:
                 running.add(run)
                 pool.start(run)
-        for message in pool.messages() if running else ():
-            if isinstance(message, Epoch):
-                progress[message.run] = message.number
-                say(f"{describe(message.run)}: epoch {message.number}, accuracy {message.accuracy:.1%}")
-            else:
-                results.append(message)
-                running.discard(message.run)
-                progress.pop(message.run, None)
-                made += 1
-                say(f"{describe(message.run)}: {'diverged' if message.diverged else f'{message.accuracy:.1%}'}")
+        if running:
+            result = pool.finish(hear)
+            results.append(result)
+            running.discard(result.run)
+            progress.pop(result.run, None)
+            made += 1
+            say(f"{describe(result.run)}: {'diverged' if result.diverged else f'{result.accuracy:.1%}'}")
         for cell, runs in list(needs.items()):
             if all(run in results.by_run for run in runs):
                 del needs[cell]

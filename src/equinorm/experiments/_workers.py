@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class _Failure:
     trace: str
 
 
-Message = Epoch | Result
+Listen = Callable[[Epoch], None]
 
 
 class Here:
@@ -53,14 +53,11 @@ class Here:
         """Put a run into the queue."""
         self._waiting.put(run)
 
-    def messages(self) -> Iterator[Message]:
+    def finish(self, listen: Listen) -> Result:
         """Do the next run."""
-        run, epochs = self._waiting.get(), list[Epoch]()
-        result = train(
-            run, _folders.load(run, self._folder, self._device), self._device, lambda *state: epochs.append(Epoch(run, *state))
-        )
-        yield from epochs
-        yield result
+        run = self._waiting.get()
+        data = _folders.load(run, self._folder, self._device)
+        return train(run, data, self._device, lambda *state: listen(Epoch(run, *state)))
 
     def stop(self) -> None:
         """Nothing to end."""
@@ -82,8 +79,8 @@ class Pool:
         """Put a run into the queue."""
         self._tasks.put(run)
 
-    def messages(self) -> Iterator[Message]:
-        """The next message of any process.
+    def finish(self, listen: Listen) -> Result:
+        """The next result of any process.
 
         Raises:
             ExperimentError: if a process died or its run raised an error.
@@ -91,16 +88,18 @@ class Pool:
         while True:
             try:
                 message = self._messages.get(timeout=1.0)
-                break
             except queue.Empty:
                 dead = [process.exitcode for process in self._processes if not process.is_alive()]
                 if dead:
                     raise ExperimentError(
                         f"a worker process ended with exit code {dead[0]}; memory may have run out. Use fewer --workers."
                     ) from None
-        if isinstance(message, _Failure):
-            raise ExperimentError(f"{describe(message.run)} failed: {message.message}") from RuntimeError(message.trace)
-        yield message
+                continue
+            if isinstance(message, _Failure):
+                raise ExperimentError(f"{describe(message.run)} failed: {message.message}") from RuntimeError(message.trace)
+            if isinstance(message, Result):
+                return message
+            listen(message)
 
     def stop(self) -> None:
         """End all processes at once: what is not finished is lost."""
@@ -136,4 +135,4 @@ def _end_with_parent() -> None:
 def describe(run: Run) -> str:
     """A run in a few words."""
     depth = f" p={run.depth}" if run.network == "fc" else ""
-    return f"{run.method}{depth} batch {run.batch} lr {run.lr:g} seed {run.seed}" + (", held-out" if run.held_out else "")
+    return f"{run.method}{depth} batch {run.batch} lr {run.lr:g}" + ("" if run.held_out else f" seed {run.seed}")
