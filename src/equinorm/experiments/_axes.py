@@ -37,6 +37,7 @@ PANELS = 6
 
 
 def panels(experiment: Experiment) -> list[tuple[str, list[Series]]]:
+    """One plot for each depth and batch size."""
     places = [(depth, batch) for depth in experiment.depths for batch in experiment.batches if experiment.at(depth, batch)]
     if len(places) > PANELS:
         places = [places[round(i * (len(places) - 1) / (PANELS - 1))] for i in range(PANELS)]
@@ -44,11 +45,13 @@ def panels(experiment: Experiment) -> list[tuple[str, list[Series]]]:
 
 
 def where(series: Series) -> str:
+    """Depth and batch size in words."""
     run = series.run
     return (f"p = {run.depth}, " if run.network == "fc" else "") + f"batch {run.batch}"
 
 
 def by_label(chosen: Sequence[Series]) -> dict[str, list[Series]]:
+    """Series of one label at several depths or batch sizes."""
     found: dict[str, list[Series]] = {}
     for series in chosen:
         found.setdefault(series.label, []).append(series)
@@ -56,18 +59,22 @@ def by_label(chosen: Sequence[Series]) -> dict[str, list[Series]]:
 
 
 def layers(series: Series) -> list[str]:
+    """Names of the weights, from the inputs on."""
     return list(series.results[0].curves.norms)
 
 
 def pictured(series: Series) -> bool:
+    """Whether its first seed kept pictures of weights."""
     return bool(series.results[0].pictures)
 
 
 def deviation(values: np.ndarray) -> float:
+    """Standard deviation over seeds; 0 for one."""
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def look(series: Series) -> dict[str, Any]:
+    """How its lines are drawn: colour by method, dashes by variant."""
     ours = bool(series.method.startswith("enorm"))
     dash = _DASHES[series.variant % len(_DASHES)]
     return {"color": COLORS[series.method], "linestyle": dash, "linewidth": 2.0 if ours else 1.4, "zorder": 3 if ours else 2}
@@ -107,17 +114,20 @@ def lowest(accuracies: np.ndarray) -> float:
 
 
 def grid(axis: Axes) -> None:
+    """Faint horizontal lines behind everything."""
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
 def single(experiment: Experiment, width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one plot."""
     figure = Figure(figsize=(width, height), layout="constrained")
     heading(figure, experiment)
     return figure, figure.subplots()
 
 
 def heading(figure: Figure, experiment: Experiment, more: str = "") -> None:
+    """What was trained, for how long, with how many seeds."""
     seeds = {len(series.results) for series in experiment.series}
     count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
     text = f"{experiment.title}, {count} seed" + ("" if count == "1" else "s")
@@ -125,6 +135,7 @@ def heading(figure: Figure, experiment: Experiment, more: str = "") -> None:
 
 
 def handles(members: Sequence[Series]) -> tuple[list[Any], list[str]]:
+    """Lines and names for a legend, each method once."""
     unique = {series.label: series for series in sorted(members, key=lambda s: (list(COLORS).index(s.method), s.variant))}
     lines = []
     for series in unique.values():
@@ -134,6 +145,7 @@ def handles(members: Sequence[Series]) -> tuple[list[Any], list[str]]:
 
 
 def legend(figure: Figure, members: Sequence[Series]) -> None:
+    """One legend below all plots."""
     lines, labels = handles(members)
     figure.legend(lines, labels, loc="outside lower center", ncols=min(6, len(labels)))
 
