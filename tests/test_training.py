@@ -377,7 +377,7 @@ def test_changed_models_are_refused():
     model, optimizer, inputs = fresh()
     model.append(nn.Linear(3, 3).double())
     optimizer.add_param_group({"params": model[-1].parameters()})
-    with pytest.raises(RescaleError, match="added to the model itself"):
+    with pytest.raises(RescaleError, match="in the model itself, 9 was added"):
         step(model, optimizer, inputs)
     model, optimizer, inputs = fresh()
     model[2] = nn.Linear(12, 12).double()
@@ -385,8 +385,108 @@ def test_changed_models_are_refused():
         step(model, optimizer, inputs)
     model, optimizer, inputs = fresh()
     model[2].weight = nn.Parameter(model[2].weight.detach().clone())
-    with pytest.raises(RescaleError, match=r"2\.weight was replaced"):
+    with pytest.raises(RescaleError, match=r"in module '2', weight was added, removed or replaced"):
         step(model, optimizer, inputs)
+
+
+class Parts(nn.Module):
+    """Layers of which the first keeps its outputs pinned; what is tied to it later must not move."""
+
+    def __init__(self):
+        super().__init__()
+        self.pinned, self.free, self.last = (nn.Linear(6, 6, bias=False, dtype=torch.float64) for _ in range(3))
+        self.act = nn.ReLU()
+        self.register_buffer("shift", None)
+
+    def forward(self, x):
+        hidden = self.act(self.free(self.pinned(x).tanh()))
+        return self.last(hidden if self.shift is None else hidden + self.shift)
+
+
+def tie_parameter(model):
+    model.pinned.weight = model.free.weight
+
+
+def tie_data(model):
+    model.pinned.weight.data = model.free.weight.data
+
+
+def tie_moving(model):
+    model.last.weight.data = model.free.weight.data
+
+
+def add_bias(model):
+    model.free.bias = nn.Parameter(torch.ones(6, dtype=torch.float64))
+
+
+def add_buffer(model):
+    model.shift = torch.ones(6, dtype=torch.float64)
+
+
+def other_activation(model):
+    model.act = nn.Tanh()
+
+
+def other_class(model):
+    model.act.__class__ = nn.Tanh
+
+
+def other_shape(model):
+    model.free.weight.data = torch.randn(4, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "change", [tie_parameter, tie_data, tie_moving, add_bias, add_buffer, other_activation, other_class, other_shape]
+)
+def test_changes_that_would_change_the_function_are_refused(change):
+    torch.manual_seed(0)
+    model, inputs = Parts(), torch.randn(4, 6, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    hook.cycle_()
+    change(model)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RescaleError, match="since ENorm analysed the model"):
+        hook.cycle_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_same_parameter_registered_again_is_no_change():
+    model, inputs = Parts(), torch.randn(4, 6, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    setattr(model.free, "".join(["wei", "ght"]), model.free.weight)
+    hook.cycle_()
+
+
+def test_expanded_tensors_are_refused():
+    model, inputs = Parts(), torch.randn(4, 6, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    model.free.weight.data = torch.randn(6, 1, dtype=torch.float64).expand(6, 6)
+    before = model.last.weight.detach().clone()
+    with pytest.raises(RescaleError, match=r"free\.weight in place: it is an inference or an expanded tensor"):
+        hook.cycle_()
+    assert torch.equal(model.last.weight, before)
+    with pytest.raises(RescaleError, match="expanded"):
+        ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+
+
+def test_scalar_parameters():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.first, self.last = nn.Parameter(torch.tensor(2.0)), nn.Linear(6, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last((self.gain * self.first(x)).relu())
+
+    torch.manual_seed(0)
+    model, inputs = Scaled().double(), torch.randn(4, 6, dtype=torch.float64)
+    for kind in (torch.optim.NAdam, torch.optim.Adam, torch.optim.SGD):
+        optimizer = kind(model.parameters(), lr=0.0)
+        with ENorm(optimizer, model, (inputs,), cycles=3):
+            before = copy.deepcopy(model)
+            step(model, optimizer, inputs)
+            step(model, optimizer, inputs)
+            assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
 
 
 def test_untrained_and_half_precision_tensors_are_refused():
@@ -414,7 +514,7 @@ def test_a_model_that_changes_its_dtype_is_recorded_again():
 def test_repr():
     model = mlp()
     hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (torch.randn(4, 5, dtype=torch.float64),), p=math.inf)
-    shown = "ENorm(Sequential: 48 free scale classes, p=inf, c=1, cycles=1, every=1, method='cyclic', 0 steps)"
+    shown = "ENorm(Sequential: 48 free scale classes, p=inf, c=1.0, cycles=1, every=1, method='cyclic', 0 steps)"
     assert repr(hook) == shown
 
 
@@ -497,3 +597,19 @@ def test_two_level_stays_at_the_minimiser_while_training():
             if number >= 10:  # the way to the minimiser takes a few bounded steps
                 residuals.setdefault(method, []).append(hook.residual())
     assert max(residuals["two-level"]) < 1e-3 < min(residuals["cyclic"])
+
+
+@pytest.mark.parametrize("groups", [2, 3, 6])
+def test_grouped_convolutions(groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=groups), nn.ReLU(), nn.ChannelShuffle(3), nn.Conv2d(12, 3, 1)
+    ).double()
+    inputs = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    unbalance_(model, inputs)
+    before = copy.deepcopy(model)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), cycles=200)
+    hook.cycle_()
+    assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
+    assert hook.symmetries.num_free == 18
+    assert hook.symmetries.balance(tol=1e-9, cycles=0).converged

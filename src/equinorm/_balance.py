@@ -224,6 +224,8 @@ def held_classes(symmetries: "Symmetries", modules: str | nn.Module | Sequence[s
         return held
     known = dict(symmetries.model.named_modules())
     modules = [modules] if isinstance(modules, (str, nn.Module)) else modules
+    if not isinstance(modules, (tuple, list)):
+        raise BalanceError(f"modules must be names or modules, not {type(modules).__name__}.")
     chosen: set[int] = set()
     for entry in modules:
         module = known.get(entry) if isinstance(entry, str) else next((m for m in known.values() if m is entry), None)

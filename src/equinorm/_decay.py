@@ -10,12 +10,13 @@ the average is the one of an optimizer that had worked in the new coordinates fr
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
-from equinorm._optimizers import Group, Law, check_group, coupled_decay, laws, refusal, state_of
+from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""
@@ -33,6 +34,7 @@ class DecayParts:
     def __init__(self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float]) -> None:
         self._optimizer, self._names, self._offsets = optimizer, names, offsets
         self._parts: dict[str, dict[str, Parts]] = {}
+        self._entered = False
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -45,72 +47,91 @@ class DecayParts:
         Raises:
             RescaleError: if an average contains weight decay that was not followed from its start, or cannot be.
         """
-        for group in self._optimizer.param_groups:
-            decay = coupled_decay(self._optimizer, group)
-            for parameter in group["params"]:
-                name = self._names.get(id(parameter))
-                if name is None or parameter.grad is None:
-                    continue
-                check_group(self._optimizer, group, name)
-                if decay or name in self._parts:
-                    self._follow(group, decay, parameter, name)
+        if self._entered:
+            raise RescaleError(
+                "the optimizer's last step did not end, so how much of its state is weight decay is not known any more. "
+                "Load a checkpoint, or clear the optimizer's state and create a new ENorm."
+            )
+        entries = [entry for group in self._optimizer.param_groups for entry in self._entries(group)]  # refuses first
+        self._entered = bool(entries)
+        for entry in entries:
+            self._enter(*entry)
 
-    def _follow(self, group: Group, decay: float, parameter: Tensor, name: str) -> None:
-        present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
-        if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
-            present = set()  # Adagrad makes its state, still zero, before the first step
-        for key, law in laws(self._optimizer).items():
-            if not self._is_used(key, group):
+    def after_step(self) -> None:
+        """The step has ended."""
+        self._entered = False
+
+    def forget(self) -> None:
+        """Follow no more."""
+        self._parts.clear()
+
+    def _entries(self, group: Group) -> Iterator[tuple[Group, float, Tensor, str, str, Average]]:
+        """What a step adds: group, weight decay, parameter, its name, key and recursion of an average."""
+        decay = coupled_decay(self._optimizer, group)
+        for parameter in group["params"]:
+            name = self._names.get(id(parameter))
+            if name is None or parameter.grad is None:
                 continue
-            if law.average is None:
-                if decay:
-                    raise refusal(self._optimizer, key, name, decay, "Use decoupled weight decay, or none.")
+            check_group(self._optimizer, group, name)
+            if not decay and name not in self._parts:
                 continue
-            if name in self._offsets and decay:
-                raise refusal(self._optimizer, key, name, decay, f"It is used as {self._offsets[name]:g} + w: exclude it.")
-            parts = self.of(name, key)
-            if key in present and not parts:
-                if not decay:
+            present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
+            if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+                present = set()  # Adagrad makes its state, still zero, before the first step
+            for key, law in laws(self._optimizer).items():
+                if not self._is_used(key, group):
                     continue
-                raise refusal(
-                    self._optimizer,
-                    key,
-                    name,
-                    decay,
-                    "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict.",
-                )
-            if key not in present or not parts:
-                parts = {}
-            self._parts.setdefault(name, {})[key] = self._entered(group, decay, parameter, law, parts)
+                if key not in present:
+                    self._parts.get(name, {}).pop(key, None)
+                self.check(group, law, key, name, key in present)
+                if law.average is not None and (decay or self.of(name, key)):
+                    yield group, decay, parameter, name, key, law.average
+
+    def check(self, group: Group, law: Law, key: str, name: str, is_present: bool) -> None:
+        """Refuse a state whose weight decay cannot be told apart.
+
+        Raises:
+            RescaleError: if it was not followed from its start, or is no sum of parts.
+        """
+        decay = coupled_decay(self._optimizer, group)
+        if not decay:
+            return
+        if law.average is None:
+            remedy = "Use decoupled weight decay, or none."
+        elif name in self._offsets:
+            remedy = f"It is used as {self._offsets[name]:g} + w: exclude it from weight decay."
+        elif is_present and not self.of(name, key):
+            remedy = "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict."
+        else:
+            return
+        raise refusal(self._optimizer, key, name, decay, remedy)
 
     def _is_used(self, key: str, group: Group) -> bool:
         """Does an optimizer with these settings keep this state?"""
         switch = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}.get(key)
         return switch is None or bool(group.get(switch, True))
 
-    def _entered(self, group: Group, decay: float, parameter: Tensor, law: Law, parts: Parts) -> Parts:
-        """The parts after the step: keep · old + add · new."""
-        average = law.average
-        assert average is not None
-        add = 1.0 if average.starts_whole and not parts else average.add(group)
+    def _enter(self, group: Group, decay: float, parameter: Tensor, name: str, key: str, average: Average) -> None:
+        """part ← keep · part + add · new, in place."""
         weight, gradient = parameter.detach(), parameter.grad
         assert gradient is not None
-        new: Parts
+        parts = self._parts.setdefault(name, {}).setdefault(key, {})
+        add = 1.0 if average.starts_whole and not parts else average.add(group)
+        for exponent in (1,) if average.degree == 1 else (0, 2):
+            parts.setdefault(exponent, torch.zeros_like(weight))
+        skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
+        before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
+        for part in parts.values():
+            part.mul_(average.keep(group))
         if average.degree == 1:
-            new = {1: weight * (add * decay)}
+            parts[1].add_(weight, alpha=add * decay)
         else:
-            sign = -1.0 if group.get("maximize", False) else 1.0
-            scale = getattr(self._optimizer, "grad_scale", None)  # fused optimizers divide by it inside of the step
-            cross = weight * gradient.to(weight.dtype) * (2 * sign * add * decay)
-            new = {0: cross if scale is None else cross / scale, 2: weight.square() * (add * decay**2)}
-        if not parts:
-            parts = {exponent: torch.zeros_like(part) for exponent, part in new.items()}
-        keep = average.keep(group)
-        skipped = getattr(self._optimizer, "found_inf", None)  # and skip it where gradients are not finite
-        for exponent, part in new.items():
-            after = part.add_(parts[exponent], alpha=keep)
-            parts[exponent] = after if skipped is None else torch.where(skipped > 0, parts[exponent], after)
-        return parts
+            scale = getattr(self._optimizer, "grad_scale", None)  # and divide gradients inside of it
+            gradient = gradient.to(weight.dtype) if scale is None else gradient.to(weight.dtype) / scale
+            parts[0].addcmul_(weight, gradient, value=(-2 if group.get("maximize", False) else 2) * add * decay)
+            parts[2].addcmul_(weight, weight, value=add * decay**2)
+        for exponent, part in before.items():
+            parts[exponent].copy_(torch.where(torch.as_tensor(skipped) > 0, part, parts[exponent]))
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
@@ -122,25 +143,41 @@ class DecayParts:
         """Restore what `state_dict` returned.
 
         Raises:
-            RescaleError: if it names parameters that this optimizer does not train, or other shapes.
+            RescaleError: if it names parameters or averages that this optimizer does not have, or other shapes.
         """
         tensors = dict(self._parameters())
         loaded: dict[str, dict[str, Parts]] = {}
-        for name, states in state.items():
+        for name, states in _items(state):
             if name not in tensors:
                 raise RescaleError(f"the state holds weight decay of {name}, which this optimizer does not train.")
-            like = tensors[name]
-            for key, parts in states.items():
-                for part in parts.values():
-                    if part.shape != like.shape:
-                        shapes = f"{tuple(part.shape)} where the model has {tuple(like.shape)}"
-                        raise RescaleError(f"the state holds weight decay of {name} in shape {shapes}.")
-                copies = {int(e): part.detach().to(like.device, like.dtype, copy=True) for e, part in parts.items()}
-                loaded.setdefault(name, {})[key] = copies
-        self._parts = loaded
+            for key, parts in _items(states):
+                law = laws(self._optimizer).get(str(key))
+                powers = () if law is None or law.average is None else (1,) if law.average.degree == 1 else (0, 2)
+                if tuple(sorted(power for power, _ in _items(parts))) != powers or not powers:
+                    kind = type(self._optimizer).__name__
+                    raise RescaleError(f"the state holds weight decay of {name} in {key!r}, which is not one of {kind}.")
+                for power, part in _items(parts):
+                    loaded.setdefault(name, {}).setdefault(key, {})[power] = _like(part, tensors[name], name)
+        self._parts, self._entered = loaded, False
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in self._names:
                     yield self._names[id(parameter)], parameter
+
+
+def _items(found: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(found, Mapping):
+        raise RescaleError(f"not the weight decay that ENorm saves: {type(found).__name__} where a dict should be.")
+    return list(found.items())
+
+
+def _like(part: Any, parameter: Tensor, name: str) -> Tensor:
+    """A copy on the parameter's device and in its dtype."""
+    if not isinstance(part, Tensor) or part.shape != parameter.shape:
+        shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+        raise RescaleError(
+            f"the state holds weight decay of {name} in shape {shape} where the model has {tuple(parameter.shape)}."
+        )
+    return part.detach().to(parameter.device, parameter.dtype, copy=True)

@@ -86,8 +86,9 @@ _Channels = tuple[Tensor, Tensor]
 def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
     axes = tuple(sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1}))
-    along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes]
-    if len(axes) in (1, 2) and None not in along and all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors):
+    separate = all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors)
+    along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes] if separate else []
+    if len(axes) in (1, 2) and along and None not in along:
         sides = [channels for channels in along if channels is not None]
         if len(axes) == 1:
             one = torch.zeros(1, dtype=torch.float64)

@@ -75,6 +75,9 @@ LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
 }
 """The law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
 
+_COUNTERS = ("step", "mu_product")
+"""Scalars of the known optimizers, which have the shape of a parameter that is a scalar."""
+
 _DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
 """Optimizers whose weight decay never enters their state, whatever their groups say."""
 
@@ -97,7 +100,7 @@ def register_optimizer(
         decoupled_weight_decay: True if weight decay never enters these tensors. If False, a nonzero weight decay is refused.
 
     Raises:
-        EquinormError: if `kind` is not a class of optimizers, or an exponent is not an integer.
+        EquinormError: if `kind` is not a class of optimizers, or an exponent is no integer.
 
     >>> import torch, equinorm
     >>> class Averaging(torch.optim.SGD):
@@ -106,6 +109,8 @@ def register_optimizer(
     """
     if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
         raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
+    if not isinstance(exponents, Mapping):
+        raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
     for key, exponent in [*exponents.items(), ("update", update)]:
         if isinstance(exponent, bool) or not isinstance(exponent, int):
             raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
@@ -158,7 +163,7 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
     """
     known = laws(optimizer)
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key == "step"):
+        if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key in _COUNTERS):
             continue
         if key not in known:
             raise RescaleError(
@@ -196,8 +201,8 @@ def scaled_state(optimizer: optim.Optimizer, parameters: Mapping[int, str]) -> I
             for key, value, law in state_of(optimizer, parameter, name):
                 if decay := coupled_decay(optimizer, group):
                     remedy = (
-                        "Use decoupled weight decay, rescale before the first step, or train with equinorm.ENorm, which "
-                        "tells the two parts apart."
+                        "Use decoupled weight decay, rescale before the first step, or train with equinorm.ENorm, which tells "
+                        "the two parts apart, and call its cycle_()."
                     )
                     raise refusal(optimizer, key, name, decay, remedy)
                 if law.exponent:

@@ -15,11 +15,13 @@ from equinorm._export import unwrapped
 from equinorm._layout import Layout
 from equinorm._mover import Mover
 from equinorm._optimizers import state_of, update_exponent
+from equinorm._rescale import uninterrupted
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._watch import Watch
 
-Place = tuple[tuple[torch.device, torch.dtype], ...]
+Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
+"""Device, dtype and strides of every tensor that moves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,14 +70,20 @@ class Plan:
         self._symmetric_biases = symmetric_biases
         tensors = symmetries.tensors
         self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
-        self._watch = Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})
-        self._check_trained()
         self._averages = [bound for module in averages for bound in self._averaged(module)]
+        self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})]
+        for module in averages:
+            self._watches.append(Watch(unwrapped(module), {bound.name: bound.tensor for bound in self._averaged(module)}))
+        self._check_trained()
         self._read = {layout.scaling.name: tensors[layout.scaling.name] for layout in layouts}
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
         self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets)
         self._place: Place = ()
         self._record()
+
+    def shares(self, other: "Plan") -> bool:
+        """Do both move some tensor?"""
+        return not {id(bound.tensor) for bound in self._bound}.isdisjoint(id(bound.tensor) for bound in other._bound)
 
     def weigh(self, c: float) -> None:
         """Set the asymmetry."""
@@ -94,6 +102,7 @@ class Plan:
 
     def after_step(self) -> None:
         """Correct the steps of biases."""
+        self.parts.after_step()
         self._biases.after_step()
 
     def residual(self) -> float:
@@ -111,7 +120,7 @@ class Plan:
         self._renew()
         states = self._states()
         held = self._gradients() if gradients else []
-        with torch.no_grad():
+        with torch.no_grad(), uninterrupted():
             z = self._cycle.run(self._read, cycles)
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             self._mover.aim(z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z))
@@ -154,8 +163,10 @@ class Plan:
     def _states(self) -> list[tuple[_Bound, str, Tensor, int]]:
         """Every state tensor that moves, by parameter, key and exponent."""
         found: list[tuple[_Bound, str, Tensor, int]] = []
+        groups = {id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]}
         for bound in self._bound:
             for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
+                self.parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
                 if law.exponent or self.parts.of(bound.name, key):
                     found.append((bound, key, state, law.exponent))
         return found
@@ -171,22 +182,25 @@ class Plan:
 
     def _renew(self) -> None:
         """See that the model is what it was; record again if it has moved to another device or dtype."""
-        self._watch.check()
+        for watch in self._watches:
+            watch.check()
+        self._check_trained()
         if self._place != self._current_place():
             self._record()
 
     def _current_place(self) -> Place:
-        return tuple((bound.tensor.device, bound.tensor.dtype) for bound in [*self._bound, *self._averages])
+        tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
+        return tuple((tensor.device, tensor.dtype, tensor.stride()) for tensor in tensors)
 
     def _record(self) -> None:
         for bound in [*self._bound, *self._averages]:
             self._check_tensor(bound)
         place = self._current_place()
-        devices = {device for device, _ in place}
+        devices = {device for device, _, _ in place}
         if len(devices) > 1:
             raise RescaleError(f"what moves lies on several devices ({', '.join(map(str, devices))}); ENorm needs it on one.")
         device = devices.pop()
-        wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype in place)
+        wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype, _ in place)
         dtype = torch.float64 if wide else torch.float32
         found = self._symmetries
         self._cycle = Cycle(self._layouts, found.family_ranges, found.num_free, self._p, self._method, device, dtype)
@@ -203,6 +217,9 @@ class Plan:
         name, tensor = bound.name, bound.tensor
         if is_traceable_wrapper_subclass(tensor):
             raise RescaleError(f"cannot rescale {name}: it is a {type(tensor).__name__}; ENorm needs plain dense tensors.")
+        expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if expanded or tensor.is_inference():
+            raise RescaleError(f"cannot rescale {name} in place: it is an inference or an expanded tensor. Clone it first.")
         if not tensor.is_floating_point():
             raise RescaleError(f"cannot rescale {name}: it is {tensor.dtype}, only real floating-point tensors can be.")
         if tensor.is_meta:

@@ -83,7 +83,7 @@ def rescale_(
                 writes.append(_Write(what, state, [exponent * log for log in moving[id(parameter)][1]]))
     for write in writes:
         _check(write)
-    with torch.no_grad(), _uninterrupted():
+    with torch.no_grad(), uninterrupted():
         for write in writes:
             _multiply_(write)
 
@@ -218,7 +218,7 @@ def _reduced(log: Tensor, how: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Hold back Ctrl-C until the block is done."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn, optim
@@ -13,6 +14,30 @@ from equinorm._layout import layouts
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 from equinorm._watch import training_mode
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a hook does: the norm p, asymmetry c, how many cycles, after every how many steps, and the method.
+
+    Raises:
+        BalanceError: for values out of range.
+    """
+
+    p: float
+    c: float
+    cycles: int
+    every: int
+    method: str
+
+    def __post_init__(self) -> None:
+        check_options(self.p, self.c, self.cycles, 0.0, self.method)
+        for name in ("cycles", "every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
+        if math.isinf(self.p) and self.method == "two-level":
+            raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
 
 
 class ENorm:
@@ -36,8 +61,8 @@ class ENorm:
         method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
         biases: count biases in the norm. They are rescaled either way.
         match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did.
-        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1. Without that, gradient
-            descent on biases diverges in networks of more than about ten layers.
+        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1 (weight decay on them, if
+            any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
@@ -45,6 +70,7 @@ class ENorm:
         power_of_two: round scales to powers of two, exact in every dtype; needed for float16 and bfloat16 weights.
 
     Attributes:
+        settings: p, c, cycles, every and method.
         symmetries: what was found, with what is pinned and why.
         steps: how many steps the optimizer has made.
 
@@ -90,29 +116,30 @@ class ENorm:
     ) -> None:
         if not isinstance(optimizer, optim.Optimizer):
             raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
-        check_options(p, c, cycles, 0.0, method)
-        for name, value in (("cycles", cycles), ("every", every)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
-        if math.isinf(p) and method == "two-level":
-            raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
+        self.settings = Settings(p, c, cycles, every, method)
         if biases and not match_biases:
             raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
         self.optimizer, self.model = optimizer, unwrapped(model)
-        self.p, self.cycles, self.every, self.method = p, cycles, every, method
         self.steps = 0
-        self._c, self._gradients = float(c), gradients
+        self._gradients = gradients
         with training_mode(self.model):
             self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm)
         held = held_classes(found, modules)
         moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
         if not moving:
-            reasons = [f"{pin.tensor}[{pin.axis}] by {pin.reason}" for pin in found.pins[:3]] or ["none in these modules"]
+            reasons = [f"{pin.tensor}[{pin.axis}] by {pin.reason}" for pin in found.pins[:3]] or ["it has none"]
+            reasons = reasons if modules is None else ["none moves within the chosen modules alone"]
             raise BalanceError(f"no hidden channel of {describe(self.model)} can be rescaled: {'; '.join(reasons)}.")
         layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
         moving = [s for s in moving if match_biases or s.role != "bias"]
-        copies = (averages,) if isinstance(averages, nn.Module) else tuple(averages)
-        self._plan = Plan(found, moving, layout, optimizer, copies, p, self._c, method, symmetric_biases, power_of_two)
+        copies = [averages] if isinstance(averages, nn.Module) else averages
+        if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
+            raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
+        self._plan = Plan(found, moving, layout, optimizer, copies, p, c, method, symmetric_biases, power_of_two)
+        for hook in optimizer._optimizer_step_post_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, ENorm) and other._plan.shares(self._plan):
+                raise RescaleError(f"this optimizer is hooked already, by {other!r}: call its remove() first.")
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -123,13 +150,12 @@ class ENorm:
     @property
     def c(self) -> float:
         """Asymmetry; may be set while training."""
-        return self._c
+        return self.settings.c
 
     @c.setter
     def c(self, value: float) -> None:
-        check_options(self.p, value, self.cycles, 0.0, self.method)
-        self._c = float(value)
-        self._plan.weigh(self._c)
+        self.settings = replace(self.settings, c=value)
+        self._plan.weigh(value)
 
     def residual(self) -> float:
         """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels."""
@@ -141,12 +167,13 @@ class ENorm:
         Raises:
             RescaleError: if the model has changed since it was analysed, or a state tensor cannot move; nothing has moved then.
         """
-        self._plan.run(self.cycles, self._gradients)
+        self._plan.run(self.settings.cycles, self._gradients)
 
     def remove(self) -> None:
         """Detach from the optimizer. The weights stay as they are."""
         for handle in self._handles:
             handle.remove()
+        self._plan.parts.forget()  # nothing follows them from here on
 
     def __enter__(self) -> "ENorm":
         return self
@@ -155,8 +182,8 @@ class ENorm:
         self.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps made, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state."""
-        return {"steps": self.steps, "decay": self._plan.parts.state_dict()}
+        """Steps made, c, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state."""
+        return {"steps": self.steps, "c": self.c, "decay": self._plan.parts.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -164,17 +191,17 @@ class ENorm:
         Raises:
             RescaleError: if it belongs to another model.
         """
-        if set(state) != {"steps", "decay"}:
-            raise RescaleError(f"not a state of ENorm: it must hold 'steps' and 'decay', not {sorted(map(str, state))}.")
+        if not isinstance(state, Mapping) or set(state) != {"steps", "c", "decay"}:
+            what = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise RescaleError(f"not a state of ENorm, which holds steps, c and decay: {what}.")
+        if not isinstance(state["steps"], int) or state["steps"] < 0:
+            raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")
         self._plan.parts.load_state_dict(state["decay"])
-        self.steps = int(state["steps"])
+        self.steps, self.c = state["steps"], state["c"]
 
     def __repr__(self) -> str:
-        p = "inf" if math.isinf(self.p) else f"{self.p:g}"
-        return (
-            f"ENorm({describe(self.model)}: {self.symmetries.num_free} free scale classes, p={p}, c={self._c:g}, "
-            f"cycles={self.cycles}, every={self.every}, method={self.method!r}, {self.steps} steps)"
-        )
+        options = ", ".join(f"{name}={value!r}" for name, value in asdict(self.settings).items())
+        return f"ENorm({describe(self.model)}: {self.symmetries.num_free} free scale classes, {options}, {self.steps} steps)"
 
     def _before_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
@@ -193,5 +220,5 @@ class ENorm:
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self.steps += 1
         self._plan.after_step()
-        if self.steps % self.every == 0:
+        if self.steps % self.settings.every == 0:
             self.cycle_()

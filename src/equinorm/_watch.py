@@ -21,25 +21,22 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Watch:
-    """Notices modules and tensors that were added, removed or replaced.
+    """Notices modules and parameters that were added, removed, replaced or tied.
+
+    It looks at the kind of every module, its children and parameters, at buffers that move or appear, and at which tensors
+    share memory. Functions and numbers that modules hold as plain attributes are not looked at.
 
     Args:
         model: as it was analysed.
-        moving: names of the tensors that move.
+        moving: the tensors that move, by name.
     """
 
     def __init__(self, model: nn.Module, moving: Mapping[str, Tensor]) -> None:
-        self._children = [(name, module, self._inside(module)) for name, module in model.named_modules(remove_duplicate=True)]
-        self._tensors: list[tuple[str, Mapping[str, Tensor | None], str, Tensor]] = []
-        for name, tensor in moving.items():
-            owner, _, key = name.rpartition(".")
-            module = model.get_submodule(owner)
-            held = module._parameters if key in module._parameters else module._buffers
-            self._tensors.append((name, held, key, tensor))
-
-    @staticmethod
-    def _inside(module: nn.Module) -> tuple[int, ...]:
-        return (*map(id, module._modules.values()), *map(id, module._parameters))
+        self._moving = {id(tensor) for tensor in moving.values()}
+        self._modules = [(name, module, self._inside(module)) for name, module in model.named_modules()]
+        self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
+        self._shapes = [tensor.shape for _, tensor in self._tensors]
+        self._memory = self._shared()
 
     def check(self) -> None:
         """Raise if the model is not what it was.
@@ -47,13 +44,34 @@ class Watch:
         Raises:
             RescaleError: naming the module or tensor that changed.
         """
-        for name, module, inside in self._children:
-            if self._inside(module) != inside:
+        for name, module, before in self._modules:
+            now = self._inside(module)
+            if now != before:
                 where = f"module {name!r}" if name else "the model itself"
-                self._refuse(f"modules or parameters were added to {where}, removed from it, or replaced")
-        for name, held, key, tensor in self._tensors:
-            if held.get(key) is not tensor:
-                self._refuse(f"{name} was replaced by another tensor")
+                changed = {*now} ^ {*before}
+                keys = sorted({key for key, _ in changed})
+                self._refuse(f"in {where}, {', '.join(keys)} was added, removed or replaced")
+        for (name, tensor), shape in zip(self._tensors, self._shapes, strict=True):
+            if tensor.shape != shape:
+                self._refuse(f"{name} got shape {tuple(tensor.shape)} instead of {tuple(shape)}")
+        memory = self._shared()
+        if memory != self._memory:
+            places = zip(self._tensors, self._memory, memory, strict=True)
+            names = [name for (name, _), before, now in places if before != now]
+            self._refuse(f"{names[0]} shares its memory with other tensors than before")
+
+    def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
+        """What a module consists of: its class, children, parameters, and buffers that move or exist."""
+        parts = [("its class", id(type(module))), *((key, id(child)) for key, child in module._modules.items())]
+        parts += [(key, id(parameter)) for key, parameter in module._parameters.items()]
+        for key, buffer in module._buffers.items():
+            parts.append((key, id(buffer) if id(buffer) in self._moving else int(buffer is None)))
+        return tuple(parts)
+
+    def _shared(self) -> list[int]:
+        """For each tensor the first that begins at the same place in memory."""
+        first: dict[int, int] = {}
+        return [first.setdefault(tensor.data_ptr() or -1 - i, i) for i, (_, tensor) in enumerate(self._tensors)]
 
     def _refuse(self, what: str) -> None:
         raise RescaleError(
