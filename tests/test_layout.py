@@ -35,6 +35,7 @@ CORE = [
     "_symmetries",
     "_equivalence",
     "_cycle",
+    "_biases",
     "_mover",
     "_watch",
     "_plan",
