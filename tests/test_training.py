@@ -613,3 +613,26 @@ def test_grouped_convolutions(groups):
     assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
     assert hook.symmetries.num_free == 18
     assert hook.symmetries.balance(tol=1e-9, cycles=0).converged
+
+
+def test_what_moves_holds_in_both_modes():
+    class Modes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6, dtype=torch.float64) for _ in range(3))
+
+        def forward(self, x):
+            hidden = self.a(x).relu()
+            hidden = self.b(hidden).relu() if self.training else nn.functional.gelu(self.b(hidden))
+            return self.c(hidden)
+
+    torch.manual_seed(0)
+    model, inputs = Modes(), torch.randn(4, 6, dtype=torch.float64)
+    before = copy.deepcopy(model)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    hook.cycle_()
+    assert hook.symmetries.num_free == 6
+    assert equinorm.symmetries(model, (inputs,)).num_free == 12  # training mode alone
+    for mode in (True, False):
+        model.train(mode), before.train(mode)
+        assert equinorm.deviation(model, before, (inputs,)) <= 1e-12

@@ -124,7 +124,7 @@ def _warm(optimizer, state, scales):
         optimizer.state[parameter] = {
             "step": state["step"].clone(),
             "square_avg": state["square_avg"] / scale.square(),
-            "acc_delta": state["acc_delta"] * scale.square(),
+            "acc_delta": torch.full_like(scale, state["acc_delta"]),  # ε sets its size, and does not scale
         }
 
 

@@ -117,9 +117,11 @@ class Cycle:
         apart, whole = torch.zeros_like(self._z[0]), torch.zeros_like(self._z[0])
         for family in range(len(self._families)):
             into, out = self._energies(family, energies)
-            empty = torch.zeros_like(self._z[slice(*self._families[family])])
-            into, out = empty if into is None else into, empty if out is None else out
-            apart, whole = apart + (into - out).abs().sum(), whole + (into + out).sum()
+            if into is None or out is None:
+                continue
+            live = (into > 0) & (out > 0)  # without energy on one side there is no minimum
+            apart = apart + torch.where(live, (into - out).abs(), 0.0).sum()
+            whole = whole + torch.where(live, into + out, 0.0).sum()
         return torch.where(whole > 0, apart / whole, 0.0)
 
     # ----------------------------------------------------------------------------------------------------- energies

@@ -29,12 +29,16 @@ class DecayParts:
         optimizer: whose averages.
         names: name by `id` of every parameter that moves.
         offsets: number that the network adds before it uses the tensor, by name, where it is not 0.
+
+    Attributes:
+        is_following: False from when steps are made without `before_step`: what is known is then of the past.
     """
 
     def __init__(self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float]) -> None:
         self._optimizer, self._names, self._offsets = optimizer, names, offsets
         self._parts: dict[str, dict[str, Parts]] = {}
         self._entered = False
+        self.is_following = True
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -60,10 +64,6 @@ class DecayParts:
     def after_step(self) -> None:
         """The step has ended."""
         self._entered = False
-
-    def forget(self) -> None:
-        """Follow no more."""
-        self._parts.clear()
 
     def _entries(self, group: Group) -> Iterator[tuple[Group, float, Tensor, str, str, Average]]:
         """What a step adds: group, weight decay, parameter, its name, key and recursion of an average."""
@@ -100,7 +100,7 @@ class DecayParts:
             remedy = "Use decoupled weight decay, or none."
         elif name in self._offsets:
             remedy = f"It is used as {self._offsets[name]:g} + w: exclude it from weight decay."
-        elif is_present and not self.of(name, key):
+        elif is_present and not (self.is_following and self.of(name, key)):
             remedy = "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict."
         else:
             return

@@ -49,8 +49,29 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> Exported:
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Put every module into training or evaluation mode, and back; None: leave them as they are."""
+    before = [(module, module.training) for module in model.modules()]
+    if training is not None:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def export(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, known: Mapping[Source, Tensor] | None = None
+) -> Exported:
     """Export a model and identify its tensors by their memory, so that tied ones count once.
+
+    Args:
+        model: in the mode of interest.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        known: sources of an export of this model in the other mode, to be used again.
 
     Raises:
         ExportError: if `torch.export` cannot handle the model with these inputs.
@@ -65,7 +86,7 @@ def export(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> E
         program = program.run_decompositions({})
         graph, unsteady = program.graph_module, set()
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
-    sources, overlapping = _sources(model)
+    sources, overlapping = _sources(model, known)
     by_name = {name: source for source in sources for name in source.names}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     traced = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
@@ -165,7 +186,7 @@ def _is_torch_own(hook: Any) -> bool:
     return getattr(type(hook), "__module__", "").startswith("torch.nn.utils")
 
 
-def _sources(model: nn.Module) -> tuple[dict[Source, Tensor], frozenset[Source]]:
+def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[dict[Source, Tensor], frozenset[Source]]:
     """Every parameter and floating-point buffer, tied ones once, by the memory that they occupy."""
     found: dict[tuple, tuple[list[str], str, Tensor]] = {}
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
@@ -173,7 +194,8 @@ def _sources(model: nn.Module) -> tuple[dict[Source, Tensor], frozenset[Source]]
         for name, tensor in tensors:
             if kind == "parameter" or tensor.is_floating_point():
                 found.setdefault(_memory(tensor), ([], kind, tensor))[0].append(name)
-    sources = {Source(tuple(n), tuple(t.shape), kind, t.dtype): t for n, kind, t in found.values()}
+    by_names = {source.names: source for source in known or ()}
+    sources = {by_names.get(tuple(n)) or Source(tuple(n), tuple(t.shape), kind, t.dtype): t for n, kind, t in found.values()}
     storages: dict[int, list[Source]] = {}
     for source, tensor in sources.items():
         storages.setdefault(tensor.untyped_storage()._cdata, []).append(source)

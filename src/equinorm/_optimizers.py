@@ -71,7 +71,7 @@ LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
         "grad_avg": _moving_average(1, lambda g: float(g["alpha"])),
         "momentum_buffer": Law(0),
     },
-    optim.Adadelta: {"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(2)},
+    optim.Adadelta: {"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(0)},
 }
 """The law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
 
@@ -82,7 +82,7 @@ _DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
 """Optimizers whose weight decay never enters their state, whatever their groups say."""
 
 
-_UPDATES: dict[type[optim.Optimizer], int] = {optim.SGD: -1, optim.Adadelta: 1}
+_UPDATES: dict[type[optim.Optimizer], int] = {optim.SGD: -1}
 """Exponent of s in an optimizer's updates, where it is not 0."""
 
 

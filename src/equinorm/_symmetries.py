@@ -12,7 +12,7 @@ from equinorm import _balance, _rescale
 from equinorm._balance import Balance
 from equinorm._classes import Reason
 from equinorm._errors import EquinormError, RescaleError, describe
-from equinorm._export import export, unwrapped
+from equinorm._export import Exported, export, in_mode, unwrapped
 from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
@@ -170,7 +170,12 @@ def _moving(scaling: Scaling) -> float:
 
 
 def symmetries(
-    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None = None, *, batch_norm: str = "affine"
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    batch_norm: str = "affine",
+    both_modes: bool = False,
 ) -> Symmetries:
     """Discover every rescaling of channels that leaves a network's function unchanged.
 
@@ -187,6 +192,8 @@ def symmetries(
         batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
             normalization is pinned. "statistics": the weights in front, γ, β and the running statistics scale together,
             exact only up to the normalization's eps.
+        both_modes: find what holds in training and in evaluation mode, from one export of each, instead of what holds in the
+            mode that the model is in.
 
     Returns:
         The group: its dimension, how every tensor moves, and why channels are pinned.
@@ -213,22 +220,30 @@ def symmetries(
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
     started = time.perf_counter()
-    exported = export(model, tuple(args), kwargs)
-    reached = time.perf_counter()
     trace = Trace(batch_norm=batch_norm)
-    returned, _ = Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)
+    exports: list[Exported] = []
+    outputs: list[Any] = []
+    exporting = 0.0
+    for training in (True, False) if both_modes else (None,):
+        with in_mode(model, training):
+            entered = time.perf_counter()
+            exported = export(model, tuple(args), kwargs, exports[0].sources if exports else None)
+            exporting += time.perf_counter() - entered
+        exports.append(exported)
+        outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
     trace.reason = Reason("model output")
-    for value in flat(returned):
+    for value in flat(outputs):
         trace.pin(value)
     trace.settle()
     trace.reason = Reason("shared memory")
-    for source in exported.overlapping:
+    for source in frozenset().union(*(exported.overlapping for exported in exports)):
         trace.pin(source, "overlaps another tensor of the model")
-    sources = list(exported.sources)
+    sources = list(exports[0].sources)
     scalings, roots = resolve(sources, trace.classes)
     found, pins = families(sources, scalings, trace.classes, roots)
-    seconds = (reached - started, time.perf_counter() - reached)
-    return Symmetries(model, len(roots), scalings, found, pins, seconds, fingerprint(exported.graph, exported.inputs))
+    seconds = (exporting, time.perf_counter() - started - exporting)
+    prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
+    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints)
 
 
 def balance_(

@@ -13,7 +13,6 @@ from equinorm._export import unwrapped
 from equinorm._layout import layouts
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
-from equinorm._watch import training_mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ class ENorm:
         optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
             `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly.
         model: the network that it trains; torch.compile, DistributedDataParallel and DataParallel are looked through.
-        args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once, in training mode.
+        args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once in each mode, and
+            what moves leaves the function as it is in both.
         kwargs: example keyword inputs.
         p: the norm, any positive number or math.inf.
         c: asymmetry; above 1 moves energy towards the output. `hook.c` may be set while training.
@@ -122,8 +122,7 @@ class ENorm:
         self.optimizer, self.model = optimizer, unwrapped(model)
         self.steps = 0
         self._gradients = gradients
-        with training_mode(self.model):
-            self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm)
+        self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm, both_modes=True)
         held = held_classes(found, modules)
         moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
         if not moving:
@@ -173,7 +172,7 @@ class ENorm:
         """Detach from the optimizer. The weights stay as they are."""
         for handle in self._handles:
             handle.remove()
-        self._plan.parts.forget()  # nothing follows them from here on
+        self._plan.parts.is_following = False
 
     def __enter__(self) -> "ENorm":
         return self

@@ -1,23 +1,10 @@
-"""A model's mode, and whether it is still the model that was analysed."""
+"""Is a model still the one that was analysed?"""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
-
-
-@contextlib.contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into training mode, and back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class Watch:
