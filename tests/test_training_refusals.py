@@ -71,7 +71,7 @@ def test_averaged_models_are_watched():
     averaged = optim.swa_utils.AveragedModel(model)
     hook = ENorm(optimizer, model, (inputs,), averages=averaged)
     averaged.module.load_state_dict(copy.deepcopy(averaged.module.state_dict()), assign=True)
-    with pytest.raises(RescaleError, match="since ENorm analysed the model"):
+    with pytest.raises(RescaleError, match="of the averaged model were added, removed or replaced since ENorm"):
         hook.cycle_()
 
 
@@ -158,3 +158,29 @@ def test_arguments_of_the_wrong_kind():
         ENorm(optimizer, nn.Sequential(nn.Linear(5, 3)), (inputs.float(),))
     assert not optimizer._optimizer_step_post_hooks
     assert math.isfinite(ENorm(optimizer, model, inputs).residual())
+
+
+def test_gradients_and_states_that_cannot_move(monkeypatch):
+    model, inputs, optimizer = made(momentum=0.9)
+    hook = ENorm(optimizer, model, (inputs,))
+    step(model, optimizer, inputs)
+    before = copy.deepcopy(model.state_dict())
+    model[4].weight.grad = torch.ones(1, 1, dtype=torch.float64).expand(12, 12)
+    with pytest.raises(RescaleError, match=r"the gradient of 4\.weight in place: it is an inference or an expanded tensor"):
+        hook.cycle_()
+    model.zero_grad()
+    optimizer.state[model[4].weight]["momentum_buffer"] = torch.ones(12, 12, dtype=torch.long)
+    with pytest.raises(RescaleError, match=r"state 'momentum_buffer' of 4\.weight: its dtype is torch\.int64"):
+        hook.cycle_()
+    optimizer.state[model[4].weight]["momentum_buffer"] = torch.ones(12, dtype=torch.float64)
+    with pytest.raises(RescaleError, match=r"its shape \(12,\) is not that of its parameter, \(12, 12\)"):
+        hook.cycle_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_asymmetry_beyond_floating_point():
+    model, inputs = mlp(depth=60, width=2), torch.randn(8, 5, dtype=torch.float64)
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    with pytest.raises(BalanceError, match="choose it closer to 1"):
+        ENorm(optimizer, model, (inputs,), c=1e6)
+    assert not optimizer._optimizer_step_post_hooks

@@ -8,6 +8,9 @@ A weight's gradient is an activation times a backpropagated error, and scales by
 1/D, and since the bias itself has scale D, its step counts like D^{−2}: in deep networks gradient descent on biases diverges,
 however they are rescaled. Hence each step of a bias is multiplied by D^{1−u}, where updates of the optimizer scale by s^u
 (−1 for SGD, 0 where gradients are divided by their size): biases learn as fast as they would at c = 1.
+
+D is that of networks at their minimum whose blocks carry equal energy. That is exact on chains; near the start of a training,
+before the weights have moved there, steps are shorter than needed. Weight decay is part of a step and shortened with it.
 """
 
 from collections.abc import Sequence

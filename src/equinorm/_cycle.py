@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equinorm._blocks import GROUND, Side
+from equinorm._errors import BalanceError
 from equinorm._layout import Layout, Part
 from equinorm._solve import red_black
 
@@ -92,8 +93,21 @@ class Cycle:
         self._weights = [1.0] * len(parts)
 
     def weigh(self, c: float) -> None:
-        """Let a weight of depth k count c^(−pk)."""
-        self._weights = [c ** (-self._q * self._layouts[index].scaling.depth) for index, _ in self._blocks]
+        """Let a weight of depth k count c^(−pk).
+
+        Raises:
+            BalanceError: if that is beyond floating point.
+        """
+        depths = [self._layouts[index].scaling.depth for index, _ in self._blocks]
+        middle = (min(depths, default=0) + max(depths, default=0)) / 2  # only ratios matter
+        logs = [self._q * (middle - depth) * math.log(c) for depth in depths]
+        largest = math.log(torch.finfo(self._dtype).max) / 2
+        widest = max(map(abs, logs), default=0.0)
+        if widest > largest:
+            raise BalanceError(
+                f"c = {c:g} weighs the layers by up to e^{widest:.0f} against one another: choose it closer to 1."
+            )
+        self._weights = [math.exp(log) for log in logs]
 
     def run(self, tensors: Mapping[str, Tensor], cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles on the current weights; the tensor is used again."""
@@ -119,7 +133,7 @@ class Cycle:
             into, out = self._energies(family, energies)
             if into is None or out is None:
                 continue
-            live = (into > 0) & (out > 0)  # without energy on one side there is no minimum
+            live = (into > 0) & (out > 0) & (into + out).isfinite()  # without energy on one side there is no minimum
             apart = apart + torch.where(live, (into - out).abs(), 0.0).sum()
             whole = whole + torch.where(live, into + out, 0.0).sum()
         return torch.where(whole > 0, apart / whole, 0.0)

@@ -163,8 +163,14 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
     """
     known = laws(optimizer)
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or value.shape != parameter.shape or (value.dim() == 0 and key in _COUNTERS):
+        if not isinstance(value, Tensor) or (value.dim() == 0 and (parameter.dim() or key in _COUNTERS)):
             continue
+        if value.shape != parameter.shape:
+            what = f"state {key!r} of {type(optimizer).__name__} for {name}"
+            raise RescaleError(
+                f"cannot rescale {what}: its shape {tuple(value.shape)} is not that of its parameter, {tuple(parameter.shape)}. "
+                "Factored and flattened states are not supported."
+            )
         if key not in known:
             raise RescaleError(
                 f"cannot rescale state {key!r} of {type(optimizer).__name__} for {name}: how it scales is not known. "

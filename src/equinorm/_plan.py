@@ -15,7 +15,7 @@ from equinorm._export import unwrapped
 from equinorm._layout import Layout
 from equinorm._mover import Mover
 from equinorm._optimizers import state_of, update_exponent
-from equinorm._rescale import uninterrupted
+from equinorm._rescale import check_writable, uninterrupted
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._watch import Watch
@@ -73,7 +73,8 @@ class Plan:
         self._averages = [bound for module in averages for bound in self._averaged(module)]
         self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})]
         for module in averages:
-            self._watches.append(Watch(unwrapped(module), {bound.name: bound.tensor for bound in self._averaged(module)}))
+            copies = {bound.name: bound.tensor for bound in self._averaged(module)}
+            self._watches.append(Watch(unwrapped(module), copies, "the averaged model"))
         self._check_trained()
         self._read = {layout.scaling.name: tensors[layout.scaling.name] for layout in layouts}
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
@@ -168,14 +169,14 @@ class Plan:
             for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
                 self.parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
                 if law.exponent or self.parts.of(bound.name, key):
+                    check_writable(f"state {key!r} of {bound.name}", state)
                     found.append((bound, key, state, law.exponent))
         return found
 
     def _gradients(self) -> list[tuple[int, Tensor]]:
         found = [(bound, bound.tensor.grad) for bound in self._bound if bound.tensor.grad is not None]
         for bound, gradient in found:
-            if gradient.layout != torch.strided:
-                raise RescaleError(f"cannot rescale the gradient of {bound.name}: it is {gradient.layout}, not dense.")
+            check_writable(f"the gradient of {bound.name}", gradient)
         return [(bound.index, gradient) for bound, gradient in found]
 
     # ------------------------------------------------------------------------------------------------------ recording
@@ -217,13 +218,7 @@ class Plan:
         name, tensor = bound.name, bound.tensor
         if is_traceable_wrapper_subclass(tensor):
             raise RescaleError(f"cannot rescale {name}: it is a {type(tensor).__name__}; ENorm needs plain dense tensors.")
-        expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if expanded or tensor.is_inference():
-            raise RescaleError(f"cannot rescale {name} in place: it is an inference or an expanded tensor. Clone it first.")
-        if not tensor.is_floating_point():
-            raise RescaleError(f"cannot rescale {name}: it is {tensor.dtype}, only real floating-point tensors can be.")
-        if tensor.is_meta:
-            raise RescaleError(f"cannot rescale {name}: it is on the meta device and holds no numbers. Load the weights first.")
+        check_writable(name, tensor)
         if tensor.dtype in (torch.float16, torch.bfloat16):
             if not self._power_of_two:
                 raise RescaleError(

@@ -132,9 +132,12 @@ def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:
         raise RescaleError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
 
 
-def _check(write: _Write) -> None:
-    """Refuse what cannot be written or would not be exact."""
-    what, tensor = write.what, write.tensor
+def check_writable(what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that cannot be multiplied in place.
+
+    Raises:
+        RescaleError: for meta, sparse, integer, complex, inference and expanded tensors.
+    """
     if tensor.is_meta:
         raise RescaleError(f"cannot rescale {what}: it is on the meta device and holds no numbers. Load the weights first.")
     if tensor.layout != torch.strided:
@@ -144,6 +147,12 @@ def _check(write: _Write) -> None:
     expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.is_inference() or expanded:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
+
+
+def _check(write: _Write) -> None:
+    """Refuse what cannot be written or would not be exact."""
+    what, tensor = write.what, write.tensor
+    check_writable(what, tensor)
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
         return

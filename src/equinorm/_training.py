@@ -60,14 +60,16 @@ class ENorm:
         every: run after every so many steps only.
         method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
         biases: count biases in the norm. They are rescaled either way.
-        match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did.
+        match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did, which also
+            let them take plain steps (`symmetric_biases=False`).
         symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1 (weight decay on them, if
             any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
-        power_of_two: round scales to powers of two, exact in every dtype; needed for float16 and bfloat16 weights.
+        power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
+            weights.
 
     Attributes:
         settings: p, c, cycles, every and method.
@@ -138,7 +140,9 @@ class ENorm:
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):
-                raise RescaleError(f"this optimizer is hooked already, by {other!r}: call its remove() first.")
+                raise RescaleError(
+                    f"this optimizer is hooked already, by {other!r}: call its remove() first, or make a new optimizer if you did not keep it."
+                )
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -181,7 +185,10 @@ class ENorm:
         self.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps made, c, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state."""
+        """Steps made, c, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state.
+
+        Tensors are references, as in `torch.optim`.
+        """
         return {"steps": self.steps, "c": self.c, "decay": self._plan.parts.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -16,9 +16,11 @@ class Watch:
     Args:
         model: as it was analysed.
         moving: the tensors that move, by name.
+        owner: what to call it.
     """
 
-    def __init__(self, model: nn.Module, moving: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, moving: Mapping[str, Tensor], owner: str = "the model") -> None:
+        self._owner = owner
         self._moving = {id(tensor) for tensor in moving.values()}
         self._modules = [(name, module, self._inside(module)) for name, module in model.named_modules()]
         self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
@@ -34,18 +36,18 @@ class Watch:
         for name, module, before in self._modules:
             now = self._inside(module)
             if now != before:
-                where = f"module {name!r}" if name else "the model itself"
+                where = f"module {name!r} of {self._owner}" if name else f"{self._owner} itself"
                 changed = {*now} ^ {*before}
                 keys = sorted({key for key, _ in changed})
-                self._refuse(f"in {where}, {', '.join(keys)} was added, removed or replaced")
+                self._refuse(f"{', '.join(keys)} in {where} {'was' if len(keys) == 1 else 'were'} added, removed or replaced")
         for (name, tensor), shape in zip(self._tensors, self._shapes, strict=True):
             if tensor.shape != shape:
-                self._refuse(f"{name} got shape {tuple(tensor.shape)} instead of {tuple(shape)}")
+                self._refuse(f"{name} of {self._owner} got shape {tuple(tensor.shape)} instead of {tuple(shape)}")
         memory = self._shared()
         if memory != self._memory:
             places = zip(self._tensors, self._memory, memory, strict=True)
             names = [name for (name, _), before, now in places if before != now]
-            self._refuse(f"{names[0]} shares its memory with other tensors than before")
+            self._refuse(f"{names[0]} of {self._owner} shares its memory with other tensors than before")
 
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""
