@@ -1,9 +1,12 @@
 """Algorithm 1 as a plain loop, and networks to run it on: the reference for every fast path."""
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
+
+import equinorm
 
 
 def in_norm(weight: Tensor, p: float) -> Tensor:
@@ -66,3 +69,16 @@ def convolutional(bias: bool = True, dtype: torch.dtype = torch.float64) -> nn.S
         nn.ReLU(),
         nn.Linear(7, 3, bias=bias),
     ).to(dtype)
+
+
+def unbalance_(model: nn.Module, inputs: Tensor, decades: float = 1.0) -> None:
+    """Scale hidden channels by 10^U(−decades, decades)."""
+    found = equinorm.symmetries(model, (inputs,))
+    found.rescale_((2 * torch.rand(found.num_free, dtype=torch.float64) - 1) * decades * math.log(10))
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor) -> None:
+    """One step on the mean square of the outputs."""
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()

@@ -173,7 +173,7 @@ def test_gradients_and_states_that_cannot_move(monkeypatch):
     with pytest.raises(RescaleError, match=r"state 'momentum_buffer' of 4\.weight: its dtype is torch\.int64"):
         hook.cycle_()
     optimizer.state[model[4].weight]["momentum_buffer"] = torch.ones(12, dtype=torch.float64)
-    with pytest.raises(RescaleError, match=r"its shape \(12,\) is not that of its parameter, \(12, 12\)"):
+    with pytest.raises(RescaleError, match=r"its shape \(12,\) is not the parameter's \(12, 12\)"):
         hook.cycle_()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -104,9 +104,7 @@ class Cycle:
         largest = math.log(torch.finfo(self._dtype).max) / 2
         widest = max(map(abs, logs), default=0.0)
         if widest > largest:
-            raise BalanceError(
-                f"c = {c:g} weighs the layers by up to e^{widest:.0f} against one another: choose it closer to 1."
-            )
+            raise BalanceError(f"c = {c:g} weighs layers by up to e^{widest:.0f} against one another: choose it closer to 1.")
         self._weights = [math.exp(log) for log in logs]
 
     def run(self, tensors: Mapping[str, Tensor], cycles: int) -> Tensor:

@@ -168,7 +168,7 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
         if value.shape != parameter.shape:
             what = f"state {key!r} of {type(optimizer).__name__} for {name}"
             raise RescaleError(
-                f"cannot rescale {what}: its shape {tuple(value.shape)} is not that of its parameter, {tuple(parameter.shape)}. "
+                f"cannot rescale {what}: its shape {tuple(value.shape)} is not the parameter's {tuple(parameter.shape)}. "
                 "Factored and flattened states are not supported."
             )
         if key not in known:

@@ -60,8 +60,8 @@ class ENorm:
         every: run after every so many steps only.
         method: "cyclic": cycles of Algorithm 1. "two-level": cycles of the two-level method, which follow the exact minimiser.
         biases: count biases in the norm. They are rescaled either way.
-        match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did, which also
-            let them take plain steps (`symmetric_biases=False`).
+        match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did, which
+            also let them take plain steps (`symmetric_biases=False`).
         symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1 (weight decay on them, if
             any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
@@ -140,9 +140,8 @@ class ENorm:
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):
-                raise RescaleError(
-                    f"this optimizer is hooked already, by {other!r}: call its remove() first, or make a new optimizer if you did not keep it."
-                )
+                way = "call its remove() first, or make a new optimizer if you did not keep it"
+                raise RescaleError(f"this optimizer is hooked already, by {other!r}: {way}.")
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
