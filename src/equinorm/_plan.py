@@ -88,9 +88,9 @@ class Plan:
 
     def weigh(self, c: float) -> None:
         """Set the asymmetry."""
-        self._c = c
         self._cycle.weigh(c)
         self._biases.weigh(c)
+        self._c = c
 
     def before_step(self) -> None:
         """Look at what the optimizer is about to change.

@@ -156,8 +156,9 @@ class ENorm:
 
     @c.setter
     def c(self, value: float) -> None:
-        self.settings = replace(self.settings, c=value)
+        settings = replace(self.settings, c=value)
         self._plan.weigh(value)
+        self.settings = settings
 
     def residual(self) -> float:
         """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels."""
