@@ -15,7 +15,7 @@ from typing import Any
 from equinorm.experiments._groups import Series, experiments
 from equinorm.experiments._presets import preset
 from equinorm.experiments._results import read
-from equinorm.experiments._runs import Run, Sweep, parse
+from equinorm.experiments._runs import Run, Sweep
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -100,7 +100,7 @@ def _find(series: list[Series], sweep: Sweep, methods: str, place: tuple[int, in
     """A method's series at one place; of several, separated by bars, the one that did best on the held-out images."""
     found: list[Series] = []
     for method in methods.split("|"):
-        wanted = replace(parse(method, sweep.base), depth=place[0], batch=place[1]).canonical()
+        wanted = sweep.cell(method, *place)
         found += [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
     return max(found, key=lambda s: max((value for value in s.tried.values() if value is not None), default=0.0), default=None)
 

@@ -14,6 +14,9 @@ _CONV = Run(
 _RESNET = Run(data="cifar10", network="resnet18c", width=64, epochs=90, momentum=0.9, weight_decay=1e-4, c=1.2, augment=True)
 _ALL = tuple(name for name in METHODS if name not in ("balanced",))
 _CORE = ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact", "enorm_bn")
+_EXTRAS = "momentum=0.9,head=0.1,centralise=1"
+_EQUAL = (*(f"{name}:{_EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")), "bn:head=0.1", f"enorm:{_EXTRAS},c=0")
+"""The methods with the same extras, as docs/claims.md compares them."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 
 PRESETS = {
@@ -26,8 +29,10 @@ PRESETS = {
         select_epochs=6,
         lrs=(0.02, 0.1, 0.5),
     ),
-    "fc": Sweep(_FC, _ALL, depths=(1, 5, 9, 15, 19), seeds=5, select_epochs=10),
-    "fc-cpu": Sweep(replace(_FC, epochs=20), _CORE, depths=(1, 9, 15), seeds=3, select_epochs=3),
+    "fc": Sweep(_FC, (*_ALL, *_EQUAL), depths=(1, 5, 9, 15, 19), seeds=5, select_epochs=10),
+    "fc-cpu": Sweep(
+        replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
+    ),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=10), _NORMS, seeds=3, select_epochs=3, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),

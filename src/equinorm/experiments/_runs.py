@@ -69,7 +69,7 @@ class Run:
         warmup: epochs in which the learning rate grows linearly from 0.
         head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
         centralise: subtract from each neuron's gradient its mean over the fan-in, but in the first layer (Yong et al., 2020).
-        c: asymmetry of ENorm.
+        c: asymmetry of ENorm; 0 in a sweep stands for what `asymmetry` gives at each depth.
         c_end: what c becomes, linearly over the epochs; 0 for no change.
         p: its norm.
         cycles: after a step.
@@ -175,13 +175,18 @@ class Sweep:
     def cells(self) -> list[Run]:
         """One run for each method, depth and batch size; its learning rate and seed are still open."""
         depths = self.depths if self.base.network == "fc" else (DEFAULTS["depth"],)
-        runs = [
-            replace(parse(method, self.base), depth=depth, batch=batch).canonical()
-            for depth in depths
-            for batch in self.batches
-            for method in self.methods
-        ]
+        runs = [self.cell(method, depth, batch) for depth in depths for batch in self.batches for method in self.methods]
         return list(dict.fromkeys(runs))
+
+    def cell(self, method: str, depth: int, batch: int) -> Run:
+        """The run of a method at one depth and batch size."""
+        run = replace(parse(method, self.base), depth=depth, batch=batch)
+        return replace(run, c=run.c or asymmetry(depth)).canonical()
+
+
+def asymmetry(depth: int) -> float:
+    """c that keeps the norms of the first and last layer of a fully connected network within a factor of 6.2: at most 1.2."""
+    return round(min(1.2, 6.2 ** (1 / (depth + 1))), 2)
 
 
 def parse(text: str, base: Run) -> Run:
