@@ -134,7 +134,7 @@ def test_series_are_grouped_by_all_but_the_seed():
     entries = [*made("bn"), *made("enorm", c=1.2), *made("enorm", c=1.0), *made("bn", depth=3), *made("bn", batch=16)]
     (experiment,) = experiments(entries)
     assert (experiment.depths, experiment.batches) == ([1, 3], [16, 256])
-    assert [series.label for series in experiment.at(1, 256)] == ["BN", "ENorm c=1.2", "ENorm c=1"]
+    assert [series.label for series in experiment.at(1, 256)] == ["BN", "ENorm c=1.2", "ENorm"]
     assert all(series.accuracies.tolist() == pytest.approx([50, 60]) for series in experiment.series)
     assert experiment.at(1, 256)[0].curve("accuracy").shape == (2, 3)
 

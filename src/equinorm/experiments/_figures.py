@@ -1,5 +1,6 @@
 """Results as pictures. Renders to bytes; touches no files."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -175,7 +176,7 @@ def norms(experiment: Experiment) -> Figure:
             values = np.array(series.results[0].curves.norms[name])
             shade = shades[round(position * (len(shades) - 1) / max(len(names) - 1, 1))]
             axis.plot(range(len(values)), np.where(values > 0, values, np.nan), color=shade, linewidth=1.1)
-        axis.set_title(series.label, color=COLORS[series.method])
+        axis.set_title(textwrap.fill(series.label, 22), color=COLORS[series.method])
         axis.set_yscale("log")
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         grid(axis)

@@ -131,7 +131,7 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
     for key, members in cells.items():
         kinds = variants[key.method]
         varying = [i for i in range(len(_NAMES)) if len({kind[i] for kind in kinds}) > 1]
-        words = [f"{_NAMES[i]}={options[key][i]:g}" for i in varying]
+        words = [f"{_NAMES[i]}={options[key][i]:g}" for i in varying if options[key][i] != DEFAULTS[_NAMES[i]]]
         label = METHODS[key.method].label + (" " + ", ".join(words) if words else "")
         members.sort(key=lambda member: member.run.seed)
         tried = searches.get(replace(key, epochs=0), {})
