@@ -322,7 +322,7 @@ def test_batch_norm_readings(batch_norm):
         torch.testing.assert_close(model(inputs), before(inputs), rtol=1e-10, atol=1e-13)
 
 
-def test_analysed_in_training_mode_and_put_back():
+def test_the_mode_is_put_back():
     model, inputs = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.ReLU(), nn.Linear(6, 3)), torch.randn(4, 5)
     model.eval()
     ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))

@@ -36,6 +36,12 @@ class Side:
     exponent: float
 
 
+def stiffness(sides: Sequence[Side], family: int) -> float:
+    """Largest sum of exponents of one sign with which a family enters one term; its steps are divided by that."""
+    exponents = [side.exponent for side in sides if side.family == family]
+    return max(sum(e for e in exponents if e > 0), -sum(e for e in exponents if e < 0))
+
+
 @dataclass(eq=False)
 class Block:
     """Energies E with their sides: a matrix with two sides (rows, columns), or a list of terms with any number of them.

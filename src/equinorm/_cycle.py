@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Side
+from equinorm._blocks import GROUND, Side, stiffness
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout, Part
 from equinorm._solve import red_black
@@ -79,9 +79,7 @@ class Cycle:
                 if side.family != GROUND:
                     edge = _Edge(number, place, *_gathering(side, families[side.family], device))
                     self._edges[side.family][side.exponent < 0].append(edge)
-                    same = [other.exponent for other in part.sides if other.family == side.family]
-                    stiff = max(sum(e for e in same if e > 0), -sum(e for e in same if e < 0))
-                    self._stiffness[side.family] = max(self._stiffness[side.family], stiff)
+                    self._stiffness[side.family] = max(self._stiffness[side.family], stiffness(part.sides, side.family))
         self._is_chained = any(len({side.family for side in part.sides} - {GROUND}) > 1 for part in parts)
         self._exponents = torch.zeros(len(parts), len(families), dtype=torch.float64)
         for number, part in enumerate(parts):

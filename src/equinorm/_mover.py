@@ -1,14 +1,12 @@
 """Rescaling recorded once: all scales of all tensors come from one gather, and are multiplied in by foreach kernels."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from equinorm._rescale import LN2, unit_of_powers_of_two
 from equinorm._scaling import Scaling
-
-_LN2 = math.log(2.0)
 
 
 class Mover:
@@ -26,8 +24,7 @@ class Mover:
         self._ids = torch.cat([ids.flatten() for _, ids in factors]).to(device)
         exponents = torch.cat([torch.full((ids.numel(),), exponent, dtype=torch.float64) for exponent, ids in factors])
         self._exponents = exponents.to(device, dtype)
-        denominators = {float(exponent).as_integer_ratio()[1] for exponent, _ in factors}
-        self._unit = math.lcm(*denominators) * _LN2 if power_of_two else None
+        self._unit = unit_of_powers_of_two(scalings) if power_of_two else None
         self._places: list[list[tuple[slice, torch.Size]]] = []
         first = 0
         for scaling in scalings:
@@ -58,7 +55,7 @@ class Mover:
             if self._unit is None:
                 torch.exp(logs, out=self._scales[exponent])
             else:
-                torch.ldexp(torch.ones_like(logs), torch.round(logs / _LN2), out=self._scales[exponent])
+                torch.ldexp(torch.ones_like(logs), torch.round(logs / LN2), out=self._scales[exponent])
             self._current.add(exponent)
         return self._views[exponent]
 

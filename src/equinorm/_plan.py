@@ -70,11 +70,12 @@ class Plan:
         self._symmetric_biases = symmetric_biases
         tensors = symmetries.tensors
         self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
-        self._averages = [bound for module in averages for bound in self._averaged(module)]
+        self._averages: list[_Bound] = []
         self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})]
         for module in averages:
-            copies = {bound.name: bound.tensor for bound in self._averaged(module)}
-            self._watches.append(Watch(unwrapped(module), copies, "the averaged model"))
+            copies = self._averaged(module)
+            self._averages += copies
+            self._watches.append(Watch(unwrapped(module), {copy.name: copy.tensor for copy in copies}, "the averaged model"))
         self._check_trained()
         self._read = {layout.scaling.name: tensors[layout.scaling.name] for layout in layouts}
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}

@@ -16,7 +16,7 @@ from equinorm._errors import RescaleError
 from equinorm._optimizers import scaled_state
 from equinorm._scaling import Scaling
 
-_LN2 = math.log(2.0)
+LN2 = math.log(2.0)
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
@@ -33,13 +33,18 @@ class _Write:
     offset: float = 0.0
 
 
-def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
-    """Round log-scales so that the scale of every tensor entry becomes an integer power of two.
+def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
+    """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
 
-    Exponents in labels are rational; with m the least common multiple of their denominators, multiples of m·ln 2 do it.
+    Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
     """
     denominators = {float(e).as_integer_ratio()[1] for scaling in scalings for e, _ in scaling.factors}
-    unit = math.lcm(*denominators) * _LN2
+    return math.lcm(*denominators) * LN2
+
+
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
+    """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
+    unit = unit_of_powers_of_two(scalings)
     return torch.round(log_scales / unit) * unit
 
 
@@ -90,7 +95,7 @@ def rescale_(
 
 def scale_of(log: Tensor) -> Tensor:
     """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
-    twos = log / _LN2
+    twos = log / LN2
     whole = torch.round(twos)
     if bool(((twos - whole).abs() <= 1e-12 * whole.abs().clamp(min=1)).all()):
         return torch.from_numpy(np.asarray(np.ldexp(1.0, whole.numpy().astype(np.int32))))
@@ -216,7 +221,7 @@ def _check_exactly(write: _Write, info: torch.finfo) -> None:
 
 
 def _exact(log: Tensor) -> bool:
-    twos = log / _LN2
+    twos = log / LN2
     return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
 
 

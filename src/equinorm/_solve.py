@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Block, Problem
+from equinorm._blocks import GROUND, Block, Problem, stiffness
 from equinorm._layout import Part
 
 DEPTH = 8
@@ -105,9 +105,7 @@ class _System:
                 if side.family != GROUND:
                     self.touching[side.family].append((block, place))
                     self.live[side.ids] = True
-                    same = [other.exponent for other in block.sides if other.family == side.family]
-                    stiff = max(sum(e for e in same if e > 0), -sum(e for e in same if e < 0))
-                    self.stiffness[side.family] = max(self.stiffness[side.family], stiff)
+                    self.stiffness[side.family] = max(self.stiffness[side.family], stiffness(block.sides, side.family))
 
     def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """Log-energies into and out of every channel of a family."""
