@@ -96,13 +96,13 @@ def test_interrupts_wait_until_all_has_moved(monkeypatch):
     before = copy.deepcopy(model)
     products = [(optimizer.state[p]["momentum_buffer"] * p.detach()).clone() for p in model.parameters()]
     found.rescale_(torch.randn(found.num_free, dtype=torch.float64), optimizer)
-    multiply = torch._foreach_mul_
+    multiply = torch.Tensor.mul_
 
     def interrupted(*arguments):
-        multiply(*arguments)
         _thread.interrupt_main()
+        return multiply(*arguments)
 
-    monkeypatch.setattr(torch, "_foreach_mul_", interrupted)
+    monkeypatch.setattr(torch.Tensor, "mul_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         hook.cycle_()
     assert equinorm.deviation(model, before, (inputs,)) <= 1e-12

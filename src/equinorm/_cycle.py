@@ -7,7 +7,7 @@ finite, stay at scale 1.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,11 +15,27 @@ from torch import Tensor
 from equinorm._blocks import GROUND, Side, stiffness
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout, Part
+from equinorm._reading import Reading
 from equinorm._solve import red_black
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
 """Of one Newton step over families: they start near the minimum."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """One block of a tensor's energies.
+
+    Attributes:
+        tensor: index of the tensor's layout.
+        part: the block itself.
+        places: for each side where its channels lie in their family; None where they are the family in order, or on the ground.
+    """
+
+    tensor: int
+    part: Part
+    places: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,13 +55,30 @@ class _Edge:
     mask: Tensor | None
 
 
+@dataclass(slots=True)
+class _State:
+    """One run.
+
+    Attributes:
+        uses: how often each tensor's energies will be needed from now on.
+        energies: those that have been read and will be needed again: few, so that they stay in the cache.
+        z: log-scales of the families that have moved.
+        scales: that these give, by block and side.
+    """
+
+    uses: list[int]
+    energies: dict[int, Tensor] = field(default_factory=dict)
+    z: dict[int, Tensor] = field(default_factory=dict)
+    scales: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
 class Cycle:
     """Cycles of Algorithm 1, or of the two-level method.
 
     Args:
         layouts: of the tensors whose norm counts.
+        tensors: by name; their devices, dtypes and strides must stay what they are.
         families: first and last + 1 id of every family.
-        num_free: number of free classes.
         p: the norm.
         method: "cyclic" or "two-level".
         device: of the weights.
@@ -55,22 +88,25 @@ class Cycle:
     def __init__(
         self,
         layouts: Sequence[Layout],
+        tensors: Mapping[str, Tensor],
         families: Sequence[tuple[int, int]],
-        num_free: int,
         p: float,
         method: str,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self._layouts, self._families, self._p = layouts, families, p
+        self._layouts, self._families = layouts, families
         self._q = 1.0 if math.isinf(p) else p
         self._maximum = math.isinf(p)
-        self._dtype = dtype
-        self._z = torch.zeros(num_free + 1, device=device, dtype=dtype)
-        self._blocks: list[tuple[int, Part]] = []
+        self._zero = torch.zeros(1, device=device, dtype=dtype)
+        self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in families]
+        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype) for layout in layouts]
+        self._blocks: list[_Block] = []
         for index, layout in enumerate(layouts):
-            self._blocks += [(index, _moved(part, device)) for part in layout.parts if not part.is_still]
-        parts = [part for _, part in self._blocks]
+            for part in [_moved(part, device) for part in layout.parts if not part.is_still]:
+                places = tuple(_places(side, families) for side in part.sides)
+                self._blocks.append(_Block(index, part, places))
+        parts = [block.part for block in self._blocks]
         self._order = red_black(parts, len(families)) if method == "two-level" else list(range(len(families)))
         self._edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
         self._stiffness = [1.0] * len(families)
@@ -88,7 +124,12 @@ class Cycle:
                     self._exponents[number, side.family] += side.exponent * self._q
         self._exponents = self._exponents.to(device)
         self._levels_first = method == "two-level" and self._is_chained
-        self._weights = [1.0] * len(parts)
+        self._is_weighed, self._weights = False, torch.ones(len(parts), device=device, dtype=dtype)
+        self._uses = [0] * len(layouts)
+        for edge in (edge for pair in self._edges for edges in pair for edge in edges):
+            self._uses[self._blocks[edge.block].tensor] += 1
+        for block in self._blocks:
+            self._uses[block.tensor] += self._levels_first
 
     def weigh(self, c: float) -> None:
         """Let a weight of depth k count c^(−pk).
@@ -96,37 +137,35 @@ class Cycle:
         Raises:
             BalanceError: if that is beyond floating point.
         """
-        depths = [self._layouts[index].scaling.depth for index, _ in self._blocks]
+        depths = [self._layouts[block.tensor].scaling.depth for block in self._blocks]
         middle = (min(depths, default=0) + max(depths, default=0)) / 2  # only ratios matter
         logs = [self._q * (middle - depth) * math.log(c) for depth in depths]
-        largest = math.log(torch.finfo(self._dtype).max) / 2
+        largest = math.log(torch.finfo(self._zero.dtype).max) / 2
         widest = max(map(abs, logs), default=0.0)
         if widest > largest:
             raise BalanceError(f"c = {c:g} weighs layers by up to e^{widest:.0f} against one another: choose it closer to 1.")
-        self._weights = [math.exp(log) for log in logs]
+        self._weights.copy_(torch.tensor(logs, dtype=torch.float64).exp())
+        self._is_weighed = c != 1
 
-    def run(self, tensors: Mapping[str, Tensor], cycles: int) -> Tensor:
-        """Log-scales of classes 0..num_free after so many cycles on the current weights; the tensor is used again."""
-        energies = self._read(tensors)
-        self._z.zero_()
+    def run(self, cycles: int) -> Tensor:
+        """Log-scales of classes 0..num_free after so many cycles on the current weights."""
+        state = _State([cycles * count for count in self._uses])
         for _ in range(cycles):
             if self._levels_first:
-                self._level(energies)
+                self._level(state)
             for family in self._order:
-                into, out = self._energies(family, energies)
+                into, out = self._energies(family, state)
                 if into is not None and out is not None:
                     step = torch.log(out / into).nan_to_num_(0.0, 0.0, 0.0)
-                    first, last = self._families[family]
-                    self._z[first:last].add_(step, alpha=0.5 / (self._q * self._stiffness[family]))
-        return self._z
+                    self._move(state, family, step * (0.5 / (self._q * self._stiffness[family])))
+        return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
 
-    def residual(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def residual(self) -> Tensor:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights."""
-        energies = self._read(tensors)
-        self._z.zero_()
-        apart, whole = torch.zeros_like(self._z[0]), torch.zeros_like(self._z[0])
+        state = _State([2 * count for count in self._uses])
+        apart, whole = torch.zeros_like(self._zero[0]), torch.zeros_like(self._zero[0])
         for family in range(len(self._families)):
-            into, out = self._energies(family, energies)
+            into, out = self._energies(family, state)
             if into is None or out is None:
                 continue
             live = (into > 0) & (out > 0) & (into + out).isfinite()  # without energy on one side there is no minimum
@@ -134,89 +173,108 @@ class Cycle:
             whole = whole + torch.where(live, into + out, 0.0).sum()
         return torch.where(whole > 0, apart / whole, 0.0)
 
+    def _move(self, state: _State, family: int, step: Tensor) -> None:
+        """z ← z + step for one family; `step` broadcasts to its channels."""
+        before = state.z.get(family, self._fixed[family])
+        state.z[family] = before + step
+        for edge in (edge for edges in self._edges[family] for edge in edges):
+            state.scales.pop((edge.block, edge.side), None)
+
     # ----------------------------------------------------------------------------------------------------- energies
 
-    def _read(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Energies of every block: |w|^p, summed (maximised) over the axes that no scale tells apart."""
-        found: list[Tensor] = []
-        for layout in self._layouts:
-            weight = layout.scaling.effective(tensors[layout.scaling.name]).to(self._dtype)
-            powered = weight.square() if self._q == 2 else weight.abs() if self._q == 1 else weight.abs().pow_(self._q)
-            if layout.others:
-                powered = powered.amax(layout.others) if self._maximum else powered.sum(layout.others)
-            if not layout.is_matrix:
-                powered = powered.flatten()
-            elif len(layout.axes) == 1:
-                powered = powered[:, None]
-            found.append(powered)
-        blocks: list[Tensor] = []
-        for index, part in self._blocks:
-            block = found[index]
-            for axis, pick in enumerate(part.picks):
-                block = block[pick] if axis == 0 else block[:, pick]
-            blocks.append(block if part.loops is None else block.masked_fill(part.loops, 0.0))
-        return blocks
+    def _block(self, state: _State, number: int) -> Tensor:
+        """Energies of a block: |w|^p, summed (maximised) over the axes that no scale tells apart."""
+        block = self._blocks[number]
+        if block.tensor not in state.energies:
+            state.energies[block.tensor] = self._readings[block.tensor].read()
+        energies = state.energies[block.tensor]
+        state.uses[block.tensor] -= 1
+        if not state.uses[block.tensor]:
+            del state.energies[block.tensor]
+        for axis, pick in enumerate(block.part.picks):
+            energies = energies[pick] if axis == 0 else energies[:, pick]
+        return energies if block.part.loops is None else energies.masked_fill(block.part.loops, 0.0)
 
-    def _scale(self, side: Side) -> Tensor | None:
-        """s^q of each channel along one side; None on the ground."""
-        return None if side.family == GROUND else torch.exp(self._z[side.ids] * (self._q * side.exponent))
+    def _scale(self, state: _State, number: int, place: int) -> Tensor | None:
+        """s^q of each channel along one side; None where it is 1: on the ground, and before the family moves."""
+        block = self._blocks[number]
+        side = block.part.sides[place]
+        z = state.z.get(side.family)
+        if z is None:
+            return None
+        if (number, place) not in state.scales:
+            places = block.places[place]
+            logs = z if places is None else z[places]
+            state.scales[number, place] = torch.exp(logs * (self._q * side.exponent))
+        return state.scales[number, place]
 
-    def _along(self, number: int, place: int, energies: Sequence[Tensor]) -> Tensor:
+    def _along(self, state: _State, number: int, place: int) -> Tensor:
         """Energy of each channel (of each term) along one side of a block."""
-        part, block = self._blocks[number][1], energies[number]
-        if block.dim() == 1:
-            for side in part.sides:
-                scale = self._scale(side)
-                block = block if scale is None else block * scale
-            return block
-        matrix = block if place == 0 else block.T
-        own, other = self._scale(part.sides[place]), self._scale(part.sides[1 - place])
+        energies = self._block(state, number)
+        if energies.dim() == 1:
+            for other in range(len(self._blocks[number].part.sides)):
+                scale = self._scale(state, number, other)
+                energies = energies if scale is None else energies * scale
+            return energies
+        matrix = energies if place == 0 else energies.T
+        own, other = self._scale(state, number, place), self._scale(state, number, 1 - place)
         if self._maximum:
             sums = matrix.amax(1) if other is None else (matrix * other).amax(1)
         else:
             sums = matrix.sum(1) if other is None else matrix @ other
         return sums if own is None else sums * own
 
-    def _energies(self, family: int, energies: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    def _energies(self, family: int, state: _State) -> tuple[Tensor | None, Tensor | None]:
         """Energies into and out of every channel of a family; None where nothing enters or leaves it."""
         totals: list[Tensor | None] = []
         for edges in self._edges[family]:
             total: Tensor | None = None
             for edge in edges:
-                amount = self._along(edge.block, edge.side, energies)
+                amount = self._along(state, edge.block, edge.side)
                 if edge.gather is not None:
                     amount = amount[edge.gather]
                     amount = amount if edge.mask is None else amount * edge.mask
                     amount = amount.amax(1) if self._maximum else amount.sum(1)
-                amount = amount * (self._weights[edge.block] * abs(self._blocks[edge.block][1].sides[edge.side].exponent))
+                exponent = abs(self._blocks[edge.block].part.sides[edge.side].exponent)
+                amount = amount if exponent == 1 else amount * exponent
+                amount = amount * self._weights[edge.block] if self._is_weighed else amount
                 total = amount if total is None else torch.maximum(total, amount) if self._maximum else total + amount
             totals.append(total)
         return totals[0], totals[1]
 
     # ------------------------------------------------------------------------------------------------- one per family
 
-    def _level(self, energies: Sequence[Tensor]) -> None:
+    def _level(self, state: _State) -> None:
         """Minimise over one scalar for each family by Newton steps."""
-        totals = [self._along(number, 0, energies).sum() * self._weights[number] for number in range(len(self._blocks))]
-        logs = torch.stack(totals).double().log()
+        totals = torch.stack([self._along(state, number, 0).sum() for number in range(len(self._blocks))])
+        logs = (totals * self._weights).double().log()
         A = self._exponents
         shift = torch.zeros(A.shape[1], dtype=torch.float64, device=logs.device)
         identity = torch.eye(A.shape[1], dtype=torch.float64, device=logs.device)
         for _ in range(NEWTON_STEPS):
             weights = torch.softmax(logs + A @ shift, 0)
             hessian = (A * weights[:, None]).T @ A
-            ridge = 1e-10 * hessian.diagonal().mean()
+            ridge = 1e-10 * (weights @ A.square()).mean()  # of its diagonal
             step = torch.linalg.solve_ex(hessian + ridge * identity, weights @ A)[0]
             step = step * (LONGEST_STEP / step.abs().amax().clamp_min(LONGEST_STEP))
             shift = shift - step.nan_to_num_(0.0, 0.0, 0.0)
-        for (first, last), value in zip(self._families, shift.to(self._dtype), strict=True):
-            self._z[first:last].add_(value)
+        for family, value in enumerate(shift.to(self._zero.dtype)):
+            self._move(state, family, value)
 
 
 def _moved(part: Part, device: torch.device) -> Part:
     picks = tuple(pick if isinstance(pick, slice) else pick.to(device) for pick in part.picks)
     sides = tuple(Side(side.family, side.ids.to(device), side.exponent) for side in part.sides)
     return Part(picks, sides, None if part.loops is None else part.loops.to(device))
+
+
+def _places(side: Side, families: Sequence[tuple[int, int]]) -> Tensor | None:
+    """Where the channels of a side lie in their family; None if they are the family in order."""
+    if side.family == GROUND:
+        return None
+    first, last = families[side.family]
+    places = side.ids - first
+    return None if torch.equal(places, torch.arange(last - first, device=places.device)) else places
 
 
 def _gathering(side: Side, family: tuple[int, int], device: torch.device) -> tuple[Tensor | None, Tensor | None]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from equinorm._compiled import compiled
 from equinorm._errors import RescaleError
 from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 
@@ -29,16 +30,20 @@ class DecayParts:
         optimizer: whose averages.
         names: name by `id` of every parameter that moves.
         offsets: number that the network adds before it uses the tensor, by name, where it is not 0.
+        compile: the recursion of averages of degree 1, by torch.compile.
 
     Attributes:
         is_following: False from when steps are made without `before_step`: what is known is then of the past.
     """
 
-    def __init__(self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float]) -> None:
+    def __init__(
+        self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float], compile: bool = False
+    ) -> None:
         self._optimizer, self._names, self._offsets = optimizer, names, offsets
         self._parts: dict[str, dict[str, Parts]] = {}
         self._entered = False
         self.is_following = True
+        self._one_pass = compiled(_follow_in_one_pass) if compile else None
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -58,8 +63,24 @@ class DecayParts:
             )
         entries = [entry for group in self._optimizer.param_groups for entry in self._entries(group)]  # refuses first
         self._entered = bool(entries)
-        for entry in entries:
-            self._enter(*entry)
+        alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
+        for group, decay, parameter, name, key, average in entries:
+            parts = self._parts.setdefault(name, {}).setdefault(key, {})
+            keep, add = average.keep(group), 1.0 if average.starts_whole and not parts else average.add(group)
+            for exponent in (1,) if average.degree == 1 else (0, 2):
+                parts.setdefault(exponent, torch.zeros_like(parameter))
+            if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
+                self._enter(parts, parameter, keep, add * decay, decay, bool(group.get("maximize", False)))
+            else:
+                found, weights = alike.setdefault((keep, add * decay), ([], []))
+                found.append(parts[1])
+                weights.append(parameter.detach())
+        for (keep, add), (found, weights) in alike.items():
+            if self._one_pass is None:
+                _follow(found, weights, keep, add)
+            else:
+                numbers = torch.tensor([keep, add], dtype=torch.float64)
+                self._one_pass(found, weights, numbers[0], numbers[1])
 
     def after_step(self) -> None:
         """The step has ended."""
@@ -111,25 +132,21 @@ class DecayParts:
         switch = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}.get(key)
         return switch is None or bool(group.get(switch, True))
 
-    def _enter(self, group: Group, decay: float, parameter: Tensor, name: str, key: str, average: Average) -> None:
+    def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""
         weight, gradient = parameter.detach(), parameter.grad
         assert gradient is not None
-        parts = self._parts.setdefault(name, {}).setdefault(key, {})
-        add = 1.0 if average.starts_whole and not parts else average.add(group)
-        for exponent in (1,) if average.degree == 1 else (0, 2):
-            parts.setdefault(exponent, torch.zeros_like(weight))
         skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
         before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
         for part in parts.values():
-            part.mul_(average.keep(group))
-        if average.degree == 1:
-            parts[1].add_(weight, alpha=add * decay)
+            part.mul_(keep)
+        if 1 in parts:
+            parts[1].add_(weight, alpha=add)
         else:
             scale = getattr(self._optimizer, "grad_scale", None)  # and divide gradients inside of it
             gradient = gradient.to(weight.dtype) if scale is None else gradient.to(weight.dtype) / scale
-            parts[0].addcmul_(weight, gradient, value=(-2 if group.get("maximize", False) else 2) * add * decay)
-            parts[2].addcmul_(weight, weight, value=add * decay**2)
+            parts[0].addcmul_(weight, gradient, value=(-2 if maximize else 2) * add)
+            parts[2].addcmul_(weight, weight, value=add * decay)
         for exponent, part in before.items():
             parts[exponent].copy_(torch.where(torch.as_tensor(skipped) > 0, part, parts[exponent]))
 
@@ -165,6 +182,18 @@ class DecayParts:
             for parameter in group["params"]:
                 if id(parameter) in self._names:
                     yield self._names[id(parameter)], parameter
+
+
+def _follow(parts: list[Tensor], weights: list[Tensor], keep: float, add: float) -> None:
+    """part ← keep · part + add · weight, in place."""
+    torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _follow_in_one_pass(parts: list[Tensor], weights: list[Tensor], keep: Tensor, add: Tensor) -> None:
+    """The same, to be compiled; numbers come as tensors, so that schedules do not compile again."""
+    for part, weight in zip(parts, weights, strict=True):
+        part.copy_(part * keep + weight * add)
 
 
 def _items(found: Any) -> list[tuple[Any, Any]]:

@@ -1,6 +1,6 @@
 """One rescaling step, recorded: which tensors are read, which move along, and by which power of their scales."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +8,13 @@ from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm._biases import BiasSteps
+from equinorm._compiled import compiled
 from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
 from equinorm._export import unwrapped
 from equinorm._layout import Layout
-from equinorm._mover import Mover
+from equinorm._mover import Move, Mover
 from equinorm._optimizers import state_of, update_exponent
 from equinorm._rescale import check_writable, uninterrupted
 from equinorm._scaling import Scaling
@@ -47,6 +48,7 @@ class Plan:
         method: "cyclic" or "two-level".
         symmetric_biases: let biases take the steps that they would take at c = 1.
         power_of_two: round scales to powers of two.
+        compile: both passes over the weights, by torch.compile.
 
     Raises:
         RescaleError: for tensors, optimizers and averages that cannot be moved exactly.
@@ -64,10 +66,11 @@ class Plan:
         method: str,
         symmetric_biases: bool,
         power_of_two: bool,
+        compile: bool,
     ) -> None:
         self._symmetries, self._moving, self._layouts, self._optimizer = symmetries, moving, layouts, optimizer
         self._p, self._c, self._method, self._power_of_two = p, c, method, power_of_two
-        self._symmetric_biases = symmetric_biases
+        self._symmetric_biases, self._compile = symmetric_biases, compile
         tensors = symmetries.tensors
         self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
         self._averages: list[_Bound] = []
@@ -77,9 +80,8 @@ class Plan:
             self._averages += copies
             self._watches.append(Watch(unwrapped(module), {copy.name: copy.tensor for copy in copies}, "the averaged model"))
         self._check_trained()
-        self._read = {layout.scaling.name: tensors[layout.scaling.name] for layout in layouts}
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
-        self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets)
+        self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets, compile)
         self._place: Place = ()
         self._record()
 
@@ -111,7 +113,7 @@ class Plan:
         """ρ of the current weights."""
         self._renew()
         with torch.no_grad():
-            return float(self._cycle.residual(self._read))
+            return float(self._cycle.residual())
 
     def run(self, cycles: int, gradients: bool) -> None:
         """Run so many cycles and move everything.
@@ -120,65 +122,41 @@ class Plan:
             RescaleError: if the model has changed or something cannot move; nothing has moved then.
         """
         self._renew()
-        states = self._states()
-        held = self._gradients() if gradients else []
+        moves = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
         with torch.no_grad(), uninterrupted():
-            z = self._cycle.run(self._read, cycles)
+            z = self._cycles(cycles)
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
-            self._mover.aim(z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z))
-            self._move_weights()
-            self._mover.multiply_(held, -1)
-            self._move_states(states)
+            z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
+            self._mover.aim(z, {power for move in moves for power in move.exponents})
+            self._move(moves)
 
-    # --------------------------------------------------------------------------------------------------------- moving
+    # ------------------------------------------------------------------------------------------------------ what moves
 
-    def _move_weights(self) -> None:
-        plain: list[tuple[int, Tensor]] = []
+    def _weights(self) -> Iterator[Move]:
+        """Weights and averages of weights; those that share memory, as tied ones do, once."""
         seen: set[tuple[object, ...]] = set()
         for bound in [*self._bound, *self._averages]:
             memory = (bound.tensor.untyped_storage()._cdata, bound.tensor.storage_offset())
-            if memory in seen:  # tied parameters share one memory
-                continue
-            seen.add(memory)
-            if offset := self._moving[bound.index].offset:
-                self._mover.shift_(bound.index, bound.tensor, offset)
-            else:
-                plain.append((bound.index, bound.tensor))
-        self._mover.multiply_(plain, 1)
+            if memory not in seen:
+                seen.add(memory)
+                yield Move(bound.index, bound.tensor.detach(), 1, offset=self._moving[bound.index].offset)
 
-    def _move_states(self, states: Sequence[tuple[_Bound, str, Tensor, int]]) -> None:
-        """A state is the sum of its parts with weight decay, and the rest, each with its own power."""
-        by_power: dict[int, list[tuple[int, Tensor]]] = {}
-        mixed: list[tuple[Tensor, Tensor]] = []
-        for bound, key, state, exponent in states:
-            by_power.setdefault(exponent, []).append((bound.index, state))
-            for power, part in self.parts.of(bound.name, key).items():
-                by_power.setdefault(power, []).append((bound.index, part))
-                mixed.append((state, part))
-        for state, part in mixed:
-            state.sub_(part)
-        for power, tensors in by_power.items():
-            self._mover.multiply_(tensors, power)
-        for state, part in mixed:
-            state.add_(part)
-
-    def _states(self) -> list[tuple[_Bound, str, Tensor, int]]:
-        """Every state tensor that moves, by parameter, key and exponent."""
-        found: list[tuple[_Bound, str, Tensor, int]] = []
+    def _states(self) -> Iterator[Move]:
+        """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
         groups = {id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]}
         for bound in self._bound:
             for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
                 self.parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
-                if law.exponent or self.parts.of(bound.name, key):
+                parts = self.parts.of(bound.name, key)
+                if law.exponent or parts:
                     check_writable(f"state {key!r} of {bound.name}", state)
-                    found.append((bound, key, state, law.exponent))
-        return found
+                    yield Move(bound.index, state, law.exponent, tuple((part, power) for power, part in parts.items()))
 
-    def _gradients(self) -> list[tuple[int, Tensor]]:
-        found = [(bound, bound.tensor.grad) for bound in self._bound if bound.tensor.grad is not None]
-        for bound, gradient in found:
-            check_writable(f"the gradient of {bound.name}", gradient)
-        return [(bound.index, gradient) for bound, gradient in found]
+    def _gradients(self) -> Iterator[Move]:
+        for bound in self._bound:
+            if bound.tensor.grad is not None:
+                check_writable(f"the gradient of {bound.name}", bound.tensor.grad)
+                yield Move(bound.index, bound.tensor.grad, -1)
 
     # ------------------------------------------------------------------------------------------------------ recording
 
@@ -205,14 +183,17 @@ class Plan:
         wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype, _ in place)
         dtype = torch.float64 if wide else torch.float32
         found = self._symmetries
-        self._cycle = Cycle(self._layouts, found.family_ranges, found.num_free, self._p, self._method, device, dtype)
+        self._cycle = Cycle(self._layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype)
         self._cycle.weigh(self._c)
         biases = [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
         power = update_exponent(self._optimizer)
         q = self._p if self._p < float("inf") else 1.0
         self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)
         self._biases.weigh(self._c)
-        self._mover = Mover(self._moving, device, dtype, self._power_of_two)
+        self._mover = Mover(self._moving, found.tensors, device, dtype, self._power_of_two)
+        self._cycles, self._move = self._cycle.run, self._mover.move_
+        if self._compile:
+            self._cycles, self._move = compiled(self._cycles), compiled(self._move)
         self._place = place
 
     def _check_tensor(self, bound: _Bound) -> None:

@@ -70,6 +70,8 @@ class ENorm:
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights.
+        compile: run both passes over the weights as kernels of torch.compile: about twice as fast on a CPU, after seconds of
+            compilation at the first step. Needs what torch.compile needs, a C++ compiler or Triton.
 
     Attributes:
         settings: p, c, cycles, every and method.
@@ -115,6 +117,7 @@ class ENorm:
         averages: nn.Module | Sequence[nn.Module] = (),
         gradients: bool = True,
         power_of_two: bool = False,
+        compile: bool = False,
     ) -> None:
         if not isinstance(optimizer, optim.Optimizer):
             raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
@@ -136,7 +139,7 @@ class ENorm:
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
             raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-        self._plan = Plan(found, moving, layout, optimizer, copies, p, c, method, symmetric_biases, power_of_two)
+        self._plan = Plan(found, moving, layout, optimizer, copies, p, c, method, symmetric_biases, power_of_two, compile)
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):

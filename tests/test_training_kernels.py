@@ -1,0 +1,159 @@
+"""ENorm's passes over memory: every layout of tensors, strips, and torch.compile give what the plain loop gives."""
+
+import copy
+import functools
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+import equinorm
+from equinorm import ENorm, EquinormError, _mover, _reading
+from reference import algorithm_1_, convolutional, layers_of, mlp, step, unbalance_
+
+NETWORKS = {"fully connected": (mlp, (5,)), "convolutional": (convolutional, (2, 8, 8))}
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler, and there is none"
+)
+
+
+def transposed(model: nn.Module) -> nn.Module:
+    """The same weights, with the last axis slowest in memory."""
+    for parameter in model.parameters():
+        order = list(range(parameter.dim()))[::-1]
+        parameter.data = parameter.data.permute(order).contiguous().permute(order)
+    return model
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """The same weights, every second entry of a larger memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.repeat_interleave(2, -1)[..., ::2]
+    return model
+
+
+@pytest.mark.parametrize("lay_out", [transposed, channels_last, spread])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("strip", [1 << 18, 20])
+def test_layouts_and_strips(monkeypatch, lay_out, network, p, strip):
+    monkeypatch.setattr(_mover, "STRIP", strip)
+    monkeypatch.setattr(_reading, "STRIP", strip)
+    monkeypatch.setattr(_mover, "_FEW", 0)
+    torch.manual_seed(0)
+    build, shape = NETWORKS[network]
+    model, inputs = build(), torch.randn(4, *shape, dtype=torch.float64)
+    unbalance_(model, inputs)
+    plain = copy.deepcopy(model)
+    lay_out(model)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), p=p, c=1.1)
+    for _ in range(2):
+        hook.cycle_()
+        algorithm_1_(layers_of(plain), p, 1.1)
+    for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)
+
+
+def test_gradients_that_lie_otherwise_than_their_weights():
+    torch.manual_seed(0)
+    model, inputs = convolutional(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))
+    model(inputs).square().mean().backward()
+    products = [parameter.grad * parameter.detach() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.grad = parameter.grad.contiguous(memory_format=torch.channels_last)
+    hook.cycle_()
+    for parameter, product in zip(model.parameters(), products, strict=True):
+        torch.testing.assert_close(parameter.grad * parameter.detach(), product, rtol=1e-12, atol=1e-300)
+
+
+def run(model: nn.Module, inputs: torch.Tensor, steps: int = 4, **options) -> list[torch.Tensor]:
+    """Weights and momentum after a few steps under a schedule of learning rate and momentum."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-2)
+    hook = ENorm(optimizer, model, (inputs,), **options)
+    for number in range(steps):
+        optimizer.param_groups[0]["momentum"] = 0.9 - 0.1 * number
+        hook.c = options.get("c", 1.0) + 0.01 * number
+        step(model, optimizer, inputs)
+    state = [optimizer.state[parameter]["momentum_buffer"] for parameter in model.parameters()]
+    return [*(parameter.detach() for parameter in model.parameters()), *state]
+
+
+@needs_compiler
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("options", [{"c": 1.1}, {"method": "two-level"}], ids=["cyclic", "two-level"])
+def test_compiled_steps_are_the_same_steps(network, options):
+    torch.manual_seed(0)
+    build, shape = NETWORKS[network]
+    model, inputs = build(), torch.randn(4, *shape, dtype=torch.float64)
+    other = copy.deepcopy(model)
+    found = run(channels_last(model), inputs, compile=True, **options)
+    for moved, expected in zip(found, run(other, inputs, **options), strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-11, atol=1e-14)
+
+
+@needs_compiler
+def test_compiled_powers_of_two_are_exact():
+    torch.manual_seed(0)
+    model, inputs = convolutional(bias=False, dtype=torch.float32), torch.randn(4, 2, 8, 8)
+    unbalance_(model, inputs)
+    before = model(inputs)
+    ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), power_of_two=True, compile=True).cycle_()
+    assert torch.equal(model(inputs), before)
+
+
+def test_many_compiled_functions_live_in_one_process(monkeypatch):
+    """torch.compile gives up on a function after eight versions of it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    for width in range(10, 20):
+        model, inputs = mlp(2, width), torch.randn(4, 5, dtype=torch.float64)
+        hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), compile=True)
+        before, residual = copy.deepcopy(model), hook.residual()
+        hook.cycle_()
+        assert hook.residual() < residual
+        assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
+
+
+def test_without_a_compiler_nothing_moves():
+    script = """
+import torch, equinorm
+net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+hook = equinorm.ENorm(torch.optim.SGD(net.parameters(), lr=0.1), net, (torch.randn(1, 8),), compile=True)
+before = [p.clone() for p in net.parameters()]
+try:
+    hook.cycle_()
+except equinorm.EquinormError as error:
+    print(error)
+assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
+"""
+    environment = {**os.environ, "CXX": "/no/such/compiler", "PATH": "", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch.compile cannot compile the step on this machine" in done.stdout
+    assert "compile=True" in done.stdout
+
+
+def test_compile_errors_are_of_equinorm(monkeypatch):
+    model = mlp()
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+
+    def broken(function, **options):
+        def call(*args):
+            raise TorchDynamoException("no kernel")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.1), model, (inputs,), compile=True)
+    with pytest.raises(EquinormError, match="no kernel"):
+        hook.cycle_()
