@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test lint types docs format clean
+.PHONY: demo test lint types docs bench format clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/equinorm demo
@@ -23,6 +23,11 @@ types: $(VENV)/.stamp-lint
 
 docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What a training step costs on this machine; minutes.
+bench: $(VENV)/.stamp-test
+	$(BIN)/python benchmarks/step.py --output benchmarks/results/step.jsonl
+	$(BIN)/python benchmarks/step.py --norms --output benchmarks/results/norms.jsonl
 
 format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix

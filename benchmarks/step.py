@@ -136,17 +136,18 @@ def norms(batch: int, device: str, count: int) -> dict[str, Any]:
         if method == "baseline":
             contestants["SGD"] = optimizer.step
     found = rounds(contestants, count, device)
-    base = statistics.median(found["baseline"])
-    hook = [whole - without for whole, without in zip(found["enorm"], found["SGD"], strict=True)]
-    costs = {name: statistics.median(found[name]) - base for name in ("bn", "gn")} | {"enorm": statistics.median(hook)}
+    pairs = {"bn": "baseline", "gn": "baseline", "enorm": "SGD"}
+    costs = {
+        name: [whole - without for whole, without in zip(found[name], found[base], strict=True)] for name, base in pairs.items()
+    }
+    middle = {name: statistics.median(values) for name, values in costs.items()}
     return {
         "network": "resnet18 at 224",
         "batch": batch,
-        "seconds of an iteration": {name: summary(found[name]) for name in ("baseline", "bn", "gn")},
-        "seconds of a step": {"SGD": summary(found["SGD"]), "ENorm": summary(hook)},
-        "cost": costs,
-        "BN / ENorm": costs["bn"] / costs["enorm"],
-        "GN / ENorm": costs["gn"] / costs["enorm"],
+        "seconds": {name: summary(found[name]) for name in ("baseline", "bn", "gn", "SGD")},
+        "cost": {name: summary(values) for name, values in costs.items()},
+        "BN / ENorm": middle["bn"] / middle["enorm"],
+        "GN / ENorm": middle["gn"] / middle["enorm"],
     }
 
 

@@ -1,0 +1,67 @@
+"""MkDocs hook: tables of what a training step costs, from the files of results.
+
+`<!-- step -->` becomes the table of benchmarks/results/step.jsonl, `<!-- norms -->` that of norms.jsonl. Of several runs on one
+machine the last counts.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+Record = dict[str, Any]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of a page."""
+    for name, table in (("step", step), ("norms", norms)):
+        if f"<!-- {name} -->" in markdown:
+            lines = (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()
+            markdown = markdown.replace(f"<!-- {name} -->", table([json.loads(line) for line in lines]))
+    return markdown
+
+
+def step(records: list[Record]) -> str:
+    """Floor, SGD and hooks by network; the hooks as multiples of the floor and of SGD's step."""
+    hooks = list(records[0]["hook / floor"])
+    head = ["network", "weights", "decay", "floor", "SGD", *hooks]
+    rows = [f"| {' | '.join(head)} |", "| --- | ---: | ---: |" + " ---: |" * (len(head) - 3)]
+    latest = {(_machine(r), r["network"], r["dtype"], r["weight_decay"]): r for r in records}
+    for (_, name, dtype, decay), record in latest.items():
+        times = [f"{record['seconds'][key]['median'] * 1e3:.2f} ms" for key in ("floor", "SGD")]
+        cost = [_cost(record, hook) for hook in hooks]
+        millions = f"{record['parameters'] / 1e6:.1f} M {dtype}"
+        rows.append(f"| {' | '.join([name, millions, f'{decay:g}', *times, *cost])} |")
+    return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def _cost(record: Record, hook: str) -> str:
+    floors, steps = record["hook / floor"][hook], record["hook / SGD"][hook]
+    low, high = floors["lower quartile"], floors["upper quartile"]
+    return f"{floors['median']:.1f} <small>({low:.1f}–{high:.1f}); {steps['median']:.1f} SGD</small>"
+
+
+def norms(records: list[Record]) -> str:
+    """Cost of normalization and of the hook in one training iteration."""
+    rows = ["| network | batch | iteration | BN | GN | ENorm | BN / ENorm | GN / ENorm |", "| --- |" + " ---: |" * 7]
+    latest = {(_machine(r), r["network"], r["batch"]): r for r in records}
+    for (_, name, batch), record in latest.items():
+        costs = [_milliseconds(record["cost"][key]) for key in ("bn", "gn", "enorm")]
+        ratios = [f"{record[f'{key} / ENorm']:.0f}" for key in ("BN", "GN")]
+        rows.append(f"| {' | '.join([name, str(batch), _milliseconds(record['seconds']['baseline']), *costs, *ratios])} |")
+    return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def _milliseconds(value: dict[str, float]) -> str:
+    low, high = value["lower quartile"] * 1e3, value["upper quartile"] * 1e3
+    return f"{value['median'] * 1e3:.0f} ms <small>({low:.0f}–{high:.0f})</small>"
+
+
+def _machine(record: Record) -> str:
+    place = record.get("device", record["processor"])
+    return f"{place}, {record['threads']} threads, PyTorch {record['torch']}"
+
+
+def _machines(records: list[Record]) -> str:
+    return "; ".join(sorted({_machine(record) for record in records}))
