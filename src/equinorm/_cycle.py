@@ -100,7 +100,7 @@ class Cycle:
         self._maximum = math.isinf(p)
         self._zero = torch.zeros(1, device=device, dtype=dtype)
         self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in families]
-        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype) for layout in layouts]
+        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, method == "two-level") for layout in layouts]
         self._blocks: list[_Block] = []
         for index, layout in enumerate(layouts):
             for part in [_moved(part, device) for part in layout.parts if not part.is_still]:

@@ -22,9 +22,10 @@ class Reading:
         tensor: the tensor itself; its strides must stay what they are.
         p: the norm.
         dtype: of the sums.
+        keeps: read into the same memory every time, which spares getting it where energies live for a whole step.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, p: float, dtype: torch.dtype) -> None:
+    def __init__(self, layout: Layout, tensor: Tensor, p: float, dtype: torch.dtype, keeps: bool) -> None:
         self._layout, self._tensor, self._p, self._dtype = layout, tensor, p, dtype
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
@@ -39,10 +40,14 @@ class Reading:
         # Strips that fit the cache; on an accelerator, where launches cost, all in one.
         rows, rest = (self._runs or [1])[0], math.prod(self._runs[1:])
         self._strip = max(1, STRIP // rest) if tensor.device.type == "cpu" else rows
+        keeps = keeps and not self._sums and p == 2 and tensor.dtype == dtype
+        self._memory = torch.empty_like(tensor, requires_grad=False) if keeps else None
 
     def read(self) -> Tensor:
         """Energies: a matrix of two sides, or a list of terms."""
         weight = self._layout.scaling.effective(self._tensor)
+        if self._memory is not None and not torch.compiler.is_compiling():
+            return torch.mul(weight, weight, out=self._memory).reshape(self._shape)
         if not self._sums:
             return self._power(weight).reshape(self._shape)
         if math.isinf(self._p):
