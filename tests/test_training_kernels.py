@@ -1,7 +1,9 @@
 """ENorm's passes over memory: every layout of tensors, strips, and torch.compile give what the plain loop gives."""
 
+import contextlib
 import copy
 import functools
+import itertools
 import os
 import shutil
 import subprocess
@@ -122,6 +124,47 @@ def test_many_compiled_functions_live_in_one_process(monkeypatch):
         hook.cycle_()
         assert hook.residual() < residual
         assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
+
+
+def test_groups_of_parameters_compile_once(monkeypatch):
+    """Each with its own weight decay and shapes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    sizes = [5, *range(6, 16), 3]
+    layers = [nn.Linear(into, out) for into, out in itertools.pairwise(sizes)]
+    model = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU()))).double()[:-1]
+    inputs, found = torch.randn(4, 5, dtype=torch.float64), []
+    for compile in (True, False):
+        twin = copy.deepcopy(model)
+        groups = [{"params": layer.parameters(), "weight_decay": 0.1 / n} for n, layer in enumerate(layers_of(twin), 1)]
+        optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+        ENorm(optimizer, twin, (inputs,), compile=compile)
+        for _ in range(3):
+            step(twin, optimizer, inputs)
+        found.append(list(twin.parameters()))
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-14)
+
+
+def test_more_patterns_than_torch_compile_keeps(monkeypatch):
+    """Layers that are unfrozen one by one: their momentum appears later."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    model, inputs, found = mlp(12, 8), torch.randn(4, 5, dtype=torch.float64), []
+    for compile in (True, False):
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
+        ENorm(optimizer, twin, (inputs,), compile=compile, gradients=False)
+        layers = layers_of(twin)[::-1]
+        for layer in layers:
+            layer.requires_grad_(False)
+        with pytest.warns(UserWarning, match="more patterns") if compile else contextlib.nullcontext():
+            for layer in layers:
+                layer.requires_grad_(True)
+                step(twin, optimizer, inputs)
+        found.append(list(twin.parameters()))
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-14)
 
 
 def test_without_a_compiler_nothing_moves():

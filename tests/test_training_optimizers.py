@@ -276,3 +276,23 @@ def test_the_paper_setting_keeps_the_momentum_of_gradients():
             optimizer.state[parameter]["momentum_buffer"] * parameter.detach(), buffer * weight, rtol=1e-12, atol=1e-300
         )
     assert math.isfinite(hook.residual())
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.NAdam, optim.RAdam, optim.Adagrad, optim.RMSprop])
+def test_second_moments_stay_positive_where_gradients_and_decay_cancel(kind):
+    """In float32 the parts of an average of (g + λw)² round to more than the average itself where g is about −λw."""
+    torch.manual_seed(0)
+    model, decay = mlp(dtype=torch.float32), 0.1
+    equinorm.balance_(model, (torch.randn(4, 5),))  # near the minimum scales are near 1, and all that is left cancels
+    optimizer = kind(model.parameters(), lr=1e-6, weight_decay=decay)
+    ENorm(optimizer, model, (torch.randn(4, 5),), gradients=False)
+    least = math.inf
+    for _ in range(100):
+        for parameter in model.parameters():
+            parameter.grad = (1e-5 * torch.randn_like(parameter) - 1) * decay * parameter.detach()
+        optimizer.step()
+        for state in optimizer.state.values():
+            key = next(key for key in ("exp_avg_sq", "sum", "square_avg") if key in state)
+            least = min(least, float(state[key].min()))
+    assert least >= 0
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())

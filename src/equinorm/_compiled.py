@@ -2,6 +2,7 @@
 
 import itertools
 import types
+import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,13 +17,15 @@ _numbers = itertools.count()
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, compiled as one graph at its first call.
+    """The function, compiled as one graph for each pattern of its arguments: their number, shapes and strides.
 
-    torch.compile keeps its results by code object and stops at a few for each, so every compiled function has code of its own.
+    torch.compile keeps its results by code object and stops at eight for each. Hence every compiled function has code of its
+    own; patterns beyond these run as they are, after a warning.
 
     Raises:
         EquinormError: at the first call, before anything is changed, if it cannot be compiled on this machine.
     """
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # takes seconds to import
 
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
@@ -31,11 +34,16 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     own = types.FunctionType(code, call.__globals__, code.co_name, call.__defaults__, call.__closure__)
     inner = torch.compile(own, fullgraph=True, dynamic=False)
 
-    from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
-
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return inner(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            warnings.warn(
+                "what ENorm moves takes more patterns than torch.compile keeps (gradients or states come and go); further ones "
+                "run without compile=True.",
+                stacklevel=2,
+            )
+            return function(*args, **kwargs)
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise EquinormError(

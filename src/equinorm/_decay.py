@@ -9,7 +9,7 @@ factors s^−2, 1 and s². The parts that contain w are kept beside the optimize
 the average is the one of an optimizer that had worked in the new coordinates from the start.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class DecayParts:
         self._parts: dict[str, dict[str, Parts]] = {}
         self._entered = False
         self.is_following = True
-        self._one_pass = compiled(_follow_in_one_pass) if compile else None
+        self._follow = _compiled_follow() if compile else _follow
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -63,7 +63,7 @@ class DecayParts:
             )
         entries = [entry for group in self._optimizer.param_groups for entry in self._entries(group)]  # refuses first
         self._entered = bool(entries)
-        alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
+        sums: list[tuple[Tensor, Tensor, float, float]] = []
         for group, decay, parameter, name, key, average in entries:
             parts = self._parts.setdefault(name, {}).setdefault(key, {})
             keep, add = average.keep(group), 1.0 if average.starts_whole and not parts else average.add(group)
@@ -72,15 +72,8 @@ class DecayParts:
             if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
                 self._enter(parts, parameter, keep, add * decay, decay, bool(group.get("maximize", False)))
             else:
-                found, weights = alike.setdefault((keep, add * decay), ([], []))
-                found.append(parts[1])
-                weights.append(parameter.detach())
-        for (keep, add), (found, weights) in alike.items():
-            if self._one_pass is None:
-                _follow(found, weights, keep, add)
-            else:
-                numbers = torch.tensor([keep, add], dtype=torch.float64)
-                self._one_pass(found, weights, numbers[0], numbers[1])
+                sums.append((parts[1], parameter.detach(), keep, add * decay))
+        self._follow(sums)
 
     def after_step(self) -> None:
         """The step has ended."""
@@ -184,16 +177,33 @@ class DecayParts:
                     yield self._names[id(parameter)], parameter
 
 
-def _follow(parts: list[Tensor], weights: list[Tensor], keep: float, add: float) -> None:
+def _follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
     """part ← keep · part + add · weight, in place."""
-    torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
+    alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
+    for part, weight, keep, add in sums:
+        parts, weights = alike.setdefault((keep, add), ([], []))
+        parts.append(part)
+        weights.append(weight)
+    for (keep, add), (parts, weights) in alike.items():
+        torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _follow_in_one_pass(parts: list[Tensor], weights: list[Tensor], keep: Tensor, add: Tensor) -> None:
-    """The same, to be compiled; numbers come as tensors, so that schedules do not compile again."""
-    for part, weight in zip(parts, weights, strict=True):
-        part.copy_(part * keep + weight * add)
+def _compiled_follow() -> Callable[[Sequence[tuple[Tensor, Tensor, float, float]]], None]:
+    """The same in one pass; numbers go in as a tensor, so that schedules do not compile again."""
+
+    def follow(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:
+        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            part.copy_(part * numbers[index, 0] + weight * numbers[index, 1])
+
+    inner = compiled(follow)
+
+    def run(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
+        if sums:
+            numbers = torch.tensor([[keep, add] for _, _, keep, add in sums], dtype=torch.float64)
+            inner([part for part, *_ in sums], [weight for _, weight, *_ in sums], numbers)
+
+    return run
 
 
 def _items(found: Any) -> list[tuple[Any, Any]]:

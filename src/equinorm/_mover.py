@@ -86,6 +86,11 @@ class Move:
     offset: float = 0.0
 
     @property
+    def is_square(self) -> bool:
+        """Is it an average of squares of sums, with parts that may cancel?"""
+        return self.exponent == -2 and bool(self.parts)
+
+    @property
     def exponents(self) -> tuple[int, ...]:
         """All powers of the scales that it needs."""
         return (self.exponent, *(power for _, power in self.parts))
@@ -140,10 +145,21 @@ class Mover:
                 continue
             for part, _ in move.parts:
                 move.tensor.sub_(part)
+            if move.is_square:
+                move.tensor.clamp_(min=0)
             self._multiply_(move.index, move.tensor, move.exponent)
             for part, power in move.parts:
                 self._multiply_(move.index, part, power)
+            least = self._least(move) if move.is_square else None
+            for part, _ in move.parts:
                 move.tensor.add_(part)
+            if least is not None:
+                torch.maximum(move.tensor, least, out=move.tensor)
+
+    def _least(self, move: Move) -> Tensor:
+        """Averages of (g + λw)² where gradients and decay cancel are smaller than the parts' rounding; they stay above 0."""
+        squares = sum((part for part, power in move.parts if power == 2), move.tensor)
+        return squares * torch.finfo(squares.dtype).eps
 
     def _multiply_(self, index: int, tensor: Tensor, exponent: int) -> None:
         """tensor ← tensor · s^exponent."""
