@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -186,17 +187,54 @@ assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
     assert "compile=True" in done.stdout
 
 
+def broken(function, **options):
+    """A torch.compile that finds no compiler."""
+
+    def call(*args):
+        raise TorchDynamoException("no kernel")
+
+    return call
+
+
 def test_compile_errors_are_of_equinorm(monkeypatch):
-    model = mlp()
-    inputs = torch.randn(4, 5, dtype=torch.float64)
-
-    def broken(function, **options):
-        def call(*args):
-            raise TorchDynamoException("no kernel")
-
-        return call
-
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
     monkeypatch.setattr(torch, "compile", broken)
     hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.1), model, (inputs,), compile=True)
     with pytest.raises(EquinormError, match="no kernel"):
         hook.cycle_()
+
+
+def test_sums_keep_their_precision_under_autocast():
+    torch.manual_seed(0)
+    model, inputs = convolutional(dtype=torch.float32), torch.randn(4, 2, 8, 8)
+    unbalance_(model, inputs)
+    twin = copy.deepcopy(model)
+    ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,)).cycle_()
+    hook = ENorm(torch.optim.SGD(twin.parameters(), lr=0.0), twin, (inputs,))
+    with torch.autocast("cpu", torch.bfloat16):
+        hook.cycle_()
+    for under, without in zip(twin.parameters(), model.parameters(), strict=True):
+        assert torch.equal(under, without)
+
+
+def test_a_weight_that_is_not_finite_shows_in_the_residual():
+    model = mlp()
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (torch.randn(4, 5, dtype=torch.float64),))
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    assert math.isnan(hook.residual())
+
+
+def test_a_failed_compilation_leaves_the_step_undone(monkeypatch):
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
+    monkeypatch.setattr(torch, "compile", broken)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    hook = ENorm(optimizer, model, (inputs,), compile=True)
+    before = copy.deepcopy(model)
+    for _ in range(2):
+        with pytest.raises(EquinormError, match="no kernel"):
+            step(model, optimizer, inputs)
+    for now, then in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(now, then)
+    hook.remove()
+    step(model, optimizer, inputs)

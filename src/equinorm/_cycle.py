@@ -128,8 +128,9 @@ class Cycle:
         self._uses = [0] * len(layouts)
         for edge in (edge for pair in self._edges for edges in pair for edge in edges):
             self._uses[self._blocks[edge.block].tensor] += 1
+        self._level_uses = [0] * len(layouts)
         for block in self._blocks:
-            self._uses[block.tensor] += self._levels_first
+            self._level_uses[block.tensor] += self._levels_first
 
     def weigh(self, c: float) -> None:
         """Let a weight of depth k count c^(−pk).
@@ -149,7 +150,7 @@ class Cycle:
 
     def run(self, cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles on the current weights."""
-        state = _State([cycles * count for count in self._uses])
+        state = _State([cycles * sum(counts) for counts in zip(self._uses, self._level_uses, strict=True)])
         for _ in range(cycles):
             if self._levels_first:
                 self._level(state)
@@ -161,14 +162,14 @@ class Cycle:
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
 
     def residual(self) -> Tensor:
-        """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights."""
-        state = _State([2 * count for count in self._uses])
+        """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights; NaN if an energy is not finite."""
+        state = _State([*self._uses])
         apart, whole = torch.zeros_like(self._zero[0]), torch.zeros_like(self._zero[0])
         for family in range(len(self._families)):
             into, out = self._energies(family, state)
             if into is None or out is None:
                 continue
-            live = (into > 0) & (out > 0) & (into + out).isfinite()  # without energy on one side there is no minimum
+            live = (into > 0) & (out > 0) | (into + out).isnan()  # without energy on one side there is no minimum
             apart = apart + torch.where(live, (into - out).abs(), 0.0).sum()
             whole = whole + torch.where(live, into + out, 0.0).sum()
         return torch.where(whole > 0, apart / whole, 0.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, optim
 
 from equinorm._compiled import compiled
-from equinorm._errors import RescaleError
+from equinorm._errors import EquinormError, RescaleError
 from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 
 Parts = dict[int, Tensor]
@@ -64,16 +64,23 @@ class DecayParts:
         entries = [entry for group in self._optimizer.param_groups for entry in self._entries(group)]  # refuses first
         self._entered = bool(entries)
         sums: list[tuple[Tensor, Tensor, float, float]] = []
+        others: list[tuple[Parts, Tensor, float, float, float, bool]] = []
         for group, decay, parameter, name, key, average in entries:
             parts = self._parts.setdefault(name, {}).setdefault(key, {})
             keep, add = average.keep(group), 1.0 if average.starts_whole and not parts else average.add(group)
             for exponent in (1,) if average.degree == 1 else (0, 2):
                 parts.setdefault(exponent, torch.zeros_like(parameter))
             if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
-                self._enter(parts, parameter, keep, add * decay, decay, bool(group.get("maximize", False)))
+                others.append((parts, parameter, keep, add * decay, decay, bool(group.get("maximize", False))))
             else:
                 sums.append((parts[1], parameter.detach(), keep, add * decay))
-        self._follow(sums)
+        try:
+            self._follow(sums)
+        except EquinormError:  # it cannot be compiled: nothing was done
+            self._entered = False
+            raise
+        for other in others:
+            self._enter(*other)
 
     def after_step(self) -> None:
         """The step has ended."""

@@ -112,7 +112,7 @@ class Plan:
     def residual(self) -> float:
         """ρ of the current weights."""
         self._renew()
-        with torch.no_grad():
+        with torch.no_grad(), self._full_precision():
             return float(self._cycle.residual())
 
     def run(self, cycles: int, gradients: bool) -> None:
@@ -123,12 +123,18 @@ class Plan:
         """
         self._renew()
         moves = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
-        with torch.no_grad(), uninterrupted():
+        with torch.no_grad(), self._full_precision():
             z = self._cycles(cycles)
+        with torch.no_grad(), uninterrupted():
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
             self._mover.aim(z, {power for move in moves for power in move.exponents})
             self._move(moves)
+
+    def _full_precision(self) -> torch.autocast:
+        """Sums of energies stay in their dtype where a step is made under autocast."""
+        device, _, _ = self._place[0]
+        return torch.autocast(device.type, enabled=False)
 
     # ------------------------------------------------------------------------------------------------------ what moves
 

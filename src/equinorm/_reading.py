@@ -33,7 +33,9 @@ class Reading:
         runs = [(kept, list(axes)) for kept, axes in itertools.groupby(self._order, layout.axes.__contains__)]
         self._runs = [math.prod(tensor.size(axis) for axis in axes) for _, axes in runs]
         self._sums = [number for number, (kept, _) in enumerate(runs) if not kept]
-        self._ones = {number: torch.ones(self._runs[number], device=tensor.device, dtype=dtype) for number in self._sums}
+        self._ones = {
+            number: torch.ones(self._runs[number], device=tensor.device, dtype=dtype) for number in self._sums if number
+        }
         kept = [axis for axis in self._order if axis in layout.axes]
         self._kept = [tensor.size(axis) for axis in kept]
         self._back = [kept.index(axis) for axis in layout.axes]

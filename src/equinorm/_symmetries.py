@@ -131,8 +131,9 @@ class Symmetries:
         _rescale.rescale_(self.tensors, moving, log_scales, optimizer)
 
     def __str__(self) -> str:
+        families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
         lines = [
-            f"{describe(self.model)}: {self.num_free} free scale classes in {len(self.families)} families; "
+            f"{describe(self.model)}: {self.num_free} free scale classes in {families}; "
             f"{self.coverage:.1%} of the parameters move"
         ]
         place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}

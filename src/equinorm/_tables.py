@@ -60,11 +60,15 @@ def deviation(value: float) -> str:
 def inspection(record: Inspection) -> RenderableType:
     """What `equinorm inspect` prints."""
     share, seconds = percent(record.moving, record.parameters), record.seconds_export + record.seconds_labels
+    count = len(record.families)
     head = facts(
         [
             ("model", record.model),
             ("inputs", record.inputs),
-            ("free classes", f"{record.num_free:,} in {len(record.families):,} families"),
+            (
+                "free classes",
+                f"{record.num_free:,} in {count:,} {'family' if count == 1 else 'families'}",
+            ),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
         ]

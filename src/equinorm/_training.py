@@ -71,7 +71,7 @@ class ENorm:
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights.
         compile: run both passes over the weights as kernels of torch.compile: about twice as fast on a CPU, after seconds of
-            compilation at the first step. Needs what torch.compile needs, a C++ compiler or Triton.
+            compilation (a minute for large networks) at the first step. Needs a C++ compiler, or Triton on a GPU.
 
     Attributes:
         settings: p, c, cycles, every and method.
@@ -164,7 +164,10 @@ class ENorm:
         self.settings = settings
 
     def residual(self) -> float:
-        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels."""
+        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels.
+
+        NaN if one of these is not finite.
+        """
         return self._plan.residual()
 
     def cycle_(self) -> None:

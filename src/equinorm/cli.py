@@ -18,6 +18,9 @@ from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
 from equinorm._terminal import INTERRUPTED, Steps, run
 from equinorm.experiments import _command as _experiments
+from equinorm.experiments._command import SHARED
+from equinorm.experiments._presets import PRESETS
+from equinorm.experiments._runs import METHODS
 
 Result = tuple[Any, RenderableType, int]
 
@@ -192,16 +195,16 @@ def demo(
 
 @app.command()
 def train(
-    preset: Annotated[str, typer.Option(help="The experiment: digits, fc, fc-cpu, conv, resnet18, …")] = "digits",
+    preset: Annotated[str, typer.Option(help=f"Of {', '.join(PRESETS)}; or a .json or .yaml file.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="Folder of the images, for every preset but digits.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Separated by commas. With options: 'bn enorm:c=1.2,clip=1'.")] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Of {', '.join(METHODS)}; 'bn enorm:c=1.2,clip=1' with options.")] = None,
     depths: Annotated[str | None, typer.Option(help="Depths p of the fully connected network, such as 1,9,15.")] = None,
     batches: Annotated[str | None, typer.Option(help="Batch sizes, such as 16,64,256.")] = None,
     lrs: Annotated[str | None, typer.Option(help="Where the search for learning rates starts, such as 0.02,0.1,0.5.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Final runs of each method.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of final runs.")] = None,
     select_epochs: Annotated[int | None, typer.Option(help="Of runs that choose the learning rate.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="A setting of all runs: clip=1, warmup=2, c=1.2.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=f"Of all runs, as clip=1: {', '.join(SHARED)}.")] = None,
     results: Annotated[Path | None, typer.Option(help="Append results to this .jsonl file, and repeat none in it.")] = None,
     picture: Annotated[Path, typer.Option(help="Where to write the picture: .png.")] = _PICTURE,
     workers: Annotated[int | None, typer.Option(help="Processes; one for each core by default.")] = None,

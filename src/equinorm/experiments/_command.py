@@ -12,12 +12,16 @@ from rich.text import Text
 
 from equinorm._tables import facts, table
 from equinorm.experiments._figures import overview_png, pictures
+from equinorm.experiments._folders import load
 from equinorm.experiments._groups import experiments
 from equinorm.experiments._presets import preset
 from equinorm.experiments._protocol import Cell, Comparison, Report, compare
 from equinorm.experiments._results import Results, read
 from equinorm.experiments._runs import DEFAULTS, ExperimentError, Sweep, convert
 from equinorm.experiments._workers import Here, Pool
+
+SHARED = [name for name in DEFAULTS if name not in ("method", "depth", "batch", "lr", "seed", "held_out")]
+"""Settings that all runs of a sweep share; the others have options of their own."""
 
 
 def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
@@ -35,8 +39,8 @@ def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
     base = result.base
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key not in DEFAULTS or key in ("method", "depth", "batch", "lr", "seed", "held_out"):
-            raise ExperimentError(f"--set {setting}: {key!r} is no setting that all runs share.")
+        if key not in SHARED:
+            raise ExperimentError(f"--set {setting}: {key!r} is no setting that all runs share. Those are {', '.join(SHARED)}.")
         base = replace(base, **{key: convert(key, value)})
     changes: dict[str, Any] = {"base": base}
     kinds = {"methods": str, "depths": int, "batches": int, "lrs": float}
@@ -67,6 +71,7 @@ def run(
         raise ExperimentError("there is no CUDA device. Leave out --device.")
     if workers is None:
         workers = 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    load(asked.base, folder, device)  # images that are not there are no failure of some run
     kept = Results(results)
     pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
     try:
