@@ -172,7 +172,7 @@ class Cycle:
             live = (into > 0) & (out > 0) | (into + out).isnan()  # without energy on one side there is no minimum
             apart = apart + torch.where(live, (into - out).abs(), 0.0).sum()
             whole = whole + torch.where(live, into + out, 0.0).sum()
-        return torch.where(whole > 0, apart / whole, 0.0)
+        return torch.where(whole == 0, 0.0, apart / whole)
 
     def _move(self, state: _State, family: int, step: Tensor) -> None:
         """z ← z + step for one family; `step` broadcasts to its channels."""
