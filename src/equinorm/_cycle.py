@@ -113,7 +113,7 @@ class Cycle:
         for number, part in enumerate(parts):
             for place, side in enumerate(part.sides):
                 if side.family != GROUND:
-                    edge = _Edge(number, place, *_gathering(side, families[side.family], device))
+                    edge = _Edge(number, place, *_gathering(self._blocks[number].places[place], *families[side.family]))
                     self._edges[side.family][side.exponent < 0].append(edge)
                     self._stiffness[side.family] = max(self._stiffness[side.family], stiffness(part.sides, side.family))
         self._is_chained = any(len({side.family for side in part.sides} - {GROUND}) > 1 for part in parts)
@@ -278,12 +278,11 @@ def _places(side: Side, families: Sequence[tuple[int, int]]) -> Tensor | None:
     return None if torch.equal(places, torch.arange(last - first, device=places.device)) else places
 
 
-def _gathering(side: Side, family: tuple[int, int], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+def _gathering(places: Tensor | None, first: int, last: int) -> tuple[Tensor | None, Tensor | None]:
     """Where in a side each channel of its family lies; sums over these places come out the same in every run."""
-    first, last = family
-    places = side.ids.cpu() - first
-    if torch.equal(places, torch.arange(last - first)):
+    if places is None:
         return None, None
+    device, places = places.device, places.cpu()
     order = torch.argsort(places, stable=True)
     counts = torch.bincount(places, minlength=last - first)
     most = int(counts.max())

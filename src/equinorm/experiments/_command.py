@@ -12,7 +12,6 @@ from rich.text import Text
 
 from equinorm._tables import facts, table
 from equinorm.experiments._figures import overview_png, pictures
-from equinorm.experiments._folders import load
 from equinorm.experiments._groups import experiments
 from equinorm.experiments._presets import preset
 from equinorm.experiments._protocol import Cell, Comparison, Report, compare
@@ -71,7 +70,6 @@ def run(
         raise ExperimentError("there is no CUDA device. Leave out --device.")
     if workers is None:
         workers = 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    load(asked.base, folder, device)  # images that are not there are no failure of some run
     kept = Results(results)
     pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
     try:
