@@ -142,7 +142,9 @@ def balance(
         )
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     ranges, tensors = symmetries.family_ranges, symmetries.tensors
-    found = problem(layouts(scalings, ranges, symmetries.num_free, held), tensors, ranges, symmetries.num_free, p, c, precision)
+    laid = layouts(scalings, ranges, symmetries.num_free, held)
+    streams = method == "two-level" and not math.isinf(p)
+    found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams)
     versions = _versions(symmetries)
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
     before = found.log_energies(start)

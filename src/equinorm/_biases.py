@@ -21,7 +21,7 @@ from torch import Tensor
 from equinorm._blocks import GROUND
 from equinorm._layout import Layout
 from equinorm._scaling import Scaling
-from equinorm._solve import minimise_families
+from equinorm._families import minimise_families
 
 
 def drift(layouts: Sequence[Layout], families: Sequence[tuple[int, int]], q: float, c: float) -> Tensor:

@@ -4,12 +4,13 @@
 
 A block is a matrix of energies between an out-axis and an in-axis (linear layers, convolutions), or a list of terms (grouped
 convolutions, monomials). Every side of a block belongs to one family of channels, or to the ground, whose log-scale is 0. The
-solver sees blocks only.
+solver sees blocks only; their energies are kept here, or read from the weights each time (`_streams`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +64,10 @@ class Block:
     def is_matrix(self) -> bool:
         return self.energies.dim() == 2
 
+    @property
+    def is_empty(self) -> bool:
+        return not self.energies.numel()
+
     def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
         """Logarithm of the energy of each channel (of each term) along one side, at log-scales z.
 
@@ -93,7 +98,14 @@ class Block:
         """Logarithm of the block's whole energy."""
         side = next(iter(self._kept), 0)
         logs = self.log_energies(side, z, q, maximum)
-        return float(logs.max() if maximum else logs.logsumexp(0))
+        return float(logs.max()) if maximum else log_sum(logs)
+
+    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
+        """Channels (terms) along one side that a nonzero energy joins to places of all other sides that are ready."""
+        if not self.is_matrix:
+            return torch.stack([r for i, r in enumerate(ready) if i != place] + [self.energies > 0]).all(0)
+        matrix = self.energies if place == 0 else self.energies.T
+        return matrix @ ready[1 - place].to(matrix.dtype) > 0
 
     def without(self, dead: Tensor) -> "Block":
         """The same block with no energy where a dead class takes part; `dead` is a mask over 0..num_free."""
@@ -104,6 +116,11 @@ class Block:
                 place = axis if self.is_matrix else 0
                 energies = energies.masked_fill(mask.reshape([-1 if i == place else 1 for i in range(energies.dim())]), 0.0)
         return self if energies is self.energies else replace(self, energies=energies, _kept={})
+
+
+def log_sum(logs: Tensor) -> float:
+    """Logarithm of the sum of these energies."""
+    return float(logs.logsumexp(0)) if logs.numel() else -math.inf
 
 
 def _largest(matrix: Tensor, factors: Tensor) -> Tensor:
@@ -117,6 +134,29 @@ def _largest(matrix: Tensor, factors: Tensor) -> Tensor:
     return best
 
 
+class AnyBlock(Protocol):
+    """What the solver needs of a block, however its energies are held."""
+
+    tensor: int
+
+    @property
+    def sides(self) -> tuple[Side, ...]: ...
+    @property
+    def is_matrix(self) -> bool: ...
+    @property
+    def is_empty(self) -> bool: ...
+    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor: ...
+    def log_total(self, z: Tensor, q: float, maximum: bool) -> float: ...
+    def hits(self, place: int, ready: list[Tensor]) -> Tensor: ...
+    def without(self, dead: Tensor) -> "AnyBlock": ...
+
+
+class Precise(Protocol):
+    """Something that sums in float64 if it is told to."""
+
+    precise: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """A network's energies.
@@ -127,13 +167,15 @@ class Problem:
         constants: logarithm of each tensor's energy that no free class changes, by tensor index.
         num_free: number of free classes.
         p: the norm, finite or inf.
+        streams: weights whose sums are taken in float32 until `refine`.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[AnyBlock, ...]
     families: tuple[tuple[int, int], ...]
     constants: Mapping[int, float]
     num_free: int
     p: float
+    streams: tuple["Precise", ...] = ()
 
     @property
     def q(self) -> float:
@@ -154,6 +196,16 @@ class Problem:
         """Logarithm of the sum (maximum) of energies."""
         values = torch.tensor(logs, dtype=torch.float64)
         return float(values.max() if self.maximum else values.logsumexp(0))
+
+    @property
+    def is_precise(self) -> bool:
+        """Are all sums taken in float64, or from energies that are kept?"""
+        return all(stream.precise for stream in self.streams)
+
+    def refine(self) -> None:
+        """Take sums in float64 from now on."""
+        for stream in self.streams:
+            stream.precise = True
 
     def without(self, dead: Tensor) -> "Problem":
         """The same problem without the edges of dead classes."""

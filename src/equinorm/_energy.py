@@ -1,4 +1,4 @@
-"""From layouts and weights to energies: one pass over each weight."""
+"""From layouts and weights to energies: read once and kept, or streamed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from equinorm._blocks import Block, Problem
+from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
+from equinorm._reading import Reading, check_finite
 from equinorm._scaling import Scaling
+from equinorm._streams import CHEAP, Stream, still_logs, streamed
 
 
 def problem(
@@ -21,8 +23,9 @@ def problem(
     p: float,
     c: float,
     precision: torch.dtype,
+    streams: bool,
 ) -> Problem:
-    """Read every weight once and set up its energies.
+    """Set up the energies of every weight.
 
     Args:
         layouts: of the tensors whose norm counts.
@@ -31,17 +34,30 @@ def problem(
         num_free: number of free classes.
         p: the norm.
         c: asymmetry; a weight of depth k counts c^(−pk).
-        precision: of the energies, float32 or float64; float32 gives way to float64 where it would underflow.
+        precision: of energies that are kept, float32 or float64; float32 gives way to float64 where it would underflow.
+        streams: read matrices from the weights whenever they are needed, where that is cheap, and keep only the others.
 
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
     """
-    blocks: list[Block] = []
+    blocks: list[AnyBlock] = []
     constants: dict[int, list[float]] = {}
+    opened: list[Stream] = []
     q = 1.0 if math.isinf(p) else p
     for index, layout in enumerate(layouts):
-        energies, offsets = _read(layout, tensors[layout.scaling.name], p, precision)
-        offsets[0] = offsets[0] - q * layout.scaling.depth * math.log(c)
+        tensor, log_weight = tensors[layout.scaling.name], -q * layout.scaling.depth * math.log(c)
+        if tensor.is_meta:
+            raise BalanceError(
+                f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
+            )
+        if streams and _is_streamable(layout, tensor, p):
+            stream = Stream(layout, tensor, p, log_weight)
+            opened.append(stream)
+            blocks += streamed(index, stream)
+            constants[index] = list(still_logs(stream, torch.zeros(num_free + 1, dtype=torch.float64)))
+            continue
+        energies, offsets = _read(layout, tensor, p, precision)
+        offsets[0] = offsets[0] + log_weight
         for part in layout.parts:
             if layout.is_matrix:
                 rows, columns = part.picks
@@ -55,16 +71,21 @@ def problem(
                 constants.setdefault(index, []).append(_log_constant(replace(block, energies=block.energies * part.loops), p))
                 block.energies = block.energies.masked_fill(part.loops, 0.0)
             blocks.append(block)
-    found = Problem(tuple(blocks), tuple(families), {}, num_free, p)
-    return replace(found, constants={index: found.join(logs) for index, logs in constants.items()})
+    found = Problem(tuple(blocks), tuple(families), {}, num_free, p, tuple(opened))
+    return replace(found, constants={index: found.join(logs) for index, logs in constants.items() if logs})
+
+
+def _is_streamable(layout: Layout, tensor: Tensor, p: float) -> bool:
+    """A matrix of two axes whose squares or magnitudes can be summed in float64 as they are."""
+    if not (layout.is_matrix and len(layout.axes) == 2 and p in CHEAP and tensor.dtype != torch.float64):
+        return False
+    return Reading(layout, tensor, p, torch.float32, False).has_strips
 
 
 def _read(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
     scaling = layout.scaling
     weight = scaling.effective(tensor)
-    if weight.is_meta:
-        raise BalanceError(f"cannot balance {scaling.name}: on the meta device it holds no numbers. Load the weights first.")
     energies, offsets = _reduce(scaling, weight, layout.axes, layout.others, p, precision)
     if layout.is_matrix:
         one_sided = len(layout.axes) == 1
@@ -84,9 +105,7 @@ def _reduce(
         powered = _power(weight.to("cpu", torch.float32), q, others, math.isinf(p))
         if all(bool(((total > 1e-30) & (total < 1e30)).all()) for total in _totals(powered)):
             return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes] or [torch.zeros(())]
-    if not bool(torch.linalg.vector_norm(weight, math.inf).isfinite()):
-        bad = "NaN" if bool(weight.isnan().any()) else "inf"
-        raise BalanceError(f"cannot balance {scaling.name}: it holds {bad}. The model was not touched.")
+    check_finite(scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
     magnitude = weight.to("cpu", torch.float64)
     offsets = [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
     if weight.dtype == torch.float64 or q > 4:  # below, |w|^p of narrower dtypes fits float64

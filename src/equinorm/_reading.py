@@ -6,11 +6,13 @@ few entries each are ten times slower.
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from equinorm._blocks import STRIP
+from equinorm._errors import BalanceError
 from equinorm._layout import Layout
 
 
@@ -30,9 +32,13 @@ class Reading:
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
         self._order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-        runs = [(kept, list(axes)) for kept, axes in itertools.groupby(self._order, layout.axes.__contains__)]
-        self._runs = [math.prod(tensor.size(axis) for axis in axes) for _, axes in runs]
-        self._sums = [number for number, (kept, _) in enumerate(runs) if not kept]
+        # Each axis that stays apart is a run of its own; neighbours that are summed are one.
+        runs = [
+            (place, [tensor.size(axis) for axis in axes])
+            for place, axes in itertools.groupby(self._order, lambda axis: axis if axis in layout.axes else None)
+        ]
+        self._runs = [math.prod(sizes) for _, sizes in runs]
+        self._sums = [number for number, (place, _) in enumerate(runs) if place is None]
         self._ones = {
             number: torch.ones(self._runs[number], device=tensor.device, dtype=dtype) for number in self._sums if number
         }
@@ -58,10 +64,35 @@ class Reading:
         whole = sum(strips[1:], strips[0]) if self._sums[0] == 0 else torch.cat(strips)
         return whole.view(self._kept).permute(self._back).reshape(self._shape)
 
+    @property
+    def has_strips(self) -> bool:
+        """Can a matrix be read a strip at a time without a copy of the tensor?"""
+        memory = self._tensor.permute(self._order)
+        return len(self._kept) == 2 and 0 not in self._sums and memory.is_contiguous() and not self._layout.scaling.offset
+
+    @property
+    def slow_side(self) -> int:
+        """The side of the matrix, 0 or 1, that strips run along."""
+        return self._back.index(0)
+
+    def strips(self) -> Iterator[tuple[int, Tensor]]:
+        """First place along the slow side, and the energies of a strip of shape (slow, fast) that fits the cache.
+
+        Only where `has_strips`, and p is finite.
+        """
+        weight = self._tensor.detach().permute(self._order).view(self._runs)
+        for first in range(0, self._runs[0], self._strip):
+            yield first, self._summed(weight[first : first + self._strip])
+
     def _power(self, weight: Tensor) -> Tensor:
         """|w|^p in the dtype of the sums; |w| for p = ∞."""
-        weight = weight.to(self._dtype)
-        return weight * weight if self._p == 2 else weight.abs() if self._p in (1, math.inf) else weight.abs().pow_(self._p)
+        converted = weight.to(self._dtype)
+        if converted is not weight:  # a copy of our own
+            return converted.mul_(converted) if self._p == 2 else self._root(converted.abs_())
+        return weight * weight if self._p == 2 else self._root(weight.abs())
+
+    def _root(self, magnitude: Tensor) -> Tensor:
+        return magnitude if self._p in (1, math.inf) else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor) -> Tensor:
         """Sums over some of the axes of a contiguous strip, from the last to the first."""
@@ -74,3 +105,14 @@ class Reading:
             else:
                 powers = self._ones[axis] @ powers if axis == powers.dim() - 2 else powers.sum(axis)
         return powers
+
+
+def check_finite(name: str, weight: Tensor, sums: Sequence[Tensor]) -> None:
+    """Refuse a weight whose sums show that it is not finite.
+
+    Raises:
+        BalanceError: which names it.
+    """
+    if not all(bool(total.isfinite().all()) for total in sums):
+        bad = "NaN" if bool(weight.isnan().any()) else "inf"
+        raise BalanceError(f"cannot balance {name}: it holds {bad}. The model was not touched.")

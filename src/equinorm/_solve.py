@@ -5,8 +5,9 @@ out-energy s (negative) is z += log(s / r) / 2q; for p-norms that is D = √(R/L
 once: by Cauchy-Schwarz the objective never increases, even if terms join them, as long as the exponents of the family in one
 term sum to at most 1 on either sign (otherwise divide the step by that sum).
 
-Slow modes are one scalar for each family. The two-level method minimises over those first: a problem as small as the number
-of families, by sweeps and then Newton steps. Anderson's acceleration takes over what is left, and is undone where it fails.
+Slow modes are one scalar for each family. The two-level method minimises over those first. For finite p it works on the rank-one
+model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses, and is
+undone where it fails.
 
 Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JACM 1965.
 """
@@ -15,15 +16,18 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Block, Problem, stiffness
-from equinorm._layout import Part
+from equinorm._blocks import GROUND, AnyBlock, Problem, stiffness
+from equinorm._families import minimise_families, red_black
+from equinorm._rank_one import RankOne
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""
+
+COARSE = 3e-6
+"""Residual from which on sums in float32 no longer show the way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,13 +47,11 @@ class Solution:
     dead: Tensor
 
 
+Progress = Callable[[int, float], None]
+
+
 def solve(
-    problem: Problem,
-    method: str,
-    cycles: int | None,
-    tol: float,
-    limit: int,
-    progress: Callable[[int, float], None] | None = None,
+    problem: Problem, method: str, cycles: int | None, tol: float, limit: int, progress: Progress | None = None
 ) -> Solution:
     """Run cycles until the residual ρ is at most `tol`, or exactly `cycles` of them.
 
@@ -68,26 +70,70 @@ def solve(
         problem = problem.without(dead)
         system = _System(problem)
     system.live &= ~dead
-    order = red_black(system.blocks, len(problem.families)) if method == "two-level" else range(len(problem.families))
-    mixer = _Mixer()
-    residuals = [system.residual(z)]
+    by_model = method == "two-level" and not problem.maximum
+    descent = _Modelled(problem, system.live, z, tol) if by_model else _Sweeps(system, method, z)
+    residuals = [descent.residual]
     while (len(residuals) - 1 < cycles) if cycles is not None else (residuals[-1] > tol and len(residuals) - 1 < limit):
-        accelerates = method == "two-level" and not problem.maximum
-        start = mixer.propose(z) if accelerates else z
-        end = start.clone()
-        if method == "two-level" and system.is_chained:
-            system.level(end)
-        for family in order:
-            system.sweep(end, family)
-        residual = system.residual(end)
-        safe = start is z or residual < residuals[-1]  # plain cycles never fail; near the minimum the objective is all rounding
-        if accelerates and residual > tol and not mixer.accept(start, end, system.log_objective(end), safe):
-            end, residual = z, residuals[-1]  # the jump did not pay: stay
-        z = end
-        residuals.append(residual)
+        descent.cycle()
+        residuals.append(descent.residual)
         if progress is not None:
-            progress(len(residuals) - 1, residual)
-    return Solution(problem, z, tuple(residuals), dead)
+            progress(len(residuals) - 1, descent.residual)
+    return Solution(problem, descent.z, tuple(residuals), dead)
+
+
+class _Sweeps:
+    """Coordinate steps on the energies themselves: Algorithm 1, and the two-level method for p = ∞."""
+
+    def __init__(self, system: "_System", method: str, z: Tensor) -> None:
+        self._system, self.z = system, z
+        count = len(system.problem.families)
+        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
+        self._levels = method == "two-level" and system.is_chained
+        self.residual = system.residual(z)
+
+    def cycle(self) -> None:
+        """One sweep over all families, after one over one scalar for each."""
+        self.z = self.z.clone()
+        if self._levels:
+            self._system.level(self.z)
+        for family in self._order:
+            self._system.sweep(self.z, family)
+        self.residual = self._system.residual(self.z)
+
+
+class _Modelled:
+    """Minima of the rank-one models that readings give. A cycle uses every weight twice, as one of Algorithm 1 does."""
+
+    def __init__(self, problem: Problem, live: Tensor, z: Tensor, tol: float) -> None:
+        self._problem, self._tol = problem, tol
+        self._model, self._mixer = RankOne(problem, live), _Mixer()
+        self._read(z)
+
+    def cycle(self) -> None:
+        """Two steps; one if that is enough."""
+        self._step()
+        if self.residual > self._tol:
+            self._step()
+
+    def _step(self) -> None:
+        """Go to the model's minimum, or where the acceleration expects the true one; read again there."""
+        start, value, before = self.z, self._value, self.residual
+        end = start + self._model.minimise(max(before / 100, self._tol / 10))
+        careful = start + self._model.parallel_step()
+        jump = self._mixer.propose(start, end)
+        for target in [end, careful] if jump is None else [jump, end, careful]:
+            self._read(target)
+            # Near the minimum the objective is all rounding; there the residual tells.
+            if self._value <= value + 1e-12 or self.residual < before:
+                return
+            self._mixer.forget()
+
+    def _read(self, z: Tensor) -> None:
+        self._model.read(z)
+        self.z, self._value, self.residual = z, self._model.value(), self._model.residual()
+        if self.residual <= COARSE and self._tol < 1e-6 and not self._problem.is_precise:
+            self._problem.refine()
+            self._read(z)
 
 
 class _System:
@@ -95,8 +141,8 @@ class _System:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
-        self.blocks = [block for block in problem.blocks if block.energies.numel()]
-        self.touching: list[list[tuple[Block, int]]] = [[] for _ in problem.families]
+        self.blocks = [block for block in problem.blocks if not block.is_empty]
+        self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
         self.stiffness = [1.0] * len(problem.families)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
         self.is_chained = any(len({side.family for side in block.sides} - {GROUND}) > 1 for block in self.blocks)
@@ -148,10 +194,6 @@ class _System:
         into, out = torch.exp(into - top), torch.exp(out - top)
         return float((into - out).abs().sum() / (into + out).sum())
 
-    def log_objective(self, z: Tensor) -> float:
-        """Logarithm of all energies that move."""
-        return self.problem.join([block.log_total(z, self.q, self.maximum) for block in self.blocks] or [-math.inf])
-
     # ------------------------------------------------------------------------------------------------- one per family
 
     def level(self, z: Tensor) -> None:
@@ -188,7 +230,7 @@ class _System:
             if int(reached.sum()) == before or bool(reached.all()):
                 return reached
 
-    def _hits(self, block: Block, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
+    def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
         """Channels of one side that a nonzero energy joins to sources that are all reached."""
         ready = [
             reached[side.ids] | (side.exponent * sign > 0)
@@ -196,107 +238,30 @@ class _System:
             else torch.ones_like(side.ids, dtype=torch.bool)
             for side in block.sides
         ]
-        if not block.is_matrix:
-            return torch.stack([r for i, r in enumerate(ready) if i != place] + [block.energies > 0]).all(0)
-        other = ready[1 - place]
-        if bool(other.all()):
+        if block.is_matrix and bool(ready[1 - place].all()):
             return block.log_energies(place, z, self.q, self.maximum) > -math.inf
-        matrix = block.energies if place == 0 else block.energies.T
-        return matrix @ other.to(matrix.dtype) > 0
-
-
-def red_black(blocks: Sequence[Block | Part], count: int) -> list[int]:
-    """Families in an order for sweeps: two-coloured where no block joins two of one colour, otherwise as they were made."""
-    colour: dict[int, int] = {}
-    neighbours: list[set[int]] = [set() for _ in range(count)]
-    for block in blocks:
-        for one in block.sides:
-            for other in block.sides:
-                if GROUND not in (one.family, other.family) and one is not other:
-                    neighbours[one.family].add(other.family)
-    for start in range(count):
-        stack = [] if start in colour else [(start, 0)]
-        while stack:
-            family, shade = stack.pop()
-            if colour.setdefault(family, shade) != shade:
-                return list(range(count))
-            stack += [(other, 1 - shade) for other in neighbours[family] if colour.get(other) != 1 - shade]
-    return sorted(colour, key=lambda family: (colour[family], family))
-
-
-def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
-    """Minimise Σ_b exp(logs[b] + exponents[b]·t), or the largest summand, over t; shapes (blocks,) and (blocks, families).
-
-    Sweeps of coordinate steps bring disparate terms together, then Newton's method with backtracking finishes.
-    """
-    L, A = logs.numpy(), exponents.numpy()
-    t = np.zeros(A.shape[1])
-    columns = [(f, np.flatnonzero(A[:, f])) for f in range(A.shape[1])]
-    columns = [(f, rows, A[rows, f]) for f, rows in columns if (A[rows, f] > 0).any() and (A[rows, f] < 0).any()]
-    join = np.max if maximum else np.logaddexp.reduce
-    for _ in range(200 if maximum else 8):
-        moved = 0.0
-        for f, rows, a in columns:
-            terms = L[rows] + A[rows] @ t + np.log(np.abs(a))
-            step = (join(terms[a < 0]) - join(terms[a > 0])) / (2 * np.abs(a).max())
-            t[f] += step
-            moved = max(moved, abs(step))
-        if moved < 1e-14:
-            break
-    if maximum or not columns:
-        return torch.from_numpy(t)
-    free = [f for f, _, _ in columns]
-    B = A[:, free]
-    for _ in range(60):
-        terms = L + A @ t
-        top = terms.max()
-        weights = np.exp(terms - top)
-        gradient = weights @ B
-        hessian = (B * weights[:, None]).T @ B
-        hessian[np.diag_indices_from(hessian)] *= 1 + 1e-12
-        hessian[np.diag_indices_from(hessian)] += 1e-300
-        step = np.linalg.lstsq(hessian, -gradient, rcond=1e-14)[0]
-        decrease = -float(gradient @ step)
-        if decrease <= 1e-28 * weights.sum() or not np.isfinite(step).all():
-            break
-        length = 1.0
-        while length > 1e-6:
-            trial = t.copy()
-            trial[free] += length * step
-            lower = np.exp(L + A @ trial - top).sum() <= weights.sum() - 1e-4 * length * decrease
-            if lower or decrease < 1e-13 * weights.sum():
-                break
-            length /= 2
-        else:
-            break
-        t = trial
-    return torch.from_numpy(t)
+        return block.hits(place, ready)
 
 
 class _Mixer:
-    """Anderson's acceleration of a fixed-point iteration, with the objective as its safeguard."""
+    """Anderson's acceleration of a fixed-point iteration."""
 
     def __init__(self) -> None:
-        self.starts: list[Tensor] = []
-        self.ends: list[Tensor] = []
-        self.value = math.inf
+        self._starts: list[Tensor] = []
+        self._ends: list[Tensor] = []
 
-    def propose(self, z: Tensor) -> Tensor:
-        """Where to start the next cycle: z, or a jump from there that the last cycles suggest."""
-        if len(self.starts) < 2:
-            return z
-        ends = torch.stack(self.ends, 1)
-        moves = ends - torch.stack(self.starts, 1)
+    def propose(self, start: Tensor, end: Tensor) -> Tensor | None:
+        """Where the fixed point should be, after a step from start to end and those before it; None if they do not tell."""
+        self._starts, self._ends = [*self._starts, start][-DEPTH:], [*self._ends, end][-DEPTH:]
+        if len(self._starts) < 2:
+            return None
+        ends = torch.stack(self._ends, 1)
+        moves = ends - torch.stack(self._starts, 1)
         weights = torch.linalg.lstsq(moves.diff(dim=1), moves[:, -1:], driver="gelsd").solution
-        mixed = z - (ends.diff(dim=1) @ weights)[:, 0]
-        return mixed if bool(mixed.isfinite().all()) else z
+        mixed = end - (ends.diff(dim=1) @ weights)[:, 0]
+        return mixed if bool(mixed.isfinite().all()) else None
 
-    def accept(self, start: Tensor, end: Tensor, value: float, safe: bool) -> bool:
-        """Remember a cycle with this log-objective at its end; False, and forget all, if it has grown and nothing is `safe`."""
-        if value > self.value + 1e-12 and not safe:
-            self.starts.clear()
-            self.ends.clear()
-            return False
-        self.value = value
-        self.starts, self.ends = [*self.starts, start][-DEPTH:], [*self.ends, end][-DEPTH:]
-        return True
+    def forget(self) -> None:
+        """Start anew: the last proposal was bad."""
+        self._starts.clear()
+        self._ends.clear()
