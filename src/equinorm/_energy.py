@@ -11,8 +11,7 @@ from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
 from equinorm._reading import Reading, check_finite
-from equinorm._scaling import Scaling
-from equinorm._streams import CHEAP, Stream, still_logs, streamed
+from equinorm._streams import CHEAP, LARGEST, SMALLEST, Stream, still_logs, streamed
 
 
 def problem(
@@ -84,9 +83,11 @@ def _is_streamable(layout: Layout, tensor: Tensor, p: float) -> bool:
 
 def _read(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
-    scaling = layout.scaling
-    weight = scaling.effective(tensor)
-    energies, offsets = _reduce(scaling, weight, layout.axes, layout.others, p, precision)
+    if tensor.dtype != torch.float64 and not 4 < p < math.inf:  # |w|^p of narrower dtypes fits float64
+        energies = _summed(layout, tensor, p, precision).cpu()
+        offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
+        return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
+    energies, offsets = _scaled(layout, tensor, p)
     if layout.is_matrix:
         one_sided = len(layout.axes) == 1
         return (energies[:, None], [offsets[0], torch.zeros(1, dtype=torch.float64)]) if one_sided else (energies, offsets)
@@ -96,44 +97,41 @@ def _read(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) -> t
     return energies.flatten(), [logs.flatten()]
 
 
-def _reduce(
-    scaling: Scaling, weight: Tensor, axes: Sequence[int], others: tuple[int, ...], p: float, precision: torch.dtype
-) -> tuple[Tensor, list[Tensor]]:
-    """|w|^p summed over `others` (largest |w| if p = ∞), scaled towards 1 where it could underflow."""
-    q = 1.0 if math.isinf(p) else p
-    if precision == torch.float32 and weight.dtype != torch.float64 and q <= 2:
-        powered = _power(weight.to("cpu", torch.float32), q, others, math.isinf(p))
-        if all(bool(((total > 1e-30) & (total < 1e30)).all()) for total in _totals(powered)):
-            return powered, [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes] or [torch.zeros(())]
-    check_finite(scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
-    magnitude = weight.to("cpu", torch.float64)
-    offsets = [torch.zeros(weight.size(axis), dtype=torch.float64) for axis in axes]
-    if weight.dtype == torch.float64 or q > 4:  # below, |w|^p of narrower dtypes fits float64
-        magnitude = magnitude.abs()
-        for place, axis in enumerate(axes):
-            rest = [other for other in range(weight.dim()) if other != axis]
-            top = magnitude.amax(rest, keepdim=True) if rest else magnitude
-            top = torch.where(top > 0, top, 1.0)
-            magnitude = magnitude / top
-            offsets[place] = q * top.flatten().log()
-    return _power(magnitude, q, others, math.isinf(p)), offsets or [torch.zeros((), dtype=torch.float64)]
+def _summed(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) -> Tensor:
+    """Energies as they are, in float32 where that is wanted and holds them."""
+    if precision == torch.float32 and p <= 2:
+        energies = Reading(layout, tensor, p, torch.float32, False).read()
+        if all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in _totals(energies)):
+            return energies
+    energies = Reading(layout, tensor, p, torch.float64, False).read()
+    check_finite(layout.scaling.name, tensor, [energies])
+    return energies
 
 
-def _totals(powered: Tensor) -> list[Tensor]:
-    """Sums along every axis: too small, too large or NaN shows whether float32 will do."""
-    if powered.dim() == 2:
-        rows, columns = powered.shape
-        return [powered @ powered.new_ones(columns), powered.T @ powered.new_ones(rows)]
-    axes = range(powered.dim())
-    return [powered.sum([other for other in axes if other != axis]) if powered.dim() > 1 else powered for axis in axes]
+def _totals(energies: Tensor) -> list[Tensor]:
+    """Sums along every side: too small, too large or NaN shows whether float32 will do."""
+    if energies.dim() == 1:
+        return [energies]
+    rows, columns = energies.shape
+    return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
 
 
-def _power(weight: Tensor, q: float, others: tuple[int, ...], maximum: bool) -> Tensor:
-    """|w|^q, summed (maximised) over `others`."""
-    powered = weight.square() if q == 2 else weight.abs() if q == 1 else weight.abs().pow_(q)
-    if not others:
-        return powered
-    return powered.amax(others) if maximum else powered.sum(others)
+def _scaled(layout: Layout, tensor: Tensor, p: float) -> tuple[Tensor, list[Tensor]]:
+    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of what it was divided by."""
+    weight, axes, q = layout.scaling.effective(tensor), layout.axes, 1.0 if math.isinf(p) else p
+    check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
+    magnitude = weight.to("cpu", torch.float64).abs()
+    offsets = []
+    for axis in axes:
+        rest = [other for other in range(weight.dim()) if other != axis]
+        top = magnitude.amax(rest, keepdim=True) if rest else magnitude
+        top = torch.where(top > 0, top, 1.0)
+        magnitude = magnitude / top
+        offsets.append(q * top.flatten().log())
+    powered = magnitude.pow(q)
+    if layout.others:
+        powered = powered.amax(layout.others) if math.isinf(p) else powered.sum(layout.others)
+    return powered, offsets or [torch.zeros((), dtype=torch.float64)]
 
 
 def _log_constant(block: Block, p: float) -> float:

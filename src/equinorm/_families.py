@@ -5,7 +5,7 @@ families, and is solved by sweeps and then Newton steps.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from equinorm._blocks import GROUND, AnyBlock
 from equinorm._layout import Part
+
+DISPARATE = 1.0
+"""Imbalance of a family, as a logarithm, from which on Newton's method has a long way to go."""
 
 
 def colours(blocks: Sequence[AnyBlock | Part], count: int) -> list[int]:
@@ -47,24 +50,47 @@ def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
     """
     L, A = logs.numpy(), exponents.numpy()
     t = np.zeros(A.shape[1])
-    columns = [(f, np.flatnonzero(A[:, f])) for f in range(A.shape[1])]
-    columns = [(f, rows, A[rows, f]) for f, rows in columns if (A[rows, f] > 0).any() and (A[rows, f] < 0).any()]
-    join = np.max if maximum else np.logaddexp.reduce
-    for _ in range(200 if maximum else 8):
+    free = np.flatnonzero((A > 0).any(0) & (A < 0).any(0))
+    if not len(free):
+        return torch.from_numpy(t)
+    if maximum:
+        _coordinate_sweeps(L, A, t, free, np.max, 200, 1e-14)
+    elif _imbalance(L, A[:, free]) > DISPARATE:
+        _coordinate_sweeps(L, A, t, free, np.logaddexp.reduce, 8, DISPARATE)
+    if not maximum:
+        _newton(L, A[:, free], t, free)
+    return torch.from_numpy(t)
+
+
+def _imbalance(L: np.ndarray, A: np.ndarray) -> float:
+    """Largest |log(out / in)| of a family, not counting those that little enters or leaves."""
+    weights = np.exp(L - L.max())
+    into, out = weights @ np.maximum(A, 0), weights @ np.maximum(-A, 0)
+    low = 1e-300
+    return float(np.abs(np.log((out + low) / (into + low))).max())
+
+
+def _coordinate_sweeps(
+    L: np.ndarray, A: np.ndarray, t: np.ndarray, free: np.ndarray, join: Callable[..., float], most: int, tol: float
+) -> None:
+    """One family after the other, until none moves by more than `tol`."""
+    columns = [(f, np.flatnonzero(A[:, f])) for f in free]
+    columns = [(f, rows, A[rows, f]) for f, rows in columns]
+    for _ in range(most):
         moved = 0.0
         for f, rows, a in columns:
             terms = L[rows] + A[rows] @ t + np.log(np.abs(a))
             step = (join(terms[a < 0]) - join(terms[a > 0])) / (2 * np.abs(a).max())
             t[f] += step
             moved = max(moved, abs(step))
-        if moved < 1e-14:
-            break
-    if maximum or not columns:
-        return torch.from_numpy(t)
-    free = [f for f, _, _ in columns]
-    B = A[:, free]
+        if moved < tol:
+            return
+
+
+def _newton(L: np.ndarray, B: np.ndarray, t: np.ndarray, free: np.ndarray) -> None:
+    """Newton's method with backtracking."""
     for _ in range(60):
-        terms = L + A @ t
+        terms = L + B @ t[free]
         top = terms.max()
         weights = np.exp(terms - top)
         gradient = weights @ B
@@ -74,16 +100,13 @@ def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
         step = np.linalg.lstsq(hessian, -gradient, rcond=1e-14)[0]
         decrease = -float(gradient @ step)
         if decrease <= 1e-28 * weights.sum() or not np.isfinite(step).all():
-            break
+            return
         length = 1.0
         while length > 1e-6:
-            trial = t.copy()
-            trial[free] += length * step
-            lower = np.exp(L + A @ trial - top).sum() <= weights.sum() - 1e-4 * length * decrease
+            lower = np.exp(terms + length * (B @ step) - top).sum() <= weights.sum() - 1e-4 * length * decrease
             if lower or decrease < 1e-13 * weights.sum():
                 break
             length /= 2
         else:
-            break
-        t = trial
-    return torch.from_numpy(t)
+            return
+        t[free] += length * step

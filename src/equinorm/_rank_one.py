@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Problem, stiffness
+from equinorm._blocks import GROUND, AnyBlock, Problem, stiffness
 from equinorm._families import colours, minimise_families
 
 SWEEPS = 20
@@ -31,21 +31,26 @@ class RankOne:
 
     def __init__(self, problem: Problem, live: Tensor) -> None:
         self._problem, self._q = problem, problem.q
-        self._matrices = [block for block in problem.blocks if block.is_matrix and not block.is_empty]
-        self._lists = [block for block in problem.blocks if not block.is_matrix and not block.is_empty]
+        blocks = [block for block in problem.blocks if not block.is_empty]
+        self._matrices = [block for block in blocks if block.is_matrix and _free_sides(block) > 1]
+        self._lists = [block for block in blocks if not block.is_matrix or _free_sides(block) < 2]
         self._live = live.numpy()
         self._count = problem.num_free + 1
         # One entry for each channel along each side of a matrix; then one for each term and each of its sides.
         sides = [(number, place, side) for number, block in enumerate(self._matrices) for place, side in enumerate(block.sides)]
         self._segments = [(number, place) for number, place, _ in sides]
         lengths = np.array([len(side.ids) for _, _, side in sides], np.int64)
-        self._starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        self._starts = np.cumsum(lengths) - lengths
         self._segment = np.repeat(np.arange(len(sides)), lengths)
         moved = [(side.ids.numpy(), np.full(len(side.ids), _exponent(side.family, side.exponent))) for _, _, side in sides]
-        offsets = np.cumsum([0, *(len(block.sides[0].ids) for block in self._lists)])
+        # What the ground holds on one side is a list along the other.
+        self._along = [next(i for i, s in enumerate(block.sides) if s.family != GROUND) for block in self._lists]
+        offsets = np.cumsum([0, *(len(b.sides[place].ids) for b, place in zip(self._lists, self._along, strict=True))])
         self._list_starts, terms = offsets[:-1], []
-        for first, block in zip(offsets, self._lists, strict=False):
-            for side in block.sides:
+        self._base: np.ndarray | None = None
+        self._is_precise = False
+        for first, block, place in zip(offsets, self._lists, self._along, strict=False):
+            for side in [block.sides[place]] if block.is_matrix else block.sides:
                 moved.append((side.ids.numpy(), np.full(len(side.ids), _exponent(side.family, side.exponent))))
                 terms.append(np.arange(first, first + len(side.ids)))
         self._ids = np.concatenate([ids for ids, _ in moved]) if moved else np.zeros(0, np.int64)
@@ -85,8 +90,13 @@ class RankOne:
         shares = [pairs[number][place].numpy() for number, place in self._segments]
         self._shares = np.concatenate(shares) if shares else np.zeros(0)
         self._shares = self._shares - np.where(np.isfinite(self._totals), self._totals, 0.0)[self._owner()]
-        logs = [block.log_energies(0, z, q, False).numpy() for block in self._lists]
-        self._terms = np.concatenate(logs) if logs else np.zeros(0)
+        if self._base is None or self._is_precise != self._problem.is_precise:
+            start = torch.zeros_like(z)
+            pairs = zip(self._lists, self._along, strict=True)
+            logs = [block.log_energies(place, start, q, False).numpy() for block, place in pairs]
+            self._base = np.concatenate(logs) if logs else np.zeros(0)
+            self._is_precise = self._problem.is_precise
+        self._terms = self._base + self._list_moves(q * self._exponents * z.numpy()[self._ids])
 
     def _owner(self) -> np.ndarray:
         """Index of the block of each entry of a matrix."""
@@ -135,7 +145,7 @@ class RankOne:
         shares, sums, terms = self._moved(shift)
         totals = self._totals.copy()
         np.add.at(totals, [number for number, _ in self._segments], sums)
-        lists = _log_sums(terms, self._list_starts, None) if self._lists else np.zeros(0)
+        lists = _log_sums(terms, self._list_starts, None)
         logs = torch.from_numpy(np.concatenate([totals, lists]))
         live = logs.isfinite() & self._levels.any(1)
         moves = minimise_families(logs[live], self._levels[live], False).numpy()
@@ -145,9 +155,12 @@ class RankOne:
         """Shares, their sums by side, and terms, all as logarithms, after a shift."""
         moves = self._q * self._exponents * shift[self._ids]
         shares = self._shares + moves[: self._split]
-        sums = _log_sums(shares, self._starts, self._segment) if len(self._starts) else np.zeros(0)
-        terms = self._terms + np.bincount(self._term, moves[self._split :], self._num_terms)
-        return shares, sums, terms
+        sums = _log_sums(shares, self._starts, self._segment)
+        return shares, sums, self._terms + self._list_moves(moves)
+
+    def _list_moves(self, moves: np.ndarray) -> np.ndarray:
+        """What moves of all entries do to the terms."""
+        return np.bincount(self._term, moves[self._split :], self._num_terms)
 
     def _energies(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-energies into and out of every class."""
@@ -170,19 +183,24 @@ class _Gather:
 
     def log_sums(self, logs: np.ndarray, count: int) -> np.ndarray:
         found = np.full(count, -np.inf)
-        if len(self._present):
-            found[self._present] = _log_sums(logs[self._order], self._starts, self._segment)
+        found[self._present] = _log_sums(logs[self._order], self._starts, self._segment)
         return found
 
 
 def _log_sums(logs: np.ndarray, starts: np.ndarray, segment: np.ndarray | None) -> np.ndarray:
     """log Σ exp over consecutive segments."""
+    if not len(starts):
+        return np.zeros(0)
     if segment is None:
         segment = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(logs))))
     tops = np.maximum.reduceat(logs, starts)
     tops = np.where(np.isfinite(tops), tops, 0.0)
     with np.errstate(divide="ignore"):
         return np.log(np.add.reduceat(np.exp(logs - tops[segment]), starts)) + tops
+
+
+def _free_sides(block: AnyBlock) -> int:
+    return sum(side.family != GROUND for side in block.sides)
 
 
 def _exponent(family: int, exponent: float) -> float:

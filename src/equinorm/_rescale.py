@@ -174,8 +174,9 @@ def _check(write: _Write) -> None:
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     high = rows.log() + sum(_reduced(log, "amax") for log in write.logs)
-    low = rows.log() + sum(_reduced(log, "amin") for log in write.logs)
-    low = low[rows > 0]
+    slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
+    low = rows.log() - slack + sum(_reduced(log, "amin") for log in write.logs)
+    low = low[rows.expand_as(low) > 0]
     safe = not low.numel() or (float(high.max()) < math.log(info.max) and float(low.min()) > math.log(info.tiny / info.eps))
     if not safe:
         _check_exactly(write, info)
@@ -195,11 +196,20 @@ def _check_shifted(write: _Write, info: torch.finfo) -> None:
 
 
 def _largest_by_row(tensor: Tensor) -> Tensor:
-    """Largest magnitude in each slice along axis 0 (NaN if it holds one), float64, all axes kept."""
+    """Bounds on the largest magnitude in each slice along axis 0 from above, at most √n too large; float64, all axes kept.
+
+    NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
+    """
     if tensor.dim() < 2:
         return tensor.abs().to("cpu", torch.float64)
-    low, high = tensor.reshape(len(tensor), -1).aminmax(dim=1)
-    return torch.maximum(-low, high).to("cpu", torch.float64).reshape(-1, *[1] * (tensor.dim() - 1))
+    rows = tensor.reshape(len(tensor), -1)
+    bounds = torch.linalg.vector_norm(rows, dim=1, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    bounds = bounds.to("cpu", torch.float64)
+    unsafe = ~((bounds > 1e-15) & (bounds < 1e15))  # squares may have under- or overflowed
+    if bool(unsafe.any()):
+        low, high = rows[unsafe.to(rows.device)].aminmax(dim=1)
+        bounds[unsafe] = torch.maximum(-low, high).to("cpu", torch.float64)
+    return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def _check_exactly(write: _Write, info: torch.finfo) -> None:

@@ -225,7 +225,7 @@ class _System:
             for family in order:
                 for block, place in self.touching[family]:
                     side = block.sides[place]
-                    if side.exponent * sign > 0:
+                    if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
                         reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
             if int(reached.sum()) == before or bool(reached.all()):
                 return reached
@@ -240,6 +240,8 @@ class _System:
         ]
         if block.is_matrix and bool(ready[1 - place].all()):
             return block.log_energies(place, z, self.q, self.maximum) > -math.inf
+        if block.is_matrix and not bool(ready[1 - place].any()):
+            return torch.zeros_like(ready[place])
         return block.hits(place, ready)
 
 

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._blocks import Side, log_sum
+from equinorm._blocks import STRIP, Side, log_sum
 from equinorm._layout import Layout, Pick
 from equinorm._reading import Reading, check_finite
 
 CHEAP = (1.0, 2.0)
 """Norms whose powers cost nothing beside reading; others are raised once and kept."""
+
+KEPT = 8
+"""Energies summed over kernels are kept in float32 where they take at most this fraction of the weight's memory."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sums in float32 beyond these are taken again in float64."""
@@ -37,8 +40,11 @@ class Stream:
         self._readings = {dtype: Reading(layout, tensor, p, dtype, False) for dtype in (torch.float32, torch.float64)}
         self.precise = False
         self._wide = False
-        self._at: Tensor | None = None
+        self._at: tuple[Tensor, int] | None = None  # log-scales of the last sums, and their version
         self._was_precise = False
+        width = layout.scaling.shape[layout.axes[0]] * layout.scaling.shape[layout.axes[1]]
+        self._keeps = width * 4 * KEPT <= tensor.numel() * tensor.element_size()
+        self._kept: Tensor | None = None
         self._sums: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
         sizes = [layout.scaling.shape[axis] for axis in layout.axes]
         self._ids = [torch.zeros(size, dtype=torch.long) for size in sizes]
@@ -88,8 +94,10 @@ class Stream:
 
     def _read(self, z: Tensor) -> None:
         """Sums at these log-scales, unless they are those of the last time."""
-        if self._at is not None and torch.equal(self._at, z) and self._was_precise >= self.precise:
-            return
+        if self._was_precise >= self.precise and self._at is not None:
+            before, version = self._at
+            if before._version == version and (before is z or torch.equal(before, z)):
+                return
         own = [
             torch.where(dead, -math.inf, power * z[ids])
             for dead, power, ids in zip(self._dead, self._powers, self._ids, strict=True)
@@ -104,7 +112,7 @@ class Stream:
             check_finite(self.layout.scaling.name, self._tensor, sums)
             self._empty = [~(total > 0).any(1) for total in sums]
             self._wide = not self._in_range(sums)  # zeros alone do not need float64 the next time
-        self._at, self._was_precise = z.clone(), fine
+        self._at, self._was_precise = (z, z._version), fine
         self._sums = (
             sums[0].log() + tops[1] + own[0][:, None] + self._log_weight,
             sums[1].log() + tops[0] + own[1][:, None] + self._log_weight,
@@ -113,10 +121,21 @@ class Stream:
     def _in_range(self, sums: list[Tensor]) -> bool:
         """Would these sums be safe in float32? Channels known to be empty do not count."""
         for total, empty, dead in zip(sums, self._empty, self._dead, strict=True):
-            kept = total[~(empty | dead)]
-            if not bool(((kept > SMALLEST) & (kept < LARGEST)).all()):
+            low, high = torch.aminmax(torch.where((empty | dead)[:, None], 1.0, total))
+            if not SMALLEST < float(low) <= float(high) < LARGEST:
                 return False
         return True
+
+    def _strips(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Energies, from the weight or from what was kept of it."""
+        if not self._keeps or dtype != torch.float32:
+            yield from self._readings[dtype].strips()
+            return
+        if self._kept is None:
+            self._kept = torch.cat([strip for _, strip in self._readings[dtype].strips()])
+        rows = max(1, STRIP // self._kept.size(1))
+        for first in range(0, len(self._kept), rows):
+            yield first, self._kept[first : first + rows]
 
     def _products(self, factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Energies times the factors of the other side, for both sides: shapes (channels, groups of the other side)."""
@@ -127,7 +146,7 @@ class Stream:
         single, one = across.size(1) == 1, along.size(1) == 1
         parts: list[Tensor] = []
         total = torch.zeros(len(across), along.size(1), device=device, dtype=torch.float64)
-        for first, strip in reading.strips():
+        for first, strip in self._strips(dtype):
             if loops is not None:
                 strip = strip.masked_fill(loops[first : first + len(strip)], 0.0)
             piece = along[first : first + len(strip)]
@@ -139,6 +158,9 @@ class Stream:
 
 def _factors(logs: Tensor, group: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """exp(logs), one column for each group and at most 1, and the logarithm of what each column was divided by."""
+    if count == 1:
+        top = logs.max().clamp_min(-1e300)
+        return top.reshape(1), torch.exp(logs - top)[:, None]
     tops = torch.full((count,), -math.inf, dtype=torch.float64).scatter_reduce(0, group, logs, "amax")
     tops = torch.where(tops.isfinite(), tops, 0.0)
     scales = torch.exp(logs - tops[group])
