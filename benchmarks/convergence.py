@@ -68,7 +68,9 @@ def network(name: str, size: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
         width = max(8, round(64 * math.sqrt(size / 25.5e6) / 8) * 8)
         return build(Run(network="resnet50", width=width), (3, 64, 64), 1000), (torch.zeros(1, 3, 64, 64),)
     width = max(64, round(math.sqrt(size / 96) / 64) * 64)
-    return nn.Sequential(*[Layer(width) for _ in range(8)], nn.RMSNorm(width), nn.Linear(width, 64)), (torch.zeros(1, 8, width),)
+    return nn.Sequential(*[Layer(width) for _ in range(8)], nn.RMSNorm(width), nn.Linear(width, 64)), (
+        torch.zeros(1, 8, width),
+    )
 
 
 def timed(function: Any) -> tuple[float, Any]:

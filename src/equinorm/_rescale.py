@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, optim
 
+from equinorm._blocks import STRIP
 from equinorm._errors import RescaleError
 from equinorm._optimizers import scaled_state
 from equinorm._scaling import Scaling
@@ -109,7 +110,12 @@ def _multiply_(write: _Write) -> None:
         return
     largest = max(float(log.abs().max()) for log in logs)
     if tensor.dtype in (torch.float16, torch.bfloat16) or largest > 0.5 * math.log(torch.finfo(tensor.dtype).max):
-        tensor.copy_(scaled(tensor, logs))  # one factor alone may not be representable in the tensor's dtype
+        # One factor alone may not be representable in the tensor's dtype; a strip at a time, to spare memory.
+        whole = tensor if tensor.dim() else tensor[None]
+        rows = max(1, STRIP * len(whole) // max(1, whole.numel()))
+        for first in range(0, len(whole), rows):
+            strip, here = whole[first : first + rows], slice(first, first + rows)
+            strip.copy_(scaled(strip, [log[here] if log.dim() and len(log) > 1 else log for log in logs]))
         return
     for log in logs:
         tensor.mul_(scale_of(log).to(tensor.device, tensor.dtype))

@@ -102,7 +102,10 @@ class Stream:
             torch.where(dead, -math.inf, power * z[ids])
             for dead, power, ids in zip(self._dead, self._powers, self._ids, strict=True)
         ]
-        found = [_factors(logs, *kinds) for logs, kinds in zip(own, zip(self._group, map(len, self._kinds), strict=True), strict=True)]
+        found = [
+            _factors(logs, *kinds)
+            for logs, kinds in zip(own, zip(self._group, map(len, self._kinds), strict=True), strict=True)
+        ]
         tops, factors = [top for top, _ in found], [factor for _, factor in found]
         fine = self.precise or self._wide
         sums = self._products(factors, torch.float64 if fine else torch.float32)
@@ -214,5 +217,3 @@ def still_logs(stream: Stream, z: Tensor) -> Iterator[float]:
     loops = stream.loop_energies()
     if loops.numel():
         yield log_sum(loops.log()) + stream._log_weight
-
-

@@ -1,0 +1,216 @@
+"""Energies that are read from the weights each time, against energies that are kept, and what they take of memory."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import equinorm
+from equinorm import _streams
+from equinorm._balance import counted
+from equinorm._blocks import STRIP, Problem
+from equinorm._energy import problem
+from equinorm._layout import layouts
+from equinorm._streams import Stream, StreamedBlock
+
+
+class Loop(nn.Module):
+    """A residual stream that one layer feeds back into itself: the diagonal of its weight joins classes to themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (nn.Linear(a, b, bias=False) for a, b in [(4, 30), (30, 30), (30, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(torch.relu(h + torch.relu(self.inner(h))))
+
+
+class Dense(nn.Module):
+    """Concatenation: one weight whose columns belong to three families, one of them the input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.last = nn.Linear(5, 9), nn.Linear(5, 7), nn.Linear(21, 11), nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.cat([torch.relu(self.a(x)), x, torch.relu(self.b(x))], 1)
+        return self.last(torch.relu(self.c(hidden)))
+
+
+class Transposed(nn.Module):
+    """Weights of shape (in, out), and one that is a transposed view of its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6, 40)), nn.Parameter(torch.randn(30, 40).t())
+        self.c = nn.Parameter(torch.randn(30, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.relu(x @ self.a) @ self.b) @ self.c
+
+
+def convolutions(kernel: int, channels_last: bool = False) -> nn.Module:
+    pad = kernel // 2
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, kernel, padding=pad),
+        nn.ReLU(),
+        nn.Conv2d(12, 20, kernel, padding=pad),
+        nn.ReLU(),
+        nn.Conv2d(20, 4, kernel, padding=pad),
+    )
+    return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
+
+
+NETWORKS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(8, 70), nn.ReLU(), nn.Linear(70, 90), nn.ReLU(), nn.Linear(90, 5)), (1, 8)),
+    "loops": (Loop, (1, 4)),
+    "concatenation": (Dense, (1, 5)),
+    "transposed": (Transposed, (1, 6)),
+    "3 x 3": (lambda: convolutions(3), (1, 3, 8, 8)),
+    "5 x 5, channels last": (lambda: convolutions(5, True), (1, 3, 8, 8)),
+    "1 x 1": (lambda: convolutions(1), (1, 3, 8, 8)),
+}
+
+
+def analysed(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> equinorm.Symmetries:
+    """Symmetries of a network whose channels were spread over two decades."""
+    torch.manual_seed(seed)
+    build, shape = NETWORKS[name]
+    symmetries = equinorm.symmetries(build(), (torch.randn(*shape),))
+    symmetries.rescale_((2 * torch.rand(symmetries.num_free, dtype=torch.float64) - 1) * math.log(10))
+    symmetries.model.to(dtype)
+    return symmetries
+
+
+def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, c: float = 1.1) -> Problem:
+    scalings = counted(symmetries.scalings, biases=False)
+    held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
+    laid = layouts(scalings, symmetries.family_ranges, symmetries.num_free, held)
+    ranges = symmetries.family_ranges
+    return problem(laid, symmetries.tensors, ranges, symmetries.num_free, p, c, torch.float64, streams)
+
+
+@pytest.fixture(params=[STRIP, 50], ids=["strips", "tiny strips"])
+def strips(request, monkeypatch):
+    """Strips of a few entries show mistakes at their edges."""
+    monkeypatch.setattr("equinorm._reading.STRIP", request.param)
+    monkeypatch.setattr("equinorm._streams.STRIP", request.param)
+
+
+@pytest.mark.usefixtures("strips")
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_readings_are_the_kept_energies(name, p, dtype):
+    symmetries = analysed(name, dtype)
+    kept, streamed = energies(symmetries, p, False), energies(symmetries, p, True)
+    assert any(isinstance(block, StreamedBlock) for block in streamed.blocks)
+    assert len(kept.blocks) == len(streamed.blocks)
+    z = torch.randn(symmetries.num_free + 1, dtype=torch.float64)
+    z[0] = 0
+    for precise, tolerance in ((False, 1e-5), (True, 1e-12)):
+        if precise:
+            streamed.refine()
+        for one, other in zip(kept.blocks, streamed.blocks, strict=True):
+            for side in (0, 1):
+                expected = one.log_energies(side, z, kept.q, False)
+                torch.testing.assert_close(other.log_energies(side, z, kept.q, False), expected, rtol=0, atol=tolerance)
+    assert streamed.constants.keys() == kept.constants.keys()
+    for index, value in kept.constants.items():
+        assert streamed.constants[index] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("tol", [1e-6, 1e-12])
+def test_single_precision_reaches_the_minimum_of_double(name, p, tol):
+    symmetries = analysed(name)
+    coarse = symmetries.balance(p=p, tol=tol)
+    assert coarse.converged
+    symmetries.model.double()
+    fine = symmetries.balance(p=p, tol=1e-13)
+    torch.testing.assert_close(coarse.log_scales, fine.log_scales, rtol=0, atol=max(1e3 * tol, 1e-9))
+    assert coarse.norm_after == pytest.approx(fine.norm_after, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_squares_that_single_precision_cannot_hold(scale):
+    symmetries = analysed("linear")
+    expected = symmetries.balance(tol=1e-9).log_scales
+    first, second = (symmetries.tensors[name] for name in ("0.weight", "2.weight"))
+    with torch.no_grad():
+        first.mul_(scale)
+        second.mul_(1 / scale)
+    balance = symmetries.balance(tol=1e-9)
+    assert balance.converged
+    assert not balance.dead
+    shift = torch.zeros_like(expected)
+    shift[:70] = -math.log(scale)
+    torch.testing.assert_close(balance.log_scales, expected + shift, rtol=0, atol=1e-5)
+
+
+def test_dead_channels_are_found_and_left_out():
+    symmetries = analysed("linear")
+    with torch.no_grad():
+        symmetries.tensors["0.weight"][3] = 0
+        symmetries.tensors["2.weight"][:, 3] = 7
+        symmetries.tensors["2.weight"][5, torch.arange(70) != 3] = 0  # hears channel 3 only
+        symmetries.tensors["4.weight"][:, 8] = 0
+    balance = symmetries.balance(tol=1e-6)
+    assert balance.dead == (4, 70 + 6, 70 + 9)
+    assert balance.converged
+    symmetries.model.double()
+    torch.testing.assert_close(balance.log_scales, symmetries.balance(tol=1e-12).log_scales, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(value):
+    symmetries = analysed("linear")
+    with torch.no_grad():
+        symmetries.tensors["2.weight"][1, 2] = value
+    with pytest.raises(equinorm.BalanceError, match=r"2\.weight: it holds (NaN|inf)"):
+        symmetries.balance()
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that an operation makes, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        inputs = {part.untyped_storage()._cdata for part in args if isinstance(part, Tensor)}
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, Tensor) and part.untyped_storage()._cdata not in inputs:
+                self.bytes = max(self.bytes, part.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_no_weight_is_copied(dtype, p):
+    """Balancing and rescaling hold a strip and vectors, whatever the size of the weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 8)).to(dtype)
+    symmetries = equinorm.symmetries(net, (torch.randn(1, 64, dtype=dtype),))
+    with Largest() as largest:
+        balance = symmetries.balance(p=p, tol=1e-9)
+        balance.apply_(power_of_two=True)
+    assert balance.converged
+    weight = 2048 * 2048 * (4 if dtype == torch.float32 else 2)
+    assert largest.bytes <= 8 * STRIP < weight / 3
+
+
+def test_energies_of_kernels_are_kept_only_where_they_are_small():
+    symmetries = analysed("3 x 3")
+    streams = [stream for stream in energies(symmetries, 2.0, True).streams if isinstance(stream, Stream)]
+    assert [stream._keeps for stream in streams] == [True]  # 4 of 36 bytes
+    half = analysed("3 x 3", torch.bfloat16)
+    streams = [stream for stream in energies(half, 2.0, True).streams if isinstance(stream, Stream)]
+    assert [stream._keeps for stream in streams] == [False]  # 4 of 18
+    assert _streams.KEPT == 8
