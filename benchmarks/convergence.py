@@ -3,8 +3,8 @@
     python benchmarks/convergence.py [--networks mlp resnet decoder] [--sizes 1e6 1e7 1e8 1e9] [--dtypes float32 bfloat16]
         [--norms 2 1] [--tols 1e-6 1e-10] [--threads 2] [--rounds 3] [--output benchmarks/results/convergence.jsonl]
 
-Networks have 16 hidden layers (mlp), ResNet-50's blocks (resnet) or 8 blocks of attention and SwiGLU (decoder); their width sets
-their size. Every channel is first rescaled by 10^U(−2, 2). One read is a dot product of every weight with itself, the
+Networks have 16 hidden layers (mlp), ResNet-50's blocks (resnet) or 8 blocks of attention and SwiGLU (decoder), as wide as
+their size asks. Every channel is first rescaled by 10^U(−2, 2). One read is a dot product of every weight with itself, the
 fastest reduction there is on a CPU. Memory is the highest resident set during the call beyond what was resident before it
 (Linux). Medians over rounds; only ratios carry over to other machines.
 """
@@ -68,14 +68,15 @@ def network(name: str, size: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
         width = max(8, round(64 * math.sqrt(size / 25.5e6) / 8) * 8)
         return build(Run(network="resnet50", width=width), (3, 64, 64), 1000), (torch.zeros(1, 3, 64, 64),)
     width = max(64, round(math.sqrt(size / 96) / 64) * 64)
-    return nn.Sequential(*[Layer(width) for _ in range(8)], nn.RMSNorm(width), nn.Linear(width, 64)), (
-        torch.zeros(1, 8, width),
-    )
+    layers = [Layer(width) for _ in range(8)]
+    return nn.Sequential(*layers, nn.RMSNorm(width), nn.Linear(width, 64)), (torch.zeros(1, 8, width),)
 
 
 def timed(function: Any) -> tuple[float, Any]:
+    """Seconds, and what the function returns."""
     started = time.perf_counter()
-    return time.perf_counter() - started if (result := function()) is None else time.perf_counter() - started, result
+    result = function()
+    return time.perf_counter() - started, result
 
 
 class Peak:

@@ -11,9 +11,7 @@ alternating repeats after one warm-up; only their ratios carry over to other mac
 
 import argparse
 import copy
-import json
 import math
-import platform
 import statistics
 import time
 import warnings
@@ -25,6 +23,7 @@ import torch
 from torch import nn
 
 import equinorm
+from common import machine, report
 from zoo import import_models
 
 
@@ -89,7 +88,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         }
     for key in ("p=2", "p=inf"):
         record[f"brevitas / {key}"] = record["brevitas"]["solve_apply_s"] / record[key]["solve_apply_s"]
-    return record | {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
+    return record | machine()
 
 
 def main() -> None:
@@ -99,12 +98,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    for name in options.models:
-        record = measure(name, options.repeats)
-        print(json.dumps(record))
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+    report((measure(name, options.repeats) for name in options.models), options.output)
 
 
 if __name__ == "__main__":

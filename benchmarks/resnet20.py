@@ -12,7 +12,6 @@ line:
 import argparse
 import copy
 import io
-import json
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import equinorm
+from common import report
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -139,11 +139,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     for dtype, power_of_two in ((torch.float64, False), (torch.float32, False), (torch.float32, True)):
-        record = compare(options.weights, options.images, options.count, dtype, power_of_two)
-        print(json.dumps(record), flush=True)
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        report([compare(options.weights, options.images, options.count, dtype, power_of_two)], options.output)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,6 @@ of ENorm's hook on the first. Medians and quartiles over rounds, after a warm-up
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +20,7 @@ import torch
 from torch import nn
 
 import equinorm
+from common import machine, report, summary
 from equinorm.experiments._networks import build
 from equinorm.experiments._runs import Run
 from zoo import import_models
@@ -68,11 +65,6 @@ def rounds(contestants: dict[str, Callable[[], Any]], count: int, device: str) -
             if number >= WARM_UP:
                 found[name].append(taken)
     return found
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "lower quartile": low, "upper quartile": high}
 
 
 def step(name: str, dtype: torch.dtype, decay: float, device: str, count: int) -> dict[str, Any]:
@@ -140,7 +132,7 @@ def norms(batch: int, device: str, count: int) -> dict[str, Any]:
     costs = {
         name: [whole - without for whole, without in zip(found[name], found[base], strict=True)] for name, base in pairs.items()
     }
-    middle = {name: statistics.median(values) for name, values in costs.items()}
+    middle = {name: summary(values)["median"] for name, values in costs.items()}
     return {
         "network": "resnet18 at 224",
         "batch": batch,
@@ -149,16 +141,6 @@ def norms(batch: int, device: str, count: int) -> dict[str, Any]:
         "BN / ENorm": middle["bn"] / middle["enorm"],
         "GN / ENorm": middle["gn"] / middle["enorm"],
     }
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            name = line.split(":", 1)[1].strip()
-    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return found | ({"device": torch.cuda.get_device_name()} if device != "cpu" else {})
 
 
 def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -184,12 +166,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    for record in records(options):
-        record |= machine(options.device)
-        print(json.dumps(record), flush=True)
-        if options.output is not None:
-            with options.output.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+    report((record | machine(options.device) for record in records(options)), options.output)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from equinorm._blocks import GROUND
+from equinorm._families import minimise_families
 from equinorm._layout import Layout
 from equinorm._scaling import Scaling
-from equinorm._families import minimise_families
 
 
 def drift(layouts: Sequence[Layout], families: Sequence[tuple[int, int]], q: float, c: float) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from equinorm._blocks import GROUND, Side, stiffness
 from equinorm._errors import BalanceError
+from equinorm._families import red_black
 from equinorm._layout import Layout, Part
 from equinorm._reading import Reading
-from equinorm._families import red_black
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5

@@ -11,7 +11,7 @@ from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
 from equinorm._reading import Reading, check_finite
-from equinorm._streams import CHEAP, LARGEST, SMALLEST, Stream, still_logs, streamed
+from equinorm._streams import CHEAP, LARGEST, SMALLEST, Stream, streamed
 
 
 def problem(
@@ -42,6 +42,7 @@ def problem(
     blocks: list[AnyBlock] = []
     constants: dict[int, list[float]] = {}
     opened: list[Stream] = []
+    start = torch.zeros(num_free + 1, dtype=torch.float64)
     q = 1.0 if math.isinf(p) else p
     for index, layout in enumerate(layouts):
         tensor, log_weight = tensors[layout.scaling.name], -q * layout.scaling.depth * math.log(c)
@@ -53,7 +54,7 @@ def problem(
             stream = Stream(layout, tensor, p, log_weight)
             opened.append(stream)
             blocks += streamed(index, stream)
-            constants[index] = list(still_logs(stream, torch.zeros(num_free + 1, dtype=torch.float64)))
+            constants[index] = list(stream.still_logs(start))
             continue
         energies, offsets = _read(layout, tensor, p, precision)
         offsets[0] = offsets[0] + log_weight
@@ -117,7 +118,7 @@ def _totals(energies: Tensor) -> list[Tensor]:
 
 
 def _scaled(layout: Layout, tensor: Tensor, p: float) -> tuple[Tensor, list[Tensor]]:
-    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of what it was divided by."""
+    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales."""
     weight, axes, q = layout.scaling.effective(tensor), layout.axes, 1.0 if math.isinf(p) else p
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
     magnitude = weight.to("cpu", torch.float64).abs()

@@ -142,7 +142,7 @@ class RankOne:
 
     def _level(self, shift: np.ndarray) -> None:
         """Minimise over one scalar for each family."""
-        shares, sums, terms = self._moved(shift)
+        _, sums, terms = self._moved(shift)
         totals = self._totals.copy()
         np.add.at(totals, [number for number, _ in self._segments], sums)
         lists = _log_sums(terms, self._list_starts, None)

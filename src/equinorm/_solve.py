@@ -5,9 +5,9 @@ out-energy s (negative) is z += log(s / r) / 2q; for p-norms that is D = √(R/L
 once: by Cauchy-Schwarz the objective never increases, even if terms join them, as long as the exponents of the family in one
 term sum to at most 1 on either sign (otherwise divide the step by that sum).
 
-Slow modes are one scalar for each family. The two-level method minimises over those first. For finite p it works on the rank-one
-model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses, and is
-undone where it fails.
+Slow modes are one scalar for each family. The two-level method minimises over those first. For finite p it works on the
+rank-one model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses,
+and is undone where it fails.
 
 Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JACM 1965.
 """
