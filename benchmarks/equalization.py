@@ -1,15 +1,17 @@
-"""Solving plus applying, side by side with brevitas' EqualizeGraph in one run.
+"""Solving plus applying, side by side with brevitas' EqualizeGraph and scipy's L-BFGS in one run.
 
     python benchmarks/equalization.py [--models alexnet vgg11_bn resnet50 densenet121] [--repeats 5]
         [--output benchmarks/results/equalization.jsonl]
 
-Needs torchvision and brevitas (`pip install --no-deps brevitas dependencies unfoldNd`). Both sides get the same float32
-weights and two threads; discovery (export here, region walk there) is timed apart. brevitas runs its 10 iterations of
-cross-layer equalization; Equinorm runs until the residual is at most 1e-6, for p = 2 and for p = ∞. Times are medians of
-alternating repeats after one warm-up; only their ratios carry over to other machines.
+Needs torchvision, scipy and brevitas (`pip install --no-deps brevitas dependencies==2.0.1 unfoldNd`). Every channel is first
+rescaled by 10^U(−1, 1); all sides get the same float32 weights and two threads. Discovery (export here, region walk there) is
+timed apart. brevitas runs its 10 iterations of cross-layer equalization; Equinorm runs until the residual is at most 1e-6, for
+p = 2 and for p = ∞; L-BFGS minimises the same objective (p = 2), on energies that are kept, until its residual is at most 1e-6
+or for a minute. Times are medians of alternating repeats after one warm-up; only their ratios carry over to other machines.
 """
 
 import argparse
+import contextlib
 import copy
 import math
 import statistics
@@ -19,11 +21,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import optimize
 from torch import nn
 
 import equinorm
 from common import machine, report
+from equinorm._balance import counted
+from equinorm._energy import problem
+from equinorm._layout import layouts
 from zoo import import_models
 
 
@@ -58,15 +65,59 @@ def brevitas(model: nn.Module, args: tuple) -> dict[str, float]:
     return {"discovery": discovery, "solve_apply": seconds, "cycles": tool.iterations}
 
 
+OPTIONS = {"maxiter": 10**6, "maxfun": 10**6, "ftol": 0.0, "gtol": 0.0}
+"""L-BFGS stops where we say."""
+
+
+class DoneError(Exception):
+    """L-BFGS has got there, or its time is over."""
+
+
+def lbfgs(model: nn.Module, args: tuple, limit: float = 60.0) -> dict[str, float]:
+    """Seconds for scipy's L-BFGS-B on log φ, p = 2, and for applying where it ends."""
+    symmetries = equinorm.symmetries(model, args)
+    scalings = counted(symmetries.scalings, biases=False)
+    held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
+    started = time.perf_counter()
+    laid = layouts(scalings, symmetries.family_ranges, symmetries.num_free, held)
+    found = problem(laid, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, 2.0, 1.0, torch.float32, False)
+    evaluations, residual, best = 0, 1.0, torch.zeros(symmetries.num_free, dtype=torch.float64)
+
+    def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal evaluations, residual, best
+        padded = torch.cat([torch.zeros(1, dtype=torch.float64), torch.from_numpy(z)])
+        total, gradient, both = 0.0, torch.zeros_like(padded), 0.0
+        for block in found.blocks:
+            for place, side in enumerate(block.sides):
+                energies = block.log_energies(0 if not block.is_matrix else place, padded, 2.0, False).exp()
+                gradient.index_add_(0, side.ids, 2 * side.exponent * energies)
+                both += 2 * float(energies[side.ids > 0].sum())
+                total += float(energies.sum()) if place == 0 else 0.0
+        evaluations += 1
+        residual, best = float(gradient[1:].abs().sum()) / both, padded[1:]
+        if residual <= 1e-6 or time.perf_counter() - started > limit:
+            raise DoneError
+        return math.log(total), (gradient[1:] / total).numpy()
+
+    with contextlib.suppress(DoneError):
+        optimize.minimize(objective, best.numpy(), jac=True, method="L-BFGS-B", options=OPTIONS)
+    symmetries.rescale_(best)
+    seconds = time.perf_counter() - started
+    return {"discovery": 0.0, "solve_apply": seconds, "cycles": evaluations, "residual": residual}
+
+
 def measure(name: str, repeats: int) -> dict[str, Any]:
     """Medians and spreads of one model."""
     torch.manual_seed(0)
     model = import_models().get_model(name, weights=None).eval()
     args = (torch.randn(1, 3, 224, 224),)
+    spread = equinorm.symmetries(model, args)
+    spread.rescale_((2 * torch.rand(spread.num_free, dtype=torch.float64) - 1) * math.log(10))
     contestants = {
         "p=2": lambda m: ours(m, args, 2.0),
         "p=inf": lambda m: ours(m, args, math.inf),
         "brevitas": lambda m: brevitas(m, args),
+        "L-BFGS": lambda m: lbfgs(m, args),
     }
     runs: dict[str, list[dict[str, float]]] = {key: [] for key in contestants}
     for repeat in range(repeats + 1):
@@ -85,9 +136,10 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
             "max_s": max(seconds),
             "discovery_s": statistics.median(result["discovery"] for result in results),
             "cycles": results[0]["cycles"],
+            **({"residual": results[0]["residual"]} if "residual" in results[0] else {}),
         }
-    for key in ("p=2", "p=inf"):
-        record[f"brevitas / {key}"] = record["brevitas"]["solve_apply_s"] / record[key]["solve_apply_s"]
+    for other, key in (("brevitas", "p=2"), ("brevitas", "p=inf"), ("L-BFGS", "p=2")):
+        record[f"{other} / {key}"] = record[other]["solve_apply_s"] / record[key]["solve_apply_s"]
     return record | machine()
 
 
