@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import equinorm
 from equinorm import _streams
 from equinorm._balance import counted
-from equinorm._blocks import STRIP, Problem
+from equinorm._blocks import Problem
 from equinorm._energy import problem
 from equinorm._layout import layouts
+from equinorm._reading import AT_ONCE
 from equinorm._streams import Stream, StreamedBlock
 
 
@@ -93,11 +94,11 @@ def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, c: float 
     return problem(laid, symmetries.tensors, ranges, symmetries.num_free, p, c, torch.float64, streams)
 
 
-@pytest.fixture(params=[STRIP, 50], ids=["strips", "tiny strips"])
+@pytest.fixture(params=[AT_ONCE, 50], ids=["strips", "tiny strips"])
 def strips(request, monkeypatch):
     """Strips of a few entries show mistakes at their edges."""
-    monkeypatch.setattr("equinorm._reading.STRIP", request.param)
-    monkeypatch.setattr("equinorm._streams.STRIP", request.param)
+    monkeypatch.setattr("equinorm._reading.AT_ONCE", request.param)
+    monkeypatch.setattr("equinorm._streams.AT_ONCE", request.param)
 
 
 @pytest.mark.usefixtures("strips")
@@ -196,14 +197,14 @@ class Largest(TorchDispatchMode):
 def test_no_weight_is_copied(dtype, p):
     """Balancing and rescaling hold a strip and vectors, whatever the size of the weights."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 8)).to(dtype)
+    net = nn.Sequential(nn.Linear(64, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 8)).to(dtype)
     symmetries = equinorm.symmetries(net, (torch.randn(1, 64, dtype=dtype),))
     with Largest() as largest:
         balance = symmetries.balance(p=p, tol=1e-9)
         balance.apply_(power_of_two=True)
     assert balance.converged
-    weight = 2048 * 2048 * (4 if dtype == torch.float32 else 2)
-    assert largest.bytes <= 8 * STRIP < weight / 3
+    weight = 4096 * 4096 * (4 if dtype == torch.float32 else 2)
+    assert largest.bytes <= 8 * AT_ONCE < weight / 3
 
 
 def test_energies_of_kernels_are_kept_only_where_they_are_small():

@@ -10,8 +10,8 @@ from torch import Tensor
 from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
-from equinorm._reading import Reading, check_finite
-from equinorm._streams import CHEAP, LARGEST, SMALLEST, Stream, streamed
+from equinorm._reading import CHEAP, Reading, check_finite
+from equinorm._streams import LARGEST, SMALLEST, Stream, streamed
 
 
 def problem(

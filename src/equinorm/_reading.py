@@ -15,6 +15,12 @@ from equinorm._blocks import STRIP
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
 
+CHEAP = (1.0, 2.0)
+"""Norms whose powers cost nothing beside reading."""
+
+AT_ONCE = 1 << 20
+"""Entries of a strip that is read for both of its sides: it fits a larger cache."""
+
 
 class Reading:
     """Reads |w|^p of a tensor, summed (p = ∞: maximised) over the axes that no scale tells apart.
@@ -60,7 +66,9 @@ class Reading:
             return self._power(weight).reshape(self._shape)
         if math.isinf(self._p):
             return self._power(weight).amax(self._layout.others).reshape(self._shape)
-        strips = [self._summed(strip) for strip in weight.permute(self._order).reshape(self._runs).split(self._strip)]
+        room = self._room(self._strip) if self._p in CHEAP and not torch.compiler.is_compiling() else None
+        strips = weight.permute(self._order).reshape(self._runs).split(self._strip)
+        strips = [self._summed(strip, None if room is None else room[: len(strip)]) for strip in strips]
         whole = sum(strips[1:], strips[0]) if self._sums[0] == 0 else torch.cat(strips)
         return whole.view(self._kept).permute(self._back).reshape(self._shape)
 
@@ -78,14 +86,24 @@ class Reading:
     def strips(self) -> Iterator[tuple[int, Tensor]]:
         """First place along the slow side, and the energies of a strip of shape (slow, fast) that fits the cache.
 
-        Only where `has_strips`, and p is finite.
+        Only where `has_strips`, for p = 1 and 2. A strip holds until the next one is asked for.
         """
         weight = self._tensor.detach().permute(self._order).view(self._runs)
-        for first in range(0, self._runs[0], self._strip):
-            yield first, self._summed(weight[first : first + self._strip])
+        rows = max(1, AT_ONCE // math.prod(self._runs[1:]))
+        memory = self._room(rows)
+        for first in range(0, self._runs[0], rows):
+            strip = weight[first : first + rows]
+            yield first, self._summed(strip, memory[: len(strip)])
 
-    def _power(self, weight: Tensor) -> Tensor:
+    def _room(self, rows: int) -> Tensor:
+        """Memory for the powers of one strip after the other: fresh pages cost more than the powers themselves."""
+        return torch.empty(min(rows, self._runs[0]), *self._runs[1:], device=self._tensor.device, dtype=self._dtype)
+
+    def _power(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """|w|^p in the dtype of the sums; |w| for p = ∞."""
+        if out is not None:
+            same = weight if weight.dtype == self._dtype else out.copy_(weight)
+            return torch.mul(same, same, out=out) if self._p == 2 else torch.abs(same, out=out)
         converted = weight.to(self._dtype)
         if converted is not weight:  # a copy of our own
             return converted.mul_(converted) if self._p == 2 else self._root(converted.abs_())
@@ -94,9 +112,9 @@ class Reading:
     def _root(self, magnitude: Tensor) -> Tensor:
         return magnitude if self._p in (1, math.inf) else magnitude.pow_(self._p)
 
-    def _summed(self, weight: Tensor) -> Tensor:
+    def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
         """Sums over some of the axes of a contiguous strip, from the last to the first."""
-        powers = self._power(weight)
+        powers = self._power(weight, memory)
         for axis in reversed(self._sums):
             if axis == 0:
                 powers = powers.sum(0)

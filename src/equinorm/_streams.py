@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._blocks import STRIP, Side, log_sum
+from equinorm._blocks import Side, log_sum
 from equinorm._layout import Layout, Pick
-from equinorm._reading import Reading, check_finite
-
-CHEAP = (1.0, 2.0)
-"""Norms whose powers cost nothing beside reading; others are raised once and kept."""
+from equinorm._reading import AT_ONCE, Reading, check_finite
 
 KEPT = 8
 """Energies summed over kernels are kept in float32 where they take at most this fraction of the weight's memory."""
@@ -161,7 +158,7 @@ class Stream:
             return
         if self._kept is None:
             self._kept = torch.cat([strip for _, strip in self._readings[dtype].strips()])
-        rows = max(1, STRIP // self._kept.size(1))
+        rows = max(1, AT_ONCE // self._kept.size(1))
         for first in range(0, len(self._kept), rows):
             yield first, self._kept[first : first + rows]
 
