@@ -36,3 +36,8 @@ def report(records: Iterable[dict[str, Any]], output: Path | None) -> None:
             output.parent.mkdir(parents=True, exist_ok=True)
             with output.open("a") as file:
                 file.write(line + "\n")
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines."""
+    return [json.loads(line) for line in results.read_text("utf-8").splitlines()]

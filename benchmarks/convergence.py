@@ -2,6 +2,7 @@
 
     python benchmarks/convergence.py [--networks mlp resnet decoder] [--sizes 1e6 1e7 1e8 1e9] [--dtypes float32 bfloat16]
         [--norms 2 1] [--tols 1e-6 1e-10] [--threads 2] [--rounds 3] [--output benchmarks/results/convergence.jsonl]
+    python benchmarks/convergence.py --draw docs/images/convergence.png --output benchmarks/results/convergence.jsonl
 
 Networks have 16 hidden layers (mlp), ResNet-50's blocks (resnet) or 8 blocks of attention and SwiGLU (decoder), as wide as
 their size asks. Every channel is first rescaled by 10^U(−2, 2). One read is the fastest reduction of all weights that there is
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from common import machine, report
+from common import machine, read, report
 from equinorm.experiments._networks import build
 from equinorm.experiments._runs import Run
 
@@ -146,6 +147,29 @@ def measure(name: str, size: float, dtype: torch.dtype, norms: list[float], tols
             }
 
 
+def draw(results: Path, picture: Path) -> None:
+    """Seconds against the number of weights, p = 2, float32."""
+    import matplotlib.pyplot as plt
+
+    latest = {(r["network"], r["parameters"], r["dtype"], r["p"], r["tol"]): r for r in read(results)}
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    found = [r for r in latest.values() if r["dtype"] == "float32" and r["p"] == 2]
+    for colour, name in zip(("tab:blue", "tab:orange", "tab:green"), ("mlp", "resnet", "decoder"), strict=True):
+        for tol, style in ((1e-6, "-"), (1e-10, ":")):
+            line = sorted(
+                (r["parameters"], r["balance_s"] + r["rescale_s"]) for r in found if (r["network"], r["tol"]) == (name, tol)
+            )
+            label = f"{name}, residual {tol:g}"
+            axes.loglog(*zip(*line, strict=True), style, color=colour, marker="o", markersize=3, label=label)
+    for factor, word in ((1, "one read of all weights"), (25, "25 reads")):
+        line = sorted((r["parameters"], factor * r["read_s"]) for r in found if (r["network"], r["tol"]) == ("mlp", 1e-6))
+        axes.loglog(*zip(*line, strict=True), color="0.6", linestyle="--" if factor > 1 else "-", label=word)
+    axes.set(xlabel="weights (float32)", ylabel="seconds for balance and apply_")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=160)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["mlp", "resnet", "decoder"])
@@ -156,7 +180,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--draw", type=Path, help="draw what --output holds into this .png, and measure nothing")
     options = parser.parse_args()
+    if options.draw is not None:
+        draw(options.output, options.draw)
+        return
     torch.set_num_threads(options.threads)
     for name in options.networks:
         for size in options.sizes:

@@ -1,7 +1,7 @@
 """MkDocs hook: tables of what a training step costs, from the files of results.
 
-`<!-- step -->` becomes the table of benchmarks/results/step.jsonl, `<!-- norms -->` that of norms.jsonl. Of several runs on one
-machine the last counts.
+`<!-- step -->` becomes the table of benchmarks/results/step.jsonl, and so on for norms, convergence and equalization. Of
+several runs on one machine the last counts.
 """
 
 import json
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of a page."""
-    for name, table in (("step", step), ("norms", norms)):
+    for name, table in (("step", step), ("norms", norms), ("convergence", convergence), ("equalization", equalization)):
         if f"<!-- {name} -->" in markdown:
             lines = (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()
             markdown = markdown.replace(f"<!-- {name} -->", table([json.loads(line) for line in lines]))
@@ -51,6 +51,46 @@ def norms(records: list[Record]) -> str:
         ratios = [f"{record[f'{key} / ENorm']:.0f}" for key in ("BN", "GN")]
         rows.append(f"| {' | '.join([name, str(batch), _milliseconds(record['seconds']['baseline']), *costs, *ratios])} |")
     return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def convergence(records: list[Record]) -> str:
+    """Reads and memory of balancing, by network, size, dtype and norm."""
+    rows = [
+        "| network | weights | p | one read | to 10⁻⁶ | to 10⁻¹⁰ | writing back | memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    found: dict[tuple, dict[float, Record]] = {}
+    for record in records:
+        key = (_machine(record), record["network"], record["parameters"], record["dtype"], record["p"])
+        found.setdefault(key, {})[record["tol"]] = record
+    for (_, name, parameters, dtype, p), by_tol in found.items():
+        coarse, fine = by_tol[1e-6], by_tol[1e-10]
+        reads = [f"{r['balance_reads']:.0f} <small>({r['spread'][0]:.0f}–{r['spread'][1]:.0f})</small>" for r in (coarse, fine)]
+        memory = max(coarse["memory"], fine["memory"])
+        size = f"{parameters / 1e6:.0f} M {dtype}"
+        cells = [
+            name,
+            size,
+            f"{p:g}",
+            f"{coarse['read_s'] * 1e3:.1f} ms",
+            *reads,
+            f"{coarse['rescale_reads']:.0f}",
+            f"{memory:.0%}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def equalization(records: list[Record]) -> str:
+    """Seconds of our solver and of others, and their ratios."""
+    rows = ["| network | p = 2 | p = ∞ | brevitas | L-BFGS, p = 2 | brevitas / p = 2 | brevitas / p = ∞ | L-BFGS / p = 2 |"]
+    rows.append("| --- |" + " ---: |" * 7)
+    latest = {(_machine(r), r["model"]): r for r in records if "L-BFGS" in r}
+    for (_, name), record in latest.items():
+        seconds = [f"{record[key]['solve_apply_s']:.2f} s" for key in ("p=2", "p=inf", "brevitas", "L-BFGS")]
+        ratios = [f"{record[key]:.1f}" for key in ("brevitas / p=2", "brevitas / p=inf", "L-BFGS / p=2")]
+        rows.append(f"| {' | '.join([name, *seconds, *ratios])} |")
+    return "\n".join([*rows, "", f"{_machines([*latest.values()])}."])
 
 
 def _milliseconds(value: dict[str, float]) -> str:

@@ -33,7 +33,6 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    run: Run
     message: str
     trace: str
 
@@ -96,7 +95,7 @@ class Pool:
                     ) from None
                 continue
             if isinstance(message, _Failure):
-                raise ExperimentError(f"{describe(message.run)} failed: {message.message}") from RuntimeError(message.trace)
+                raise ExperimentError(message.message) from RuntimeError(message.trace)
             if isinstance(message, Result):
                 return message
             listen(message)
@@ -118,10 +117,11 @@ def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
         try:
             data = _folders.load(run, folder, device)
             messages.put(train(run, data, device, lambda *state, run=run: messages.put(Epoch(run, *state))))
-        except EquinormError as error:
-            messages.put(_Failure(run, str(error), traceback.format_exc()))
+        except ExperimentError as error:  # of the images or the settings, which all runs share
+            messages.put(_Failure(str(error), traceback.format_exc()))
         except Exception as error:
-            messages.put(_Failure(run, f"{type(error).__name__}: {error}", traceback.format_exc()))
+            kind = "" if isinstance(error, EquinormError) else f"{type(error).__name__}: "
+            messages.put(_Failure(f"{describe(run)} failed: {kind}{error}", traceback.format_exc()))
 
 
 def _end_with_parent() -> None:
