@@ -123,7 +123,9 @@ def measure(name: str, size: float, dtype: torch.dtype, norms: list[float], tols
                 solving.append(taken)
                 peaks.append(peak.bytes / nbytes)
                 still = torch.zeros(symmetries.num_free, dtype=torch.float64)
-                still += math.log(2) * torch.randint(-1, 2, still.shape)  # apply_ would leave the next round nothing to do
+                still += (
+                    math.log(2) * torch.randint(-1, 2, still.shape).double()
+                )  # apply_ would leave the next round nothing to do
                 applying.append(timed(lambda still=still: symmetries.rescale_(still))[0])
                 symmetries.rescale_(-still)
             one = statistics.median(reads)

@@ -238,11 +238,11 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
     twin.rescale_(z)
     writes, multiply_ = [], _rescale._multiply_
 
-    def interrupted(write):
+    def interrupted(write, is_direct):
         writes.append(write)
         if len(writes) == 3:
             signal.raise_signal(signal.SIGINT)
-        multiply_(write)
+        multiply_(write, is_direct)
 
     monkeypatch.setattr(_rescale, "_multiply_", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -250,6 +250,35 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
     assert len(writes) > 3
     assert all(torch.equal(a, b) for a, b in zip(state(net), state(expected), strict=True))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("weight", "decades"), [(1e30, 15), (1e-30, -15)])
+def test_products_that_leave_the_dtype_on_the_way(weight, decades):
+    """Row scales times column scales are harmless; the weights times row scales alone are not."""
+    net = nn.Sequential(
+        nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)
+    )
+    with torch.no_grad():
+        for layer, size in ((net[0], 1 / weight), (net[2], weight), (net[4], 1.0)):
+            layer.weight.copy_(size * (1 + torch.rand_like(layer.weight)))
+    symmetries = equinorm.symmetries(net, (torch.randn(1, 3),))
+    expected = net[2].weight.detach().clone()
+    symmetries.rescale_(torch.full((8,), decades * math.log(10), dtype=torch.float64))
+    torch.testing.assert_close(net[2].weight.detach(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_zeros_and_of_other_sizes(dtype):
+    """Bounds on rows come from norms; exact powers of two must come out whatever the rows hold."""
+    net = nn.Sequential(nn.Linear(3, 5, bias=False), nn.ReLU(), nn.Linear(5, 2, bias=False)).to(dtype)
+    sizes = torch.tensor([1.0, 0.0, 1e-3, 1e3, 1.0]) if dtype == torch.float16 else torch.tensor([1e18, 0.0, 1e-18, 1e-25, 1.0])
+    with torch.no_grad():
+        net[0].weight.copy_((1 + torch.rand(5, 3)) * sizes[:, None])
+    before = [layer.weight.detach().clone() for layer in (net[0], net[2])]
+    twos = torch.tensor([1.0, -2.0, 3.0, -1.0, 2.0], dtype=torch.float64)
+    equinorm.symmetries(net, (torch.randn(1, 3, dtype=dtype),)).rescale_(twos * math.log(2))
+    assert torch.equal(net[0].weight, before[0] * (2 ** twos[:, None]).to(dtype))
+    assert torch.equal(net[2].weight, before[1] * (2**-twos).to(dtype))
 
 
 def test_interrupt_while_checking_writes_nothing(monkeypatch):

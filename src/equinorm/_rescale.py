@@ -87,11 +87,10 @@ def rescale_(
         for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
             if exponent:
                 writes.append(_Write(what, state, [exponent * log for log in moving[id(parameter)][1]]))
-    for write in writes:
-        _check(write)
+    direct = [_check(write) for write in writes]
     with torch.no_grad(), uninterrupted():
-        for write in writes:
-            _multiply_(write)
+        for write, is_direct in zip(writes, direct, strict=True):
+            _multiply_(write, is_direct)
 
 
 def scale_of(log: Tensor) -> Tensor:
@@ -103,14 +102,12 @@ def scale_of(log: Tensor) -> Tensor:
     return torch.exp(log)
 
 
-def _multiply_(write: _Write) -> None:
+def _multiply_(write: _Write, is_direct: bool) -> None:
     tensor, logs = write.tensor, write.logs
     if write.offset:
         tensor.copy_(_shifted(write))
         return
-    largest = max(float(log.abs().max()) for log in logs)
-    if tensor.dtype in (torch.float16, torch.bfloat16) or largest > 0.5 * math.log(torch.finfo(tensor.dtype).max):
-        # One factor alone may not be representable in the tensor's dtype; a strip at a time, to spare memory.
+    if not is_direct:  # in float64, a strip at a time to spare memory
         whole = tensor if tensor.dim() else tensor[None]
         rows = max(1, STRIP * len(whole) // max(1, whole.numel()))
         for first in range(0, len(whole), rows):
@@ -160,32 +157,39 @@ def check_writable(what: str, tensor: Tensor) -> None:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
 
 
-def _check(write: _Write) -> None:
-    """Refuse what cannot be written or would not be exact."""
+def _check(write: _Write) -> bool:
+    """Refuse what cannot be written or would not be exact; says whether it can be multiplied by one factor after the other.
+
+    In half precision factors that are not powers of two would be rounded twice.
+    """
     what, tensor = write.what, write.tensor
     check_writable(what, tensor)
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
-        return
+        return False
     rows = _largest_by_row(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
         _check_shifted(write, info)
-        return
+        return False
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    if half and write.is_weight and not all(_exact(log) for log in write.logs):
+    is_rounded = half and not all(_exact(log) for log in write.logs)
+    if is_rounded and write.is_weight:
         raise RescaleError(
             f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
-    high = rows.log() + sum(_reduced(log, "amax") for log in write.logs)
+    # Bounds on the largest entry of each row and on each factor, while some of the factors are applied.
+    high = rows.log() + sum(_reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
-    low = rows.log() - slack + sum(_reduced(log, "amin") for log in write.logs)
+    low = rows.log() - slack + sum(_reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
-    safe = not low.numel() or (float(high.max()) < math.log(info.max) and float(low.min()) > math.log(info.tiny / info.eps))
-    if not safe:
+    largest, smallest = math.log(info.max), math.log(info.tiny / info.eps)
+    is_safe = not low.numel() or (float(high.max()) < largest and float(low.min()) > smallest)
+    if not is_safe:
         _check_exactly(write, info)
+    return is_safe and not is_rounded and all(float(log.abs().max()) < min(largest, -smallest) for log in write.logs)
 
 
 def _check_shifted(write: _Write, info: torch.finfo) -> None:
