@@ -1,4 +1,4 @@
-"""MkDocs hook: tables of what a training step costs, from the files of results.
+"""MkDocs hook: tables of what steps and balancing cost, from the files of results.
 
 `<!-- step -->` becomes the table of benchmarks/results/step.jsonl, and so on for norms, convergence and equalization. Of
 several runs on one machine the last counts.

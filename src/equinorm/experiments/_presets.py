@@ -38,10 +38,10 @@ PRESETS = {
         replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
     ),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
-    "conv-reduced": Sweep(replace(_CONV, width=16, epochs=10), _NORMS, seeds=3, select_epochs=3, lrs=(0.005, 0.02, 0.1)),
+    "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
     "resnet18-reduced": Sweep(
-        replace(_RESNET, width=8, epochs=5),
+        replace(_RESNET, width=8, epochs=3),
         ("bn", "gn", "enorm"),
         batches=(16, 64, 256),
         seeds=3,
