@@ -281,6 +281,19 @@ def test_rows_of_zeros_and_of_other_sizes(dtype):
     assert torch.equal(net[2].weight, before[1] * (2**-twos).to(dtype))
 
 
+@pytest.mark.parametrize("width", [64, 1024])
+def test_small_weights_of_half_precision_take_powers_of_two(width):
+    """Initial weights lie near float16's subnormals, where doubling is exact."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)).half()
+    with torch.no_grad():
+        net[2].weight.mul_(64)  # it is halved
+    before = net[0].weight.detach().clone()
+    symmetries = equinorm.symmetries(net, (torch.randn(1, width).half(),))
+    symmetries.rescale_(torch.full((width,), math.log(2), dtype=torch.float64))
+    assert torch.equal(net[0].weight, 2 * before)
+
+
 def test_interrupt_while_checking_writes_nothing(monkeypatch):
     net, args = network(), inputs()
     before, symmetries = state(net), equinorm.symmetries(net, args)

@@ -11,6 +11,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 import equinorm
+from equinorm._rank_one import RankOne
 
 NORMS = [0.5, 1.0, 1.5, 2.0, 3.0]
 
@@ -483,3 +484,63 @@ def test_algorithm_1_needs_hundreds_of_cycles():
     symmetries = equinorm.symmetries(net, (torch.randn(1, 3072).double(),))
     symmetries.rescale_(spread(symmetries))
     assert 400 < symmetries.balance(tol=1e-10, method="cyclic").cycles < 700
+
+
+class Product(nn.Module):
+    """Two branches that multiply: a weight behind them dies with either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(i, o, bias=False) for i, o in [(4, 6), (4, 6), (6, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x)) * self.b(x))
+
+
+def test_a_factor_whose_product_is_dead_is_dead_too():
+    torch.manual_seed(0)
+    net = Product().double()
+    net.b.weight.data[0] = 0
+    symmetries = equinorm.symmetries(net, (torch.randn(1, 4).double(),))
+    balance = symmetries.balance(tol=1e-12)
+    assert balance.converged
+    assert len(balance.dead) == 2
+    assert bool((balance.log_scales[[i - 1 for i in balance.dead]] == 0).all())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_residual_streams_with_heavy_tails(seed):
+    """Where the rank-one model is poor the acceleration must carry: its steps are kept when a jump is rejected."""
+
+    class Stream(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 12, bias=False), nn.Linear(12, 3, bias=False)
+            self.up = nn.ModuleList(nn.Linear(12, 9, bias=False) for _ in range(3))
+            self.down = nn.ModuleList(nn.Linear(9, 12, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            for up, down in zip(self.up, self.down, strict=True):
+                h = torch.relu(h + down(torch.relu(up(h))))
+            return self.last(h)
+
+    torch.manual_seed(seed)
+    net = Stream().double()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.mul_(torch.exp(5 * torch.randn_like(weight)))
+    symmetries = equinorm.symmetries(net, (torch.randn(1, 5).double(),))
+    balance = symmetries.balance(tol=1e-10)
+    assert balance.cycles <= 100
+    assert stationarity(symmetries, balance) <= 1e-10
+
+
+def test_models_are_not_asked_for_less_than_rounding(monkeypatch):
+    """A tolerance of 0 does not make every reading cost the most sweeps there are."""
+    sweeps, level = [], RankOne._level
+    monkeypatch.setattr(RankOne, "_level", lambda self, shift: (sweeps.append(1), level(self, shift))[1])
+    symmetries = equinorm.symmetries(multilayer([8, 20, 20, 4]), (torch.randn(1, 8).double(),))
+    balance = symmetries.balance(tol=0, cycles=30)
+    assert balance.residual <= 1e-14
+    assert len(sweeps) <= 60 * 4

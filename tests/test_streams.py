@@ -215,3 +215,23 @@ def test_energies_of_kernels_are_kept_only_where_they_are_small():
     streams = [stream for stream in energies(half, 2.0, True).streams if isinstance(stream, Stream)]
     assert [stream._keeps for stream in streams] == [False]  # 4 of 18
     assert _streams.KEPT == 8
+
+
+def test_weights_on_a_loop_that_are_not_finite():
+    """Their energy never changes, but it counts in the norm."""
+    symmetries = analysed("loops")
+    with torch.no_grad():
+        symmetries.tensors["inner.weight"][3, 3] = math.nan
+    with pytest.raises(equinorm.BalanceError, match=r"inner\.weight: it holds NaN"):
+        symmetries.balance()
+
+
+@pytest.mark.parametrize("name", ["linear", "concatenation", "3 x 3"])
+def test_autocast_and_inference_mode_change_nothing(name):
+    """Sums in bfloat16 would lead elsewhere, and inference tensors count no versions."""
+    symmetries = analysed(name)
+    expected = symmetries.balance(tol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(symmetries.balance(tol=1e-6).log_scales, expected.log_scales)
+    with torch.inference_mode():
+        assert torch.equal(symmetries.balance(tol=1e-6).log_scales, expected.log_scales)

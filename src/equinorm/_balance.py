@@ -1,5 +1,6 @@
 """Balance: the member of a network's rescaling orbit with least ℓp norm, and the record of how it was found."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -144,15 +145,20 @@ def balance(
     ranges, tensors = symmetries.family_ranges, symmetries.tensors
     laid = layouts(scalings, ranges, symmetries.num_free, held)
     streams = method == "two-level" and not math.isinf(p)
-    found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams)
     versions = _versions(symmetries)
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
-    before = found.log_energies(start)
-    solution = solve(found, method, cycles, tol, LIMIT, progress)
-    if solution.problem is not found:  # edges of dead channels are not part of the norms
-        found = solution.problem
+    with contextlib.ExitStack() as stack:
+        for device in {tensors[scaling.name].device.type for scaling in scalings}:
+            if not torch.amp.is_autocast_available(device):
+                continue
+            stack.enter_context(torch.autocast(device, enabled=False))  # which would sum in half precision
+        found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams)
         before = found.log_energies(start)
-    after = found.log_energies(solution.z)
+        solution = solve(found, method, cycles, tol, LIMIT, progress)
+        if solution.problem is not found:  # edges of dead channels are not part of the norms
+            found = solution.problem
+            before = found.log_energies(start)
+        after = found.log_energies(solution.z)
     converged = solution.residuals[-1] <= tol
     if converged:
         reason = f"residual at most {tol:g}"

@@ -20,7 +20,7 @@ from equinorm._blocks import GROUND, AnyBlock, Problem, Side, stiffness
 from equinorm._families import colours, minimise_families
 
 SWEEPS = 20
-"""Most sweeps over the model in one cycle."""
+"""Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""
 
 
 class RankOne:
@@ -114,7 +114,7 @@ class RankOne:
     def minimise(self, tol: float) -> Tensor:
         """The shift of all log-scales that minimises the model, to a residual of `tol`."""
         shift = np.zeros(self._count)
-        for _ in range(SWEEPS):
+        for _ in range(2 if len(self._term) > len(self._shares) else SWEEPS):
             if self._is_chained:
                 self._level(shift)
             for mask in self._masks:

@@ -29,6 +29,9 @@ DEPTH = 8
 COARSE = 3e-6
 """Residual from which on sums in float32 no longer show the way."""
 
+ROUNDING = 1e-14
+"""Residual that a model cannot be asked to go below."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
@@ -65,11 +68,12 @@ def solve(
     """
     system = _System(problem)
     z = torch.zeros(problem.num_free + 1, dtype=torch.float64)
-    dead = system.dead(z)
-    if bool(dead.any()):
+    dead = torch.zeros(problem.num_free + 1, dtype=torch.bool)
+    while bool((more := system.dead(z)).any()):  # a product dies with any of its factors, and may leave others dead
+        dead |= more
         problem = problem.without(dead)
         system = _System(problem)
-    system.live &= ~dead
+        system.live &= ~dead
     by_model = method == "two-level" and not problem.maximum
     descent = _Modelled(problem, system.live, z, tol) if by_model else _Sweeps(system, method, z)
     residuals = [descent.residual]
@@ -118,7 +122,7 @@ class _Modelled:
     def _step(self) -> None:
         """Go to the model's minimum, or where the acceleration expects the true one; read again there."""
         start, value, before = self.z, self._value, self.residual
-        end = start + self._model.minimise(max(before / 100, self._tol / 10))
+        end = start + self._model.minimise(max(before / 100, self._tol / 10, ROUNDING))
         careful = start + self._model.parallel_step()
         jump = self._mixer.propose(start, end)
         for target in [end, careful] if jump is None else [jump, end, careful]:
@@ -126,7 +130,8 @@ class _Modelled:
             # Near the minimum the objective is all rounding; there the residual tells.
             if self._value <= value + 1e-12 or self.residual < before:
                 return
-            self._mixer.forget()
+            if target is end:
+                self._mixer.forget()
 
     def _read(self, z: Tensor) -> None:
         self._model.read(z)
@@ -264,6 +269,6 @@ class _Mixer:
         return mixed if bool(mixed.isfinite().all()) else None
 
     def forget(self) -> None:
-        """Start anew: the last proposal was bad."""
+        """Start anew: the steps so far do not lead on."""
         self._starts.clear()
         self._ends.clear()

@@ -16,7 +16,7 @@ from equinorm._layout import Layout, Pick
 from equinorm._reading import AT_ONCE, Reading, check_finite
 
 KEPT = 8
-"""Energies summed over kernels are kept in float32 where they take at most this fraction of the weight's memory."""
+"""Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sums in float32 beyond these are taken again in float64."""
@@ -92,7 +92,7 @@ class Stream:
         self._keeps = math.prod(sizes) * 4 * KEPT <= tensor.numel() * tensor.element_size()
         self._kept: Tensor | None = None
         self._is_wide = False  # float32 does not hold these energies
-        self._at: tuple[Tensor, int, bool] | None = None  # log-scales of the last sums, their version, in float64?
+        self._at: tuple[Tensor, bool] | None = None  # log-scales of the last sums, and whether they are in float64
         self._sums: list[Tensor] = []
 
     def bury(self, dead: Tensor) -> None:
@@ -120,13 +120,14 @@ class Stream:
         if self._loops is not None:
             weight = self._tensor.detach().permute(*self.layout.axes, *self.layout.others)
             loops = weight[self._loops.to(weight.device)].to("cpu", torch.float64).abs() ** self._p
+            check_finite(self.layout.scaling.name, self._tensor, [loops])
             yield log_sum(loops.flatten().log()) + self._log_weight
 
     def _read(self, z: Tensor) -> None:
-        """Sums at these log-scales, unless they are those of the last time."""
+        """Sums at these log-scales, unless they are those of the last time; z must not be changed in place afterwards."""
         if self._at is not None:
-            before, version, fine = self._at
-            if fine >= self.precise and before._version == version and (before is z or torch.equal(before, z)):
+            before, fine = self._at
+            if fine >= self.precise and (before is z or torch.equal(before, z)):
                 return
         own = [axis.logs(z) for axis in self._axes]
         (rows, row_tops), (columns, column_tops) = (axis.factors(logs) for axis, logs in zip(self._axes, own, strict=True))
@@ -139,7 +140,7 @@ class Stream:
             for axis, total in zip(self._axes, sums, strict=True):
                 axis.empty = ~(total > 0).any(1)
             self._is_wide = not self._in_range(sums)  # zeros alone do not need float64 the next time
-        self._at = z, z._version, fine
+        self._at = z, fine
         tops = column_tops, row_tops
         self._sums = [sums[i].log() + tops[i] + own[i][:, None] + self._log_weight for i in (0, 1)]
 
