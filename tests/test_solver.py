@@ -508,8 +508,8 @@ def test_a_factor_whose_product_is_dead_is_dead_too():
     assert bool((balance.log_scales[[i - 1 for i in balance.dead]] == 0).all())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_residual_streams_with_heavy_tails(seed):
+@pytest.mark.parametrize("tail", [5, 8])
+def test_residual_streams_with_heavy_tails(tail):
     """Where the rank-one model is poor the acceleration must carry: its steps are kept when a jump is rejected."""
 
     class Stream(nn.Module):
@@ -525,11 +525,11 @@ def test_residual_streams_with_heavy_tails(seed):
                 h = torch.relu(h + down(torch.relu(up(h))))
             return self.last(h)
 
-    torch.manual_seed(seed)
+    torch.manual_seed(11)
     net = Stream().double()
     with torch.no_grad():
         for weight in net.parameters():
-            weight.mul_(torch.exp(5 * torch.randn_like(weight)))
+            weight.mul_(torch.exp(tail * torch.randn_like(weight)))
     symmetries = equinorm.symmetries(net, (torch.randn(1, 5).double(),))
     balance = symmetries.balance(tol=1e-10)
     assert balance.cycles <= 100
