@@ -225,9 +225,10 @@ PAIRS += [("resnet18c", "path_sgd"), ("resnet18c", "enorm"), ("resnet18c", "enor
 
 @pytest.mark.parametrize(("network", "method"), PAIRS)
 def test_convolutional_networks_train(network, method, tmp_path):
+    """8 channels: with 4, in channels-last memory, PyTorch 2.13 itself crashes in the backward pass on some AVX2 processors."""
     write_cifar10(tmp_path)
     data = _data._memory.__wrapped__("cifar10", tmp_path, "cpu")
-    run = Run(data="cifar10", network=network, method=method, width=4, batch=25, epochs=2, lr=0.01, momentum=0.9, augment=True)
+    run = Run(data="cifar10", network=network, method=method, width=8, batch=25, epochs=2, lr=0.01, momentum=0.9, augment=True)
     found = train(run, data)
     assert not found.diverged
     assert found.steps == 8
