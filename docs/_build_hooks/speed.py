@@ -86,6 +86,8 @@ def equalization(records: list[Record]) -> str:
     rows = ["| network | p = 2 | p = ∞ | brevitas | L-BFGS, p = 2 | brevitas / p = 2 | brevitas / p = ∞ | L-BFGS / p = 2 |"]
     rows.append("| --- |" + " ---: |" * 7)
     latest = {(_machine(r), r["model"]): r for r in records if "L-BFGS" in r}
+    if not latest:
+        return "*Not measured yet.*"
     for (_, name), record in latest.items():
         seconds = [f"{record[key]['solve_apply_s']:.2f} s" for key in ("p=2", "p=inf", "brevitas", "L-BFGS")]
         ratios = [f"{record[key]:.1f}" for key in ("brevitas / p=2", "brevitas / p=inf", "L-BFGS / p=2")]
