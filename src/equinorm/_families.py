@@ -55,10 +55,10 @@ def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
         return torch.from_numpy(t)
     if maximum:
         _coordinate_sweeps(L, A, t, free, np.max, 200, 1e-14)
-    elif _imbalance(L, A[:, free]) > DISPARATE:
+        return torch.from_numpy(t)
+    if _imbalance(L, A[:, free]) > DISPARATE:
         _coordinate_sweeps(L, A, t, free, np.logaddexp.reduce, 8, DISPARATE)
-    if not maximum:
-        _newton(L, A[:, free], t, free)
+    _newton(L, A[:, free], t, free)
     return torch.from_numpy(t)
 
 

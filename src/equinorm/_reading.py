@@ -106,10 +106,11 @@ class Reading:
             return torch.mul(same, same, out=out) if self._p == 2 else torch.abs(same, out=out)
         converted = weight.to(self._dtype)
         if converted is not weight:  # a copy of our own
-            return converted.mul_(converted) if self._p == 2 else self._root(converted.abs_())
-        return weight * weight if self._p == 2 else self._root(weight.abs())
+            return converted.mul_(converted) if self._p == 2 else self._raised(converted.abs_())
+        return weight * weight if self._p == 2 else self._raised(weight.abs())
 
-    def _root(self, magnitude: Tensor) -> Tensor:
+    def _raised(self, magnitude: Tensor) -> Tensor:
+        """magnitude^p in place; p = 1 and ∞ leave it."""
         return magnitude if self._p in (1, math.inf) else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
