@@ -31,7 +31,7 @@ from common import machine, report
 from equinorm._balance import counted
 from equinorm._energy import problem
 from equinorm._layout import layouts
-from zoo import import_models
+from zoo_torchvision import import_models
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

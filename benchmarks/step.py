@@ -23,7 +23,7 @@ import equinorm
 from common import machine, report, summary
 from equinorm.experiments._networks import build
 from equinorm.experiments._runs import Run
-from zoo import import_models
+from zoo_torchvision import import_models
 
 HOOKS = {
     "cyclic": {"method": "cyclic"},

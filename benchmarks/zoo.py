@@ -1,67 +1,56 @@
-"""Discovery on every torchvision classification model: free classes, coverage, times, and the deviation of a random member.
+"""Discovery on everything that people run: free classes, coverage, pins, times, and the deviation of a random rescaling.
 
-    python benchmarks/zoo.py [--models alexnet resnet18] [--output benchmarks/results/torchvision.jsonl] [--seed 0]
+    python benchmarks/zoo.py torchvision timm transformers [--models resnet18] [--output benchmarks/results/zoo.jsonl]
 
-One model is in memory at a time. Weights are random; statistics, gains, shifts and zero-initialised heads are redrawn first,
-so that no symmetry violation can hide behind a zero or a one.
+Every model is looked at on the meta device, and so that it fits any machine. Of each family (file of definitions) the smallest
+model (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64, moved to a random
+point of what was found, and run before and after. Weights are random; statistics, gains, shifts and zero-initialised heads
+are redrawn first, so that no violation can hide behind a zero or a one. What --output holds already is not repeated.
 """
 
 import argparse
+import contextlib
 import gc
-import json
-import platform
+import importlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
 
+import common
 import equinorm
 
-WHOLE_IMAGE = ("vit", "swin", "maxvit")
-"""Models whose input must have the size that they were built for."""
+ZOOS = ("torchvision", "timm", "transformers")
+LARGEST = 120e6
+"""Parameters of the largest model that is run."""
 
 
-def import_models() -> Any:
-    """torchvision.models; its compiled operators may be missing, which classification does not need."""
-    if not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_models.library = library  # type: ignore[attr-defined]  # definitions live as long as this object
-    from torchvision import models
+class Double(TorchDispatchMode):
+    """Computes in float64 where a model's forward asks for float32, as norms and gains in half-precision models do."""
 
-    return models
-
-
-def names() -> list[str]:
-    """Every classification model of torchvision."""
-    models = import_models()
-    return models.list_models(module=models)
-
-
-def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-    """A model in evaluation mode and float64, none of whose tensors is zero or constant, and its input."""
-    models = import_models()
-    torch.manual_seed(seed)
-    options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = models.get_model(name, weights=None, **options).double().eval()
-    randomise_(model)
-    size = 224 if name.startswith(WHOLE_IMAGE) else 96
-    return model, (torch.randn(2, 3, size, size, dtype=torch.float64),)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") == torch.float32:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 @torch.no_grad()
 def randomise_(model: nn.Module) -> None:
     """Redraw statistics, vectors and constant tensors; small shifts, gains around 1."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            mean.normal_(0, 0.1)
+            variance.uniform_(0.5, 1.5)
     for name, parameter in model.named_parameters():
-        is_constant = bool((parameter == parameter.flatten()[0]).all())
+        is_constant = parameter.numel() > 0 and bool((parameter == parameter.flatten()[0]).all())
         if parameter.dim() == 1 or is_constant:
             if (name.endswith("weight") and parameter.dim() == 1) or name.endswith(("layer_scale", "logit_scale")):
                 parameter.uniform_(0.5, 1.5)
@@ -69,62 +58,112 @@ def randomise_(model: nn.Module) -> None:
                 parameter.normal_(0, 0.1)
 
 
-@torch.no_grad()
-def measure(name: str, seed: int = 0) -> dict[str, Any]:
-    """One record: what is found, how long it takes, and how far a random member of the group moves the outputs."""
-    model, args = build(name, seed)
-    started = time.perf_counter()
-    symmetries = equinorm.symmetries(model, args)
-    seconds = time.perf_counter() - started
-    before = model(*args)
-    log_scales = torch.randn(symmetries.num_free, dtype=torch.float64)
-    symmetries.rescale_(log_scales)
-    after = model(*args)
+def build(zoo: str, name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """A model in evaluation mode and float64, none of whose tensors is zero or constant, and its inputs."""
+    torch.manual_seed(seed)
+    model, args, kwargs = importlib.import_module(f"zoo_{zoo}").build(name)
+    model.double().eval()
+    randomise_(model)
+    args, kwargs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs))
+    return model, args, kwargs
+
+
+def look(zoo: str, name: str) -> dict[str, Any]:
+    """What is found in a model on the meta device."""
+    with torch.device("meta"):
+        model, args, kwargs = importlib.import_module(f"zoo_{zoo}").build(name)
+    return _found(equinorm.symmetries(model.eval(), args, kwargs))
+
+
+def _found(symmetries: equinorm.Symmetries) -> dict[str, Any]:
+    pins = Counter[str]()
+    for pin in symmetries.pins:
+        pins[f"{pin.reason.operation} ({pin.reason.detail})" if pin.reason.detail else pin.reason.operation] += pin.channels
     return {
-        "model": name,
         "free": symmetries.num_free,
+        "pinned": sum(pins.values()),
         "coverage": round(symmetries.coverage, 6),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in symmetries.model.parameters()),
         "export_seconds": round(symmetries.seconds[0], 3),
         "interpretation_seconds": round(symmetries.seconds[1], 3),
-        "seconds": round(seconds, 3),
-        "deviation": float((after - before).abs().max() / before.abs().max()),
-        "output_spread": float(before.std() / before.abs().max()),
-        "largest_log_scale": float(log_scales.abs().max()) if symmetries.num_free else 0.0,
-        "seed": seed,
-        "input": list(args[0].shape),
-        "torch": torch.__version__,
-        "equinorm": equinorm.__version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
+        "pins": dict(pins.most_common()),
     }
 
 
-def sweep(models: list[str], seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Records of these models, one in memory at a time; a model that fails yields its error."""
-    for name in models:
-        try:
-            yield measure(name, seed)
-        except Exception as error:
-            yield {"model": name, "error": f"{type(error).__name__}: {error}"}
+@torch.no_grad()
+def measure(zoo: str, name: str, seed: int = 0) -> dict[str, Any]:
+    """What is found, and how far a random rescaling moves the outputs: the largest change by the largest output."""
+    model, args, kwargs = build(zoo, name, seed)
+    symmetries = equinorm.symmetries(model, args, kwargs)
+    with Double():
+        before = outputs(model, args, kwargs, seed)
+    log_scales = torch.randn(symmetries.num_free, dtype=torch.float64)
+    symmetries.rescale_(log_scales)
+    with Double():
+        after = outputs(model, args, kwargs, seed)
+    changes = [float((b - a).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True)]
+    return {
+        **_found(symmetries),
+        "deviation": max(changes),
+        "output_spread": max(float(value.std() / value.abs().max()) for value in before),
+        "largest_log_scale": float(log_scales.abs().max()) if symmetries.num_free else 0.0,
+        "seed": seed,
+    }
+
+
+def outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any], seed: int) -> list[Tensor]:
+    """Every floating-point output that is not zero throughout."""
+    torch.manual_seed(seed)
+    found = tree_flatten(model(*args, **kwargs))[0]
+    found = found if any(isinstance(value, Tensor) for value in found) else list(found[0].values())
+    return [v for v in found if isinstance(v, Tensor) and v.is_floating_point() and v.numel() > 1 and bool(v.any())]
+
+
+def record(zoo: str, name: str, run: bool, seed: int = 0) -> dict[str, Any]:
+    """One line of results; a model that fails yields its error."""
+    subject = {"zoo": zoo, "model": name, "family": importlib.import_module(f"zoo_{zoo}").family(name), "run": run}
+    started = time.perf_counter()
+    try:
+        found = measure(zoo, name, seed) if run else look(zoo, name)
+    except Exception as error:
+        found = {"error": f"{type(error).__name__}: {error}"}
+    finally:
         gc.collect()
+    versions = {"equinorm": equinorm.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {**subject, **found, "seconds": round(time.perf_counter() - started, 2), **versions}
+
+
+def sweep(zoo: str, models: list[str] | None, known: list[dict[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
+    """First every model on the meta device; then those that are run, one in memory at a time."""
+    names = models or importlib.import_module(f"zoo_{zoo}").names()
+    known = [record for record in known if record["zoo"] == zoo]
+    looked = {record["model"]: record for record in known if not record["run"]}
+    ran = {record["model"] for record in known if record["run"]}
+    for name in names:
+        if name not in looked:
+            looked[name] = record(zoo, name, run=False)
+            yield looked[name]
+    chosen = sorted((looked[name] for name in names), key=lambda found: found.get("parameters", 0))
+    if zoo == "timm" and not models:
+        chosen = list({found["family"]: found for found in reversed(chosen) if "error" not in found}.values())[::-1]
+    for found in chosen:
+        if found["model"] not in ran and found.get("parameters", 0) <= LARGEST:
+            yield record(zoo, found["model"], run=True, seed=seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("zoos", nargs="+", choices=ZOOS)
     parser.add_argument("--models", nargs="*", help="names; default: all")
-    parser.add_argument("--output", type=Path, help="file of JSON lines to write; default: print only")
+    parser.add_argument("--output", type=Path, help="file of JSON lines to append to; default: print only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = []
-    for record in sweep(options.models or names(), options.seed):
-        lines.append(json.dumps(record))
-        print(lines[-1], flush=True)
-        if options.output:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text("\n".join(lines) + "\n")
+    known = common.read(options.output) if options.output and options.output.exists() else []
+    for zoo in options.zoos:
+        with contextlib.suppress(KeyboardInterrupt):
+            common.report(sweep(zoo, options.models, known, options.seed), options.output)
 
 
 if __name__ == "__main__":

@@ -299,3 +299,84 @@ def _(m, x, y):
 def _(m, x):
     h = torch.where(x.sum(-1, keepdim=True) > 0, m.a(x), m.b(x))
     return m.d(h.masked_fill(x[:, :1] > 0.5, 0.0))
+
+
+# ------------------------------------------------------------------------------------------------- transposed parameters
+
+
+@case("parameters transposed", x(3, 3), a=x(4, 3), b=x(5, 4), d=x(2, 5))
+def _(m, x):
+    return F.relu(F.relu(x @ m.a.t()) @ m.b.T) @ m.d.transpose(0, 1)
+
+
+@case("parameters transposed twice, with size 1", x(3, 3), a=x(1, 4, 3), d=x(4, 2))
+def _(m, x):
+    return F.relu(x @ m.a.mT.squeeze(0)) @ m.d.t().unsqueeze(0).permute(2, 0, 1).squeeze(1)
+
+
+@case("parameters flipped", x(3, 3), a=x(4, 3), d=x(2, 4))
+def _(m, x):
+    return F.relu(x @ m.a.t().flip(1)) @ m.d.tril().t()
+
+
+@case("a parameter and its transpose", x(3, 4), a=x(4, 4), d=x(4, 2))
+def _(m, x):
+    return F.relu(F.relu(x @ m.a.t()) @ m.a) @ m.d
+
+
+# --------------------------------------------------------------------------------------------------- mixtures of experts
+
+
+def route(m, x):
+    """Each row's best expert, and its weight."""
+    weights, experts = torch.softmax(m.r(x), -1).max(-1)
+    return weights[:, None], experts
+
+
+@case("experts", x(6, 3), r=lin(3, 2), u=x(2, 4, 3), d=x(2, 3, 4), o=lin(3, 2))
+def _(m, x):
+    weights, experts = route(m, x)
+    h = F.relu(torch.bmm(m.u[experts], x.unsqueeze(-1)).squeeze(-1))
+    return m.o(weights * torch.bmm(m.d[experts], h.unsqueeze(-1)).squeeze(-1))
+
+
+@case("experts with gates and biases", x(6, 3), r=lin(3, 2), u=x(2, 3, 8), b=x(2, 8), d=x(2, 4, 2), e=x(2, 2))
+def _(m, x):
+    weights, experts = route(m, x)
+    gate, up = (torch.bmm(x[:, None], m.u[experts]).squeeze(1) + m.b[experts]).chunk(2, -1)
+    return weights * (torch.bmm((F.silu(gate) * up)[:, None], m.d.index_select(0, experts)).squeeze(1) + m.e[experts])
+
+
+@case("experts, two for each row", x(3, 3), r=lin(3, 3), u=x(3, 4, 3), d=x(3, 2, 4))
+def _(m, x):
+    weights, experts = torch.softmax(m.r(x), -1).topk(2, -1)
+    experts, rows = experts.reshape(-1), x.repeat_interleave(2, 0)
+    h = F.relu(torch.bmm(m.u[experts], rows[..., None])[..., 0]).square()
+    found = torch.bmm(m.d[experts], h[..., None])[..., 0] * weights.reshape(-1, 1)
+    return found.view(3, 2, 2).sum(1)
+
+
+@case("experts summed before they are used", x(4, 3), r=lin(3, 2), u=x(2, 4, 3), d=lin(4, 2))
+def _(m, x):
+    _, experts = route(m, x)
+    return m.d(F.relu(torch.bmm(m.u[experts], x.unsqueeze(-1)).squeeze(-1)).sum(0))
+
+
+@case("experts by two indices", x(4, 3), r=lin(3, 2), q=lin(3, 2), u=x(2, 4, 3), d=x(2, 2, 4))
+def _(m, x):
+    _, experts = route(m, x)
+    h = F.relu(torch.bmm(m.u[experts], x.unsqueeze(-1)).squeeze(-1))
+    return torch.bmm(m.d[m.q(x).argmax(-1)], h.unsqueeze(-1)).squeeze(-1)
+
+
+@case("experts of neighbours", x(4, 3), r=lin(3, 2), u=x(2, 4, 3), d=x(2, 2, 4))
+def _(m, x):
+    _, experts = route(m, x)
+    h = F.relu(torch.bmm(m.u[experts], x.unsqueeze(-1)).squeeze(-1))
+    return torch.bmm(m.d[experts], h.roll(1, 0).unsqueeze(-1)).squeeze(-1)
+
+
+@case("rows chosen from an activation", x(4, 3), a=lin(3, 4), d=lin(4, 2), r=lin(3, 4))
+def _(m, x):
+    h = F.relu(m.a(x))
+    return m.d(h.t()[m.r(x).argmax(-1)])

@@ -431,6 +431,46 @@ def test_attributes_that_a_forward_assigns_are_put_back():
     assert not hasattr(model, "count")
 
 
+def test_hooks_that_a_model_installs_at_its_first_call_are_installed_once():
+    class Records(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen, self.ready = nn.Linear(4, 5), [], False
+
+        def forward(self, x):
+            if not self.ready:
+                self.layer.register_forward_hook(lambda module, args, output: self.seen.append(output))
+                self.ready = True
+            return self.layer(x).relu()
+
+    model = Records()
+    equinorm.symmetries(model, (torch.randn(2, 4),))
+    assert (model.ready, model.seen, len(model.layer._forward_hooks)) == (False, [], 0)
+    model(torch.randn(2, 4))
+    assert len(model.seen) == 1
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_hook_reads_what_the_model_itself_does_not_use(write):
+    class Side(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.side, self.down = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.up(x).relu()
+            self.side(h)
+            if write:
+                h = h.clone()
+                h[:, :1] = 0
+            return self.down(h)
+
+    model, x = Side(), torch.randn(5, 3)
+    assert equinorm.symmetries(model, x).num_free == 4
+    model.side.register_forward_hook(lambda *_: None)
+    assert equinorm.symmetries(model, x).num_free == 0
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
 def test_wrappers_are_looked_through(wrap):
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))

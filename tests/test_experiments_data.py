@@ -14,7 +14,7 @@ from equinorm.experiments._runs import ExperimentError, Run
 from experiment_tools import TINY, digits, write_cifar10
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import zoo
+import zoo_torchvision
 
 CIFAR = Run(data="cifar10")
 
@@ -132,7 +132,7 @@ def folder(tmp_path):
     image = pytest.importorskip("PIL.Image")
     if importlib.util.find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    zoo.import_models()
+    zoo_torchvision.import_models()
     random = np.random.default_rng(0)
     for part, count in (("train", 10), ("val", 3)):
         for label, name in enumerate(("cat", "dog")):

@@ -15,7 +15,7 @@ from equinorm.experiments import _networks
 from equinorm.experiments._runs import METHODS, Run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import zoo
+import zoo_torchvision
 
 CIFAR, IMAGENET = (3, 32, 32), (3, 224, 224)
 CONV = Run(network="conv", width=128)
@@ -64,7 +64,7 @@ def test_number_of_parameters(run, shape, classes, parameters):
 def test_identity_resnets_are_the_usual_ones(name):
     """With torchvision's weights, in order, they give torchvision's outputs."""
     torch.manual_seed(0)
-    theirs = zoo.import_models().get_model(name, weights=None).double().eval()
+    theirs = zoo_torchvision.import_models().get_model(name, weights=None).double().eval()
     ours = build(Run(network=name, width=64, method="bn"), IMAGENET, 1000).double().eval()
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):

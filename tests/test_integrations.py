@@ -24,9 +24,9 @@ for package in ("lightning", "transformers", "accelerate"):
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 if importlib.util.find_spec("torchvision") is not None:  # both import it, and it may come without its operators
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import zoo
+    import zoo_torchvision
 
-    zoo.import_models()
+    zoo_torchvision.import_models()
 
 import lightning.pytorch as pl
 import pytorch_lightning

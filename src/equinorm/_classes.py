@@ -89,11 +89,14 @@ class Classes:
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped."""
         exponents = [_simple(abs(exponent)) for exponent, _ in terms]
-        rows = np.stack([self.resolve(ids) * (1 if exponent > 0 else -1) for exponent, ids in terms], axis=1)
-        rows = _unique_rows(rows[(rows != ZERO).all(axis=1)])
+        columns = [self.resolve(ids) * (1 if exponent > 0 else -1) for exponent, ids in terms]
+        sound = np.logical_and.reduce([column != ZERO for column in columns])
         pairs = [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
         for i, j in pairs:
-            rows[np.ix_(rows[:, i] == -rows[:, j], [i, j])] = PINNED
+            cancel = columns[i] == -columns[j]
+            columns[i], columns[j] = np.where(cancel, PINNED, columns[i]), np.where(cancel, PINNED, columns[j])
+        open = sound & np.logical_or.reduce([np.abs(column) > PINNED for column in columns])  # most laws hold already
+        rows = _unique_rows(np.stack([column[open] for column in columns], axis=1))
         live = np.abs(rows) > PINNED
         count = live.sum(axis=1)
         independent = ~(self._dependent[np.abs(rows)] & live).any(axis=1)
@@ -229,6 +232,9 @@ def _simple(value: Rational) -> Rational:
 def _unique_rows(rows: np.ndarray) -> np.ndarray:
     if len(rows) < 2:
         return rows.copy()
+    if rows.shape[1] == 2:  # two ids of 32 bits as one number
+        packed = np.unique(rows[:, 0] << 32 | rows[:, 1] & 0xFFFFFFFF)
+        return np.stack([packed >> 32, packed << 32 >> 32], axis=1)
     order = np.lexsort(rows.T)
     rows = rows[order]
     return rows[np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)])]

@@ -1,6 +1,8 @@
 """From a model to a graph: `torch.export`, the identity of its tensors, and what else may read them."""
 
 import contextlib
+import operator
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
 from equinorm._mutation import has_hidden_aliases, has_writing_subgraph, memory_of, roots, visibly_written, written
-from equinorm._trace import Constant, Source, Value
+from equinorm._values import Constant, Source, Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +87,7 @@ def export(
     if (unsteady or has_writing_subgraph(graph)) and not has_hidden_aliases(graph):  # it would lose writes through those
         program = program.run_decompositions({})
         graph, unsteady = program.graph_module, set()
+    graph.graph.eliminate_dead_code(_acts)
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
     sources, overlapping = _sources(model, known)
     by_name = {name: source for source in sources for name in source.names}
@@ -114,6 +117,15 @@ def export(
     return Exported(graph, frozenset(unsteady), inputs, sources, overlapping)
 
 
+def _acts(node: fx.Node) -> bool:
+    """Does an operation matter even if nothing uses its result?"""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable or node.target is torch.ops.equinorm.observed.default
+    return node.target is not operator.getitem
+
+
 def _changing(graph: fx.GraphModule) -> set[str]:
     """Names of the placeholders whose memory some operation writes."""
     found = roots(graph)
@@ -130,8 +142,12 @@ def _program(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.exp
 
 @contextlib.contextmanager
 def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
-    """Put back what a traced forward assigns to the model: its mode, and attributes that would keep traced tensors."""
+    """Put back what a traced forward assigns to the model, and what it puts into lists and dicts there.
+
+    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again.
+    """
     before = [(module, dict(module.__dict__)) for module in model.modules()]
+    held = {id(value): (value, value.copy()) for _, found in before for value in found.values() if type(value) in _CONTAINERS}
     try:
         yield
     finally:
@@ -139,6 +155,12 @@ def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
             for name in [name for name in module.__dict__ if name not in attributes]:
                 del module.__dict__[name]
             module.__dict__.update(attributes)
+        for value, content in held.values():
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 # What a user's hook reads must not scale. An operator without a rule pins whatever passes through it.
@@ -150,6 +172,9 @@ _library.impl("observed", lambda x: x.clone(), "CompositeExplicitAutograd")
 @torch.library.register_fake("equinorm::observed", lib=_library)
 def _observed_fake(x: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+torch.fx.node.has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
 
 
 def _observe(values: Any) -> Any:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from equinorm._choices import follow
 from equinorm._classes import Reason
 from equinorm._labels import Label
 from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, written
-from equinorm._trace import Constant, Source, Trace, Value
+from equinorm._trace import Trace
+from equinorm._values import VALUES, Chosen, Constant, Source, Value
 from equinorm.rules import TABLE, Call
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -23,6 +25,9 @@ _TORCH = os.path.dirname(torch.__file__)
 _JOINS = """add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy
 select_scatter slice_scatter"""
 """Operations through which a parameter meets an activation as an addend, not as a factor."""
+
+_MANY = 4
+"""Factors of a label from which on it pays to look which of them still say something."""
 
 _SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 """Higher-order operators that only run a subgraph, and how many arguments stand before it."""
@@ -126,7 +131,7 @@ def _addends(node: fx.Node) -> set[fx.Node]:
 
 def flat(values: Any) -> Iterable[Value]:
     """Every tensor value in nested lists and dicts."""
-    if isinstance(values, (Label, Source, Constant)):
+    if isinstance(values, VALUES):
         yield values
     elif isinstance(values, Mapping):
         for value in values.values():
@@ -154,9 +159,11 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     result: Any = node.meta.get("val")
     if value is not None:
         return Constant(torch.full(result.shape, value, dtype=result.dtype))
+    call = Call(target, bind(target, args, kwargs), result)
+    if any(isinstance(value, Chosen) for value in tensors) and (followed := follow(trace, call)) is not None:
+        return followed
     if all(_is_pinned(value, trace) for value in tensors):
-        return _pinned(node.meta.get("val"))
-    call = Call(target, bind(target, args, kwargs), node.meta.get("val"))
+        return _pinned(result)
     name = target.overloadpacket.__name__
     rule = TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if target._schema.is_mutable else None)
     if rule is None or target.namespace != "aten" or not is_static(node.meta.get("val")):
@@ -164,6 +171,8 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     label = rule(trace, call)
     if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
         return trace.pin(label, "rounds to integers")  # for example a sum with dtype=torch.int64
+    if isinstance(label, Label) and len(label.factors) > _MANY:
+        return trace.reduced(label)
     return label
 
 

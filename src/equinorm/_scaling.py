@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm._classes import PINNED, Classes, Reason
-from equinorm._trace import Source
+from equinorm._values import Source
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,43 +15,7 @@ from torch import Tensor
 
 from equinorm._classes import PINNED, ZERO, Classes, Reason
 from equinorm._labels import Factor, Label, compact
-
-
-@dataclass(eq=False)
-class Source:
-    """A tensor of the model that the graph reads: a parameter or a floating-point buffer.
-
-    Attributes:
-        names: every dotted name under which the model holds it (several if tied).
-        shape: its shape.
-        kind: "parameter" or "buffer".
-        label: how it scales; None until its first use.
-        role: "weight", or "bias" if its first use adds it to an activation.
-        depth: number of weights on the longest path from an input up to and with this one.
-        offset: number that the network adds before it uses the tensor, as in gains written 1 + w; what scales is w + offset.
-    """
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    kind: str
-    dtype: torch.dtype
-    label: Label | None = None
-    role: str | None = None
-    depth: int = 0
-    offset: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Constant:
-    """A value that no input and no weight can change."""
-
-    value: Tensor
-
-
-HALVES = (torch.float16, torch.bfloat16)
-
-Value = Label | Source | Constant
-"""What the graph's edges carry; also plain Python values, and lists of these."""
+from equinorm._values import HALVES, Chosen, Constant, Source, Value, View
 
 
 @dataclass(eq=False)
@@ -79,6 +43,12 @@ class Trace:
             return Label.of((), torch.tensor(ZERO if value in (0, math.inf, -math.inf) else PINNED))
         if isinstance(value, Constant):
             return _constant_label(value.value)
+        if isinstance(value, Chosen):  # any entry may be any row
+            return self.merge(self.label(value.value), [value.axis]).expand(value.shape)
+        if isinstance(value, View):
+            self.label(value.source)
+            assert value.label is not None
+            return value.label
         if value.label is None:
             value.label = Label(value.shape)
             if value.kind == "parameter":
@@ -93,11 +63,14 @@ class Trace:
 
     def is_unlabelled(self, value: object) -> bool:
         """Is this a parameter that no operation has used yet?"""
-        return isinstance(value, Source) and value.kind == "parameter" and value.label is None
+        source = value.source if isinstance(value, View) else value
+        return isinstance(source, Source) and source.kind == "parameter" and source.label is None
 
     def assign(self, value: Value, wanted: Label) -> None:
         """Give a tensor of the model its label at its first use; ask any other value to have this one."""
-        if isinstance(value, Source) and value.label is None:
+        if isinstance(value, View) and value.label is None:
+            self.assign(value.source, value.back(wanted))
+        elif isinstance(value, Source) and value.label is None:
             definite = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in wanted.factors)
             value.label = Label(value.shape, tuple(definite))
         else:
@@ -126,6 +99,21 @@ class Trace:
                 ((source.offset, shifted),) = shifts.items()
                 source.label = shifted.label
 
+    def reduced(self, label: Label) -> Label:
+        """The same label in fewer factors: without those that are pinned by now, or cancel."""
+        kept: list[Factor] = []
+        for factor in label.factors:
+            ids = compact(torch.from_numpy(self.classes.resolve(factor.ids.numpy())))
+            if ids.numel() == 1 and ids.item() == PINNED:
+                continue
+            inverse = Factor(-factor.exponent, ids)
+            twin = next((i for i, other in enumerate(kept) if _same(inverse, other)), None)
+            if twin is None:
+                kept.append(Factor(factor.exponent, ids) if bool((ids >= 0).all()) else factor)
+            else:
+                del kept[twin]
+        return Label(label.shape, tuple(kept))
+
     # --------------------------------------------------------------------------------------------------------- laws
 
     def pin(self, value: Value | float, detail: str = "") -> Label:
@@ -150,7 +138,7 @@ class Trace:
     def add(self, left: Value | float, right: Value | float) -> Label:
         """The label of a sum (or maximum, or choice) of two values: their labels must agree except where one is zero."""
         for one, other in ((left, right), (right, left)):
-            if isinstance(one, Source) and self.is_unlabelled(one) and not self.label(other).is_zero:
+            if isinstance(one, (Source, View)) and self.is_unlabelled(one) and not self.label(other).is_zero:
                 wanted = self._fold(self.label(other), one.shape)
                 self.assign(one, wanted)
         a, b = self.label(left), self.label(right)

@@ -11,7 +11,8 @@ from string import ascii_letters
 import torch
 
 from equinorm._labels import Factor, Label, move_one
-from equinorm._trace import Source, Trace, Value
+from equinorm._trace import Trace
+from equinorm._values import Chosen, Source, Value, View
 from equinorm.rules._registry import Call, rule
 
 
@@ -22,7 +23,7 @@ def contract(trace: Trace, left: Value, left_axes: str, right: Value, right_axes
         left, left_axes, right, right_axes = right, right_axes, left, left_axes
     x = _place(trace.label(left), left_axes, space)
     summed = [space.index(axis) for axis in space if axis not in out_axes]
-    if isinstance(right, Source) and trace.is_unlabelled(right):
+    if isinstance(right, (Source, View)) and trace.is_unlabelled(right):
         sizes = dict(zip(right_axes, right.shape, strict=True))
         shape = tuple(sizes.get(axis, 1) for axis in space)
         foreign = [i for i, size in enumerate(shape) if size == 1]  # axes along which the weight cannot vary
@@ -64,7 +65,11 @@ def _pick(label: Label, space: str, axes: str) -> Label:
 
 
 def _rank(trace: Trace, value: Value) -> int:
-    return len(value.shape if isinstance(value, Source) else trace.label(value).shape)
+    return len(_shape(trace, value))
+
+
+def _shape(trace: Trace, value: Value) -> tuple[int, ...]:
+    return value.shape if isinstance(value, (Source, View)) else trace.label(value).shape
 
 
 # ------------------------------------------------------------------------------------------------------- linear algebra
@@ -86,6 +91,20 @@ def matmul(trace: Trace, call: Call) -> Label:
     """Matrix products with broadcast batch axes."""
     left, right = list(call.arguments.values())[:2]
     return _product(trace, left, right)
+
+
+@rule("_grouped_mm")
+def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
+    """Rows times the matrix of the group that they are in, W of shape (groups, in, out): a label for each group."""
+    rows, weight = call.input, call.mat2
+    if call.offs is None or _rank(trace, rows) != 2 or _rank(trace, weight) != 3 or call.bias is not None:
+        for value in (rows, weight, call.bias):
+            if value is not None:
+                trace.pin(value, "only rows by groups, without bias, have a rule")
+        return Label(call.shape)
+    apart = isinstance(rows, Chosen) and rows.index is call.offs and rows.axis == 0
+    rows = rows.value if apart else trace.merge(rows, [0])
+    return Chosen(contract(trace, rows, "gi", weight, "gio", "go"), 0, call.offs, call.shape[0])
 
 
 @rule("inner")
@@ -182,10 +201,10 @@ def convolution(trace: Trace, call: Call) -> Label:
     label = trace.merge(call.input, [-1 - axis for axis in range(rank)])
     channels = move_one(lambda ids: ids.reshape(*ids.shape[: ids.dim() - rank - 1], groups, -1), label)
     batch = "b" if len(channels.shape) == 3 else ""
-    first, second = (weight.shape if isinstance(weight, Source) else trace.label(weight).shape)[:2]
+    first, second = _shape(trace, weight)[:2]
     shape, axes = (groups, first // groups, second), "gio" if transposed else "goi"
-    if isinstance(weight, Source) and trace.is_unlabelled(weight):
-        kernel = Source(weight.names, shape, weight.kind, weight.dtype)
+    if isinstance(weight, (Source, View)) and trace.is_unlabelled(weight):
+        kernel = Source((), shape, "parameter", torch.float32)  # stands for the weight summed over its window
         out = contract(trace, channels, batch + "gi", kernel, axes, batch + "go")
         assert kernel.label is not None
         whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)

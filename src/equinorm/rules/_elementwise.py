@@ -10,7 +10,8 @@ from fractions import Fraction
 import torch
 
 from equinorm._labels import Factor, Label, move_one
-from equinorm._trace import Constant, Trace, Value
+from equinorm._trace import Trace
+from equinorm._values import Constant, Value
 from equinorm.rules._registry import Call, Rule, rule
 
 DEGREES: dict[Fraction | int, str] = {

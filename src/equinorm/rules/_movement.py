@@ -7,10 +7,9 @@ from torch import Tensor
 
 from equinorm._classes import PINNED, ZERO
 from equinorm._labels import Label, move
-from equinorm._trace import Constant, Source, Trace
+from equinorm._trace import Trace
+from equinorm._values import VALUES, Chosen, Constant, Source, View
 from equinorm.rules._registry import Call, rule
-
-TensorLike = Label | Source | Constant
 
 
 @rule(
@@ -21,21 +20,26 @@ TensorLike = Label | Source | Constant
     "pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal diag_embed diag tril triu "
     "slice_scatter select_scatter meshgrid view_copy _unsafe_view ravel unsafe_chunk unsafe_split"
 )
-def moved(trace: Trace, call: Call) -> Label | list[Label]:
+def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
     """Data movement. Zeros that it brings in come out as the constant zero, whose id is 0."""
     if call.operator._overloadname == "dtype":  # view(dtype) reinterprets bits
         trace.pin(call.input, "reinterprets the bits of its input")
         return Label(call.shape)
-    if isinstance(call.get("start", call.get("tensor_indices_or_sections")), TensorLike):
+    if isinstance(call.get("start", call.get("tensor_indices_or_sections")), VALUES):
         trace.pin(call.input, "a tensor says where to cut")
         return Label(call.shape) if isinstance(call.result, Tensor) else [Label(tuple(part.shape)) for part in call.result]
+    if isinstance(call.input, (Source, View)) and trace.is_unlabelled(call.input):
+        (name, parameter), *others = call.arguments.items()
+        view = View.of(parameter, lambda given: call.operator(**{name: given, **dict(others)}))
+        if view is not None:
+            return view
     labels: list[Label] = []
 
     def gather(value: Any) -> Any:
-        if isinstance(value, TensorLike):
+        if isinstance(value, VALUES):
             labels.append(trace.label(value))
             return len(labels) - 1
-        if isinstance(value, (list, tuple)) and any(isinstance(item, TensorLike) for item in value):
+        if isinstance(value, (list, tuple)) and any(isinstance(item, VALUES) for item in value):
             return [gather(item) for item in value]
         return value
 
@@ -57,7 +61,7 @@ def repeated(trace: Trace, call: Call) -> Label | list[Label]:
     """Each entry a fixed number of times; numbers that a tensor holds are unknown."""
     if not isinstance(call.get("repeats"), int):
         for value in (call.input, call.get("repeats")):
-            if isinstance(value, TensorLike):
+            if isinstance(value, VALUES):
                 trace.pin(value, "repeats entries as often as a tensor says")
         return Label(call.shape)
     return move(lambda ids: ids.repeat_interleave(call.repeats, call.dim), [trace.label(call.input)])
@@ -87,9 +91,15 @@ def padded(trace: Trace, call: Call) -> Label | list[Label]:
 
 
 @rule("index index_select gather take_along_dim embedding")
-def indexed(trace: Trace, call: Call) -> Label | list[Label]:
-    """Indexing: movement if the indices are constants; otherwise any entry along the indexed axes may be read."""
+def indexed(trace: Trace, call: Call) -> Label | Chosen:
+    """Indexing: movement if the indices are constants; otherwise any entry along the indexed axes may be read.
+
+    Rows that one index chooses keep labels of their own for as long as they stay apart.
+    """
     name = call.operator.overloadpacket.__name__
+    rows = _rows(trace, call, name)
+    if rows is not None:
+        return rows
     if name == "embedding":
         table, dim, indices = call.weight, 0, [call.indices]
         if trace.is_unlabelled(table):
@@ -118,6 +128,24 @@ def indexed(trace: Trace, call: Call) -> Label | list[Label]:
     return move(lambda ids: call.operator(ids, dim, values[0]), [label])
 
 
+def _rows(trace: Trace, call: Call, name: str) -> Chosen | None:
+    """Rows that a list of indices chooses, if they scale apart."""
+    if name not in ("index", "index_select"):
+        return None
+    table, indices = call.input, call.get("indices", [call.get("index")])
+    places = [axis for axis, index in enumerate(indices) if index is not None]
+    if len(places) != 1 or not isinstance(index := indices[places[0]], Label):
+        return None
+    axis = places[0] if name == "index" else call.dim % len(table.shape)
+    if len(index.shape) != 1 or table.shape[axis] < 2 or isinstance(table, (Constant, Chosen)):
+        return None
+    if not trace.is_unlabelled(table):
+        table = trace.label(table)
+        if not any(factor.varies([axis]) for factor in table.factors):
+            return None
+    return Chosen(table, axis, index, index.shape[0])
+
+
 def _on_ids(operator: Any) -> Any:
     """The form of an operator to run on ids: out of place, and free to copy, since the strides of ids are their own."""
     name = operator.overloadpacket.__name__
@@ -129,4 +157,4 @@ def _on_ids(operator: Any) -> Any:
 
 
 def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, TensorLike) or (isinstance(value, (list, tuple)) and any(isinstance(v, TensorLike) for v in value))
+    return isinstance(value, VALUES) or (isinstance(value, (list, tuple)) and any(isinstance(v, VALUES) for v in value))

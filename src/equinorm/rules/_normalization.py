@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from equinorm._labels import Label, move_one
-from equinorm._trace import Trace, Value
+from equinorm._trace import Trace
+from equinorm._values import Value
 from equinorm.rules._registry import Call, rule
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from equinorm._trace import Trace, Value
+from equinorm._trace import Trace
+from equinorm._values import Value
 
 Rule = Callable[[Trace, "Call"], Any]
 

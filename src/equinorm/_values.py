@@ -1,0 +1,133 @@
+"""What the edges of a graph carry: labels, tensors of the model, views of them, and constants."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equinorm._labels import Factor, Label
+
+
+@dataclass(eq=False)
+class Source:
+    """A tensor of the model that the graph reads: a parameter or a floating-point buffer.
+
+    Attributes:
+        names: every dotted name under which the model holds it (several if tied).
+        shape: its shape.
+        kind: "parameter" or "buffer".
+        label: how it scales; None until its first use.
+        role: "weight", or "bias" if its first use adds it to an activation.
+        depth: number of weights on the longest path from an input up to and with this one.
+        offset: number that the network adds before it uses the tensor, as in gains written 1 + w; what scales is w + offset.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: str
+    dtype: torch.dtype
+    label: Label | None = None
+    role: str | None = None
+    depth: int = 0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A value that no input and no weight can change."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """A parameter without a label, its axes in another order: what it needs is decided where it is used.
+
+    Attributes:
+        source: the parameter.
+        order: its axis for each axis of the view; −1 for a new one of size 1. Axes of size 1 may be missing.
+    """
+
+    source: Source
+    order: tuple[int, ...]
+
+    @staticmethod
+    def of(value: "Source | View", operation: Callable[[Tensor], Any]) -> "View | None":
+        """What a data movement makes; None if it does more than to permute axes and to add or drop ones of size 1."""
+        given = torch.empty(value.shape, device="meta")
+        result = operation(given)
+        if not isinstance(result, Tensor) or result._base is not given or result.numel() != given.numel() or 0 in value.shape:
+            return None
+        axes = {given.stride(axis): axis for axis, size in enumerate(value.shape) if size > 1}  # strides tell axes apart
+        order = tuple(axes.get(result.stride(axis), -2) if size > 1 else -1 for axis, size in enumerate(result.shape))
+        if any(axis == -2 or (axis >= 0 and result.size(i) != value.shape[axis]) for i, axis in enumerate(order)):
+            return None
+        if isinstance(value, Source):
+            return View(value, order)
+        return View(value.source, tuple(value.order[axis] if axis >= 0 else -1 for axis in order))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape[axis] if axis >= 0 else 1 for axis in self.order)
+
+    @property
+    def label(self) -> Label | None:
+        """The parameter's label, seen from here."""
+        label = self.source.label
+        if label is None:
+            return None
+        kept = [axis for axis in self.order if axis >= 0]
+        lost = [axis for axis in range(len(label.shape)) if axis not in kept]
+
+        def seen(ids: Tensor) -> Tensor:
+            sizes = iter([ids.size(axis) for axis in kept])
+            return ids.permute(kept + lost).reshape([next(sizes) if axis >= 0 else 1 for axis in self.order])
+
+        return Label(self.shape, tuple(Factor(factor.exponent, seen(factor.ids)) for factor in label.factors))
+
+    def back(self, label: Label) -> Label:
+        """The label of the parameter of which this one is seen here."""
+        places = {axis: place for place, axis in enumerate(self.order) if axis >= 0}
+        order = [places[axis] for axis in sorted(places)]
+        rest = [place for place, axis in enumerate(self.order) if axis < 0]
+
+        def turned(ids: Tensor) -> Tensor:
+            sizes = [ids.size(places[axis]) if axis in places else 1 for axis in range(len(self.source.shape))]
+            return ids.permute(order + rest).reshape(sizes)
+
+        return Label(self.source.shape, tuple(Factor(factor.exponent, turned(factor.ids)) for factor in label.factors))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Entries that are rows of a table, each chosen by an index that depends on data; see `_choices`.
+
+    Attributes:
+        value: the table's label, or the parameter itself before its first use.
+        axis: of the choices.
+        index: the value that chooses; the same object, the same choices.
+        length: how many entries there are in place of the table's rows.
+    """
+
+    value: "Label | Source | View"
+    axis: int
+    index: Any
+    length: int
+
+    @property
+    def options(self) -> int:
+        """Rows to choose from."""
+        return self.value.shape[self.axis]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.value.shape[: self.axis], self.length, *self.value.shape[self.axis + 1 :])
+
+
+HALVES = (torch.float16, torch.bfloat16)
+
+Value = Label | Source | View | Constant | Chosen
+VALUES = (Label, Source, View, Constant, Chosen)
+"""What the graph's edges carry; also plain Python values, and lists of these."""
