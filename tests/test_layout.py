@@ -26,6 +26,7 @@ CORE = [
     "_interpret",
     "_export",
     "_scaling",
+    "_register",
     "_optimizers",
     "_compiled",
     "_decay",

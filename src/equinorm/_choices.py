@@ -15,7 +15,7 @@ from torch import Tensor
 from equinorm._labels import Label
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Value
-from equinorm.rules import TABLE, Call
+from equinorm.rules import TABLE, Call, key
 
 _EACH_ENTRY = """add sub mul div neg abs relu leaky_relu square sqrt reciprocal pow clamp clamp_min clamp_max maximum minimum
 where masked_fill clone detach alias contiguous dropout to _to_copy"""
@@ -26,12 +26,12 @@ unbind"""
 
 def follow(trace: Trace, call: Call) -> Any:
     """The result of an operation on chosen rows, choice by choice; None if they do not stay apart."""
-    name = call.operator.overloadpacket.__name__.removesuffix("_")
+    name = key(call.operator).removesuffix("_")
     arguments = {key: value for key, value in call.arguments.items() if isinstance(value, VALUES)}
     chosen = [value for value in arguments.values() if isinstance(value, Chosen)]
     if name not in TABLE or not chosen or any(value.index is not chosen[0].index for value in chosen):
         return None
-    if name == "_grouped_mm":
+    if name in ("_grouped_mm", "transformers::grouped_mm_fallback"):
         return TABLE[name](trace, call)
     if name in _MOVED.split():
         return _moved(trace, call, chosen[0], TABLE[name])

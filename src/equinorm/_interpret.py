@@ -18,7 +18,7 @@ from equinorm._labels import Label
 from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, written
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Source, Value
-from equinorm.rules import TABLE, Call
+from equinorm.rules import Call, find
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -164,9 +164,8 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
         return followed
     if all(_is_pinned(value, trace) for value in tensors):
         return _pinned(result)
-    name = target.overloadpacket.__name__
-    rule = TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if target._schema.is_mutable else None)
-    if rule is None or target.namespace != "aten" or not is_static(node.meta.get("val")):
+    rule = find(target)
+    if rule is None or not is_static(result):
         return _unknown(node, tensors, trace)
     label = rule(trace, call)
     if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
@@ -191,6 +190,8 @@ def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
 
 
 def _is_pinned(value: Value, trace: Trace) -> bool:
+    if isinstance(value, Chosen):
+        return _is_pinned(value.value, trace)
     if trace.is_unlabelled(value):
         return False
     if isinstance(value, Source) and value.label is None:

@@ -118,9 +118,9 @@ class Trace:
 
     def pin(self, value: Value | float, detail: str = "") -> Label:
         """Ask that no entry of the value scales; return the pinned label of its shape."""
-        label = self.label(value)
+        label = self.label(value.value if isinstance(value, Chosen) else value)
         self._vanish(list(label.factors), replace(self.reason, detail=detail))
-        return Label(label.shape)
+        return Label(value.shape if isinstance(value, Chosen) else label.shape)
 
     def equal(self, left: Label, right: Label) -> None:
         """Ask that two labels agree at every entry, broadcast against each other."""

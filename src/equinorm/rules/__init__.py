@@ -4,9 +4,12 @@
 `_reduction` (sums, maxima, pooling along axes), `_normalization`, `_contraction` (products summed over an axis).
 """
 
-from equinorm.rules import _contraction, _elementwise, _movement, _normalization, _reduction
-from equinorm.rules._registry import TABLE, Call
+from equinorm._labels import Label
+from equinorm._trace import Trace
+from equinorm.rules import _elementwise, _movement, _normalization, _reduction
+from equinorm.rules._contraction import contract
+from equinorm.rules._registry import TABLE, Call, find, key
 
-__all__ = ["TABLE", "Call"]
+__all__ = ["TABLE", "Call", "Label", "Trace", "contract", "find", "key"]
 
-del _contraction, _elementwise, _movement, _normalization, _reduction
+del _elementwise, _movement, _normalization, _reduction

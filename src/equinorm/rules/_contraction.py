@@ -69,7 +69,7 @@ def _rank(trace: Trace, value: Value) -> int:
 
 
 def _shape(trace: Trace, value: Value) -> tuple[int, ...]:
-    return value.shape if isinstance(value, (Source, View)) else trace.label(value).shape
+    return value.shape if isinstance(value, (Source, View, Chosen)) else trace.label(value).shape
 
 
 # ------------------------------------------------------------------------------------------------------- linear algebra
@@ -93,12 +93,12 @@ def matmul(trace: Trace, call: Call) -> Label:
     return _product(trace, left, right)
 
 
-@rule("_grouped_mm")
+@rule("_grouped_mm transformers::grouped_mm_fallback")
 def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
     """Rows times the matrix of the group that they are in, W of shape (groups, in, out): a label for each group."""
-    rows, weight = call.input, call.mat2
-    if call.offs is None or _rank(trace, rows) != 2 or _rank(trace, weight) != 3 or call.bias is not None:
-        for value in (rows, weight, call.bias):
+    rows, weight = list(call.arguments.values())[:2]
+    if call.offs is None or _rank(trace, rows) != 2 or _rank(trace, weight) != 3 or call.get("bias") is not None:
+        for value in (rows, weight, call.get("bias")):
             if value is not None:
                 trace.pin(value, "only rows by groups, without bias, have a rule")
         return Label(call.shape)

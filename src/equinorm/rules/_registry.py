@@ -51,7 +51,19 @@ class Call:
 
 
 TABLE: dict[str, Rule] = {}
-"""Rule of every known operator, by its name in `torch.ops.aten`."""
+"""Rule of every known operator, by its name in `torch.ops.aten`; of others by "namespace::name"."""
+
+
+def key(operator: Any) -> str:
+    """Under which name the table knows an operator."""
+    name = operator.overloadpacket.__name__
+    return name if operator.namespace == "aten" else f"{operator.namespace}::{name}"
+
+
+def find(operator: Any) -> Rule | None:
+    """An operator's rule; its in-place form has the same."""
+    name = key(operator)
+    return TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
 
 
 def rule(names: str) -> Callable[[Rule], Rule]:
@@ -61,7 +73,7 @@ def rule(names: str) -> Callable[[Rule], Rule]:
         for name in names.split():
             if name in TABLE:
                 raise ValueError(f"aten.{name} has two rules: {TABLE[name].__qualname__} and {function.__qualname__}")
-            if not hasattr(torch.ops.aten, name):
+            if "::" not in name and not hasattr(torch.ops.aten, name):
                 raise ValueError(f"aten.{name} does not exist in torch {torch.__version__}")
             TABLE[name] = function
         return function

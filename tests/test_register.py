@@ -1,0 +1,116 @@
+"""Rules from users: right ones free what they say, wrong ones are refused."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+from equinorm.rules import TABLE, Call, Label, Trace, contract
+
+
+@torch.library.custom_op("equinorm_tests::scaled_relu", mutates_args=())
+def scaled_relu(x: Tensor, weight: Tensor, floor: float) -> Tensor:
+    """max(x · wᵀ, floor)."""
+    return (x @ weight.t()).clamp(min=floor)
+
+
+@scaled_relu.register_fake
+def _(x, weight, floor):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("equinorm_tests::parts", mutates_args=())
+def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.relu(), x.square()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.middle, self.down = nn.Linear(3, 6), nn.Parameter(torch.randn(5, 6)), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.down(scaled_relu(self.up(x).relu(), self.middle, 0.0))
+
+
+SAMPLES = [(torch.randn(4, 3), torch.randn(5, 3), 0.0), (torch.randn(4, 3), torch.randn(5, 3), 0.3)]
+
+
+def product(trace: Trace, call: Call) -> Label:
+    """A matrix product; homogeneous if the floor is 0."""
+    if call.floor != 0:
+        trace.pin(call.x)
+        trace.pin(call.weight)
+        return Label(call.shape)
+    return contract(trace, call.x, "bk", call.weight, "ok", "bo")
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    before = dict(TABLE)
+    yield
+    TABLE.clear()
+    TABLE.update(before)
+
+
+def test_a_right_rule_counts_from_then_on():
+    net, x = Net().double(), torch.randn(4, 3, dtype=torch.float64)
+    assert equinorm.symmetries(net, x).num_free == 0
+    equinorm.register_rule(scaled_relu, SAMPLES)(product)
+    group = equinorm.symmetries(net, x)
+    assert group.num_free == 11
+    before = net(x)
+    group.rescale_(torch.randn(11, dtype=torch.float64))
+    torch.testing.assert_close(net(x), before, rtol=1e-12, atol=1e-12)
+
+
+def careless(trace, call):
+    return contract(trace, call.x, "bk", call.weight, "ok", "bo")
+
+
+def along_only(trace, call):
+    trace.merge(call.x, [-1])
+    return Label(call.shape)
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (careless, r"careless for equinorm_tests::scaled_relu is wrong: in .*\(float32\[4, 3\], float32\[5, 3\], float\), with "
+         r"all tensors as activations, result 0 is off by [\d.e+-]+ of its largest entry"),
+        (along_only, "is wrong"),
+        (lambda trace, call: trace.label(call.x), r"returns labels of \[\(4, 3\)\] for results of \[\(4, 5\)\]"),
+        (lambda trace, call: None, r"returns labels of \['NoneType'\]"),
+    ],
+)  # fmt: skip
+def test_a_wrong_rule_is_refused(rule, says):
+    with pytest.raises(equinorm.EquinormError, match=says):
+        equinorm.register_rule(scaled_relu, SAMPLES)(rule)
+    assert "equinorm_tests::scaled_relu" not in TABLE
+
+
+def test_several_results():
+    def wrong(trace, call):
+        return [trace.label(call.x), trace.label(call.x)]
+
+    def right(trace, call):
+        return [trace.label(call.x), trace.label(call.x).power(2)]
+
+    with pytest.raises(equinorm.EquinormError, match="result 1 is off"):
+        equinorm.register_rule(parts, [(torch.randn(3, 4),)])(wrong)
+    assert equinorm.register_rule(parts, [(torch.randn(3, 4),)])(right) is right
+
+
+@pytest.mark.parametrize(
+    ("operator", "samples", "says"),
+    [
+        (torch.ops.aten.relu.default, [(torch.randn(3),)], "relu has a rule already: "),
+        (torch.ops.aten.silu_.default, [(torch.randn(3),)], "writes into its inputs"),
+        (torch.relu, [(torch.randn(3),)], "operator must be an operator of torch.ops with one overload"),
+        (scaled_relu, [], "needs samples"),
+        (torch.ops.aten.silu.default, [(torch.arange(3),)], "has no floating-point tensor"),
+    ],
+)
+def test_what_cannot_have_a_rule(operator, samples, says):
+    with pytest.raises(equinorm.EquinormError, match=says):
+        equinorm.register_rule(operator, samples)(lambda trace, call: trace.pin(call.input))
