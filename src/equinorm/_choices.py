@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._labels import Label
+from equinorm._labels import Label, compact
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Value
 from equinorm.rules import TABLE, Call, key
@@ -88,7 +88,7 @@ def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
 def _axis_of(numbers: Tensor, options: int) -> int | None:
     """The axis along which these are 0, 1, …, options − 1 at every entry."""
     for axis, size in enumerate(numbers.shape):
-        if size == options and numbers.numel() and bool((numbers == _numbers(options, axis, numbers.dim())).all()):
+        if size == options and torch.equal(compact(numbers), _numbers(options, axis, numbers.dim())):
             return axis
     return None
 

@@ -127,10 +127,18 @@ class Classes:
             self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
-    def reasons(self, ids: np.ndarray) -> list[Reason | None]:
-        """Why each of these classes is pinned; None for free ones."""
+    def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
+        """How many of these classes each reason pins; free ones are not counted."""
         roots, _ = self._find(ids)
-        return [self._reason(root) if root in self._forms else self._reasons[self._pinned_by[root]] for root in roots.tolist()]
+        dependent = self._dependent[roots]
+        counts = np.bincount(self._pinned_by[roots[~dependent]], minlength=1)
+        found = [(self._reasons[place], int(counts[place])) for place in np.flatnonzero(counts)]
+        found += [(self._reason(root), 1) for root in roots[dependent].tolist()]
+        total: dict[Reason, int] = {}
+        for reason, count in found:
+            if reason is not None:
+                total[reason] = total.get(reason, 0) + count
+        return total
 
     def _reason(self, root: int) -> Reason | None:
         if root in self._forms and not self._pinned_by[root]:
@@ -233,7 +241,8 @@ def _unique_rows(rows: np.ndarray) -> np.ndarray:
     if len(rows) < 2:
         return rows.copy()
     if rows.shape[1] == 2:  # two ids of 32 bits as one number
-        packed = np.unique(rows[:, 0] << 32 | rows[:, 1] & 0xFFFFFFFF)
+        packed = np.sort(rows[:, 0] << 32 | rows[:, 1] & 0xFFFFFFFF)
+        packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])]
         return np.stack([packed >> 32, packed << 32 >> 32], axis=1)
     order = np.lexsort(rows.T)
     rows = rows[order]

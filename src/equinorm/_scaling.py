@@ -62,12 +62,12 @@ class Family:
     Attributes:
         tensor: name of the first tensor that moves with them.
         axis: the axis of that tensor.
-        ids: the free classes, as ids 1..num_free.
+        ids: the free classes, among 1..num_free; those of a family follow one another.
     """
 
     tensor: str
     axis: int
-    ids: tuple[int, ...]
+    ids: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,15 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
     """Free classes that move some tensor, ascending. Classes of intermediate values alone may be left over."""
     labels = [source.label for source in sources if source.label is not None]
     ids = [_distinct(factor.ids.numpy())[0] for label in labels for factor in label.factors]
-    roots = np.unique(classes.resolve(np.unique(np.concatenate(ids)))) if ids else np.zeros(0, np.int64)
+    if not ids:
+        return np.zeros(0, np.int64)
+    roots, _ = _distinct(np.abs(classes.resolve(_distinct(np.concatenate(ids))[0])))
     dependent = classes.is_dependent(roots)
-    used = {root for id in np.abs(roots[dependent]).tolist() for root in classes.form(id)}
-    return np.intersect1d(classes.free_roots(), np.concatenate([np.abs(roots[~dependent]), np.array(sorted(used), np.int64)]))
+    used = sorted({root for id in roots[dependent].tolist() for root in classes.form(id)})
+    free = classes.free_roots()
+    is_used = np.zeros(max(roots[-1], free.max(initial=0), *used) + 1, bool)
+    is_used[roots[~dependent]] = is_used[used] = True
+    return free[is_used[free]]
 
 
 def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
@@ -157,23 +162,23 @@ def families(
             ids, _ = _distinct(factor.ids.numpy())
             ids = ids[ids > PINNED]
             axis = next((axis for axis in range(factor.ids.dim()) if factor.ids.size(axis) > 1), 0)
-            for family in np.unique(classes.family(ids)).tolist():
+            for family in np.flatnonzero(np.bincount(classes.family(ids))).tolist():
                 owner.setdefault(family, (source.names[0], axis))
                 members.setdefault(family, []).append(ids[classes.family(ids) == family])
     numbers = classes.family(roots)
     for scaling in scalings:  # a class that joins others is in no label itself
         for _, ids in scaling.factors:
             axis = next((axis for axis in range(ids.dim()) if ids.size(axis) > 1), 0)
-            for family in np.unique(numbers[ids[ids > 0].numpy() - 1]).tolist():
+            for family in np.flatnonzero(np.bincount(numbers[ids[ids > 0].numpy() - 1])).tolist():
                 owner.setdefault(family, (scaling.name, axis))
-    order = sorted(np.unique(numbers).tolist())
-    found = tuple(Family(*owner[number], tuple((np.flatnonzero(numbers == number) + 1).tolist())) for number in order)
+    counts = np.bincount(numbers) if len(numbers) else numbers
+    ends = 1 + np.cumsum(counts)  # ids ascend with families
+    found = tuple(
+        Family(*owner[number], range(int(ends[number] - counts[number]), int(ends[number])))
+        for number in np.flatnonzero(counts).tolist()
+    )
     pins: list[Pin] = []
     for number, parts in members.items():
-        ids = np.unique(np.concatenate(parts))
-        counts: dict[Reason, int] = {}
-        for reason in classes.reasons(ids):
-            if reason is not None:
-                counts[reason] = counts.get(reason, 0) + 1
-        pins += [Pin(*owner[number], count, reason) for reason, count in counts.items()]
+        ids, _ = _distinct(np.concatenate(parts))
+        pins += [Pin(*owner[number], count, reason) for reason, count in classes.reasons(ids).items()]
     return found, tuple(pins)

@@ -1,5 +1,6 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,12 +163,13 @@ def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, 
 
 def _moving(scaling: Scaling) -> float:
     """Share of a tensor's entries that move."""
-    if not scaling.factors:
-        return 0.0
-    still = scaling.factors[0][1] == 0
-    for _, ids in scaling.factors[1:]:
-        still = still & (ids == 0)
-    return 1.0 - float(still.double().mean())
+    groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
+    for _, ids in scaling.factors:
+        axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
+        for other, mask in [group for group in groups if group[0] & axes]:
+            axes, still = axes | other, still & mask
+        groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
+    return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
 
 def symmetries(
