@@ -132,13 +132,13 @@ def family(name: str) -> str:
     return name
 
 
-def build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def build(name: str, **sizes: int) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """A model and inputs for it. Not on meta: masks and rotary tables are computed, and tiny as it is."""
     with torch.device("cpu"):
-        return _build(name)
+        return _build(name, sizes)
 
 
-def _build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def _build(name: str, other: dict[str, int]) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     transformers = _transformers()
     model_class, config_class, options = MODELS[name]
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
@@ -147,12 +147,12 @@ def _build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         config = transformers.CLIPConfig(**sizes)
     else:
         sizes = {key: value for key, value in _DECODER.items() if key not in UNKNOWN.get(name, ())}
-        config = getattr(transformers, config_class)(**{**sizes, **tokens, **options})
+        config = getattr(transformers, config_class)(**{**sizes, **tokens, **options, **other})
     if hasattr(config, "layer_types") and name == "gemma3":
         config.sliding_window = 4
     config._experts_implementation = "batched_mm"
     model = getattr(transformers, model_class)(config)
-    ids = torch.randint(3, 64, (2, 9))
+    ids = torch.randint(3, other.get("vocab_size", 64), (2, 9))
     image = torch.randn(2, 3, 64 if name == "segformer" else 16, 64 if name == "segformer" else 16)
     if name in ("vit", "segformer"):
         return model, (), {"pixel_values": image}

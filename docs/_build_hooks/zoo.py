@@ -1,0 +1,84 @@
+"""MkDocs hook: what discovery finds in the models of timm, torchvision and transformers, from benchmarks/results/zoo.jsonl.
+
+`<!-- zoo summary -->` becomes one row for each library, `<!-- zoo NAME -->` one row for each of its families, and
+`<!-- zoo errors -->` the models that cannot be exported, with the reason.
+"""
+
+import json
+import re
+import statistics
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "zoo.jsonl"
+
+Record = dict[str, Any]
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the markers of a page."""
+    if "<!-- zoo" not in markdown:
+        return markdown
+    records = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+    markdown = markdown.replace("<!-- zoo summary -->", summary(records)).replace("<!-- zoo errors -->", errors(records))
+    return re.sub(r"<!-- zoo (\w+) -->", lambda found: families(records, found.group(1)), markdown)
+
+
+def summary(records: list[Record]) -> str:
+    """Names, families, exports, deviations and seconds of each library."""
+    rows = [
+        "| library | models | exported | families | models run | largest deviation | seconds, median | largest interpretation / export |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for zoo in dict.fromkeys(record["zoo"] for record in records):
+        looked = [r for r in records if r["zoo"] == zoo and not r["run"]]
+        ran = [r for r in records if r["zoo"] == zoo and r["run"] and "error" not in r]
+        found = [r for r in looked if "error" not in r]
+        worst = f"{max(r['deviation'] for r in ran):.1e}" if ran else "–"
+        seconds = statistics.median(r["export_seconds"] + r["interpretation_seconds"] for r in found)
+        ratio = max(r["interpretation_seconds"] / r["export_seconds"] for r in found)
+        count = len({r["family"] for r in looked})
+        rows.append(f"| {zoo} | {len(looked)} | {len(found)} | {count} | {len(ran)} | {worst} | {seconds:.1f} | {ratio:.1f} |")
+    return "\n".join(rows)
+
+
+def families(records: list[Record], zoo: str) -> str:
+    """One row for each family: its smallest model that was run, or else looked at."""
+    rows = [
+        "| family | models | smallest | channels free | weights that move | deviation | pinned by |",
+        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
+    ]
+    members: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record["zoo"] == zoo and "error" not in record:
+            members[record["family"]].append(record)
+    for family, found in sorted(members.items()):
+        models = {record["model"] for record in found}
+        chosen = min(found, key=lambda r: (not r["run"], r["parameters"]))
+        share = chosen["free"] / max(chosen["free"] + chosen["pinned"], 1)
+        deviation = f"{chosen['deviation']:.0e}" if "deviation" in chosen else "–"
+        cells = [family, str(len(models)), chosen["model"], f"{chosen['free']} ({share:.0%})", f"{chosen['coverage']:.0%}"]
+        rows.append(f"| {' | '.join([*cells, deviation, _pins(chosen)])} |")
+    return "\n".join(rows)
+
+
+def _pins(record: Record) -> str:
+    """The three reasons that pin most channels."""
+    total = sum(record["pins"].values())
+    reasons: Counter[str] = Counter()
+    for reason, channels in record["pins"].items():
+        reasons[reason.removesuffix(" (no rule: taken to fit no scale)").removeprefix("aten.")] += channels
+    return ", ".join(f"{reason} {channels / total:.0%}" for reason, channels in reasons.most_common(3))
+
+
+def errors(records: list[Record]) -> str:
+    """Models that were refused or failed."""
+    failed = [record for record in records if "error" in record]
+    if not failed:
+        return "None."
+    rows = ["| library | model | reason |", "| --- | --- | --- |"]
+    for record in failed:
+        reason = " ".join(record["error"].split("Check first that")[0].split()).replace("|", "\\|")
+        rows.append(f"| {record['zoo']} | {record['model']} | {reason[:300]} |")
+    return "\n".join(rows)
