@@ -20,25 +20,25 @@ _DECODER = {
     "vocab_size": 64,
     "max_position_embeddings": 32,
 }
-_EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-_EXPERTS |= {"shared_expert_intermediate_size": 24}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS |= {"shared_expert_intermediate_size": 24}
 _IMAGES = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 _ENCODER = {key: _DECODER[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
 
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
     "mistral": ("MistralForCausalLM", "MistralConfig", {}),
-    "mixtral": ("MixtralForCausalLM", "MixtralConfig", _EXPERTS),
+    "mixtral": ("MixtralForCausalLM", "MixtralConfig", EXPERTS),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {}),
-    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", _EXPERTS),
+    "qwen2_moe": ("Qwen2MoeForCausalLM", "Qwen2MoeConfig", EXPERTS),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", _EXPERTS),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", EXPERTS),
     "gemma": ("GemmaForCausalLM", "GemmaConfig", {}),
     "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", {}),
     "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {}),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", {}),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", {}),
-    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", _EXPERTS),
+    "olmoe": ("OlmoeForCausalLM", "OlmoeConfig", EXPERTS),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}),
     "falcon": ("FalconForCausalLM", "FalconConfig", {}),
@@ -47,9 +47,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "starcoder2": ("Starcoder2ForCausalLM", "Starcoder2Config", {}),
     "nemotron": ("NemotronForCausalLM", "NemotronConfig", {}),
     "granite": ("GraniteForCausalLM", "GraniteConfig", {}),
-    "granite_moe": ("GraniteMoeForCausalLM", "GraniteMoeConfig", _EXPERTS),
+    "granite_moe": ("GraniteMoeForCausalLM", "GraniteMoeConfig", EXPERTS),
     "cohere": ("CohereForCausalLM", "CohereConfig", {}),
-    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", _EXPERTS),
+    "gpt_oss": ("GptOssForCausalLM", "GptOssConfig", EXPERTS),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
         "DeepseekV3Config",

@@ -1,6 +1,6 @@
-"""torchvision's classification models: exact rescalings, and at least the free classes that are known to exist.
+"""torchvision's models and tiny ones of transformers: exact rescalings, and at least the free classes that are known to exist.
 
-EQUINORM_ZOO=1 tests every model (a quarter of an hour, 12 GB); the default is a few small ones.
+EQUINORM_ZOO=1 tests every model that `benchmarks/zoo.py` runs (half an hour, 12 GB); the default is a few small ones.
 """
 
 import importlib.util
@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import equinorm
 import zoo
+import zoo_torchvision
+import zoo_transformers
 
 LEAST = {
     "alexnet": 9344,
@@ -52,17 +54,35 @@ FEW = [
 ]
 
 
-@pytest.mark.parametrize("name", zoo.names() if os.environ.get("EQUINORM_ZOO") else FEW)
+ALL = bool(os.environ.get("EQUINORM_ZOO"))
+TINY = ["llama", "mixtral", "gemma3", "t5", "mamba", "segformer"]
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
+)
+
+
+@pytest.mark.parametrize("name", zoo_torchvision.names() if ALL else FEW)
 def test_torchvision_model(name: str) -> None:
-    record = zoo.measure(name)
+    if zoo.look("torchvision", name)["parameters"] > zoo.LARGEST:
+        pytest.skip(f"more than {zoo.LARGEST:.0f} parameters")
+    record = zoo.measure("torchvision", name)
     assert record["output_spread"] > 0.01, "outputs that are all alike prove nothing"
     assert record["deviation"] <= 1e-12
     assert record["free"] >= LEAST.get(name, 1)
 
 
+@needs_transformers
+@pytest.mark.parametrize("name", zoo_transformers.names() if ALL else TINY)
+def test_transformers_model(name: str) -> None:
+    record = zoo.measure("transformers", name)
+    assert record["output_spread"] > 0.01, "outputs that are all alike prove nothing"
+    assert record["deviation"] <= 1e-12
+    assert record["free"] >= 64
+
+
 def test_a_rescaling_outside_the_group_is_seen() -> None:
     """The measurement can fail: one channel that moves without its consumers changes the outputs."""
-    model, args = zoo.build("squeezenet1_0")
+    model, args, _ = zoo.build("torchvision", "squeezenet1_0")
     with torch.no_grad():
         before = model(*args)
         model.features[0].weight[3].mul_(1.1)
@@ -71,6 +91,6 @@ def test_a_rescaling_outside_the_group_is_seen() -> None:
 
 def test_training_mode_finds_the_same() -> None:
     """Affine batch norm is exact in both modes."""
-    model, args = zoo.build("resnet18")
+    model, args, _ = zoo.build("torchvision", "resnet18")
     counts = [equinorm.symmetries(model.train(mode), args).num_free for mode in (False, True)]
     assert counts == [2880, 2880]

@@ -431,6 +431,43 @@ def test_attributes_that_a_forward_assigns_are_put_back():
     assert not hasattr(model, "count")
 
 
+@pytest.mark.parametrize("where", ["attribute", "dict", "list"])
+def test_what_a_forward_keeps_for_later_calls_is_pinned(where):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+            self.cache, self.seen, self.last = {}, [], None
+
+        def forward(self, x):
+            if where == "dict" and "bias" not in self.cache:
+                self.cache["bias"] = self.a.bias * 2
+            bias = self.cache["bias"] if where == "dict" else self.a.bias * 2
+            h = (nn.functional.linear(x, self.a.weight) + bias).relu()
+            if where == "list":
+                self.seen.append(h)
+            if where == "attribute":
+                self.last = h
+            return self.c(self.b(h).relu())
+
+    model, x = Keeps().double(), torch.randn(2, 4, dtype=torch.float64)
+    group = equinorm.symmetries(model, x)
+    assert group.num_free == 6
+    assert any(pin.reason.operation == "equinorm.observed" for pin in group.pins)
+    before = model(x)
+    group.rescale_(torch.randn(6, dtype=torch.float64))
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_recomputed_weights_are_not_kept():
+    """The older weight norm assigns the weight anew before every call."""
+    old = torch.nn.utils.weight_norm(nn.Linear(4, 5))
+    net = nn.Sequential(old, nn.ReLU(), nn.Linear(5, 3))
+    assert equinorm.symmetries(net, torch.randn(2, 4)).num_free >= 5
+    assert not any(pin.reason.operation == "equinorm.observed" for pin in equinorm.symmetries(net, torch.randn(2, 4)).pins)
+
+
 def test_hooks_that_a_model_installs_at_its_first_call_are_installed_once():
     class Records(nn.Module):
         def __init__(self):

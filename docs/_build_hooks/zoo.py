@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def summary(records: list[Record]) -> str:
     """Names, families, exports, deviations and seconds of each library."""
     rows = [
-        "| library | models | exported | families | models run | largest deviation | seconds, median | largest interpretation / export |",
+        "| library | models | exported | families | models run | largest deviation | seconds | interpretation / export, most |",
         "| --- |" + " ---: |" * 7,
     ]
     for zoo in dict.fromkeys(record["zoo"] for record in records):

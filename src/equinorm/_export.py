@@ -3,7 +3,7 @@
 import contextlib
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,22 +134,36 @@ def _changing(graph: fx.GraphModule) -> set[str]:
 
 def _program(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
     try:
-        with _unchanged_attributes(model), _observed_hooks(model):
+        with _unchanged_attributes(model) as kept, _observed_hooks(model, kept):
             return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise ExportError.of(model, args, kwargs, error) from error
 
 
 @contextlib.contextmanager
-def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
+def _unchanged_attributes(model: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
     """Put back what a traced forward assigns to the model, and what it puts into lists and dicts there.
 
-    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again.
+    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again. Yields a
+    function that returns the tensors that the forward has left there so far.
     """
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     held = {id(value): (value, value.copy()) for _, found in before for value in found.values() if type(value) in _CONTAINERS}
+
+    def kept() -> list[Tensor]:
+        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        found: list[Any] = []
+        for module, attributes in before:
+            for name, value in module.__dict__.items():
+                if type(value) in _CONTAINERS and id(value) in held:
+                    old = {id(item) for item in _items(held[id(value)][1])}
+                    found += [item for item in _items(value) if id(item) not in old]
+                elif value is not attributes.get(name) and not {f"{name}_v", f"{name}_orig"} & module._parameters.keys():
+                    found += pytree.tree_leaves(value)  # but what torch.nn.utils computes anew before every call
+        return [tensor for tensor in found if isinstance(tensor, Tensor) and id(tensor) not in own]
+
     try:
-        yield
+        yield kept
     finally:
         for module, attributes in before:
             for name in [name for name in module.__dict__ if name not in attributes]:
@@ -158,6 +172,10 @@ def _unchanged_attributes(model: nn.Module) -> Iterator[None]:
         for value, content in held.values():
             value.clear()
             (value.extend if isinstance(value, list) else value.update)(content)
+
+
+def _items(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
 
 
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -186,8 +204,8 @@ def _observe(values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _observed_hooks(model: nn.Module) -> Iterator[None]:
-    """While exporting, mark what the model's own hooks can read."""
+def _observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterator[None]:
+    """While exporting, mark what the model's own hooks can read, and what its forward keeps for later calls."""
     handles = []
     for module in model.modules():
         before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
@@ -199,6 +217,11 @@ def _observed_hooks(model: nn.Module) -> Iterator[None]:
             )
         if after:
             handles.append(module.register_forward_hook(lambda _, a, output: _observe(output), prepend=True))
+
+    def observe_kept(*_: Any) -> None:
+        _observe(kept())
+
+    handles.append(model.register_forward_hook(observe_kept))
     try:
         yield
     finally:
