@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gc
 import importlib
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -92,29 +93,43 @@ def _found(symmetries: equinorm.Symmetries) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure(zoo: str, name: str, seed: int = 0) -> dict[str, Any]:
-    """What is found, and how far a random rescaling moves the outputs: the largest change by the largest output."""
-    model, args, kwargs = build(zoo, name, seed)
-    symmetries = equinorm.symmetries(model, args, kwargs)
-    with Double():
+    """What is found, and how far a random rescaling moves the outputs: the largest change by the largest output.
+
+    With powers of two nothing rounds, so that any change is one too many; with real scales rounding is seen as well.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # of what forwards make themselves
+    try:
+        model, args, kwargs = build(zoo, name, seed)
+        symmetries = equinorm.symmetries(model, args, kwargs)
         before = outputs(model, args, kwargs, seed)
-    log_scales = torch.randn(symmetries.num_free, dtype=torch.float64)
-    symmetries.rescale_(log_scales)
-    with Double():
-        after = outputs(model, args, kwargs, seed)
-    changes = [float((b - a).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True)]
-    return {
-        **_found(symmetries),
-        "deviation": max(changes),
-        "output_spread": max(float(value.std() / value.abs().max()) for value in before),
-        "largest_log_scale": float(log_scales.abs().max()) if symmetries.num_free else 0.0,
-        "seed": seed,
-    }
+        log_scales = torch.randn(symmetries.num_free, dtype=torch.float64)
+        whole = (log_scales / math.log(2)).round() * math.log(2)
+        symmetries.rescale_(whole)
+        exact = _change(outputs(model, args, kwargs, seed), before)
+        symmetries.rescale_(-whole)
+        symmetries.rescale_(log_scales)
+        return {
+            **_found(symmetries),
+            "deviation": _change(outputs(model, args, kwargs, seed), before),
+            "deviation_powers_of_two": exact,
+            "output_spread": max(float(value.std() / value.abs().max()) for value in before),
+            "largest_log_scale": float(log_scales.abs().max()) if symmetries.num_free else 0.0,
+            "seed": seed,
+        }
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _change(after: list[Tensor], before: list[Tensor]) -> float:
+    return max(float((b - a).abs().max() / a.abs().max()) for a, b in zip(before, after, strict=True))
 
 
 def outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any], seed: int) -> list[Tensor]:
     """Every floating-point output that is not zero throughout."""
     torch.manual_seed(seed)
-    found = tree_flatten(model(*args, **kwargs))[0]
+    with Double():
+        found = tree_flatten(model(*args, **kwargs))[0]
     found = found if any(isinstance(value, Tensor) for value in found) else list(found[0].values())
     return [v for v in found if isinstance(v, Tensor) and v.is_floating_point() and v.numel() > 1 and bool(v.any())]
 

@@ -53,7 +53,8 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         model = models.get_model(name, **options)
     model.to(torch.get_default_device())
     if name.startswith(DETECTION):
-        return model.backbone, (torch.randn(2, 3, 96, 96),), {}
+        size = 300 if name == "ssd300_vgg16" else 96
+        return model.backbone, (torch.randn(2, 3, size, size),), {}
     if name.startswith("raft"):
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)), {"num_flow_updates": 2}
     if name.startswith(VIDEO):

@@ -46,7 +46,7 @@ def summary(records: list[Record]) -> str:
 def families(records: list[Record], zoo: str) -> str:
     """One row for each family: its smallest model that was run, or else looked at."""
     rows = [
-        "| family | models | smallest | channels free | weights that move | deviation | pinned by |",
+        "| family | models | smallest | channels free | weights that move | deviation (powers of two) | pinned by |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     members: dict[str, list[Record]] = defaultdict(list)
@@ -58,6 +58,8 @@ def families(records: list[Record], zoo: str) -> str:
         chosen = min(found, key=lambda r: (not r["run"], r["parameters"]))
         share = chosen["free"] / max(chosen["free"] + chosen["pinned"], 1)
         deviation = f"{chosen['deviation']:.0e}" if "deviation" in chosen else "–"
+        if "deviation_powers_of_two" in chosen:
+            deviation += f" ({chosen['deviation_powers_of_two']:.0e})"
         cells = [family, str(len(models)), chosen["model"], f"{chosen['free']} ({share:.0%})", f"{chosen['coverage']:.0%}"]
         rows.append(f"| {' | '.join([*cells, deviation, _pins(chosen)])} |")
     return "\n".join(rows)
