@@ -1,6 +1,6 @@
 """Discovery on everything that people run: free classes, coverage, pins, times, and the deviation of a random rescaling.
 
-    python benchmarks/zoo.py torchvision timm transformers [--models resnet18] [--output benchmarks/results/zoo.jsonl]
+    python benchmarks/zoo.py torchvision timm transformers large [--models resnet18] [--output benchmarks/results/zoo.jsonl]
 
 Every model is looked at on the meta device, and so that it fits any machine. Of each family (file of definitions) the smallest
 model (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64, moved to a random
@@ -13,6 +13,7 @@ import contextlib
 import gc
 import importlib
 import math
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 import common
 import equinorm
 
-ZOOS = ("torchvision", "timm", "transformers")
+ZOOS = ("torchvision", "timm", "transformers", "large")
 LARGEST = 120e6
 """Parameters of the largest model that is run."""
 
@@ -144,8 +145,13 @@ def record(zoo: str, name: str, run: bool, seed: int = 0) -> dict[str, Any]:
         found = {"error": f"{type(error).__name__}: {error}"}
     finally:
         gc.collect()
-    versions = {"equinorm": equinorm.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {**subject, **found, "seconds": round(time.perf_counter() - started, 2), **versions}
+    about = {
+        "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),  # of this process so far
+        "equinorm": equinorm.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return {**subject, **found, "seconds": round(time.perf_counter() - started, 2), **about}
 
 
 def sweep(zoo: str, models: list[str] | None, known: list[dict[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:

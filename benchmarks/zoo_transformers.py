@@ -114,7 +114,8 @@ UNKNOWN = {"falcon": ("head_dim",)}
 """Common sizes that a configuration does not take."""
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """transformers, silent."""
     import_models()  # transformers imports torchvision where it is installed
     import transformers
 
@@ -139,7 +140,7 @@ def build(name: str, **sizes: int) -> tuple[nn.Module, tuple[Any, ...], dict[str
 
 
 def _build(name: str, other: dict[str, int]) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    transformers = _transformers()
+    transformers = import_transformers()
     model_class, config_class, options = MODELS[name]
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
     if name == "clip":
