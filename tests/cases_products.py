@@ -380,3 +380,35 @@ def _(m, x):
 def _(m, x):
     h = F.relu(m.a(x))
     return m.d(h.t()[m.r(x).argmax(-1)])
+
+
+@case("experts, rows cut apart", x(4, 3), r=lin(3, 2), u=x(2, 5, 3), d=x(2, 3, 5))
+def _(m, x):
+    _, experts = route(m, x)
+    h = F.relu(torch.bmm(m.u[experts][:2], x[:2, :, None]))
+    return torch.bmm(m.d[experts][-2:], h)
+
+
+@case("chosen gains, cut apart", x(4, 3), r=lin(3, 2), a=x(2, 3), b=x(2, 3), d=lin(3, 2))
+def _(m, x):
+    _, experts = route(m, x)
+    return m.d(x[:2] * m.a[experts][:2] * m.b[experts][-2:])
+
+
+@case("chosen from tables of two sizes", x(4, 3), r=lin(3, 2), a=x(2, 3), b=x(5, 3), d=lin(3, 2))
+def _(m, x):
+    _, experts = route(m, x)
+    return m.d(x * m.a[experts] * m.b[experts])
+
+
+@case("one row chosen", x(4, 3), r=lin(3, 2), a=x(2, 3), d=lin(3, 2))
+def _(m, x):
+    _, experts = route(m, x)
+    return m.d(x[0] * m.a[experts[:1]].squeeze(0)), m.a[experts].split([2, 2])[1] * m.a[experts][3]
+
+
+@case("chosen, narrowed and split", x(4, 3), r=lin(3, 2), a=x(2, 4), u=lin(3, 4), d=lin(4, 2))
+def _(m, x):
+    _, experts = route(m, x)
+    first, second = m.a[experts].narrow(0, 1, 3).split([1, 2])
+    return m.d(F.relu(m.u(x[:2])) * second), first.sum() * 0

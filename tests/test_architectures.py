@@ -80,6 +80,21 @@ def test_transformers_model(name: str) -> None:
     assert record["free"] >= 64
 
 
+@needs_transformers
+def test_experts_by_grouped_matrix_products() -> None:
+    """These exist in float32 only, where powers of two leave the outputs bitwise as they were."""
+    torch.manual_seed(0)
+    model, _, kwargs = zoo_transformers.build("mixtral")
+    model.eval().set_experts_implementation("grouped_mm")
+    zoo.randomise_(model)
+    with torch.no_grad():
+        before = model(**kwargs).logits
+        group = equinorm.symmetries(model, (), kwargs)
+        assert group.num_free == 592
+        group.rescale_(torch.randn(592, dtype=torch.float64), power_of_two=True)
+        assert torch.equal(model(**kwargs).logits, before)
+
+
 def test_a_rescaling_outside_the_group_is_seen() -> None:
     """The measurement can fail: one channel that moves without its consumers changes the outputs."""
     model, args, _ = zoo.build("torchvision", "squeezenet1_0")

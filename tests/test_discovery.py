@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections import defaultdict, deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_pins_name_operation_and_source_line():
 
 def test_families_and_text():
     symmetries = equinorm.symmetries(two_layers(), X)
-    assert [(f.tensor, f.axis, f.ids) for f in symmetries.families] == [("0.weight", 0, (1, 2, 3, 4, 5, 6))]
+    assert [(f.tensor, f.axis, f.ids) for f in symmetries.families] == [("0.weight", 0, range(1, 7))]
     text = str(symmetries)
     assert "6 free scale classes" in text
     assert "2.weight [3, 6]: axis 1 ÷ 0.weight[0]" in text
@@ -431,13 +433,14 @@ def test_attributes_that_a_forward_assigns_are_put_back():
     assert not hasattr(model, "count")
 
 
-@pytest.mark.parametrize("where", ["attribute", "dict", "list"])
+@pytest.mark.parametrize("where", ["attribute", "dict", "list", "nested", "deque", "object"])
 def test_what_a_forward_keeps_for_later_calls_is_pinned(where):
     class Keeps(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 6), nn.Linear(6, 3)
-            self.cache, self.seen, self.last = {}, [], None
+            self.cache, self.seen, self.last = {"lists": defaultdict(list)}, [], None
+            self.queue, self.state = deque(), SimpleNamespace()
 
         def forward(self, x):
             if where == "dict" and "bias" not in self.cache:
@@ -446,13 +449,20 @@ def test_what_a_forward_keeps_for_later_calls_is_pinned(where):
             h = (nn.functional.linear(x, self.a.weight) + bias).relu()
             if where == "list":
                 self.seen.append(h)
+            if where == "nested":
+                self.cache["lists"]["h"].append(h)
+            if where == "deque":
+                self.queue.append(h)
+            if where == "object":
+                self.state.h = h
             if where == "attribute":
                 self.last = h
             return self.c(self.b(h).relu())
 
     model, x = Keeps().double(), torch.randn(2, 4, dtype=torch.float64)
     group = equinorm.symmetries(model, x)
-    assert group.num_free == 6
+    assert (group.num_free, model.last, model.seen, len(model.queue), vars(model.state)) == (6, None, [], 0, {})
+    assert model.cache == {"lists": {}}
     assert any(pin.reason.operation == "equinorm.observed" for pin in group.pins)
     before = model(x)
     group.rescale_(torch.randn(6, dtype=torch.float64))

@@ -76,8 +76,8 @@ def along_only(trace, call):
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        (careless, r"careless for equinorm_tests::scaled_relu is wrong: in .*\(float32\[4, 3\], float32\[5, 3\], float\), with "
-         r"all tensors as activations, result 0 is off by [\d.e+-]+ of its largest entry"),
+        (careless, r"careless for equinorm_tests::scaled_relu.default is wrong: in .*\(float32\[4, 3\], float32\[5, 3\], "
+         r"float\), with all tensors as activations, result 0 is off by [\d.e+-]+ of its largest entry"),
         (along_only, "is wrong"),
         (lambda trace, call: trace.label(call.x), r"returns labels of \[\(4, 3\)\] for results of \[\(4, 5\)\]"),
         (lambda trace, call: None, r"returns labels of \['NoneType'\]"),
@@ -86,7 +86,7 @@ def along_only(trace, call):
 def test_a_wrong_rule_is_refused(rule, says):
     with pytest.raises(equinorm.EquinormError, match=says):
         equinorm.register_rule(scaled_relu, SAMPLES)(rule)
-    assert "equinorm_tests::scaled_relu" not in TABLE
+    assert "equinorm_tests::scaled_relu.default" not in TABLE
 
 
 def test_several_results():
@@ -104,13 +104,46 @@ def test_several_results():
 @pytest.mark.parametrize(
     ("operator", "samples", "says"),
     [
-        (torch.ops.aten.relu.default, [(torch.randn(3),)], "relu has a rule already: "),
+        (torch.ops.aten.relu.default, [(torch.randn(3),)], "relu.default has a rule already: "),
         (torch.ops.aten.silu_.default, [(torch.randn(3),)], "writes into its inputs"),
         (torch.relu, [(torch.randn(3),)], "operator must be an operator of torch.ops with one overload"),
         (scaled_relu, [], "needs samples"),
         (torch.ops.aten.silu.default, [(torch.arange(3),)], "has no floating-point tensor"),
+        (torch.ops.aten.silu.default, [(torch.zeros(3),)], "'self' of the sample .* is empty or zero throughout"),
+        (torch.ops.aten.silu.default, [torch.randn(3, 3)], "must be a tuple of positional arguments, not Tensor"),
+        (torch.ops.aten.log.default, [(-torch.rand(3),)], "are not finite"),
+        (torch.ops.aten.block_diag.default, [([torch.randn(3)],)], "takes a list of tensors"),
     ],
 )
 def test_what_cannot_have_a_rule(operator, samples, says):
     with pytest.raises(equinorm.EquinormError, match=says):
-        equinorm.register_rule(operator, samples)(lambda trace, call: trace.pin(call.input))
+        equinorm.register_rule(operator, samples)(lambda trace, call: trace.label(call.input))
+
+
+@torch.library.custom_op("equinorm_tests::shifted", mutates_args=())
+def shifted(x: Tensor, shift: Tensor | None = None) -> Tensor:
+    return x.clone() if shift is None else x + shift
+
+
+@shifted.register_fake
+def _(x, shift=None):
+    return torch.empty_like(x)
+
+
+def test_arguments_that_no_sample_had_are_pinned():
+    class Shifts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down, self.shift = nn.Linear(3, 6), nn.Linear(6, 2), nn.Parameter(torch.randn(6))
+
+        def forward(self, x):
+            return self.down(shifted(self.up(x).relu(), self.shift if self.training else None).relu())
+
+    equinorm.register_rule(shifted, [(torch.randn(4, 3),)])(lambda trace, call: trace.label(call.x))
+    net, x = Shifts(), torch.randn(4, 3)
+    assert [equinorm.symmetries(net.train(mode), x).num_free for mode in (False, True)] == [6, 0]
+
+
+def test_numbers_of_the_other_sign_are_tried():
+    with pytest.raises(equinorm.EquinormError, match="is wrong"):
+        equinorm.register_rule(torch.ops.aten.celu.default, [(torch.rand(3, 4),)])(lambda trace, call: trace.label(call.input))

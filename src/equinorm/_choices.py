@@ -29,9 +29,9 @@ def follow(trace: Trace, call: Call) -> Any:
     name = key(call.operator).removesuffix("_")
     arguments = {key: value for key, value in call.arguments.items() if isinstance(value, VALUES)}
     chosen = [value for value in arguments.values() if isinstance(value, Chosen)]
-    if name not in TABLE or not chosen or any(value.index is not chosen[0].index for value in chosen):
+    if name not in TABLE or not chosen or any(_differ(value, chosen[0]) for value in chosen):
         return None
-    if name in ("_grouped_mm", "transformers::grouped_mm_fallback"):
+    if name in ("_grouped_mm", "transformers::grouped_mm_fallback.default"):
         return TABLE[name](trace, call)
     if name in _MOVED.split():
         return _moved(trace, call, chosen[0], TABLE[name])
@@ -49,7 +49,8 @@ def follow(trace: Trace, call: Call) -> Any:
     result = torch.empty(_with(call.shape, axis, chosen[0].options), dtype=call.result.dtype, device="meta")
     found = TABLE[name](trace, replace(call, arguments={**call.arguments, **inner}, result=result))
     found = found if trace.is_unlabelled(found) else trace.label(found)
-    return Chosen(found, axis, chosen[0].index, call.shape[axis])
+    result = replace(chosen[0], value=found, axis=axis, length=call.shape[axis])
+    return result if result.shape == call.shape else None
 
 
 def _steady(trace: Trace, value: Value, place: int) -> Value | None:
@@ -65,36 +66,46 @@ def _steady(trace: Trace, value: Value, place: int) -> Value | None:
     return None if any(f.varies([axis]) for f in label.factors) else Label(_with(label.shape, axis, 1), label.factors)
 
 
+def _differ(one: Chosen, other: Chosen) -> bool:
+    return one.index is not other.index or one.by != other.by or one.options != other.options
+
+
 def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
-    """Movement of other axes. A numbering of the choices says where their axis goes, and that nothing else happens to it."""
-    shape = chosen.value.shape
-    numbers = (
-        torch.arange(chosen.options).reshape([-1 if axis == chosen.axis else 1 for axis in range(len(shape))]).expand(shape)
-    )
+    """Movement of other axes: numberings of the entries and of the choices must both come out whole, along one axis."""
     (name, _), *others = call.arguments.items()
-    moved = call.operator(**{name: numbers, **dict(others)})
-    axes = [_axis_of(part, chosen.options) for part in ([moved] if isinstance(moved, Tensor) else moved)]
-    if None in axes:
+
+    def axes(count: int) -> list[int | None]:
+        shape = (*chosen.shape[: chosen.axis], count, *chosen.shape[chosen.axis + 1 :])
+        moved = call.operator(**{name: _numbers(count, chosen.axis, len(shape)).expand(shape), **dict(others)})
+        return [_axis_of(part, count) for part in ([moved] if isinstance(moved, Tensor) else moved)]
+
+    found = axes(chosen.length)
+    if chosen.length < 2 or None in found:
         return None
-    inner = rule(trace, replace(call, arguments={name: chosen.value, **dict(others)}, result=moved))
-    parts = [
-        replace(chosen, value=part, axis=axis)
-        for part, axis in zip(inner if isinstance(inner, list) else [inner], axes, strict=True)
-        if axis is not None
-    ]
-    return parts if isinstance(inner, list) else parts[0]
+    try:
+        if axes(chosen.options) != found:
+            return None
+    except (RuntimeError, IndexError):  # sizes of the entries, not of the choices
+        return None
+    inner = rule(trace, replace(call, arguments={name: chosen.value, **dict(others)}))
+    inner = inner if isinstance(inner, list) else [inner]
+    parts = [replace(chosen, value=part, axis=axis) for part, axis in zip(inner, found, strict=True) if axis is not None]
+    results = [call.result] if isinstance(call.result, Tensor) else list(call.result)
+    if [part.shape for part in parts] != [tuple(result.shape) for result in results]:
+        return None
+    return parts[0] if isinstance(call.result, Tensor) else parts
 
 
-def _axis_of(numbers: Tensor, options: int) -> int | None:
-    """The axis along which these are 0, 1, …, options − 1 at every entry."""
+def _axis_of(numbers: Tensor, count: int) -> int | None:
+    """The axis along which these are 0, 1, …, count − 1 at every entry."""
     for axis, size in enumerate(numbers.shape):
-        if size == options and torch.equal(compact(numbers), _numbers(options, axis, numbers.dim())):
+        if size == count and torch.equal(compact(numbers), _numbers(count, axis, numbers.dim())):
             return axis
     return None
 
 
-def _numbers(options: int, axis: int, rank: int) -> Tensor:
-    return torch.arange(options).reshape([-1 if other == axis else 1 for other in range(rank)])
+def _numbers(count: int, axis: int, rank: int) -> Tensor:
+    return torch.arange(count).reshape([-1 if other == axis else 1 for other in range(rank)])
 
 
 def _with(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import operator
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -147,38 +147,59 @@ def _unchanged_attributes(model: nn.Module) -> Iterator[Callable[[], list[Tensor
     Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again. Yields a
     function that returns the tensors that the forward has left there so far.
     """
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
-    held = {id(value): (value, value.copy()) for _, found in before for value in found.values() if type(value) in _CONTAINERS}
+    held = {
+        id(holder): (holder, list(holder.items()) if isinstance(holder, dict) else list(holder)) for holder in _holders(model)
+    }
+    known = {id(item) for holder, _ in held.values() for item in _items(holder)}
+    recomputed = [
+        (vars(module), name)
+        for module in model.modules()
+        for name in vars(module)
+        if f"{name}_v" in module._parameters or f"{name}_orig" in module._parameters
+    ]  # by torch.nn.utils before every call
 
     def kept() -> list[Tensor]:
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        found: list[Any] = []
-        for module, attributes in before:
-            for name, value in module.__dict__.items():
-                if type(value) in _CONTAINERS and id(value) in held:
-                    old = {id(item) for item in _items(held[id(value)][1])}
-                    found += [item for item in _items(value) if id(item) not in old]
-                elif value is not attributes.get(name) and not {f"{name}_v", f"{name}_orig"} & module._parameters.keys():
-                    found += pytree.tree_leaves(value)  # but what torch.nn.utils computes anew before every call
-        return [tensor for tensor in found if isinstance(tensor, Tensor) and id(tensor) not in own]
+        own |= {id(attributes.get(name)) for attributes, name in recomputed}
+        found = {id(item): item for holder in _holders(model) for item in _items(holder) if isinstance(item, Tensor)}
+        return [tensor for number, tensor in found.items() if number not in known and number not in own]
 
     try:
         yield kept
     finally:
-        for module, attributes in before:
-            for name in [name for name in module.__dict__ if name not in attributes]:
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-        for value, content in held.values():
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+        for holder, content in held.values():
+            holder.clear()
+            (holder.update if isinstance(holder, (dict, set)) else holder.extend)(content)
 
 
-def _items(container: Any) -> list[Any]:
-    return list(container.values() if isinstance(container, dict) else container)
+_DEPTH = 4
+"""How far below a module's attributes its containers are followed."""
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+def _items(holder: Any) -> list[Any]:
+    return list(holder.values() if isinstance(holder, dict) else holder)
+
+
+def _holders(model: nn.Module) -> list[Any]:
+    """Everything in which a forward can leave values: attributes of modules, containers and plain objects in them."""
+    found: dict[int, Any] = {}
+
+    def follow(value: Any, depth: int) -> None:
+        if isinstance(value, (nn.Module, Tensor, type, str)) or callable(value) or depth > _DEPTH or id(value) in found:
+            return
+        if isinstance(value, (dict, list, set, deque)):
+            found[id(value)] = value
+        elif not isinstance(value, tuple):
+            value = getattr(value, "__dict__", None)
+            if not isinstance(value, dict) or id(value) in found:
+                return
+            found[id(value)] = value
+        for item in _items(value):
+            follow(item, depth + 1)
+
+    for module in model.modules():
+        follow(vars(module), 0)
+    return list(found.values())
 
 
 # What a user's hook reads must not scale. An operator without a rule pins whatever passes through it.

@@ -1,5 +1,6 @@
 """Rules from users, each checked against its operator before it counts."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from equinorm._mutation import bind
 from equinorm._scaling import resolve
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Source
-from equinorm.rules import TABLE, Call, key
+from equinorm.rules import TABLE, Call, find, qualified
 from equinorm.rules._registry import Rule
 
 MAGNITUDES = 0.1, 1.0, 3.0
@@ -38,7 +39,8 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
 
     Args:
         operator: from `torch.ops` or `torch.library.custom_op`; it must not write into its inputs.
-        samples: positional arguments of a few calls that show every mode of the operator, with tensors of some entries.
+        samples: tuples of positional arguments, of a few calls that show every mode of the operator. Tensors should have at least
+            two entries along every axis: what is not shown is not checked. A call with a tensor that no sample has is pinned.
 
     Raises:
         EquinormError: if the operator has a rule already or writes into its inputs, if there are no samples, or if the rule is
@@ -53,19 +55,38 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     ...     return trace.label(call.x)
     """
     overload = _overload(operator)
-    name = key(overload)
-    if name in TABLE:
-        raise EquinormError(f"{name} has a rule already: {TABLE[name].__qualname__}.")
+    name = qualified(overload)
+    known = find(overload)
+    if known is not None:
+        raise EquinormError(f"{name} has a rule already: {known.__qualname__}.")
     if overload._schema.is_mutable:
         raise EquinormError(f"{name} writes into its inputs ({overload._schema}). Only functional operators can have a rule.")
-    arguments = [tuple(sample) for sample in samples]
+    if any("Tensor" in str(a.type) and "List" in str(a.type) for a in overload._schema.arguments):
+        raise EquinormError(
+            f"{name} takes a list of tensors ({overload._schema}). Only operators that take each by itself can have one."
+        )
+    arguments = list(samples)
     if not arguments:
         raise EquinormError(f"the rule for {name} needs samples: positional arguments of at least one call.")
+    for sample in arguments:
+        if not isinstance(sample, (tuple, list)):
+            raise EquinormError(f"each sample of {name} must be a tuple of positional arguments, not {type(sample).__name__}.")
 
     def register(rule: Rule) -> Rule:
+        shown = set[str]()
         for sample in arguments:
-            _check(rule, overload, name, sample)
-        TABLE[name] = rule
+            shown |= _check(rule, overload, name, tuple(sample))
+
+        @functools.wraps(rule)
+        def checked(trace: Trace, call: Call) -> Any:
+            tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
+            if tensors.keys() <= shown:
+                return rule(trace, call)
+            for value in tensors.values():
+                trace.pin(value, "no sample of its rule has all of these arguments")
+            return _map(lambda result: Label(tuple(result.shape)), call.result)
+
+        TABLE[name] = checked
         return rule
 
     return register
@@ -82,16 +103,26 @@ def _overload(operator: Any) -> torch._ops.OpOverload:
     return found
 
 
-def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> None:
+def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
+    """Check a rule on one sample; returns the names of the tensors that it has."""
     inputs = bind(operator, tuple(_double(value) for value in sample), {})
     floats = [key for key, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()]
     shown = f"{name}{describe_inputs(sample, {})}"
     if not floats:
         raise EquinormError(f"the sample {shown} has no floating-point tensor, so that it says nothing.")
+    for key in floats:
+        if not bool(inputs[key].any()):
+            raise EquinormError(f"{key!r} of the sample {shown} is empty or zero throughout, so that it says nothing.")
     generator = torch.Generator().manual_seed(0)
-    for parameter, magnitude in itertools.product([None, *floats], MAGNITUDES):
-        trial = {key: _redrawn(value, generator) if key in floats else value for key, value in inputs.items()}
+    for parameter, magnitude, signs in itertools.product([None, *floats], MAGNITUDES, (False, True)):
+        trial = {key: _redrawn(value, generator, signs) if key in floats else value for key, value in inputs.items()}
         results = _list(operator(**trial))
+        if not all(isinstance(result, Tensor) for result in results):
+            raise EquinormError(f"{name} returns what is no tensor. Only operators that return tensors can have a rule.")
+        if not all(bool(result.isfinite().all()) for result in results):
+            if signs:  # outside of where the operator is defined
+                continue
+            raise EquinormError(f"the results of {shown} are not finite at numbers like those of the sample.")
         trace, sources, labels = _labelled(rule, operator, trial, floats, parameter)
         found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
         if found != [tuple(result.shape) for result in results]:
@@ -113,13 +144,14 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> None:
                     f"{error:.1e} of its largest entry after a rescaling that the rule allows. It was not registered. Ask for "
                     "less: trace.pin what must not scale, trace.merge what must scale alike."
                 )
+    return {key for key, value in inputs.items() if isinstance(value, Tensor)}
 
 
 def _labelled(
     rule: Rule, operator: Any, inputs: Mapping[str, Any], floats: Sequence[str], parameter: str | None
 ) -> tuple[Trace, dict[str, Source], list[Any]]:
     """What a rule makes of inputs of which every entry may scale by itself."""
-    trace = Trace(reason=Reason(key(operator)))
+    trace = Trace(reason=Reason(qualified(operator)))
     sources = {name: Source((name,), tuple(inputs[name].shape), "parameter", torch.float64) for name in floats}
     for name, source in sources.items():
         if name != parameter:
@@ -133,9 +165,14 @@ def _labelled(
     return trace, sources, labels
 
 
-def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Other numbers of the same signs."""
-    return tensor * torch.rand(tensor.shape, generator=generator, dtype=torch.float64).mul(1.5).add(0.5)
+def _redrawn(tensor: Tensor, generator: torch.Generator, signs: bool) -> Tensor:
+    """Other numbers, of the same signs or of any."""
+    drawn = tensor * torch.rand(tensor.shape, generator=generator, dtype=torch.float64).mul(1.5).add(0.5)
+    return drawn * (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1) if signs else drawn
+
+
+def _map(function: Callable[[Tensor], Any], results: Any) -> Any:
+    return [function(result) for result in results] if isinstance(results, (list, tuple)) else function(results)
 
 
 def _double(value: Any) -> Any:

@@ -109,12 +109,14 @@ class Chosen:
         axis: of the choices.
         index: the value that chooses; the same object, the same choices.
         length: how many entries there are in place of the table's rows.
+        by: "index", or "groups" if the index holds the ends of groups of entries.
     """
 
     value: "Label | Source | View"
     axis: int
     index: Any
     length: int
+    by: str = "index"
 
     @property
     def options(self) -> int:

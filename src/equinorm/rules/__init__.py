@@ -8,8 +8,8 @@ from equinorm._labels import Label
 from equinorm._trace import Trace
 from equinorm.rules import _elementwise, _movement, _normalization, _reduction
 from equinorm.rules._contraction import contract
-from equinorm.rules._registry import TABLE, Call, find, key
+from equinorm.rules._registry import TABLE, Call, find, key, qualified
 
-__all__ = ["TABLE", "Call", "Label", "Trace", "contract", "find", "key"]
+__all__ = ["TABLE", "Call", "Label", "Trace", "contract", "find", "key", "qualified"]
 
 del _elementwise, _movement, _normalization, _reduction

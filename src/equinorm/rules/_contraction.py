@@ -93,7 +93,7 @@ def matmul(trace: Trace, call: Call) -> Label:
     return _product(trace, left, right)
 
 
-@rule("_grouped_mm transformers::grouped_mm_fallback")
+@rule("_grouped_mm transformers::grouped_mm_fallback.default")
 def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
     """Rows times the matrix of the group that they are in, W of shape (groups, in, out): a label for each group."""
     rows, weight = list(call.arguments.values())[:2]
@@ -102,9 +102,9 @@ def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
             if value is not None:
                 trace.pin(value, "only rows by groups, without bias, have a rule")
         return Label(call.shape)
-    apart = isinstance(rows, Chosen) and rows.index is call.offs and rows.axis == 0
+    apart = isinstance(rows, Chosen) and rows.index is call.offs and rows.by == "groups" and rows.axis == 0
     rows = rows.value if apart else trace.merge(rows, [0])
-    return Chosen(contract(trace, rows, "gi", weight, "gio", "go"), 0, call.offs, call.shape[0])
+    return Chosen(contract(trace, rows, "gi", weight, "gio", "go"), 0, call.offs, call.shape[0], "groups")
 
 
 @rule("inner")

@@ -51,19 +51,24 @@ class Call:
 
 
 TABLE: dict[str, Rule] = {}
-"""Rule of every known operator, by its name in `torch.ops.aten`; of others by "namespace::name"."""
+"""Rule of every known operator, by its name in `torch.ops.aten`; of others by "namespace::name.overload"."""
 
 
 def key(operator: Any) -> str:
     """Under which name the table knows an operator."""
-    name = operator.overloadpacket.__name__
-    return name if operator.namespace == "aten" else f"{operator.namespace}::{name}"
+    return operator.overloadpacket.__name__ if operator.namespace == "aten" else qualified(operator)
+
+
+def qualified(operator: Any) -> str:
+    """An operator's full name."""
+    return f"{operator.namespace}::{operator.overloadpacket.__name__}.{operator._overloadname}"
 
 
 def find(operator: Any) -> Rule | None:
     """An operator's rule; its in-place form has the same."""
     name = key(operator)
-    return TABLE.get(name) or (TABLE.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
+    own = TABLE.get(qualified(operator)) or TABLE.get(name)
+    return own or (TABLE.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
 
 
 def rule(names: str) -> Callable[[Rule], Rule]:
