@@ -40,7 +40,8 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     Args:
         operator: from `torch.ops` or `torch.library.custom_op`; it must not write into its inputs.
         samples: tuples of positional arguments, of a few calls that show every mode of the operator. Tensors should have two
-            or more entries along every axis: what is not shown is not checked. A call with a tensor that no sample has is pinned.
+            or more entries along every axis: what is not shown is not checked. A call with a tensor that no sample has is
+            pinned.
 
     Raises:
         EquinormError: if the operator has a rule already or writes into its inputs, if there are no samples, or if the rule is
