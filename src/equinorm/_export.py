@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.fx.node import has_side_effect
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils import _pytree as pytree
@@ -213,7 +214,7 @@ def _observed_fake(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-torch.fx.node.has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
+has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
 
 
 def _observe(values: Any) -> Any:

@@ -125,7 +125,7 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
                 continue
             raise EquinormError(f"the results of {shown} are not finite at numbers like those of the sample.")
         trace, sources, labels = _labelled(rule, operator, trial, floats, parameter)
-        found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
+        found = [tuple(trace.label(label).shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
         if found != [tuple(result.shape) for result in results]:
             wanted = [tuple(result.shape) for result in results]
             raise EquinormError(f"the rule {rule.__qualname__} returns labels of {found} for results of {wanted} in {shown}.")

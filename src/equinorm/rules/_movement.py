@@ -91,7 +91,7 @@ def padded(trace: Trace, call: Call) -> Label | list[Label]:
 
 
 @rule("index index_select gather take_along_dim embedding")
-def indexed(trace: Trace, call: Call) -> Label | Chosen:
+def indexed(trace: Trace, call: Call) -> Label | Chosen | list[Label]:
     """Indexing: movement if the indices are constants; otherwise any entry along the indexed axes may be read.
 
     Rows that one index chooses keep labels of their own for as long as they stay apart.
@@ -134,10 +134,10 @@ def _rows(trace: Trace, call: Call, name: str) -> Chosen | None:
         return None
     table, indices = call.input, call.get("indices", [call.get("index")])
     places = [axis for axis, index in enumerate(indices) if index is not None]
-    if len(places) != 1 or not isinstance(index := indices[places[0]], Label):
+    if len(places) != 1 or not isinstance(index := indices[places[0]], Label) or isinstance(table, (Constant, Chosen)):
         return None
     axis = places[0] if name == "index" else call.dim % len(table.shape)
-    if len(index.shape) != 1 or table.shape[axis] < 2 or isinstance(table, (Constant, Chosen)):
+    if len(index.shape) != 1 or table.shape[axis] < 2:
         return None
     if not trace.is_unlabelled(table):
         table = trace.label(table)
