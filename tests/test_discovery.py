@@ -433,7 +433,7 @@ def test_attributes_that_a_forward_assigns_are_put_back():
     assert not hasattr(model, "count")
 
 
-@pytest.mark.parametrize("where", ["attribute", "dict", "list", "nested", "deque", "object"])
+@pytest.mark.parametrize("where", ["attribute", "dict", "list", "nested", "deque", "object", "tuple"])
 def test_what_a_forward_keeps_for_later_calls_is_pinned(where):
     class Keeps(nn.Module):
         def __init__(self):
@@ -457,6 +457,8 @@ def test_what_a_forward_keeps_for_later_calls_is_pinned(where):
                 self.state.h = h
             if where == "attribute":
                 self.last = h
+            if where == "tuple":
+                self.last = (1, (h, None))
             return self.c(self.b(h).relu())
 
     model, x = Keeps().double(), torch.randn(2, 4, dtype=torch.float64)

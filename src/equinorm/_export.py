@@ -177,8 +177,13 @@ _DEPTH = 4
 """How far below a module's attributes its containers are followed."""
 
 
-def _items(holder: Any) -> list[Any]:
-    return list(holder.values() if isinstance(holder, dict) else holder)
+def _items(holder: Any) -> Iterator[Any]:
+    """What it holds; what tuples hold by itself."""
+    for item in list(holder.values() if isinstance(holder, dict) else holder):
+        if isinstance(item, tuple):
+            yield from _items(item)
+        else:
+            yield item
 
 
 def _holders(model: nn.Module) -> list[Any]:
@@ -188,13 +193,11 @@ def _holders(model: nn.Module) -> list[Any]:
     def follow(value: Any, depth: int) -> None:
         if isinstance(value, (nn.Module, Tensor, type, str)) or callable(value) or depth > _DEPTH or id(value) in found:
             return
-        if isinstance(value, (dict, list, set, deque)):
-            found[id(value)] = value
-        elif not isinstance(value, tuple):
+        if not isinstance(value, (dict, list, set, deque)):
             value = getattr(value, "__dict__", None)
             if not isinstance(value, dict) or id(value) in found:
                 return
-            found[id(value)] = value
+        found[id(value)] = value
         for item in _items(value):
             follow(item, depth + 1)
 
