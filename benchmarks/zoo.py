@@ -2,14 +2,13 @@
 
     python benchmarks/zoo.py torchvision timm transformers large [--models resnet18] [--output benchmarks/results/zoo.jsonl]
 
-Every model is looked at on the meta device, and so that it fits any machine. Of each family (file of definitions) the smallest
+Every model is looked at on the meta device, so that it fits any machine. Of each family (file of definitions) the smallest
 model (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64, moved to a random
 point of what was found, and run before and after. Weights are random; statistics, gains, shifts and zero-initialised heads
 are redrawn first, so that no violation can hide behind a zero or a one. What --output holds already is not repeated.
 """
 
 import argparse
-import contextlib
 import gc
 import importlib
 import math
@@ -183,8 +182,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     known = common.read(options.output) if options.output and options.output.exists() else []
     for zoo in options.zoos:
-        with contextlib.suppress(KeyboardInterrupt):
-            common.report(sweep(zoo, options.models, known, options.seed), options.output)
+        common.report(sweep(zoo, options.models, known, options.seed), options.output)
 
 
 if __name__ == "__main__":

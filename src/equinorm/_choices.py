@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equinorm._labels import Label, compact
 from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Constant, Value
+from equinorm._values import VALUES, Chosen, Value
 from equinorm.rules import TABLE, Call, key
 
 _EACH_ENTRY = """add sub mul div neg abs relu leaky_relu square sqrt reciprocal pow clamp clamp_min clamp_max maximum minimum
@@ -57,7 +57,7 @@ def _steady(trace: Trace, value: Value, place: int) -> Value | None:
     """What a choice sees of an argument: its own rows, or what is the same at every entry; None if neither."""
     if isinstance(value, Chosen):
         return value.value
-    if len(value.value.shape if isinstance(value, Constant) else value.shape) < -place:
+    if len(value.shape) < -place:
         return value
     if trace.is_unlabelled(value):
         return None
@@ -72,6 +72,8 @@ def _differ(one: Chosen, other: Chosen) -> bool:
 
 def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
     """Movement of other axes: numberings of the entries and of the choices must both come out whole, along one axis."""
+    if chosen.length < 2:
+        return None
     (name, _), *others = call.arguments.items()
 
     def axes(count: int) -> list[int | None]:
@@ -80,7 +82,7 @@ def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
         return [_axis_of(part, count) for part in ([moved] if isinstance(moved, Tensor) else moved)]
 
     found = axes(chosen.length)
-    if chosen.length < 2 or None in found:
+    if None in found:
         return None
     try:
         if axes(chosen.options) != found:

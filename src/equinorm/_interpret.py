@@ -70,7 +70,7 @@ class Interpreter:
                 self.trace.reason = reason_of(node)
                 for value in flat(self.values[node]):
                     self.trace.pin(value, "shares memory that is changed in place")
-                self.values[node] = _pinned(node.meta.get("val"))
+                self.values[node] = pinned(node.meta.get("val"))
             if node.op == "output":
                 return list(self._arguments(node.args[0])), self._joined(node)
         raise ValueError("graph without output")
@@ -163,7 +163,7 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     if any(isinstance(value, Chosen) for value in tensors) and (followed := follow(trace, call)) is not None:
         return followed
     if all(_is_pinned(value, trace) for value in tensors):
-        return _pinned(result)
+        return pinned(result)
     rule = find(target)
     if rule is None or not is_static(result):
         return _unknown(node, tensors, trace)
@@ -186,7 +186,7 @@ def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
     """Pin everything that goes in; what comes out does not scale."""
     for value in tensors:
         trace.pin(value, "no rule: taken to fit no scale")
-    return _pinned(node.meta.get("val"))
+    return pinned(node.meta.get("val"))
 
 
 def _is_pinned(value: Value, trace: Trace) -> bool:
@@ -200,11 +200,12 @@ def _is_pinned(value: Value, trace: Trace) -> bool:
     return not label.factors
 
 
-def _pinned(result: Any) -> Any:
+def pinned(result: Any) -> Any:
+    """Labels of results that do not scale."""
     if isinstance(result, Tensor):
         return Label(tuple(result.shape))  # sizes that data decides stay symbols: no rule looks at them
     if isinstance(result, (list, tuple)):
-        return [_pinned(part) for part in result]
+        return [pinned(part) for part in result]
     return result
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from equinorm._classes import Reason
 from equinorm._errors import EquinormError, describe_inputs
+from equinorm._interpret import pinned
 from equinorm._labels import Label
 from equinorm._mutation import bind
 from equinorm._scaling import resolve
@@ -85,7 +87,7 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
                 return rule(trace, call)
             for value in tensors.values():
                 trace.pin(value, "no sample of its rule has all of these arguments")
-            return _map(lambda result: Label(tuple(result.shape)), call.result)
+            return pinned(call.result)
 
         TABLE[name] = checked
         return rule
@@ -117,15 +119,16 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
     generator = torch.Generator().manual_seed(0)
     for parameter, magnitude, signs in itertools.product([None, *floats], MAGNITUDES, (False, True)):
         trial = {key: _redrawn(value, generator, signs) if key in floats else value for key, value in inputs.items()}
-        results = _list(operator(**trial))
+        returned = operator(**trial)
+        results = _list(returned)
         if not all(isinstance(result, Tensor) for result in results):
             raise EquinormError(f"{name} returns what is no tensor. Only operators that return tensors can have a rule.")
         if not all(bool(result.isfinite().all()) for result in results):
             if signs:  # outside of where the operator is defined
                 continue
             raise EquinormError(f"the results of {shown} are not finite at numbers like those of the sample.")
-        trace, sources, labels = _labelled(rule, operator, trial, floats, parameter)
-        found = [tuple(trace.label(label).shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
+        trace, sources, labels = _labelled(rule, Call(operator, trial, returned), floats, parameter)
+        found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
         if found != [tuple(result.shape) for result in results]:
             wanted = [tuple(result.shape) for result in results]
             raise EquinormError(f"the rule {rule.__qualname__} returns labels of {found} for results of {wanted} in {shown}.")
@@ -149,18 +152,17 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
 
 
 def _labelled(
-    rule: Rule, operator: Any, inputs: Mapping[str, Any], floats: Sequence[str], parameter: str | None
+    rule: Rule, call: Call, floats: Sequence[str], parameter: str | None
 ) -> tuple[Trace, dict[str, Source], list[Any]]:
-    """What a rule makes of inputs of which every entry may scale by itself."""
-    trace = Trace(reason=Reason(qualified(operator)))
-    sources = {name: Source((name,), tuple(inputs[name].shape), "parameter", torch.float64) for name in floats}
+    """What a rule makes of a call with tensors of which every entry may scale by itself."""
+    trace = Trace(reason=Reason(qualified(call.operator)))
+    sources = {name: Source((name,), tuple(call.arguments[name].shape), "parameter", torch.float64) for name in floats}
     for name, source in sources.items():
         if name != parameter:
             source.label = trace.fresh(source.shape, range(len(source.shape)))
-    given: dict[str, Any] = {name: source if name == parameter else source.label for name, source in sources.items()}
-    others = {name: Label(tuple(v.shape)) if isinstance(v, Tensor) else v for name, v in inputs.items() if name not in given}
-    arguments = {name: (given | others)[name] for name in inputs}
-    labels = _list(rule(trace, Call(operator, arguments, operator(**inputs))))
+    given: dict[str, Any] = {name: source.label or source for name, source in sources.items()}
+    whole = {name: Label(tuple(v.shape)) if isinstance(v, Tensor) else v for name, v in call.arguments.items()}
+    labels = _list(rule(trace, replace(call, arguments=whole | given)))
     for source in sources.values():
         trace.label(source)
     return trace, sources, labels
@@ -170,10 +172,6 @@ def _redrawn(tensor: Tensor, generator: torch.Generator, signs: bool) -> Tensor:
     """Other numbers, of the same signs or of any."""
     drawn = tensor * torch.rand(tensor.shape, generator=generator, dtype=torch.float64).mul(1.5).add(0.5)
     return drawn * (torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1) if signs else drawn
-
-
-def _map(function: Callable[[Tensor], Any], results: Any) -> Any:
-    return [function(result) for result in results] if isinstance(results, (list, tuple)) else function(results)
 
 
 def _double(value: Any) -> Any:

@@ -40,6 +40,10 @@ class Constant:
 
     value: Tensor
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:

@@ -64,22 +64,14 @@ def _pick(label: Label, space: str, axes: str) -> Label:
     return Label(tuple(label.shape[i] for i in kept), tuple(factors))
 
 
-def _rank(trace: Trace, value: Value) -> int:
-    return len(_shape(trace, value))
-
-
-def _shape(trace: Trace, value: Value) -> tuple[int, ...]:
-    return value.shape if isinstance(value, (Source, View, Chosen)) else trace.label(value).shape
-
-
 # ------------------------------------------------------------------------------------------------------- linear algebra
 
 
 @rule("linear")
 def linear(trace: Trace, call: Call) -> Label:
     """x·Wᵀ + b, W of shape (out, in)."""
-    batch = ascii_letters[: _rank(trace, call.input) - 1]
-    out = "Y" if _rank(trace, call.weight) == 2 else ""
+    batch = ascii_letters[: len(call.input.shape) - 1]
+    out = "Y" if len(call.weight.shape) == 2 else ""
     label = contract(trace, call.input, batch + "Z", call.weight, out + "Z", batch + out)
     if call.bias is not None:
         label = trace.add(label, call.bias)
@@ -97,7 +89,7 @@ def matmul(trace: Trace, call: Call) -> Label:
 def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
     """Rows times the matrix of the group that they are in, W of shape (groups, in, out): a label for each group."""
     rows, weight = list(call.arguments.values())[:2]
-    if call.offs is None or _rank(trace, rows) != 2 or _rank(trace, weight) != 3 or call.get("bias") is not None:
+    if call.offs is None or len(rows.shape) != 2 or len(weight.shape) != 3 or call.get("bias") is not None:
         for value in (rows, weight, call.get("bias")):
             if value is not None:
                 trace.pin(value, "only rows by groups, without bias, have a rule")
@@ -111,7 +103,7 @@ def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
 def inner(trace: Trace, call: Call) -> Label:
     """Sums over the last axes of both; with a number, their product."""
     left, right = list(call.arguments.values())[:2]
-    ranks = _rank(trace, left), _rank(trace, right)
+    ranks = len(left.shape), len(right.shape)
     if 0 in ranks:
         return trace.label(left).times(trace.label(right))
     rows, columns = ascii_letters[: ranks[0] - 1], ascii_letters[ranks[0] : ranks[0] + ranks[1] - 1]
@@ -119,7 +111,7 @@ def inner(trace: Trace, call: Call) -> Label:
 
 
 def _product(trace: Trace, left: Value, right: Value) -> Label:
-    ranks = _rank(trace, left), _rank(trace, right)
+    ranks = len(left.shape), len(right.shape)
     batch = ascii_letters[: max(max(ranks) - 2, 0)]
     row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
     left_axes = batch[len(batch) - max(ranks[0] - 2, 0) :] + row + "Z"
@@ -147,7 +139,7 @@ def einsum(trace: Trace, call: Call) -> Label:
     operands = list(call.tensors)
     inputs, _, output = call.equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
-    ranks = [_rank(trace, operand) for operand in operands]
+    ranks = [len(operand.shape) for operand in operands]
     spare = [letter for letter in ascii_letters if letter not in inputs]
     widths = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
     ellipsis = "".join(spare[: max(widths)])
@@ -172,7 +164,7 @@ def einsum(trace: Trace, call: Call) -> Label:
 @rule("bilinear")
 def bilinear(trace: Trace, call: Call) -> Label:
     """x1ᵀ W_o x2 + b, W of shape (out, in1, in2)."""
-    batch = ascii_letters[: _rank(trace, call.input1) - 1]
+    batch = ascii_letters[: len(call.input1.shape) - 1]
     half = contract(trace, call.input1, batch + "X", call.weight, "OXY", batch + "OY")
     label = contract(trace, half, batch + "OY", call.input2, batch + "Y", batch + "O")
     return (label if call.bias is None else trace.add(label, call.bias)).expand(call.shape)
@@ -197,11 +189,11 @@ def convolution(trace: Trace, call: Call) -> Label:
     """Convolutions: W of shape (out, in / groups, *kernel), or (in, out / groups, *kernel). Zeros around fit any scale."""
     weight, groups = call.weight, call.get("groups", 1)
     transposed = call.get("transposed", "transpose" in call.operator.overloadpacket.__name__)
-    rank = _rank(trace, weight) - 2
+    rank = len(weight.shape) - 2
     label = trace.merge(call.input, [-1 - axis for axis in range(rank)])
     channels = move_one(lambda ids: ids.reshape(*ids.shape[: ids.dim() - rank - 1], groups, -1), label)
     batch = "b" if len(channels.shape) == 3 else ""
-    first, second = _shape(trace, weight)[:2]
+    first, second = weight.shape[:2]
     shape, axes = (groups, first // groups, second), "gio" if transposed else "goi"
     if isinstance(weight, (Source, View)) and trace.is_unlabelled(weight):
         kernel = Source((), shape, "parameter", torch.float32)  # stands for the weight summed over its window
