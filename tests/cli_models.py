@@ -30,6 +30,13 @@ class Tied(nn.Module):
         return self.head(self.back(torch.relu(self.hidden(self.embed(tokens)))))
 
 
+class Branching(nn.Module):
+    """torch.export cannot record it."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -123,6 +130,7 @@ double = _seeded(lambda: _mlp(8, 16, 12, 4).double())
 half = _seeded(lambda: _mlp(8, 16, 12, 4).half())
 gelu = _seeded(lambda: _mlp(8, 16, 12, 4, activation=nn.GELU))
 convolutional = _seeded(_convolutional)
+branching = _seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), Branching()))
 tied = _seeded(Tied)
 two_inputs = _seeded(TwoInputs)
 chain = _seeded(_chain)

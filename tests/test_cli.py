@@ -61,6 +61,14 @@ def test_inspect_without_free_class_says_so():
     assert "No free class" in invoke("inspect", "cli_models:gelu", "--input", "2x8").stdout
 
 
+def test_opaque_submodules():
+    assert "opaque='3'" in refusal("inspect", "cli_models:branching", "--input", "2x8")
+    shown = record("inspect", "cli_models:branching", "--input", "2x8", "--opaque", "3")
+    assert shown["num_free"] == 16
+    assert balanced("branching", "--opaque", "3")["deviation"] <= 1e-6
+    record("compare", "cli_models:branching", "out.safetensors", "--input", "2x8", "--opaque", "3")
+
+
 def test_training_mode():
     name = ["inspect", "cli_models:convolutional", "--input", "2x3x12x12"]
     assert record(*name, "--train")["num_free"] == record(*name, "--eval")["num_free"]

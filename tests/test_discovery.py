@@ -535,3 +535,20 @@ def test_arguments_of_the_wrong_kind_are_named():
         equinorm.symmetries(model, (inputs,)).rescale_(None)
     with pytest.raises(equinorm.EquivalenceError, match="args must be a tuple of inputs, not NoneType"):
         equinorm.deviation(model, model, None)
+
+
+class ListsOfWrites(nn.Module):
+    """Writes into zeros through an operation on lists of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = x.new_zeros(6)
+        torch._foreach_add_([shift], [x.new_ones(6)])
+        return self.down(self.up(x).relu() + shift)
+
+
+def test_writes_into_lists_of_tensors():
+    check(ListsOfWrites().double(), (X,), 0)

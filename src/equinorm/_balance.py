@@ -2,17 +2,18 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, optim
 
 from equinorm._blocks import Problem
 from equinorm._energy import problem
 from equinorm._errors import BalanceError, RescaleError
 from equinorm._layout import layouts
+from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
 from equinorm._solve import solve
 
@@ -115,7 +116,7 @@ def balance(
     tol: float,
     method: str,
     biases: bool,
-    modules: str | nn.Module | Sequence[str | nn.Module] | None,
+    modules: Choice | None,
     progress: Callable[[int, float], None] | None,
 ) -> Balance:
     """See `Symmetries.balance`."""
@@ -225,23 +226,14 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
         raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
 
 
-def held_classes(symmetries: "Symmetries", modules: str | nn.Module | Sequence[str | nn.Module] | None) -> Tensor:
+def held_classes(symmetries: "Symmetries", modules: Choice | None) -> Tensor:
     """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     if modules is None:
         return held
-    known = dict(symmetries.model.named_modules())
-    modules = [modules] if isinstance(modules, (str, nn.Module)) else modules
-    if not isinstance(modules, (tuple, list)):
-        raise BalanceError(f"modules must be names or modules, not {type(modules).__name__}.")
-    chosen: set[int] = set()
-    for entry in modules:
-        module = known.get(entry) if isinstance(entry, str) else next((m for m in known.values() if m is entry), None)
-        if module is None:
-            names = ", ".join(name for name in list(known)[1:9])
-            raise BalanceError(f"the model has no module {entry!r}. Its first modules are {names}.")
-        chosen |= {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
+    inside = chosen(symmetries.model, modules, BalanceError, "modules").values()
+    moving = {id(tensor) for module in inside for tensor in (*module.parameters(), *module.buffers())}
     for scaling in symmetries.scalings:
-        if id(symmetries.tensors[scaling.name]) not in chosen:
+        if id(symmetries.tensors[scaling.name]) not in moving:
             held[scaling.free()] = True
     return held

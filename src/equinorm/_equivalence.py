@@ -1,8 +1,7 @@
 """Functional equivalence: how far two models' outputs are apart, and whether a rescaling joins their weights."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EquivalenceError, describe, describe_inputs
+from equinorm._modules import undisturbed
 from equinorm._rescale import scaled
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
@@ -71,8 +71,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    with torch.no_grad(), torch.random.fork_rng(), _restored_buffers(model):
-        torch.manual_seed(0)
+    with undisturbed(model):
         try:
             copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
             return model(*copies[0], **copies[1])
@@ -80,16 +79,6 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             raise EquivalenceError(
                 f"{describe(model)} does not run on inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {error}"
             ) from error
-
-
-@contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -135,6 +124,7 @@ def equivalence(
     kwargs: Mapping[str, Any] | None = None,
     *,
     tolerance: float | None = None,
+    opaque: str | Sequence[str] = (),
 ) -> Equivalence:
     """Decide whether some rescaling of channels takes one network's weights to another's.
 
@@ -149,6 +139,7 @@ def equivalence(
         kwargs: keyword inputs of both.
         tolerance: on the relative difference of canonical forms; None for 1e-9 in float64, 1e-4 in float32, 3e-2 in float16,
             2e-1 in bfloat16.
+        opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
         EquivalenceError: if the two have different parameters or graphs, or if a canonical form was not reached.
@@ -162,7 +153,7 @@ def equivalence(
     True
     """
     _same_parameters(model_a, model_b)
-    both = symmetries(model_a, args, kwargs), symmetries(model_b, args, kwargs)
+    both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     _same_group(*both)
     tensors = both[0].tensors, both[1].tensors
     z, dead = [], torch.zeros(both[0].num_free + 1, dtype=torch.bool)

@@ -1,6 +1,7 @@
 """Errors that name what was wrong, where, and what to do next."""
 
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,23 +16,44 @@ class ExportError(EquinormError):
     """`torch.export` could not turn the model into a graph."""
 
     @classmethod
-    def of(cls, model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception) -> "ExportError":
-        """Restate the call and the exporter's first line."""
-        text = str(error).strip()
-        first = next((line.strip().rstrip(".") for line in text.splitlines() if line.strip()), "no message")
+    def of(
+        cls, model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None
+    ) -> "ExportError":
+        """Restate the call and the exporter's first line; `eager` is what the model itself raises with these inputs."""
+        inputs = describe_inputs(args, kwargs)
+        if eager is not None:
+            return cls(f"{describe(model)} does not run on inputs {inputs}: {type(eager).__name__}: {_first_line(eager)}.")
+        text = str(error)
+        first = _first_line(error)
         if "data-dependent" in first:
             first = "the model branches on the value of a tensor"
         frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)
         where = f" at {frame.group(1).rsplit('/', 1)[-1]}:{frame.group(2)} `{frame.group(3)}`" if frame else ""
         operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
         blamed = f" The operation is {operator.group()}." if operator else ""
+        module = _innermost(model, error)
+        way = f"declare the submodule opaque (opaque={module!r}) so that the rest can be analysed, " if module else ""
         return cls(
-            f"cannot export {describe(model)} with inputs {describe_inputs(args, kwargs)}: "
-            f"{type(error).__name__}: {first}{where}.{blamed} "
-            "Check first that model(*args, **kwargs) runs with these inputs. If it does, the model has control flow on "
-            "data or an operation that torch.export cannot record: pass the submodule without it, or rewrite that line. "
-            "The exporter's full report is the cause of this error."
+            f"cannot export {describe(model)} with inputs {inputs}: {type(error).__name__}: {first}{where}.{blamed} "
+            "The model runs with these inputs, but has control flow on data or an operation that torch.export cannot record: "
+            f"{way}pass the submodule without it, or rewrite that line. The exporter's full report is the cause of this error."
         )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _innermost(model: nn.Module, error: BaseException | None) -> str:
+    """Name of the innermost submodule whose forward raised this."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        modules = [names[id(frame.f_locals["self"])] for frame, _ in frames if id(frame.f_locals.get("self")) in names]
+        if modules:
+            return modules[-1]
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class RescaleError(EquinormError):

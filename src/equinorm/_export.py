@@ -1,24 +1,25 @@
 """From a model to a graph: `torch.export`, the identity of its tensors, and what else may read them."""
 
 import contextlib
+import io
+import logging
 import operator
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.fx.node import has_side_effect
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
-from torch.utils import _pytree as pytree
 
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
 from equinorm._mutation import has_hidden_aliases, has_writing_subgraph, memory_of, roots, visibly_written, written
+from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attributes
+from equinorm._opaque import opaque as opaque_calls
 from equinorm._values import Constant, Source, Value
 
 
@@ -41,32 +42,12 @@ class Exported:
     overlapping: frozenset[Source]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's module inside of torch.compile, DistributedDataParallel, DataParallel and AveragedModel."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # importing OptimizedModule takes seconds
-            model = inner
-        else:
-            return model
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
-    """Put every module into training or evaluation mode, and back; None: leave them as they are."""
-    before = [(module, module.training) for module in model.modules()]
-    if training is not None:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
 def export(
-    model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, known: Mapping[Source, Tensor] | None = None
+    model: nn.Module,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
+    known: Mapping[Source, Tensor] | None = None,
+    opaque: Mapping[str, nn.Module] | None = None,
 ) -> Exported:
     """Export a model and identify its tensors by their memory, so that tied ones count once.
 
@@ -75,11 +56,12 @@ def export(
         args: positional inputs.
         kwargs: keyword inputs.
         known: sources of an export of this model in the other mode, to be used again.
+        opaque: submodules that are not looked into, by name.
 
     Raises:
         ExportError: if `torch.export` cannot handle the model with these inputs.
     """
-    program = _program(model, args, dict(kwargs or {}))
+    program = _program(model, args, dict(kwargs or {}), opaque or {})
     graph = program.graph_module
     specs = program.graph_signature.input_specs
     changing = _changing(graph)
@@ -123,7 +105,7 @@ def _acts(node: fx.Node) -> bool:
     if node.op != "call_function":
         return node.op in ("placeholder", "output")
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable or node.target is torch.ops.equinorm.observed.default
+        return node.target._schema.is_mutable or node.target.namespace == LIBRARY.ns
     return node.target is not operator.getitem
 
 
@@ -133,130 +115,38 @@ def _changing(graph: fx.GraphModule) -> set[str]:
     return {found[target].name for node in found for target in written(node)}
 
 
-def _program(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+def _program(
+    model: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Mapping[str, nn.Module]
+) -> torch.export.ExportedProgram:
     try:
-        with _unchanged_attributes(model) as kept, _observed_hooks(model, kept):
+        with (
+            _without_dumps(),
+            unchanged_attributes(model) as kept,
+            opaque_calls(model, hidden, args, kwargs),
+            observed_hooks(model, kept),
+        ):
             return torch.export.export(model, args, kwargs, strict=False)
+    except ExportError:
+        raise
     except Exception as error:
-        raise ExportError.of(model, args, kwargs, error) from error
+        eager = run_once(model, args, kwargs)
+        raise ExportError.of(model, args, kwargs, error, eager) from (eager or error)
 
 
 @contextlib.contextmanager
-def _unchanged_attributes(model: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
-    """Put back what a traced forward assigns to the model, and what it puts into lists and dicts there.
-
-    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again. Yields a
-    function that returns the tensors that the forward has left there so far.
-    """
-    held = {
-        id(holder): (holder, list(holder.items()) if isinstance(holder, dict) else list(holder)) for holder in _holders(model)
-    }
-    known = {id(item) for holder, _ in held.values() for item in _items(holder)}
-    recomputed = [
-        (vars(module), name)
-        for module in model.modules()
-        for name in vars(module)
-        if f"{name}_v" in module._parameters or f"{name}_orig" in module._parameters
-    ]  # by torch.nn.utils before every call
-
-    def kept() -> list[Tensor]:
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        own |= {id(attributes.get(name)) for attributes, name in recomputed}
-        found = {id(item): item for holder in _holders(model) for item in _items(holder) if isinstance(item, Tensor)}
-        return [tensor for number, tensor in found.items() if number not in known and number not in own]
-
-    try:
-        yield kept
-    finally:
-        for holder, content in held.values():
-            holder.clear()
-            (holder.update if isinstance(holder, (dict, set)) else holder.extend)(content)
-
-
-_DEPTH = 4
-"""How far below a module's attributes its containers are followed."""
-
-
-def _items(holder: Any) -> Iterator[Any]:
-    """What it holds; what tuples hold by itself."""
-    for item in list(holder.values() if isinstance(holder, dict) else holder):
-        if isinstance(item, tuple):
-            yield from _items(item)
-        else:
-            yield item
-
-
-def _holders(model: nn.Module) -> list[Any]:
-    """Everything in which a forward can leave values: attributes of modules, containers and plain objects in them."""
-    found: dict[int, Any] = {}
-
-    def follow(value: Any, depth: int) -> None:
-        if isinstance(value, (nn.Module, Tensor, type, str)) or callable(value) or depth > _DEPTH or id(value) in found:
-            return
-        if not isinstance(value, (dict, list, set, deque)):
-            value = getattr(value, "__dict__", None)
-            if not isinstance(value, dict) or id(value) in found:
-                return
-        found[id(value)] = value
-        for item in _items(value):
-            follow(item, depth + 1)
-
-    for module in model.modules():
-        follow(vars(module), 0)
-    return list(found.values())
-
-
-# What a user's hook reads must not scale. An operator without a rule pins whatever passes through it.
-_library = torch.library.Library("equinorm", "DEF")
-_library.define("observed(Tensor x) -> Tensor")
-_library.impl("observed", lambda x: x.clone(), "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("equinorm::observed", lib=_library)
-def _observed_fake(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
-
-
-def _observe(values: Any) -> Any:
-    def seen(value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-        return torch.ops.equinorm.observed(value) if is_float else value
-
-    return pytree.tree_map(seen, values)
-
-
-@contextlib.contextmanager
-def _observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterator[None]:
-    """While exporting, mark what the model's own hooks can read, and what its forward keeps for later calls."""
-    handles = []
-    for module in model.modules():
-        before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
-        after = [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
-        after += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
-        if before or after:
-            handles.append(
-                module.register_forward_pre_hook(lambda _, a, k: (_observe(a), _observe(k)), prepend=True, with_kwargs=True)
-            )
-        if after:
-            handles.append(module.register_forward_hook(lambda _, a, output: _observe(output), prepend=True))
-
-    def observe_kept(*_: Any) -> None:
-        _observe(kept())
-
-    handles.append(model.register_forward_hook(observe_kept))
-    try:
+def _without_dumps() -> Iterator[None]:
+    """Keep the exporter from writing whole graphs to stderr where it fails, unless TORCH_LOGS asks for them."""
+    if "TORCH_LOGS" in os.environ:
         yield
+        return
+    before, text = logging.root.manager.disable, io.StringIO()
+    logging.disable(max(before, logging.ERROR))
+    try:
+        with contextlib.redirect_stderr(text):
+            yield
+        sys.stderr.write(text.getvalue())
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_torch_own(hook: Any) -> bool:
-    """Hooks of torch.nn.utils (weight norm, pruning) only prepare a module's own parameters."""
-    return getattr(type(hook), "__module__", "").startswith("torch.nn.utils")
+        logging.disable(before)
 
 
 def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[dict[Source, Tensor], frozenset[Source]]:

@@ -33,6 +33,10 @@ _SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 """Higher-order operators that only run a subgraph, and how many arguments stand before it."""
 
 
+_MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
+"""What operations of our own in a graph stand for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value comes from: weights on the longest path from an input, or the parameters that alone determine it."""
@@ -184,8 +188,9 @@ def _is_known(result: Any) -> bool:
 
 def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
     """Pin everything that goes in; what comes out does not scale."""
+    why = _MARKS.get(getattr(node.target, "__name__", ""), "no rule: taken to fit no scale")
     for value in tensors:
-        trace.pin(value, "no rule: taken to fit no scale")
+        trace.pin(value, why)
     return pinned(node.meta.get("val"))
 
 

@@ -137,9 +137,10 @@ def memory_of(value: Any) -> int | None:
 
 
 def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
-    """Arguments of an operation that are graph nodes, with their entries in the schema."""
+    """Arguments of an operation that are graph nodes, alone or in lists, with their entries in the schema."""
     if isinstance(node.target, torch._ops.OpOverload):
         for position, argument in enumerate(node.target._schema.arguments):
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            if isinstance(value, fx.Node):
-                yield argument, value
+            for entry in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(entry, fx.Node):
+                    yield argument, entry

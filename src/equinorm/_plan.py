@@ -12,8 +12,8 @@ from equinorm._compiled import compiled
 from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
-from equinorm._export import unwrapped
 from equinorm._layout import Layout
+from equinorm._modules import unwrapped
 from equinorm._mover import Move, Mover
 from equinorm._optimizers import state_of, update_exponent
 from equinorm._rescale import check_writable, uninterrupted

@@ -12,9 +12,10 @@ from torch import Tensor, nn, optim
 from equinorm import _balance, _rescale
 from equinorm._balance import Balance
 from equinorm._classes import Reason
-from equinorm._errors import EquinormError, RescaleError, describe
-from equinorm._export import Exported, export, in_mode, unwrapped
+from equinorm._errors import EquinormError, ExportError, RescaleError, describe
+from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
+from equinorm._modules import Choice, chosen, in_mode, unwrapped
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
 
@@ -67,7 +68,7 @@ class Symmetries:
         method: str = "two-level",
         *,
         biases: bool = False,
-        modules: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        modules: Choice | None = None,
         progress: Callable[[int, float], None] | None = None,
     ) -> Balance:
         """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
@@ -179,6 +180,7 @@ def symmetries(
     *,
     batch_norm: str = "affine",
     both_modes: bool = False,
+    opaque: Choice = (),
 ) -> Symmetries:
     """Discover every rescaling of channels that leaves a network's function unchanged.
 
@@ -197,6 +199,9 @@ def symmetries(
             exact only up to the normalization's eps.
         both_modes: find what holds in training and in evaluation mode, from one export of each, instead of what holds in the
             mode that the model is in.
+        opaque: names or submodules that `torch.export` cannot record, or that it should not look into. What they are given,
+            what they return, and their own tensors are pinned. The model runs once, as it is, to see what they return; they
+            must return tensors of the same shapes, and the same numbers beside them, for all inputs.
 
     Returns:
         The group: its dimension, how every tensor moves, and why channels are pinned.
@@ -222,6 +227,7 @@ def symmetries(
         raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    hidden = chosen(model, opaque, ExportError, "opaque")
     started = time.perf_counter()
     trace = Trace(batch_norm=batch_norm)
     exports: list[Exported] = []
@@ -230,7 +236,7 @@ def symmetries(
     for training in (True, False) if both_modes else (None,):
         with in_mode(model, training):
             entered = time.perf_counter()
-            exported = export(model, tuple(args), kwargs, exports[0].sources if exports else None)
+            exported = export(model, tuple(args), kwargs, exports[0].sources if exports else None, hidden)
             exporting += time.perf_counter() - entered
         exports.append(exported)
         outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
@@ -257,6 +263,7 @@ def balance_(
     *,
     optimizer: optim.Optimizer | None = None,
     power_of_two: bool = False,
+    opaque: Choice = (),
     **options: Any,
 ) -> Balance:
     """Balance a model in place: `symmetries(model, args, kwargs).balance(p, **options).apply_(optimizer, power_of_two)`.
@@ -268,6 +275,7 @@ def balance_(
         p: the norm.
         optimizer: whose state to move along.
         power_of_two: round scales to powers of two.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
         options: further arguments of `Symmetries.balance`.
 
     Returns:
@@ -281,6 +289,6 @@ def balance_(
     >>> equinorm.balance_(net, (torch.randn(1, 8),)).converged
     True
     """
-    balance = symmetries(model, args, kwargs).balance(p, **options)
+    balance = symmetries(model, args, kwargs, opaque=opaque).balance(p, **options)
     balance.apply_(optimizer, power_of_two)
     return balance

@@ -9,8 +9,8 @@ from torch import Tensor, nn, optim
 
 from equinorm._balance import check_options, counted, held_classes
 from equinorm._errors import BalanceError, RescaleError, describe
-from equinorm._export import unwrapped
 from equinorm._layout import layouts
+from equinorm._modules import Choice, unwrapped
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 
@@ -66,6 +66,7 @@ class ENorm:
             any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
+        opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
@@ -113,7 +114,8 @@ class ENorm:
         match_biases: bool = True,
         symmetric_biases: bool = True,
         batch_norm: str = "affine",
-        modules: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        modules: Choice | None = None,
+        opaque: Choice = (),
         averages: nn.Module | Sequence[nn.Module] = (),
         gradients: bool = True,
         power_of_two: bool = False,
@@ -127,7 +129,7 @@ class ENorm:
         self.optimizer, self.model = optimizer, unwrapped(model)
         self.steps = 0
         self._gradients = gradients
-        self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm, both_modes=True)
+        self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque)
         held = held_classes(found, modules)
         moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
         if not moving:

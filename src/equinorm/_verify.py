@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,13 @@ def balancing(
     return record, pictures(symmetries, dict(original.named_parameters(remove_duplicate=False)))
 
 
-def comparison(a: Loaded, b: Loaded) -> Comparison:
+def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = ()) -> Comparison:
     """Run both models on the inputs of the first, and decide whether a rescaling joins them.
+
+    Args:
+        a: one model.
+        b: another.
+        opaque: names of submodules that are not looked into.
 
     Raises:
         EquinormError: if one does not run, or their outputs have different shapes.
@@ -130,7 +135,7 @@ def comparison(a: Loaded, b: Loaded) -> Comparison:
     apart = deviation(a.model, b.model, a.args, a.kwargs)
     found, note = None, ""
     try:
-        found = equivalence(a.model, b.model, a.args, a.kwargs)
+        found = equivalence(a.model, b.model, a.args, a.kwargs, opaque=opaque)
     except EquinormError as error:  # other architectures, dead ends of the solver: outputs are compared all the same
         note = str(error)
     scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None

@@ -55,6 +55,10 @@ Inputs = Annotated[
     list[str] | None,
     typer.Option("--input", help="Shape such as 1x3x224x224 or int64:1x16, or a file of tensors. Once for each input."),
 ]
+Opaque = Annotated[
+    list[str] | None,
+    typer.Option("--opaque", help="Name of a submodule that is not looked into, where torch.export fails. Repeatable."),
+]
 Train = Annotated[bool | None, typer.Option("--train/--eval", help="Mode of the model; evaluation by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
@@ -67,6 +71,7 @@ def inspect(
     model: Model,
     weights: Weights = None,
     inputs: Inputs = None,
+    opaque: Opaque = None,
     train: Train = None,
     json: Json = False,
     debug: Debug = False,
@@ -77,7 +82,7 @@ def inspect(
         steps.say(f"loading {model}")
         loaded = load(model, weights, inputs or [], train)
         steps.say("finding symmetries")
-        record = _verify.inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs))
+        record = _verify.inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
         return record, _tables.inspection(record), 0
 
     run(work, json, debug)
@@ -89,6 +94,7 @@ def balance(
     output: Annotated[Path, typer.Option("--output", "-o", help="Write the balanced weights to this .safetensors file.")],
     weights: Weights = None,
     inputs: Inputs = None,
+    opaque: Opaque = None,
     p: Annotated[str, typer.Option("--p", help="The norm: a positive number, or inf.")] = "2",
     c: Annotated[float, typer.Option("--c", help="Asymmetry; above 1 moves energy towards the output.")] = 1.0,
     cycles: Annotated[int | None, typer.Option(help="Run exactly so many cycles instead of until --tol.")] = None,
@@ -117,7 +123,7 @@ def balance(
         steps.say(f"loading {model}")
         loaded = load(model, weights, inputs or [], train)
         steps.say("finding symmetries")
-        found = symmetries(loaded.model, loaded.args, loaded.kwargs)
+        found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
         record, pictures = _verify.balancing(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
         steps.say("writing")
@@ -139,6 +145,7 @@ def compare(
     weights: Weights = None,
     weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
     inputs: Inputs = None,
+    opaque: Opaque = None,
     train: Train = None,
     json: Json = False,
     debug: Debug = False,
@@ -163,7 +170,7 @@ def compare(
         if a.model is b.model:
             raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
         steps.say("comparing")
-        record = _verify.comparison(a, replace(b, name=model_b))
+        record = _verify.comparison(a, replace(b, name=model_b), opaque or ())
         return record, _tables.comparison(record), int(not record.same_outputs)
 
     run(work, json, debug)

@@ -1,0 +1,75 @@
+"""A model and its modules: what wraps it, which of them the user names, in which mode they run."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from equinorm._errors import EquinormError
+
+Choice = str | nn.Module | Sequence[str | nn.Module]
+"""Modules of a model: a name or a module, or several."""
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside of torch.compile, DistributedDataParallel, DataParallel and AveragedModel."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # importing OptimizedModule takes seconds
+            model = inner
+        else:
+            return model
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Put every module into training or evaluation mode, and back; None: leave them as they are."""
+    before = [(module, module.training) for module in model.modules()]
+    if training is not None:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model without gradients, on random numbers of their own; its buffers are put back."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def chosen(model: nn.Module, choice: Choice, error: type[EquinormError], what: str) -> dict[str, nn.Module]:
+    """The modules that the user names, by their names.
+
+    Args:
+        model: the model.
+        choice: names or modules.
+        error: what to raise for others.
+        what: the argument's name.
+    """
+    entries = [choice] if isinstance(choice, (str, nn.Module)) else choice
+    if not isinstance(entries, (tuple, list)):
+        raise error(f"{what} must be names or modules, not {type(choice).__name__}.")
+    known = dict(model.named_modules(remove_duplicate=False))
+    found = {}
+    for entry in entries:
+        names = [entry] if isinstance(entry, str) else [name for name, module in known.items() if module is entry]
+        if not names or names[0] not in known:
+            first = ", ".join(list(known)[1:9])
+            given = repr(entry) if isinstance(entry, str) else f"{type(entry).__name__} of {what}"
+            raise error(f"the model has no module {given}. Its first modules are {first}.")
+        found[names[0]] = known[names[0]]
+    return found

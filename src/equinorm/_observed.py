@@ -1,0 +1,142 @@
+"""What a forward leaves behind besides its result, and who else reads what it computes."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import has_side_effect
+from torch.utils import _pytree as pytree
+
+from equinorm._modules import undisturbed
+
+
+@contextlib.contextmanager
+def unchanged_attributes(model: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
+    """Put back what a traced forward assigns to the model, and what it puts into lists and dicts there.
+
+    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again. Yields a
+    function that returns the tensors that the forward has left there so far.
+    """
+    held = {
+        id(holder): (holder, list(holder.items()) if isinstance(holder, dict) else list(holder)) for holder in holders(model)
+    }
+    known = {id(item) for holder, _ in held.values() for item in items(holder)}
+    recomputed = [
+        (vars(module), name)
+        for module in model.modules()
+        for name in vars(module)
+        if f"{name}_v" in module._parameters or f"{name}_orig" in module._parameters
+    ]  # by torch.nn.utils before every call
+
+    def kept() -> list[Tensor]:
+        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        own |= {id(attributes.get(name)) for attributes, name in recomputed}
+        found = {id(item): item for holder in holders(model) for item in items(holder) if isinstance(item, Tensor)}
+        return [tensor for number, tensor in found.items() if number not in known and number not in own]
+
+    try:
+        yield kept
+    finally:
+        for holder, content in held.values():
+            holder.clear()
+            (holder.update if isinstance(holder, (dict, set)) else holder.extend)(content)
+
+
+_DEPTH = 4
+"""How far below a module's attributes its containers are followed."""
+
+
+def items(holder: Any) -> Iterator[Any]:
+    """What it holds; what tuples hold by itself."""
+    for item in list(holder.values() if isinstance(holder, dict) else holder):
+        if isinstance(item, tuple):
+            yield from items(item)
+        else:
+            yield item
+
+
+def holders(model: nn.Module) -> list[Any]:
+    """Everything in which a forward can leave values: attributes of modules, containers and plain objects in them."""
+    found: dict[int, Any] = {}
+
+    def follow(value: Any, depth: int) -> None:
+        if isinstance(value, (nn.Module, Tensor, type, str)) or callable(value) or depth > _DEPTH or id(value) in found:
+            return
+        if not isinstance(value, (dict, list, set, deque)):
+            value = getattr(value, "__dict__", None)
+            if not isinstance(value, dict) or id(value) in found:
+                return
+        found[id(value)] = value
+        for item in items(value):
+            follow(item, depth + 1)
+
+    for module in model.modules():
+        follow(vars(module), 0)
+    return list(found.values())
+
+
+def run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Exception | None:
+    """Run a model as it is on copies of these inputs and leave no trace; return what it raised."""
+    copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, dict(kwargs)))
+    try:
+        with undisturbed(model), unchanged_attributes(model):
+            model(*copies[0], **copies[1])
+    except Exception as error:
+        return error
+    return None
+
+
+# What a user's hook reads must not scale. An operator without a rule pins whatever passes through it.
+LIBRARY = torch.library.Library("equinorm", "DEF")
+LIBRARY.define("observed(Tensor x) -> Tensor")
+LIBRARY.impl("observed", lambda x: x.clone(), "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("equinorm::observed", lib=LIBRARY)
+def _observed_fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
+
+
+def _observe(values: Any) -> Any:
+    def seen(value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+        return torch.ops.equinorm.observed(value) if is_float else value
+
+    return pytree.tree_map(seen, values)
+
+
+@contextlib.contextmanager
+def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterator[None]:
+    """While exporting, mark what the model's own hooks can read, and what its forward keeps for later calls."""
+    handles = []
+    for module in model.modules():
+        before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
+        after = [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
+        after += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+        if before or after:
+            handles.append(
+                module.register_forward_pre_hook(lambda _, a, k: (_observe(a), _observe(k)), prepend=True, with_kwargs=True)
+            )
+        if after:
+            handles.append(module.register_forward_hook(lambda _, a, output: _observe(output), prepend=True))
+
+    def observe_kept(*_: Any) -> None:
+        _observe(kept())
+
+    handles.append(model.register_forward_hook(observe_kept))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_torch_own(hook: Any) -> bool:
+    """Hooks of torch.nn.utils (weight norm, pruning) only prepare a module's own parameters."""
+    return getattr(type(hook), "__module__", "").startswith("torch.nn.utils")
