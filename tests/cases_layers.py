@@ -208,3 +208,50 @@ def _(m, x):
 @case("flatten into linear", x(2, 1, 4, 4), a=conv(1, 2), d=lin(32, 3), e=lin(3, 2))
 def _(m, x):
     return m.e(F.relu(m.d(F.relu(m.a(x)).permute(0, 2, 3, 1).flatten(1))))
+
+
+# ------------------------------------------------------------------------------------------------------------- recurrence
+
+
+class Recurrent(nn.Module):
+    """A layer, ReLU, a recurrent layer, another layer at every step."""
+
+    def __init__(self, kind: type[nn.Module], out: int, **options: object) -> None:
+        super().__init__()
+        self.first, self.steps, self.last = lin(2, 3, True), kind(3, 2, **options), lin(out, 2, True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.steps(self.first(x).relu())[0])
+
+
+class Steps(nn.Module):
+    """A recurrent cell, three times."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.first, self.cell, self.last = lin(2, 3, True), cell, lin(2, 2, True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = None
+        for step in self.first(x).relu().unbind(0):
+            state = self.cell(step, state)
+        return self.last(state[0] if isinstance(state, tuple) else state)
+
+
+for name, kind, out, options in [
+    ("relu rnn", nn.RNN, 2, {"nonlinearity": "relu"}),
+    ("relu rnn of two layers", nn.RNN, 2, {"nonlinearity": "relu", "num_layers": 2, "bias": False}),
+    ("relu rnn in both directions", nn.RNN, 4, {"nonlinearity": "relu", "bidirectional": True, "batch_first": True}),
+    ("tanh rnn", nn.RNN, 2, {}),
+    ("gru of two layers", nn.GRU, 4, {"num_layers": 2, "bidirectional": True, "bias": False}),
+    ("lstm", nn.LSTM, 2, {"batch_first": True}),
+    ("lstm with projections", nn.LSTM, 1, {"proj_size": 1, "num_layers": 2, "bias": False}),
+]:
+    seq(name, x(4, 3, 2), Recurrent(kind, out, **options))
+for name, cell in [
+    ("relu rnn cell", nn.RNNCell(3, 2, nonlinearity="relu")),
+    ("tanh rnn cell", nn.RNNCell(3, 2, bias=False)),
+    ("gru cell", nn.GRUCell(3, 2)),
+    ("lstm cell", nn.LSTMCell(3, 2)),
+]:
+    seq(name, x(4, 3, 2), Steps(cell))

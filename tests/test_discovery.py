@@ -552,3 +552,68 @@ class ListsOfWrites(nn.Module):
 
 def test_writes_into_lists_of_tensors():
     check(ListsOfWrites().double(), (X,), 0)
+
+
+BRANCHES = {
+    "the same value": (lambda net, h: h.clone(), 6),
+    "another layer": (lambda net, h: net.third(h).relu(), 12),
+    "zeros": (lambda net, h: torch.zeros_like(h), 12),
+    "a pinned value": (lambda net, h: h.tanh(), 0),
+    "a constant": (lambda net, h: torch.ones_like(h), 6),
+}
+
+
+class Choosing(nn.Module):
+    """torch.cond: one branch is a layer."""
+
+    def __init__(self, other) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.last = (nn.Linear(*size) for size in ((4, 6), (6, 6), (6, 6), (6, 3)))
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        branches = (lambda h: (self.second(h).relu(),), lambda h: (self.other(self, h),))
+        return self.last(torch.cond(x.sum() > 0, *branches, (h,))[0])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's own, from torch.cond
+@pytest.mark.parametrize("name", BRANCHES)
+def test_both_branches_of_a_condition(name):
+    other, num_free = BRANCHES[name]
+    net = Choosing(other).double()
+    found = check(net, (X,), num_free)
+    twin = copy.deepcopy(net)
+    equinorm.symmetries(twin, X).rescale_(torch.ones(num_free))
+    for inputs in (X.abs(), -X.abs()):
+        assert equinorm.deviation(twin, net, inputs) <= 1e-12
+    assert not any("<" in pin.reason.source for pin in found.pins)
+
+
+def test_tensors_without_a_shape_are_refused():
+    with pytest.raises(equinorm.ExportError, match=r"tensors without a shape yet, as 0\.weight: run it once"):
+        equinorm.symmetries(nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)), X.float())
+
+
+class SparseLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4).double().to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.weight, x.t()).t()
+
+
+def test_sparse_tensors_are_pinned():
+    net = nn.Sequential(SparseLayer(), nn.Linear(6, 5).double(), nn.ReLU(), nn.Linear(5, 3).double())
+    found = equinorm.symmetries(net, X)
+    assert found.num_free == 5
+    before = net(X)
+    found.rescale_(torch.ones(5))
+    assert torch.allclose(net(X), before, rtol=1e-12)
+
+
+def test_complex_weights_are_pinned():
+    net = nn.Sequential(nn.Linear(4, 6, dtype=torch.complex128), nn.Linear(6, 3, dtype=torch.complex128))
+    found = check(net, (X.to(torch.complex128),), 0)
+    assert any(pin.reason.detail == "complex weights are not rescaled" for pin in found.pins)

@@ -23,6 +23,7 @@ CORE = [
     "rules._reduction",
     "rules._normalization",
     "rules._contraction",
+    "rules._recurrent",
     "rules",
     "_mutation",
     "_choices",

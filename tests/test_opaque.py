@@ -61,7 +61,8 @@ def test_what_an_error_advises_works():
         equinorm.symmetries(net, X)
     found = check(net, 8 + 7)
     reasons = {str(pin.reason) for pin in found.pins if pin.tensor in ("second.weight", "middle.inner.weight")}
-    assert reasons and all(reason.startswith("equinorm.opaque (declared opaque)") for reason in reasons)
+    assert reasons
+    assert all(reason.startswith("equinorm.opaque (declared opaque)") for reason in reasons)
 
 
 def test_a_failed_export_prints_nothing(capfd):
@@ -268,6 +269,16 @@ def test_scripted_modules():
     net = Around(nn.Identity())
     net.middle = torch.jit.script(Branching().double())
     assert equinorm.symmetries(net, X, opaque="middle").num_free == 8 + 7
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning", "ignore::UserWarning")
+def test_packed_weights():
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    net = torch.ao.quantization.quantize_dynamic(net, {"4"})
+    before = net(X.float())
+    found = equinorm.symmetries(net, X.float(), opaque="4")
+    assert found.num_free == 6
+    assert torch.equal(net(X.float()), before)
 
 
 def test_balancing_and_training():

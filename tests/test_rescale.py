@@ -159,7 +159,7 @@ def test_overlapping_memory_is_pinned():
     net[0].weight.data, net[2].weight.data = memory[:16].view(4, 4), memory[8:].view(4, 4)
     symmetries = equinorm.symmetries(net, (torch.randn(1, 4).double(),))
     assert symmetries.num_free == 0
-    assert any(pin.reason.operation == "shared memory" for pin in symmetries.pins)
+    assert any(pin.reason.operation == "storage" and "overlaps" in pin.reason.detail for pin in symmetries.pins)
 
 
 def test_frozen_parameters_move_too():

@@ -22,6 +22,8 @@ from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attr
 from equinorm._opaque import opaque as opaque_calls
 from equinorm._values import Constant, Source, Value
 
+OVERLAPS = "overlaps another tensor of the model"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exported:
@@ -32,14 +34,14 @@ class Exported:
         unsteady: roots of memory for which that does not hold; nothing in it may scale.
         inputs: value and origin of every placeholder by its name.
         sources: every parameter and floating-point buffer with the model's own tensor.
-        overlapping: sources whose memory is also that of another tensor of the model; nothing may rescale them.
+        held: sources that nothing may rescale, and why.
     """
 
     graph: fx.GraphModule
     unsteady: frozenset[fx.Node]
     inputs: Mapping[str, tuple[Value, Origin]]
     sources: Mapping[Source, Tensor]
-    overlapping: frozenset[Source]
+    held: Mapping[Source, str]
 
 
 def export(
@@ -72,7 +74,7 @@ def export(
         graph, unsteady = program.graph_module, set()
     graph.graph.eliminate_dead_code(_acts)
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
-    sources, overlapping = _sources(model, known)
+    sources, held = _sources(model, known)
     by_name = {name: source for source in sources for name in source.names}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     traced = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
@@ -91,13 +93,13 @@ def export(
         elif isinstance(value, Tensor):
             owner = owners.get(memory_of(traced[name]))
             if owner is not None:  # a plain attribute that shares the memory of a parameter
-                overlapping |= {owner}
+                held[owner] = OVERLAPS
             if owner is not None or value.is_meta or {name, target} & changing:
                 value = Label(tuple(value.shape))
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())
         inputs[name] = (value, origin)
-    return Exported(graph, frozenset(unsteady), inputs, sources, overlapping)
+    return Exported(graph, frozenset(unsteady), inputs, sources, held)
 
 
 def _acts(node: fx.Node) -> bool:
@@ -149,8 +151,8 @@ def _without_dumps() -> Iterator[None]:
         logging.disable(before)
 
 
-def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[dict[Source, Tensor], frozenset[Source]]:
-    """Every parameter and floating-point buffer, tied ones once, by the memory that they occupy."""
+def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[dict[Source, Tensor], dict[Source, str]]:
+    """Every parameter and floating-point buffer, tied ones once, by their memory; and those that cannot move, and why."""
     found: dict[tuple, tuple[list[str], str, Tensor]] = {}
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     for kind, tensors in (("parameter", parameters), ("buffer", buffers)):
@@ -159,14 +161,25 @@ def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[d
                 found.setdefault(_memory(tensor), ([], kind, tensor))[0].append(name)
     by_names = {source.names: source for source in known or ()}
     sources = {by_names.get(tuple(n)) or Source(tuple(n), tuple(t.shape), kind, t.dtype): t for n, kind, t in found.values()}
+    held = {source: _why_held(tensor) for source, tensor in sources.items() if _why_held(tensor)}
     storages: dict[int, list[Source]] = {}
     for source, tensor in sources.items():
-        storages.setdefault(tensor.untyped_storage()._cdata, []).append(source)
+        if tensor.layout == torch.strided:
+            storages.setdefault(tensor.untyped_storage()._cdata, []).append(source)
     shared = [group for group in storages.values() if len(group) > 1]
-    return sources, frozenset(source for group in shared for source in group if _overlaps(source, group, sources))
+    held |= {source: OVERLAPS for group in shared for source in group if _overlaps(source, group, sources)}
+    return sources, held
+
+
+def _why_held(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided:
+        return f"its layout is {tensor.layout}: only dense tensors are rescaled"
+    return "complex weights are not rescaled" if tensor.is_complex() else ""
 
 
 def _memory(tensor: Tensor) -> tuple:
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 

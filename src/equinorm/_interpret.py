@@ -93,10 +93,13 @@ class Interpreter:
         args, kwargs = self._arguments((node.args, node.kwargs))
         name = getattr(node.target, "__name__", "")
         if name in _SUBGRAPHS:
-            body, given = args[_SUBGRAPHS[name]], node.args[_SUBGRAPHS[name] + 1 :]
-            names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
-            inputs = {n: (self.values[g], self.origins[g]) for n, g in zip(names, given, strict=True)}  # type: ignore[index]
-            self.values[node], self.origins[node] = Interpreter(body, self.trace).run(inputs)
+            place = _SUBGRAPHS[name]
+            self.values[node], self.origins[node] = self._inside(args[place], node.args[place + 1 :])
+        elif name == "cond" and is_static(node.meta.get("val")) and not any(map(_writes, args[1:3])):
+            (ones, first), (others, second) = (self._inside(body, node.args[3]) for body in args[1:3])
+            self.trace.reason = reason_of(node)
+            self.values[node] = [self.trace.add(one, other) for one, other in zip(ones, others, strict=True)]
+            self.origins[node] = max(first, second, key=lambda origin: (origin.parameters is None, origin.depth))
         else:
             self.values[node] = _apply(node, args, kwargs, self.trace)
             self.origins[node] = self._meet(node)
@@ -104,6 +107,12 @@ class Interpreter:
                 if self.roots[target].op == "placeholder":  # the next call reads what is written into a buffer or an input
                     for value in flat([self.values[node], self.values[self.roots[target]]]):
                         self.trace.pin(value, "writes into a tensor of the model or an input")
+
+    def _inside(self, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
+        """What a subgraph returns, run on the values of these nodes."""
+        names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
+        inputs = {name: (self.values[node], self.origins[node]) for name, node in zip(names, given, strict=True)}
+        return Interpreter(body, self.trace).run(inputs)
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""
@@ -121,6 +130,10 @@ class Interpreter:
         return Origin(joined.depth + factors)
 
 
+def _writes(body: fx.GraphModule) -> bool:
+    return any(written(node) for node in body.graph.nodes)
+
+
 def _addends(node: fx.Node) -> set[fx.Node]:
     """Arguments that are added, not multiplied."""
     if not isinstance(node.target, torch._ops.OpOverload):
@@ -130,6 +143,8 @@ def _addends(node: fx.Node) -> set[fx.Node]:
         return set(node.all_input_nodes)
     named = bind(node.target, node.args, node.kwargs)
     found = [named.get("bias"), named.get("self") if name in ("addmm", "addmv", "baddbmm", "addcmul") else None]
+    if "has_biases" in named or "b_ih" in named:  # recurrent layers and cells: all of one axis
+        found += [argument for argument in node.all_input_nodes if argument.meta["val"].dim() == 1]
     return {argument for argument in found if isinstance(argument, fx.Node)}
 
 
@@ -251,6 +266,7 @@ def reason_of(node: fx.Node) -> Reason:
     target: Any = node.target
     name = str(getattr(target, "overloadpacket", getattr(target, "__name__", target)))
     frames = re.findall(r'File "([^"]+)", line (\d+), in .*\n(?: *(.*))?', node.meta.get("stack_trace") or "")
+    frames = [frame for frame in frames if not frame[0].startswith("<")]  # generated code
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     path, line, code = users[-1] if users else ("", "", "")
     modules = [module for module, _ in (node.meta.get("nn_module_stack") or {}).values() if module]

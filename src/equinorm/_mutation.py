@@ -113,7 +113,8 @@ def visibly_written(graph: fx.GraphModule, constants: set[str]) -> set[fx.Node]:
 
 def has_writing_subgraph(graph: fx.GraphModule) -> bool:
     """Does a subgraph change anything in place?"""
-    return any(written(node) for body in graph.children() if isinstance(body, fx.GraphModule) for node in body.graph.nodes)
+    bodies = [body for body in graph.modules() if isinstance(body, fx.GraphModule) and body is not graph]
+    return any(written(node) for body in bodies for node in body.graph.nodes)
 
 
 def has_hidden_aliases(graph: fx.GraphModule) -> bool:

@@ -95,6 +95,11 @@ def opaque(model: nn.Module, modules: Mapping[str, nn.Module], args: tuple, kwar
     for record in records.values():
         for holder, key in record.left:  # what stands there from an earlier call would count as a constant
             holder.pop(key, None)
+    for module in modules.values():
+        for inner in module.modules():  # packed weights, which the exporter would look into
+            held = [key for key, value in vars(inner).items() if isinstance(value, torch.ScriptObject)]
+            for key in held if not isinstance(inner, torch.jit.ScriptModule) else ():
+                del vars(inner)[key]
     with _forwards(modules, replaced):
         yield
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.parameter import is_lazy
 
 from equinorm import _balance, _rescale
 from equinorm._balance import Balance
@@ -227,6 +228,9 @@ def symmetries(
         raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ExportError(f"{describe(model)} has tensors without a shape yet, as {lazy[0]}: run it once on its inputs first.")
     hidden = chosen(model, opaque, ExportError, "opaque")
     started = time.perf_counter()
     trace = Trace(batch_norm=batch_norm)
@@ -244,9 +248,10 @@ def symmetries(
     for value in flat(outputs):
         trace.pin(value)
     trace.settle()
-    trace.reason = Reason("shared memory")
-    for source in frozenset().union(*(exported.overlapping for exported in exports)):
-        trace.pin(source, "overlaps another tensor of the model")
+    trace.reason = Reason("storage")
+    for exported in exports:
+        for source, why in exported.held.items():
+            trace.pin(source, why)
     sources = list(exports[0].sources)
     scalings, roots = resolve(sources, trace.classes)
     found, pins = families(sources, scalings, trace.classes, roots)

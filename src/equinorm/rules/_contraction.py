@@ -10,6 +10,7 @@ from string import ascii_letters
 
 import torch
 
+from equinorm._classes import ZERO
 from equinorm._labels import Factor, Label, move_one
 from equinorm._trace import Trace
 from equinorm._values import Chosen, Source, Value, View
@@ -25,6 +26,9 @@ def contract(trace: Trace, left: Value, left_axes: str, right: Value, right_axes
     summed = [space.index(axis) for axis in space if axis not in out_axes]
     if isinstance(right, (Source, View)) and trace.is_unlabelled(right):
         sizes = dict(zip(right_axes, right.shape, strict=True))
+        if x.is_zero:  # whatever the weight is; another use says how it scales
+            sizes |= {axis: size for axis, size in zip(space, x.shape, strict=True) if size > 1}
+            return Label.of([sizes.get(axis, 1) for axis in out_axes], torch.tensor(ZERO))
         shape = tuple(sizes.get(axis, 1) for axis in space)
         foreign = [i for i, size in enumerate(shape) if size == 1]  # axes along which the weight cannot vary
         absorbed = tuple(factor for factor in x.factors if not factor.varies(foreign))

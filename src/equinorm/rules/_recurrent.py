@@ -1,0 +1,98 @@
+"""Recurrent layers and cells. Gates are not homogeneous and pin what they read; weights absorb what inputs bring along.
+
+h_t = f(W_ih x_t + b_ih + W_hh h_{t−1} + b_hh). With f = ReLU each hidden channel scales as in a feed-forward network, the same
+at every step. With gates (LSTM, GRU) and tanh the states are pinned; only what an LSTM's projection makes of them scales.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from equinorm._labels import Label, move, move_one
+from equinorm._trace import Trace
+from equinorm._values import Value
+from equinorm.rules._contraction import contract
+from equinorm.rules._registry import Call, rule
+
+_GATES = "gates of a recurrent cell"
+
+
+def _read(trace: Trace, x: Value, axes: str, weights: Sequence[Value]) -> Iterator[Value]:
+    """What one input adds to the gates: W·x, then its bias."""
+    yield contract(trace, x, axes + "i", weights[0], "oi", axes + "o")
+    yield from weights[1:]
+
+
+@rule("aten::rnn_relu.input aten::rnn_tanh.input aten::gru.input aten::lstm.input")
+def recurrent(trace: Trace, call: Call) -> list[Label]:
+    """Several layers, each in one or two directions: weights of a direction are W_ih, W_hh, their biases, and a projection."""
+    name = call.operator.overloadpacket.__name__
+    x: Value = call.input
+    first, *cells = call.hx if name == "lstm" else [call.hx]
+    for cell in cells:
+        trace.pin(cell, _GATES)
+    if call.batch_first:
+        x = move_one(lambda ids: ids.transpose(0, 1), trace.label(x))
+    weights, start = list(call.params), trace.label(first)
+    directions = 2 if call.bidirectional else 1
+    passes = call.num_layers * directions
+    count = len(weights) // passes
+    states: list[Label] = []
+    for number in range(passes):
+        own = weights[number * count : (number + 1) * count]
+        state = move_one(lambda ids, row=number: ids.narrow(0, row, 1), start)
+        states.append(_direction(trace, name, x, state, own, call.has_biases))
+        if number % directions == directions - 1:
+            size = (*x.shape[:2], states[-1].shape[-1])
+            x = _one(move(lambda *ids: torch.cat(ids, -1), [state.expand(size) for state in states[-directions:]]))
+    last = [state.expand((1, start.shape[1], state.shape[-1])) for state in states]
+    output = trace.label(x)
+    if call.batch_first:
+        output = move_one(lambda ids: ids.transpose(0, 1), output)
+    cell_state = [Label(tuple(call.result[2].shape))] if name == "lstm" else []
+    return [output, _one(move(lambda *ids: torch.cat(ids, 0), last)), *cell_state]
+
+
+def _direction(trace: Trace, name: str, x: Value, start: Label, weights: Sequence[Value], has_biases: bool) -> Label:
+    """The label of the state, (1, 1, channels): the same at all steps and in the whole batch."""
+    pairs = [[weights[0], weights[2]], [weights[1], weights[3]]] if has_biases else [[weights[0]], [weights[1]]]
+    shape = (1, 1, weights[1].shape[0] // {"gru": 3, "lstm": 4}.get(name, 1))
+    if name == "rnn_relu":
+        state = sums = trace.fresh(shape, [2])
+    else:
+        sums, state = None, Label(shape)
+        if len(weights) > 2 * len(pairs[0]):
+            state = contract(trace, state, "tbi", weights[-1], "oi", "tbo")
+    for value, own in ((x, pairs[0]), (state, pairs[1])):
+        for part in _read(trace, value, "tb", own):
+            if sums is None:
+                trace.pin(part, _GATES)
+            else:
+                trace.add(sums, part)
+    trace.add(state, start)
+    return state
+
+
+@rule("rnn_relu_cell rnn_tanh_cell gru_cell lstm_cell")
+def cell(trace: Trace, call: Call) -> Label | list[Label]:
+    """One step. A GRU's state is also mixed into the next one, an LSTM's second state too: those are pinned."""
+    name = call.operator.overloadpacket.__name__
+    state, *others = call.hx if name == "lstm_cell" else [call.hx]
+    parts: list[Value] = []
+    for value, own in ((call.input, (call.w_ih, call.b_ih)), (state, (call.w_hh, call.b_hh))):
+        parts += _read(trace, value, "b" * (len(value.shape) - 1), [weight for weight in own if weight is not None])
+    if name == "rnn_relu_cell":
+        label = trace.label(parts[0])
+        for part in parts[1:]:
+            label = trace.add(label, part)
+        return label.expand(call.shape)
+    for part in (*parts, *others, *([state] if name == "gru_cell" else [])):
+        trace.pin(part, _GATES)
+    results = [call.result] if isinstance(call.result, torch.Tensor) else call.result
+    labels = [Label(tuple(result.shape)) for result in results]
+    return labels if len(labels) > 1 else labels[0]
+
+
+def _one(moved: Label | list[Label]) -> Label:
+    assert isinstance(moved, Label)
+    return moved
