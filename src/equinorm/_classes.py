@@ -53,6 +53,9 @@ class Reason:
         return f"{text} at {place}" if place else text
 
 
+_CANCELS = Reason("a product", "scales that cancel")
+
+
 class Classes:
     """The solution space of all equations between classes imposed so far."""
 
@@ -64,6 +67,8 @@ class Classes:
         self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
         self._family = np.zeros(1024, np.int32)
         self._forms: dict[int, dict[int, Rational]] = {}
+        self._changes = 0
+        self._current: dict[int, int] = {}  # after how many changes a form was last expressed in free roots
         self._reasons: list[Reason | None] = [None]
         self._families = 0
 
@@ -110,8 +115,29 @@ class Classes:
             done |= pair
         if alone.any():  # after the unions: a pin belongs to the root that they leave
             self._pin(np.abs(rows[alone][live[alone]]), reason)
+        simple = ~done & independent
+        if simple.any():
+            done |= self._solved(exponents, rows, simple)
         for row in rows[~done].tolist():
             self._eliminate(zip(exponents, row, strict=True), reason)
+
+    def _solved(self, exponents: Sequence[Rational], rows: np.ndarray, simple: np.ndarray) -> np.ndarray:
+        """Solve these rows of independent classes, each for a class that is in no other of them; says which have one."""
+        ids = np.abs(rows)
+        uses = np.bincount(ids[simple].ravel())
+        alone = simple[:, None] & (ids > PINNED)
+        alone[alone] = uses[ids[alone]] == 1
+        pivots = np.where(alone, ids, 0).max(axis=1)
+        solved = pivots > 0
+        for pivot, row in zip(pivots[solved].tolist(), rows[solved].tolist(), strict=True):
+            form: dict[int, Rational] = {}
+            for exponent, id in zip(exponents, row, strict=True):
+                if abs(id) > PINNED:
+                    _accumulate(form, exponent if id > 0 else -exponent, {abs(id): 1})
+            self._forms[pivot] = _rest(form, pivot)
+        self._dependent[pivots[solved]] = True
+        self._changes += 1
+        return solved
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
@@ -120,32 +146,30 @@ class Classes:
             return {}
         if root not in self._forms:
             return {root: sign}
-        total: dict[int, Rational] = {}
-        for other, coefficient in self._forms[root].items():
-            _accumulate(total, coefficient, self.form(other))
-        if total:  # an emptied form keeps its old text: reason() reads from it who was pinned
-            self._forms[root] = total
+        total = self._forms[root]
+        if self._current.get(root) != self._changes:
+            total = {}
+            for other, coefficient in self._forms[root].items():
+                _accumulate(total, coefficient, self.form(other))
+            self._current[root] = self._changes
+        if not total:  # pinned: whatever pins a part of it, or its parts cancel
+            places = [self._pinned_by[self._find_one(other)[0]] for other in self._forms[root]]
+            self._pinned_by[root] = next((place for place in places if place), 0) or self._place(_CANCELS)
+        self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
     def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
         """How many of these classes each reason pins; free ones are not counted."""
         roots, _ = self._find(ids)
-        dependent = self._dependent[roots]
-        counts = np.bincount(self._pinned_by[roots[~dependent]], minlength=1)
+        for root in roots[self._dependent[roots] & (self._pinned_by[roots] == 0)].tolist():
+            self.form(root)
+        counts = np.bincount(self._pinned_by[roots], minlength=1)
         found = [(self._reasons[place], int(counts[place])) for place in np.flatnonzero(counts)]
-        found += [(self._reason(root), 1) for root in roots[dependent].tolist()]
         total: dict[Reason, int] = {}
         for reason, count in found:
             if reason is not None:
                 total[reason] = total.get(reason, 0) + count
         return total
-
-    def _reason(self, root: int) -> Reason | None:
-        if root in self._forms and not self._pinned_by[root]:
-            if self.form(root):
-                return None
-            return next((why for other in self._forms[root] if (why := self._reason(self._find_one(other)[0]))), None)
-        return self._reasons[self._pinned_by[root]]
 
     def is_dependent(self, roots: np.ndarray) -> np.ndarray:
         """Which of these representatives are expressed in others."""
@@ -179,12 +203,17 @@ class Classes:
         return id, sign
 
     def _pin(self, ids: np.ndarray, reason: Reason) -> None:
+        self._pinned_by[self._find(ids)[0]] = self._place(reason)
+        self._changes += 1
+
+    def _place(self, reason: Reason) -> int:
         if self._reasons[-1] != reason:
             self._reasons.append(reason)
-        self._pinned_by[self._find(ids)[0]] = len(self._reasons) - 1
+        return len(self._reasons) - 1
 
     def _union(self, left: np.ndarray, right: np.ndarray, reason: Reason) -> None:
         """Make classes equal; a negative id stands for the inverse."""
+        self._changes += 1
         relation = np.sign(left) * np.sign(right)
         left, right = np.abs(left), np.abs(right)
         while len(left):
@@ -209,11 +238,7 @@ class Classes:
         if not form:
             return
         pivot = max(form)
-        coefficient = form.pop(pivot)
-        rest = {
-            other: _simple(Fraction(-c) / coefficient) if abs(coefficient) != 1 else -c * coefficient
-            for other, c in form.items()
-        }
+        rest = _rest(form, pivot)
         if not rest:
             self._pin(np.array([pivot]), reason)
         elif len(rest) == 1 and abs(next(iter(rest.values()))) == 1:
@@ -222,6 +247,7 @@ class Classes:
         else:
             self._forms[pivot] = rest
             self._dependent[pivot] = True
+            self._changes += 1
 
 
 def _accumulate(total: dict[int, Rational], factor: Rational, form: dict[int, Rational]) -> None:
@@ -231,6 +257,14 @@ def _accumulate(total: dict[int, Rational], factor: Rational, form: dict[int, Ra
             total[id] = value
         else:
             total.pop(id, None)
+
+
+def _rest(form: dict[int, Rational], pivot: int) -> dict[int, Rational]:
+    """What the pivot is, if the form is zero: the form in the others."""
+    coefficient = form.pop(pivot)
+    if abs(coefficient) == 1:
+        return {other: -c * coefficient for other, c in form.items()}
+    return {other: _simple(Fraction(-c) / coefficient) for other, c in form.items()}
 
 
 def _simple(value: Rational) -> Rational:

@@ -130,8 +130,10 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
             for root, coefficient in classes.form(int(ids[place])).items():
                 value = float(coefficient)
                 seen[value] = seen.get(value, -1) + 1
-                slot = slots.setdefault((value, seen[value]), np.zeros(len(ids), np.int64))
-                slot[place] = index[root]
+                slot = value, seen[value]
+                if slot not in slots:
+                    slots[slot] = np.zeros(len(ids), np.int64)
+                slots[slot][place] = index[root]
         for (coefficient, _), values in slots.items():
             moved = torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape)
             exponent = float(factor.exponent) * coefficient
