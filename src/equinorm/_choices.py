@@ -89,7 +89,8 @@ def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
             return None
     except (RuntimeError, IndexError):  # sizes of the entries, not of the choices
         return None
-    inner = rule(trace, replace(call, arguments={name: chosen.value, **dict(others)}))
+    moved = call.operator(**{name: torch.empty(chosen.value.shape, device="meta"), **dict(others)})
+    inner = rule(trace, replace(call, arguments={name: chosen.value, **dict(others)}, result=moved))
     inner = inner if isinstance(inner, list) else [inner]
     parts = [replace(chosen, value=part, axis=axis) for part, axis in zip(inner, found, strict=True) if axis is not None]
     results = [call.result] if isinstance(call.result, Tensor) else list(call.result)

@@ -11,6 +11,7 @@ thousands at a time. Whatever is left (monomials) is eliminated one row at a tim
 as z = 2z needs no special case: its solution is z = 0, a pinned class.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -94,7 +95,8 @@ class Classes:
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped."""
         exponents = [_simple(abs(exponent)) for exponent, _ in terms]
-        columns = [self.resolve(ids) * (1 if exponent > 0 else -1) for exponent, ids in terms]
+        distinct = _distinct_rows([ids for _, ids in terms])
+        columns = [self.resolve(ids) * (1 if e > 0 else -1) for (e, _), ids in zip(terms, distinct, strict=True)]
         sound = np.logical_and.reduce([column != ZERO for column in columns])
         pairs = [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
         for i, j in pairs:
@@ -269,6 +271,23 @@ def _rest(form: dict[int, Rational], pivot: int) -> dict[int, Rational]:
 
 def _simple(value: Rational) -> Rational:
     return value.numerator if value.denominator == 1 else value
+
+
+def _distinct_rows(columns: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The same rows with fewer repetitions, where ids are dense enough to tell without sorting."""
+    length = len(columns[0])
+    if length < 1 << 12:
+        return columns
+    lows = [int(column.min()) for column in columns]
+    widths = [int(column.max()) - low + 1 for column, low in zip(columns, lows, strict=True)]
+    if math.prod(widths) > 4 * length:
+        return columns
+    keys = columns[0] - lows[0]
+    for column, low, width in zip(columns[1:], lows[1:], widths[1:], strict=True):
+        keys = keys * width + (column - low)
+    present = np.zeros(math.prod(widths), bool)
+    present[keys] = True
+    return [place + low for place, low in zip(np.unravel_index(np.flatnonzero(present), widths), lows, strict=True)]
 
 
 def _unique_rows(rows: np.ndarray) -> np.ndarray:

@@ -67,9 +67,40 @@ class Label:
         lead = (1,) * (len(shape) - len(self.shape))
         return Label(tuple(shape), tuple(Factor(f.exponent, f.ids.reshape(lead + tuple(f.ids.shape))) for f in self.factors))
 
+    def reshape(self, shape: Sequence[int]) -> "Label":
+        """The label of the value's entries in the same order, in another shape. Only axes that vary are written out."""
+        groups = _groups(self.shape, shape)
+        factors = []
+        for exponent, ids in ((factor.exponent, factor.ids) for factor in self.factors):
+            before, after = [], []
+            for old, new in groups:
+                varies = any(ids.size(axis) > 1 for axis in old)
+                before += [self.shape[axis] if varies else 1 for axis in old]
+                after += [shape[axis] if varies else 1 for axis in new]
+            factors.append(Factor(exponent, compact(ids.expand(before).reshape(after))))
+        return Label(tuple(shape), tuple(factors))
+
     def ids(self) -> list[Tensor]:
         """Ids of every factor at the value's full shape; axes that do not vary have stride 0."""
         return [factor.ids.expand(self.shape) for factor in self.factors]
+
+
+def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Runs of axes that hold the same entries in both shapes, as short as can be."""
+    if 0 in old:
+        return [(range(len(old)), range(len(new)))]
+    groups, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        first, second, left, right = i, j, 1, 1
+        while True:
+            if left <= right and i < len(old):
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+            if left == right:
+                break
+        groups.append((range(first, i), range(second, j)))
+    return groups
 
 
 def compact(ids: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class Trace:
             silent = torch.stack([(f.ids == ZERO).expand(sizes) for f in varying]).any(0).all(dim=axes, keepdim=True)
             ids = torch.from_numpy(self.classes.fresh(silent.numel())).reshape(silent.shape)
             joint = Factor(Fraction(1), torch.where(silent, ZERO, ids))
-        self._vanish_flat([*varying, Factor(-joint.exponent, joint.ids)], self.reason)
+        self._vanish([*varying, Factor(-joint.exponent, joint.ids)], self.reason)
         return Label(shape, (*steady, Factor(joint.exponent, compact(joint.ids))))
 
     def _fold(self, label: Label, shape: Sequence[int]) -> Label:
@@ -195,18 +195,18 @@ class Trace:
         self._vanish_flat([*label.factors, Factor(Fraction(-1), ids)], self.reason)
         return ids.expand(label.shape)
 
-    def _vanish(self, factors: list[Factor], reason: Reason) -> None:
+    def _vanish(self, factors: list[Factor], reason: Reason, start: int = 0) -> None:
         """Ask that the product of these factors be 1 at every entry.
 
         Along an axis on which only some factors vary, it is enough that those be constant there and that the law hold at
         its first index. The zeros must not be among them: they would hide the others.
         """
         if not any(factor.has_zero for factor in factors):
-            for axis in range(factors[0].ids.dim() if factors else 0):
+            for axis in range(start, factors[0].ids.dim() if factors else 0):
                 varying = [factor for factor in factors if factor.varies([axis])]
                 if varying and len(varying) < len(factors):
                     first = [Factor(-f.exponent, f.ids.narrow(axis, 0, 1)) for f in varying]
-                    self._vanish_flat([*varying, *first], reason)
+                    self._vanish([*varying, *first], reason, axis + 1)
                     factors = [Factor(f.exponent, f.ids.narrow(axis, 0, 1)) for f in factors]
         self._vanish_flat(factors, reason)
 

@@ -11,6 +11,8 @@ from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Source, View
 from equinorm.rules._registry import Call, rule
 
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view", "view_copy", "squeeze", "unsqueeze")
+
 
 @rule(
     "view reshape permute transpose t numpy_T mT unsqueeze squeeze expand flatten unflatten "
@@ -33,6 +35,8 @@ def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
         view = View.of(parameter, lambda given: call.operator(**{name: given, **dict(others)}))
         if view is not None:
             return view
+    if call.operator.overloadpacket.__name__ in _RESHAPES:
+        return trace.label(call.input).reshape(call.shape)
     labels: list[Label] = []
 
     def gather(value: Any) -> Any:
@@ -71,7 +75,9 @@ def repeated(trace: Trace, call: Call) -> Label | list[Label]:
 def shaped_as(trace: Trace, call: Call) -> Label | list[Label]:
     """Movement to the shape of another tensor, whose entries do not matter."""
     name = call.operator.overloadpacket.__name__.removesuffix("_as")
-    return move(lambda ids: getattr(ids, name)(call.shape), [trace.label(call.input)])
+    if name in ("view", "reshape"):
+        return trace.label(call.input).reshape(call.shape)
+    return move(lambda ids: ids.expand(call.shape), [trace.label(call.input)])
 
 
 @rule("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d")
@@ -149,8 +155,6 @@ def _rows(trace: Trace, call: Call, name: str) -> Chosen | None:
 def _on_ids(operator: Any) -> Any:
     """The form of an operator to run on ids: out of place, and free to copy, since the strides of ids are their own."""
     name = operator.overloadpacket.__name__
-    if name in ("view", "_unsafe_view", "view_copy"):
-        return lambda self, size: self.reshape(size)
     if operator._schema.is_mutable:
         return getattr(getattr(torch.ops.aten, name.removesuffix("_")), operator._overloadname)
     return operator
