@@ -590,6 +590,14 @@ def test_both_branches_of_a_condition(name):
     assert not any("<" in pin.reason.source for pin in found.pins)
 
 
+def test_unused_parameters_are_listed():
+    net = two_layers()
+    net.spare = nn.Linear(2, 5).double()
+    net.forward = lambda x: net[2](net[1](net[0](x)))
+    pins = {pin.tensor: (pin.channels, str(pin.reason)) for pin in equinorm.symmetries(net, X).pins}
+    assert pins["spare.weight"] == pins["spare.bias"] == (5, "no operation (the graph does not use it)")
+
+
 def test_tensors_without_a_shape_are_refused():
     with pytest.raises(equinorm.ExportError, match=r"tensors without a shape yet, as 0\.weight: run it once"):
         equinorm.symmetries(nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)), X.float())

@@ -147,3 +147,13 @@ def test_arguments_that_no_sample_had_are_pinned():
 def test_numbers_of_the_other_sign_are_tried():
     with pytest.raises(equinorm.EquinormError, match="is wrong"):
         equinorm.register_rule(torch.ops.aten.celu.default, [(torch.rand(3, 4),)])(lambda trace, call: trace.label(call.input))
+
+
+def test_an_error_in_a_rule_names_it():
+    def broken(trace: Trace, call: Call) -> Label:
+        return trace.label(call.wait)
+
+    with pytest.raises(
+        equinorm.EquinormError, match=r"the rule .*broken for equinorm_tests::scaled_relu\.default raises on .*\(5, 3\)"
+    ):
+        equinorm.register_rule(scaled_relu, SAMPLES)(broken)

@@ -84,7 +84,7 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
         def checked(trace: Trace, call: Call) -> Any:
             tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
             if tensors.keys() <= shown:
-                return rule(trace, call)
+                return _run(rule, trace, call)
             for value in tensors.values():
                 trace.pin(value, "no sample of its rule has all of these arguments")
             return pinned(call.result)
@@ -162,10 +162,21 @@ def _labelled(
             source.label = trace.fresh(source.shape, range(len(source.shape)))
     given: dict[str, Any] = {name: source.label or source for name, source in sources.items()}
     whole = {name: Label(tuple(v.shape)) if isinstance(v, Tensor) else v for name, v in call.arguments.items()}
-    labels = _list(rule(trace, replace(call, arguments=whole | given)))
+    labels = _list(_run(rule, trace, replace(call, arguments=whole | given)))
     for source in sources.values():
         trace.label(source)
     return trace, sources, labels
+
+
+def _run(rule: Rule, trace: Trace, call: Call) -> Any:
+    try:
+        return rule(trace, call)
+    except Exception as error:
+        shapes = {name: tuple(value.shape) for name, value in call.arguments.items() if isinstance(value, VALUES)}
+        raise EquinormError(
+            f"the rule {rule.__qualname__} for {qualified(call.operator)} raises on tensors of shapes {shapes}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _redrawn(tensor: Tensor, generator: torch.Generator, signs: bool) -> Tensor:

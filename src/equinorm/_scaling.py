@@ -70,6 +70,9 @@ class Family:
     ids: range
 
 
+_UNUSED = Reason("no operation", "the graph does not use it")
+
+
 @dataclass(frozen=True, slots=True)
 class Pin:
     """Channels that cannot scale, and why.
@@ -179,7 +182,8 @@ def families(
         Family(*owner[number], range(int(ends[number] - counts[number]), int(ends[number])))
         for number in np.flatnonzero(counts).tolist()
     )
-    pins: list[Pin] = []
+    unused = [source for source in sources if source.label is None and source.kind == "parameter"]
+    pins = [Pin(source.names[0], 0, (source.shape or (1,))[0], _UNUSED) for source in unused]
     for number, parts in members.items():
         ids, _ = _distinct(np.concatenate(parts))
         pins += [Pin(*owner[number], count, reason) for reason, count in classes.reasons(ids).items()]
