@@ -48,10 +48,10 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-venv pyproject.toml
 	$(INSTALL) --editable ".[demo]"
 	touch $@
 
-# torchvision without dependencies: the tests use the definitions of its models, not its compiled operators.
+# torchvision and timm without dependencies: the tests use the definitions of their models, not compiled operators.
 $(VENV)/.stamp-test: $(VENV)/.stamp-run
 	$(INSTALL) --group test
-	$(INSTALL) --no-deps torchvision
+	$(INSTALL) --no-deps torchvision timm
 	touch $@
 
 $(VENV)/.stamp-lint: $(VENV)/.stamp-run

@@ -625,3 +625,26 @@ def test_complex_weights_are_pinned():
     net = nn.Sequential(nn.Linear(4, 6, dtype=torch.complex128), nn.Linear(6, 3, dtype=torch.complex128))
     found = check(net, (X.to(torch.complex128),), 0)
     assert any(pin.reason.detail == "complex weights are not rescaled" for pin in found.pins)
+
+
+class LeftOut(nn.Module):
+    """A bias of zeros, kept or not, that a forward may write."""
+
+    def __init__(self, persistent: bool, value: float = 0.0, writes: bool = False) -> None:
+        super().__init__()
+        self.up, self.down, self.writes = nn.Linear(4, 6), nn.Linear(6, 3), writes
+        self.register_buffer("bias", torch.full((6,), value), persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.writes:
+            self.bias += 1
+        return self.down((self.up(x) + self.bias).relu())
+
+
+@pytest.mark.parametrize(
+    ("net", "num_free"),
+    [(LeftOut(False), 6), (LeftOut(True), 0), (LeftOut(False, 1.0), 0), (LeftOut(False, writes=True), 0)],
+    ids=["zeros", "zeros in the state dict", "ones", "written"],
+)
+def test_buffers_of_zeros_outside_of_the_state_dict_fit_any_scale(net, num_free):
+    check(net.double(), (X,), num_free)

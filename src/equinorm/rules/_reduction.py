@@ -128,3 +128,13 @@ def grid_sampler(trace: Trace, call: Call) -> Label | list[Label]:
     """Sampling a map at the places that a grid names; the grid is pinned."""
     trace.pin(call.grid, "coordinates of samples")
     return _results(call, trace.merge(call.input, list(range(2, len(call.shape)))))
+
+
+@rule("col2im")
+def fold(trace: Trace, call: Call) -> Label:
+    """Overlapping patches are summed, each channel by itself: (…, channels · kernel, patches) to (…, channels, *space)."""
+    label = trace.label(call.input)
+    *lead, rows, patches = label.shape
+    window = math.prod(call.kernel_size)
+    merged = trace.merge(label.reshape((*lead, rows // window, window, patches)), [-2, -1])
+    return merged.expand(call.shape)
