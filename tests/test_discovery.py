@@ -648,3 +648,80 @@ class LeftOut(nn.Module):
 )
 def test_buffers_of_zeros_outside_of_the_state_dict_fit_any_scale(net, num_free):
     check(net.double(), (X,), num_free)
+
+
+class Positions(nn.Module):
+    """Rows of a table up to the length of the input, and another branch for longer ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.down = nn.Parameter(torch.randn(8, 4)), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x + self.table[: x.shape[0]])
+        return self.down(h.relu() if x.shape[0] < 8 else h.relu() + h)
+
+
+class Longer(Positions):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x + self.table[: x.shape[0]]).relu()
+        return self.down(h if x.shape[0] < 8 else h + 1)
+
+
+def test_inputs_of_other_shapes():
+    net, long = Positions().double(), torch.randn(8, 4, dtype=torch.float64)
+    assert equinorm.symmetries(net, X).num_free == 6 + 6  # six rows that these two inputs do not read
+    for also in ((long,), long, {"x": long}):
+        args = () if isinstance(also, dict) else X
+        kwargs = {"x": X} if isinstance(also, dict) else None
+        assert equinorm.symmetries(net, args, kwargs, also=[also]).num_free == 6
+    net = Longer().double()
+    assert equinorm.symmetries(net, X, also=[X[:1]]).num_free == 6 + 6
+    assert equinorm.symmetries(net, X, also=[long]).num_free == 0
+
+
+@pytest.mark.parametrize("change", [lambda net: net.append(nn.ReLU()), lambda net: net.__setitem__(1, nn.GELU())])
+def test_a_model_that_changed_is_refused(change):
+    net = two_layers()
+    found = equinorm.symmetries(net, X)
+    balance = found.balance()
+    found.rescale_(torch.ones(6))  # a rescaling is no change
+    change(net)
+    with pytest.raises(equinorm.RescaleError, match="since the model was analysed"):
+        found.rescale_(torch.ones(6))
+    with pytest.raises(equinorm.RescaleError):
+        balance.apply_()
+
+
+def test_parameters_may_be_replaced_by_others_of_their_shapes():
+    net = two_layers()
+    found = equinorm.symmetries(net, X)
+    net.load_state_dict(two_layers().state_dict(), assign=True)
+    before = net(X)
+    found.rescale_(torch.ones(6))
+    assert torch.allclose(net(X), before, rtol=1e-12)
+
+
+def test_scales_that_cancel_do_not_count():
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8)), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    found = equinorm.symmetries(net, X)
+    moving = [scaling.name for scaling in found.scalings if scaling.factors]
+    assert moving == ["0.parametrizations.weight.original"]
+    assert found.coverage == 32 / 67
+
+
+def test_sparse_buffers():
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("adjacency", torch.eye(2).double().to_sparse())
+            self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(torch.sparse.mm(self.adjacency, self.up(x)).relu())
+
+    assert equinorm.symmetries(Graph().double(), X).num_free == 0
+
+
+def test_empty_batches():
+    assert equinorm.symmetries(two_layers(), X[:0]).num_free in (0, 6)

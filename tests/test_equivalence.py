@@ -167,3 +167,21 @@ def test_deviation_of_outputs_that_are_not_finite(value):
 def test_deviation_names_the_inputs_that_do_not_fit():
     with pytest.raises(equinorm.EquivalenceError, match=r"Sequential does not run on inputs \(float32\[3, 9\]\)"):
         equinorm.deviation(network(torch.float32), network(torch.float32), torch.randn(3, 9))
+
+
+def test_complex_weights_are_compared_whole():
+    net = nn.Sequential(nn.Linear(4, 8, dtype=torch.complex64), nn.Linear(8, 3, dtype=torch.complex64))
+    other, x = copy.deepcopy(net), (torch.randn(2, 4, dtype=torch.complex64),)
+    assert equinorm.equivalence(net, other, x).equivalent
+    with torch.no_grad():
+        other[0].weight.imag.mul_(-3)
+    found = equinorm.equivalence(net, other, x)
+    assert not found.equivalent
+    assert [name for name, _ in found.different] == ["0.weight"]
+
+
+def test_counters_that_nothing_reads_do_not_matter():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5)).eval()
+    other = copy.deepcopy(net)
+    other[1].num_batches_tracked += 1
+    assert equinorm.equivalence(net, other, (torch.randn(2, 3, 4, 4),)).equivalent

@@ -544,3 +544,19 @@ def test_models_are_not_asked_for_less_than_rounding(monkeypatch):
     balance = symmetries.balance(tol=0, cycles=30)
     assert balance.residual <= 1e-14
     assert len(sweeps) <= 60 * 4
+
+
+def test_rounding_ends_a_solve_without_tolerance():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    for method in ("two-level", "cyclic"):
+        balance = equinorm.symmetries(net, torch.randn(1, 8).double()).balance(tol=0.0, method=method)
+        assert len(balance.residuals) < 1000
+        assert balance.converged or "rounding" in balance.reason
+
+
+@pytest.mark.parametrize("p", [1e9, 101, 1e-300, -1, math.nan])
+def test_norms_out_of_range_are_refused(p):
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    with pytest.raises(equinorm.BalanceError, match="p must be a number from"):
+        equinorm.symmetries(net, torch.randn(1, 8)).balance(p=p)

@@ -153,7 +153,9 @@ def test_arguments_of_the_wrong_kind():
     with pytest.raises(RescaleError, match=r"optimizer must be a torch\.optim\.Optimizer, not Sequential"):
         ENorm(model, optimizer, (inputs,))
     with pytest.raises(EquinormError, match="exponents must be a dict from state keys to integers, not list"):
-        equinorm.register_optimizer(optim.SGD, ["momentum_buffer"])
+        equinorm.register_optimizer(type("Mine", (optim.SGD,), {}), ["momentum_buffer"])
+    with pytest.raises(equinorm.EquinormError, match="the state of SGD is known already"):
+        equinorm.register_optimizer(optim.SGD, {"momentum_buffer": -1})
     with pytest.raises(BalanceError, match="no hidden channel"):
         ENorm(optimizer, nn.Sequential(nn.Linear(5, 3)), (inputs.float(),))
     assert not optimizer._optimizer_step_post_hooks

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 METHODS = ("two-level", "cyclic")
 
+LEAST_P, LARGEST_P = 0.01, 100
+
 LIMIT = 10_000
 """Largest number of cycles when none is asked for."""
 
@@ -165,6 +167,8 @@ def balance(
         reason = f"residual at most {tol:g}"
     elif cycles is not None:
         reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
+    elif len(solution.residuals) <= LIMIT:
+        reason = f"stopped where rounding keeps the residual at {min(solution.residuals):.1e}, above {tol:g}"
     else:
         reason = f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
     return Balance(
@@ -214,8 +218,8 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
     for name, value in (("p", p), ("c", c), ("tol", tol)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BalanceError(f"{name} must be a number, not {value!r}.")
-    if not p > 0:
-        raise BalanceError(f"p must be a positive number or math.inf, not {p!r}.")
+    if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
+        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}: powers would underflow.")
     if not (c > 0 and math.isfinite(c)):
         raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
     if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):

@@ -170,7 +170,8 @@ def equivalence(
     differences: list[tuple[str, float]] = []
     for scaling in both[0].scalings:
         a, b = (
-            scaled(scaling.effective(tensors[i][scaling.name]), [e * z[i][ids] for e, ids in scaling.factors]) for i in (0, 1)
+            scaled(_dense(scaling.effective(tensors[i][scaling.name])), [e * z[i][ids] for e, ids in scaling.factors])
+            for i in (0, 1)
         )
         differences.append((scaling.name, _relative(a, b)))
     if tolerance is None:
@@ -210,6 +211,12 @@ def _same_group(a: Symmetries, b: Symmetries) -> None:
             raise EquivalenceError(
                 f"{one.name} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
             )
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Real and dense, as what moves is anyway."""
+    tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

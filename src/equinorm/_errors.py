@@ -31,6 +31,11 @@ class ExportError(EquinormError):
         where = f" at {frame.group(1).rsplit('/', 1)[-1]}:{frame.group(2)} `{frame.group(3)}`" if frame else ""
         operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
         blamed = f" The operation is {operator.group()}." if operator else ""
+        if "in output" in first or "output to be" in text:
+            return cls(
+                f"cannot export {describe(model)} with inputs {inputs}: {first}. Let it return tensors in tuples, lists and "
+                "dicts only; language models of Hugging Face do with use_cache=False."
+            )
         module = _innermost(model, error)
         way = f"declare the submodule opaque (opaque={module!r}) so that the rest can be analysed, " if module else ""
         return cls(

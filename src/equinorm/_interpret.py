@@ -253,8 +253,9 @@ def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]
     for body in (graph, *(child for child in graph.children() if isinstance(child, fx.GraphModule))):
         for node in body.graph.nodes:
             digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+    used = {node.name for node in graph.graph.nodes if node.users}
     for name, (value, _) in inputs.items():
-        if isinstance(value, Constant):
+        if isinstance(value, Constant) and name in used:  # batch normalization's counter is in evaluation mode for nobody
             content = value.value.detach().cpu().contiguous()
             digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b"")

@@ -170,7 +170,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         state: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:
-        raise InputError(f"cannot read weights from {path}: {first_line(error)}") from error
+        raise InputError(
+            f"cannot read weights from {path}: {type(error).__name__}. It must be a .safetensors file, or a state dict "
+            "saved by torch.save(model.state_dict(), path): no code in files is run."
+        ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     odd = [key for key, value in state.items() if not isinstance(value, Tensor)] if isinstance(state, dict) else ["it"]

@@ -78,6 +78,8 @@ LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
 _COUNTERS = ("step", "mu_product")
 """Scalars of the known optimizers, which have the shape of a parameter that is a scalar."""
 
+_OWN = frozenset(LAWS)
+
 _DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
 """Optimizers whose weight decay never enters their state, whatever their groups say."""
 
@@ -100,7 +102,7 @@ def register_optimizer(
         decoupled_weight_decay: True if weight decay never enters these tensors. If False, a nonzero weight decay is refused.
 
     Raises:
-        EquinormError: if `kind` is not a class of optimizers, or an exponent is no integer.
+        EquinormError: if `kind` is not a class of optimizers, or one that Equinorm knows itself, or an exponent is no integer.
 
     >>> import torch, equinorm
     >>> class Averaging(torch.optim.SGD):
@@ -109,6 +111,8 @@ def register_optimizer(
     """
     if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
         raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
+    if kind in _OWN:
+        raise EquinormError(f"the state of {kind.__name__} is known already; register a subclass of it for another law.")
     if not isinstance(exponents, Mapping):
         raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
     for key, exponent in [*exponents.items(), ("update", update)]:

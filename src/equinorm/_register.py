@@ -20,7 +20,7 @@ from equinorm._values import VALUES, Source
 from equinorm.rules import TABLE, Call, find, qualified
 from equinorm.rules._registry import Rule
 
-MAGNITUDES = 0.1, 1.0, 3.0
+MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""
 
 TOLERANCE = 1e-9

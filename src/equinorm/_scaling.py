@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm._classes import PINNED, Classes, Reason
+from equinorm._labels import compact
 from equinorm._values import Source
 
 
@@ -138,7 +139,7 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
                     slots[slot] = np.zeros(len(ids), np.int64)
                 slots[slot][place] = index[root]
         for (coefficient, _), values in slots.items():
-            moved = torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape)
+            moved = compact(torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape))
             exponent = float(factor.exponent) * coefficient
             twin = next((i for i, (e, other) in enumerate(factors) if e == -exponent and torch.equal(other, moved)), None)
             if twin is None:

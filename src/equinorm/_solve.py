@@ -50,6 +50,12 @@ class Solution:
     dead: Tensor
 
 
+PATIENCE = 50
+"""Cycles without a smaller residual after which it is taken to be rounding, …"""
+
+STALLED = 1e-10
+"""… if it is below this."""
+
 Progress = Callable[[int, float], None]
 
 
@@ -77,12 +83,21 @@ def solve(
     by_model = method == "two-level" and not problem.maximum
     descent = _Modelled(problem, system.live, z, tol) if by_model else _Sweeps(system, method, z)
     residuals = [descent.residual]
-    while (len(residuals) - 1 < cycles) if cycles is not None else (residuals[-1] > tol and len(residuals) - 1 < limit):
+    while (
+        len(residuals) - 1 < cycles
+        if cycles is not None
+        else residuals[-1] > tol and len(residuals) - 1 < limit and not _is_stalled(residuals)
+    ):
         descent.cycle()
         residuals.append(descent.residual)
         if progress is not None:
             progress(len(residuals) - 1, descent.residual)
     return Solution(problem, descent.z, tuple(residuals), dead)
+
+
+def _is_stalled(residuals: Sequence[float]) -> bool:
+    """Has rounding kept the residual where it is for a while?"""
+    return len(residuals) > PATIENCE and STALLED > min(residuals[:-PATIENCE]) <= min(residuals[-PATIENCE:])
 
 
 class _Sweeps:

@@ -1,5 +1,6 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._modules import Choice, chosen, in_mode, unwrapped
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
+from equinorm._watch import Watch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,11 @@ class Symmetries:
     pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    _watch: Watch = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        advice = "since the model was analysed, so its symmetries may be others now. Analyse it again."
+        object.__setattr__(self, "_watch", Watch(self.model, {}, same_tensors=False, advice=advice))
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -128,6 +135,7 @@ class Symmetries:
             )
         if not bool(log_scales.isfinite().all()):
             raise RescaleError("log_scales must be finite: they are natural logarithms of positive scales.")
+        self._watch.check()
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
             log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
@@ -182,6 +190,7 @@ def symmetries(
     batch_norm: str = "affine",
     both_modes: bool = False,
     opaque: Choice = (),
+    also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
 ) -> Symmetries:
     """Discover every rescaling of channels that leaves a network's function unchanged.
 
@@ -203,6 +212,8 @@ def symmetries(
         opaque: names or submodules that `torch.export` cannot record, or that it should not look into. What they are given,
             what they return, and their own tensors are pinned. The model runs once, as it is, to see what they return; they
             must return tensors of the same shapes, and the same numbers beside them, for all inputs.
+        also: further inputs, each a tuple of positional ones or a dict of keyword ones in place of the first: what holds for
+            all of them. For models that compute something else for other shapes: positions up to a sequence's length, say.
 
     Returns:
         The group: its dimension, how every tensor moves, and why channels are pinned.
@@ -237,10 +248,12 @@ def symmetries(
     exports: list[Exported] = []
     outputs: list[Any] = []
     exporting = 0.0
-    for training in (True, False) if both_modes else (None,):
+    calls = [(args, kwargs), *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in also)]
+    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), calls):
         with in_mode(model, training):
             entered = time.perf_counter()
-            exported = export(model, tuple(args), kwargs, exports[0].sources if exports else None, hidden)
+            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+            exported = export(model, inputs, named, exports[0].sources if exports else None, hidden)
             exporting += time.perf_counter() - entered
         exports.append(exported)
         outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])

@@ -67,6 +67,7 @@ class ENorm:
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
+        also: further example inputs, of other shapes, as in `symmetries`.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
@@ -116,6 +117,7 @@ class ENorm:
         batch_norm: str = "affine",
         modules: Choice | None = None,
         opaque: Choice = (),
+        also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
         averages: nn.Module | Sequence[nn.Module] = (),
         gradients: bool = True,
         power_of_two: bool = False,
@@ -129,7 +131,9 @@ class ENorm:
         self.optimizer, self.model = optimizer, unwrapped(model)
         self.steps = 0
         self._gradients = gradients
-        self.symmetries = found = symmetries(self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque)
+        self.symmetries = found = symmetries(
+            self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque, also=also
+        )
         held = held_classes(found, modules)
         moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
         if not moving:
@@ -206,7 +210,7 @@ class ENorm:
             RescaleError: if it belongs to another model.
         """
         if not isinstance(state, Mapping) or set(state) != {"steps", "c", "decay"}:
-            what = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            what = (", ".join(map(str, state)) or "nothing") if isinstance(state, Mapping) else type(state).__name__
             raise RescaleError(f"not a state of ENorm, which holds steps, c and decay: {what}.")
         if not isinstance(state["steps"], int) or state["steps"] < 0:
             raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
@@ -17,10 +18,21 @@ class Watch:
         model: as it was analysed.
         moving: the tensors that move, by name.
         owner: what to call it.
+        same_tensors: must parameters still be the same objects? Otherwise others may have taken their places, as by
+            `load_state_dict(assign=True)`.
+        advice: what to do where something has changed.
     """
 
-    def __init__(self, model: nn.Module, moving: Mapping[str, Tensor], owner: str = "the model") -> None:
-        self._owner = owner
+    def __init__(
+        self,
+        model: nn.Module,
+        moving: Mapping[str, Tensor],
+        owner: str = "the model",
+        same_tensors: bool = True,
+        advice: str = "since ENorm analysed the model, so its symmetries may be others now. Call remove() on the old hook and "
+        "create a new ENorm.",
+    ) -> None:
+        self._owner, self._same_tensors, self._advice = owner, same_tensors, advice
         self._moving = {id(tensor) for tensor in moving.values()}
         self._modules = [(name, module, self._inside(module)) for name, module in model.named_modules()]
         self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
@@ -52,6 +64,8 @@ class Watch:
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""
         parts = [("its class", id(type(module))), *((key, id(child)) for key, child in module._modules.items())]
+        if not self._same_tensors:
+            return (*parts, *((key, int(parameter is None)) for key, parameter in module._parameters.items()))
         parts += [(key, id(parameter)) for key, parameter in module._parameters.items()]
         for key, buffer in module._buffers.items():
             parts.append((key, id(buffer) if id(buffer) in self._moving else int(buffer is None)))
@@ -60,10 +74,8 @@ class Watch:
     def _shared(self) -> list[int]:
         """For each tensor the first that begins at the same place in memory."""
         first: dict[int, int] = {}
-        return [first.setdefault(tensor.data_ptr() or -1 - i, i) for i, (_, tensor) in enumerate(self._tensors)]
+        places = [tensor.data_ptr() if tensor.layout == torch.strided else 0 for _, tensor in self._tensors]
+        return [first.setdefault(place or -1 - i, i) for i, place in enumerate(places)]
 
     def _refuse(self, what: str) -> None:
-        raise RescaleError(
-            f"{what} since ENorm analysed the model, so its symmetries may be others now. "
-            "Call remove() on the old hook and create a new ENorm."
-        )
+        raise RescaleError(f"{what} {self._advice}")

@@ -70,6 +70,8 @@ def run(
         raise ExperimentError("there is no CUDA device. Leave out --device.")
     if workers is None:
         workers = 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if results is not None and results.suffix != ".jsonl":
+        raise ExperimentError(f"results are lines of JSON: name a .jsonl file instead of {results}.")
     kept = Results(results)
     pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
     try:

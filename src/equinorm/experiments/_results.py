@@ -168,6 +168,8 @@ def read(path: Path) -> list[Result]:
     Raises:
         ExperimentError: if it cannot be read or holds none.
     """
+    if not path.is_file():
+        raise ExperimentError(f"there is no file {path}.")
     try:
         results = list(Results(path).by_run.values())
     except OSError as error:

@@ -65,7 +65,12 @@ class ENorm(Callback):
             )
         if not 0 <= (index := self._optimizer or 0) < len(optimizers):
             raise equinorm.RescaleError(f"optimizer={index}, but {type(pl_module).__name__} has {len(optimizers)} of them.")
-        model = pl_module if self._module is None else pl_module.get_submodule(self._module)
+        model = pl_module if self._module is None else dict(pl_module.named_modules()).get(self._module)
+        if model is None:
+            names = ", ".join(name for name, _ in list(pl_module.named_modules())[1:9])
+            raise equinorm.ExportError(
+                f"{type(pl_module).__name__} has no module {self._module!r}. Its first modules are {names}."
+            )
         args, kwargs = trainer.precision_plugin.convert_input(self._example(pl_module))
         self.hook = equinorm.ENorm(optimizers[index], model, args, kwargs, **self._options)
         if self._restored:
