@@ -66,6 +66,8 @@ def verdict(file: str, name: str, better: str, worse: str) -> str:
         return f"*{MISSING}*"
     if not outcomes["below"]:
         word = "holds" if outcomes["above"] else "no difference seen"
+        if outcomes["above"] and outcomes["equal"]:
+            word = f"holds at {', '.join(outcomes['above'])}, no difference at {', '.join(outcomes['equal'])}"
     elif not outcomes["above"]:
         word = "does not hold"
     else:

@@ -43,8 +43,8 @@ class ENorm:
     """Equi-normalization after every step of an optimizer.
 
     Each time the optimizer has stepped, weights move along their rescaling orbit towards the point of least ℓp norm:
-    W_k ← D_{k−1}^{−1} W_k D_k with D = √(R / cL) for each channel, R its out-norm and L its in-norm. The network's function
-    stays what it was. Biases, buffers, gradients, averaged weights and the state of the optimizer move along, so that the next
+    W_k ← D_{k−1}^{−1} W_k D_k with D = √(R / cL) for each channel, R its out-norm and L its in-norm. The rescaling leaves
+    the network's function as it is. Biases, buffers, gradients, averaged weights and the state of the optimizer move along, so that the next
     update is the one of an optimizer that had worked at the new point from the start.
 
     Args:
