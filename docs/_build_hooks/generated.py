@@ -22,6 +22,7 @@ KINDS = {
     "_reduction": "Along axes",
     "_normalization": "Normalization",
     "_contraction": "Products summed over an axis",
+    "_recurrent": "Recurrent layers and cells",
 }
 """Heading of each module of rules."""
 
