@@ -148,6 +148,8 @@ CASES = {
 
 @pytest.mark.parametrize("title", CASES)
 def test_arguments_and_constants(title):
+    if title == "index by data" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 cannot export an index that data decides")
     operation, operands, dimension = CASES[title]
     sample = call(title, operation, *operands)
     assert check_sound(Wrapped(sample), title) == dimension

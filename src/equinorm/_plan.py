@@ -25,6 +25,10 @@ Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
 
 
+_MISCOMPILES_PARTS = torch.__version__ < "2.12"
+"""torch.compile of torch 2.11 on CPUs reads a part of a momentum after it has written it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bound:
     """A tensor that moves: index of its scaling, name, tensor."""
@@ -129,7 +133,8 @@ class Plan:
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
             self._mover.aim(z, {power for move in moves for power in move.exponents})
-            self._move(moves)
+            is_wrong = _MISCOMPILES_PARTS and any(move.parts for move in moves)
+            (self._mover.move_ if is_wrong else self._move)(moves)
 
     def _full_precision(self) -> torch.autocast:
         """Sums of energies stay in their dtype where a step is made under autocast."""

@@ -44,8 +44,8 @@ class ENorm:
 
     Each time the optimizer has stepped, weights move along their rescaling orbit towards the point of least ℓp norm:
     W_k ← D_{k−1}^{−1} W_k D_k with D = √(R / cL) for each channel, R its out-norm and L its in-norm. The rescaling leaves
-    the network's function as it is. Biases, buffers, gradients, averaged weights and the state of the optimizer move along, so that the next
-    update is the one of an optimizer that had worked at the new point from the start.
+    the network's function as it is. Biases, buffers, gradients, averaged weights and the state of the optimizer move along, so
+    that the next update is the one of an optimizer that had worked at the new point from the start.
 
     Args:
         optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
