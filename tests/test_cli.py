@@ -193,6 +193,12 @@ def test_several_inputs_and_files(folder):
     assert shapes["norm_after"] == listed["norm_after"] == named["norm_after"] < shapes["norm_before"]
 
 
+def test_keyword_inputs():
+    by_name = record("inspect", "cli_models:two_inputs", "--input", "y=5x3", "--input", "x=float32:5x4")
+    by_place = record("inspect", "cli_models:two_inputs", "--input", "5x4", "--input", "5x3")
+    assert by_name["num_free"] == by_place["num_free"] == 8
+
+
 def test_exported_program(exported):
     found = record("balance", exported, "-o", "out.safetensors")
     assert found["norm_after"] == pytest.approx(balanced("mlp", output="other.safetensors")["norm_after"], rel=1e-6)

@@ -18,7 +18,7 @@ from equinorm._errors import EquinormError
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of weight files."""
 
-_SHAPE = re.compile(r"(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
+_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
 _SHOWN = 8
 
 
@@ -203,7 +203,7 @@ def _memory(value: Any) -> Any:
 
 
 def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, dict[str, Any]]:
-    """Inputs from shapes such as ``1x3x224x224`` or ``int64:1x16``, or from files.
+    """Inputs from shapes such as ``1x3x224x224``, ``int64:1x16`` or, by keyword, ``mask=bool:1x16``; or from files.
 
     Floating-point inputs are drawn from a standard normal distribution with seed 0; integers are zeros, booleans true. A
     file holds one tensor, a list of them (positional) or a mapping from names to tensors (keyword inputs).
@@ -217,7 +217,11 @@ def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, di
     for text in inputs:
         if (match := _SHAPE.fullmatch(text)) is not None:
             sizes = [] if match["sizes"] == "scalar" else [int(size) for size in match["sizes"].split("x")]
-            args.append(_example(sizes, _dtype(match["dtype"], text) if match["dtype"] else floating, generator))
+            example = _example(sizes, _dtype(match["dtype"], text) if match["dtype"] else floating, generator)
+            if match["name"]:
+                kwargs[match["name"]] = example
+            else:
+                args.append(example)
             continue
         path = Path(text)
         if path.suffix not in (".pt", ".pth", ".safetensors"):

@@ -53,7 +53,9 @@ Model = Annotated[str, typer.Argument(help="package.module:factory (called witho
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="Shape such as 1x3x224x224 or int64:1x16, or a file of tensors. Once for each input."),
+    typer.Option(
+        "--input", help="Shape such as 1x3x224x224, int64:1x16 or (by keyword) mask=bool:1x16; or a file. Once for each."
+    ),
 ]
 Opaque = Annotated[
     list[str] | None,
