@@ -1,5 +1,6 @@
 """What the pictures of results share: colours, names, limits, legends."""
 
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -153,13 +154,14 @@ def legend(figure: Figure, members: Sequence[Series]) -> None:
 def name_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Names beside the last points, moved apart where they would overlap; what lies below the axis says so."""
     low, high = axis.get_ylim()
-    step = 0.05 * (high - low)
-    ends = sorted(ends, key=lambda end: end[1])
-    places = [max(value, low + step / 2) for _, value, _, _ in ends]
+    ends = sorted(((x, value, textwrap.fill(label, 34), color) for x, value, label, color in ends), key=lambda end: end[1])
+    halves = [0.025 * (high - low) * (1 + 0.75 * label.count("\n")) for _, _, label, _ in ends]
+    places = [max(value, low + half) for (_, value, _, _), half in zip(ends, halves, strict=True)]
     for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + step)
+        places[i] = max(places[i], places[i - 1] + halves[i - 1] + halves[i])
     for i in reversed(range(len(places))):
-        places[i] = min(places[i], high - step / 2 if i == len(places) - 1 else places[i + 1] - step)
+        top = high if i == len(places) - 1 else places[i + 1] - halves[i + 1]
+        places[i] = min(places[i], top - halves[i])
     for (x, value, label, color), place in zip(ends, places, strict=True):
         below = value < low
         arrow = {"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}

@@ -85,11 +85,11 @@ def _against(experiment: Experiment, chosen: Sequence[Series], x: Callable[[Seri
         means = np.array([series.accuracies.mean() for series in members])
         spread = np.array([deviation(series.accuracies) for series in members])
         style = look(members[0])
-        axis.fill_between(places, means - spread, means + spread, color=style["color"], alpha=0.08, linewidth=0)
+        stable = np.array([not any(result.diverged for result in series.results) for series in members])
+        axis.fill_between(places, means - spread, means + spread, stable, color=style["color"], alpha=0.08, linewidth=0)
         axis.plot(places, means, marker=MARKERS[members[0].variant % len(MARKERS)], markersize=4.5, **style)
         ends.append((places[-1], means[-1], label, style["color"]))
-        stable = [not any(result.diverged for result in series.results) for series in members]
-        shown += [means, (means + spread)[stable], (means - spread)[stable]]
+        shown += [(means + spread)[stable], (means - spread)[stable]]
     ticks = sorted({x(series) for series in chosen})
     if log:
         axis.set_xscale("log", base=2)
