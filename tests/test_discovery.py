@@ -627,29 +627,6 @@ def test_complex_weights_are_pinned():
     assert any(pin.reason.detail == "complex weights are not rescaled" for pin in found.pins)
 
 
-class LeftOut(nn.Module):
-    """A bias of zeros, kept or not, that a forward may write."""
-
-    def __init__(self, persistent: bool, value: float = 0.0, writes: bool = False) -> None:
-        super().__init__()
-        self.up, self.down, self.writes = nn.Linear(4, 6), nn.Linear(6, 3), writes
-        self.register_buffer("bias", torch.full((6,), value), persistent=persistent)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.writes:
-            self.bias += 1
-        return self.down((self.up(x) + self.bias).relu())
-
-
-@pytest.mark.parametrize(
-    ("net", "num_free"),
-    [(LeftOut(False), 6), (LeftOut(True), 0), (LeftOut(False, 1.0), 0), (LeftOut(False, writes=True), 0)],
-    ids=["zeros", "zeros in the state dict", "ones", "written"],
-)
-def test_buffers_of_zeros_outside_of_the_state_dict_fit_any_scale(net, num_free):
-    check(net.double(), (X,), num_free)
-
-
 class Positions(nn.Module):
     """Rows of a table up to the length of the input, and another branch for longer ones."""
 
@@ -725,3 +702,30 @@ def test_sparse_buffers():
 
 def test_empty_batches():
     assert equinorm.symmetries(two_layers(), X[:0]).num_free in (0, 6)
+
+
+class Merging(nn.Module):
+    """One law pins a class that another law, of the same sum, has three of."""
+
+    def __init__(self, exponent: int) -> None:
+        super().__init__()
+        self.first, self.second, self.last, self.exponent = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(3, 3), exponent
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([x[:, :1], self.first(x)], 1).relu()
+        g = self.second(x).relu()[:, [0, 0, 1]]
+        return self.last(h + g**self.exponent)
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 3])
+def test_laws_of_one_sum_that_meet(exponent):
+    check(Merging(exponent).double(), (X,), 1)
+
+
+def test_ties_made_later_are_refused():
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    found = equinorm.symmetries(net, X)
+    copy.deepcopy(found).rescale_(torch.ones(8))  # a copy has a copied model
+    net[2].bias = net[0].bias
+    with pytest.raises(equinorm.RescaleError, match="shares its memory"):
+        found.rescale_(torch.ones(8))

@@ -293,3 +293,58 @@ def test_balancing_and_training():
     optimizer.step()
     assert hook.steps == 1
     assert equinorm.deviation(twin, net, -X) <= 1e-12
+
+
+class Hidden:
+    """No tensor, tuple, list or dict."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class Peeking(nn.Module):
+    def forward(self, x: Tensor, hidden: Hidden) -> Tensor:
+        return x * hidden.value.mean() if x.sum() > 0 else x - hidden.value.mean()
+
+
+class Passing(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return self.last(self.third(self.middle(x[:, :1].repeat(1, 6), Hidden(h))).relu()) + self.second(h).sum() * 0
+
+
+def test_reads_of_what_is_not_given_are_refused():
+    with pytest.raises(equinorm.ExportError, match="reads what the model has computed and does not give it"):
+        equinorm.symmetries(Passing(Peeking()), X, opaque="middle")
+
+
+class Keeping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.ones(5, 6).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table
+
+
+def test_results_that_a_module_keeps_are_refused():
+    with pytest.raises(equinorm.ExportError, match="returns a tensor that it keeps"):
+        equinorm.symmetries(Around(Keeping()), X, opaque="middle")
+
+
+class Both(Around):
+    """The inner module is called by the outer one, and again outside of it."""
+
+    def use(self, h: Tensor) -> Tensor:
+        return self.middle[2](self.middle(h))
+
+
+def test_nested_modules_that_are_also_called_outside():
+    net = Both(nn.Sequential(nn.Identity(), nn.Linear(6, 6), Branching()))
+    check(net, 8 + 7, ["middle", "middle.2"])
+
+
+def test_one_module_under_two_names():
+    net = Around(Branching())
+    net.twin = net.middle
+    check(net, 8 + 7, ["middle", "twin"])

@@ -219,7 +219,7 @@ def test_a_model_that_changed_is_refused():
     net, args = network(), inputs()
     symmetries = equinorm.symmetries(net, args)
     net[8].weight = nn.Parameter(torch.randn(4, 9).double())
-    with pytest.raises(equinorm.RescaleError, match=r"8\.weight had shape \(4, 7\)"):
+    with pytest.raises(equinorm.RescaleError, match=r"8\.weight of the model got shape \(4, 9\)"):
         symmetries.rescale_(torch.ones(symmetries.num_free))
 
 

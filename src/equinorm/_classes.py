@@ -117,7 +117,7 @@ class Classes:
             done |= pair
         if alone.any():  # after the unions: a pin belongs to the root that they leave
             self._pin(np.abs(rows[alone][live[alone]]), reason)
-        simple = ~done & independent
+        simple = ~done & independent & (self.resolve(np.abs(rows)) == np.abs(rows)).all(axis=1)  # unions and pins are new
         if simple.any():
             done |= self._solved(exponents, rows, simple)
         for row in rows[~done].tolist():

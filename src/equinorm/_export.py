@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, InputSpec
+from torch.export.graph_signature import InputKind
 
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
@@ -70,7 +70,10 @@ def export(
     fixed = {spec.arg.name for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR} - changing
     unsteady = visibly_written(graph, fixed)
     if (unsteady or has_writing_subgraph(graph)) and not has_hidden_aliases(graph):  # it would lose writes through those
-        program = program.run_decompositions({})
+        try:
+            program = program.run_decompositions({})
+        except Exception as error:
+            raise ExportError.of(model, args, dict(kwargs or {}), error, None) from error
         graph, unsteady = program.graph_module, set()
     graph.graph.eliminate_dead_code(_acts)
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
@@ -87,12 +90,11 @@ def export(
             shape = getattr(traced[name], "shape", None)
             value = traced[name] if shape is None else Label(tuple(int(size) for size in shape))
             origin = Origin()
-        elif target in by_name and not _is_zero(spec, value, {name, target} & changing):
+        elif target in by_name:
             value = by_name[target]
             origin = Origin(parameters=frozenset([value])) if value.kind == "parameter" else origin
         elif isinstance(value, Tensor):
             owner = owners.get(memory_of(traced[name]))
-            owner = None if owner is by_name.get(target) else owner
             if owner is not None:  # a plain attribute that shares the memory of a parameter
                 held[owner] = OVERLAPS
             if owner is not None or value.is_meta or {name, target} & changing:
@@ -101,13 +103,6 @@ def export(
                 value = Constant(value.detach().clone())
         inputs[name] = (value, origin)
     return Exported(graph, frozenset(unsteady), inputs, sources, held)
-
-
-def _is_zero(spec: InputSpec, buffer: Tensor | None, changing: set[str]) -> bool:
-    """Is this a buffer that no file sets and no operation changes, and zero throughout, as a bias that is left out?"""
-    if spec.kind != InputKind.BUFFER or spec.persistent or changing or buffer is None or buffer.is_meta:
-        return False
-    return buffer.layout == torch.strided and not bool(buffer.any())
 
 
 def _acts(node: fx.Node) -> bool:

@@ -71,5 +71,6 @@ def chosen(model: nn.Module, choice: Choice, error: type[EquinormError], what: s
             first = ", ".join(list(known)[1:9])
             given = repr(entry) if isinstance(entry, str) else f"{type(entry).__name__} of {what}"
             raise error(f"the model has no module {given}. Its first modules are {first}.")
-        found[names[0]] = known[names[0]]
+        if not any(module is known[names[0]] for module in found.values()):
+            found[names[0]] = known[names[0]]
     return found

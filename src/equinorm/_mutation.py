@@ -61,7 +61,12 @@ def _is_small(node: fx.Node) -> bool:
 
 
 def written(node: fx.Node) -> list[fx.Node]:
-    """Arguments that the operation changes in place."""
+    """Arguments that the operation changes in place; all of them, if it runs a subgraph that changes anything."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        owner = node.graph.owning_module
+        bodies = [getattr(owner, str(inner.target), None) for inner in node.all_input_nodes if inner.op == "get_attr"]
+        if any(written(inner) for body in bodies if isinstance(body, fx.GraphModule) for inner in body.graph.nodes):
+            return [inner for inner in node.all_input_nodes if inner.op != "get_attr"]
     return [value for argument, value in _named(node) if argument.alias_info is not None and argument.alias_info.is_write]
 
 

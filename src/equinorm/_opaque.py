@@ -66,10 +66,11 @@ class _Call:
 
 @dataclass(slots=True)
 class _Record:
-    """Calls of one opaque module in their order, and where its forward left tensors."""
+    """Calls of one opaque module in their order, where its forward left tensors, and whether another opaque one called it."""
 
     calls: list[_Call] = field(default_factory=list)
     left: list[tuple[dict, Any]] = field(default_factory=list)
+    is_within: bool = False
 
 
 @contextlib.contextmanager
@@ -121,8 +122,9 @@ def _forwards(modules: Mapping[str, nn.Module], functions: Mapping[str, Callable
 
 def _records(model: nn.Module, modules: Mapping[str, nn.Module], args: tuple, kwargs: Mapping[str, Any]) -> dict[str, _Record]:
     records = {name: _Record() for name in modules}
-    recording = {name: _recorded(name, module, model, records[name]) for name, module in modules.items()}
-    with _forwards(modules, recording):
+    around, calling = _Watching(), list[str]()
+    recording = {name: _recorded(name, module, model, records[name], around, calling) for name, module in modules.items()}
+    with _forwards(modules, recording), around:
         error = run_once(model, args, kwargs)
     if isinstance(error, ExportError):
         raise error
@@ -132,7 +134,7 @@ def _records(model: nn.Module, modules: Mapping[str, nn.Module], args: tuple, kw
             f"opaque modules return: {type(error).__name__}: {error}"
         ) from error
     for name, record in records.items():
-        if not record.calls:
+        if not record.calls and not record.is_within:
             raise ExportError(f"opaque: {describe(model)} never calls its module {name!r}. Name one that it calls.")
     return records
 
@@ -168,23 +170,46 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else -id(tensor)
 
 
-def _recorded(name: str, module: nn.Module, model: nn.Module, record: _Record) -> Callable:
-    """The module's forward, written down."""
+def _recorded(
+    name: str, module: nn.Module, model: nn.Module, record: _Record, around: "_Watching", calling: list[str]
+) -> Callable:
+    """The module's forward, written down.
+
+    Args:
+        name: of the module.
+        module: the module.
+        model: the model.
+        record: where to.
+        around: what the whole model reads, writes and makes.
+        calling: opaque modules that are running; what they call is theirs.
+    """
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        before = _left(module)
-        with _Watching() as watching:
-            output = forward(*args, **kwargs)
-        record.left += [place[:2] for number, place in _left(module).items() if before.get(number, place)[2] is not place[2]]
-        record.left += [place[:2] for number, place in _left(module).items() if number not in before]
+        if calling:
+            record.is_within = True
+            return forward(*args, **kwargs)
+        before, computed = _left(model), {*around.made}
+        calling.append(name)
+        try:
+            with _Watching() as watching:
+                output = forward(*args, **kwargs)
+        finally:
+            calling.pop()
+        after = _left(model)
+        record.left += [place[:2] for key, place in after.items() if key not in before or before[key][2] is not place[2]]
         named = dict([*model.named_parameters(), *model.named_buffers()])
         read = [key for key, tensor in named.items() if id(tensor) in own or _memory(tensor) in watching.read]
         memories: dict[int, int] = {}
         for position, tensor in enumerate([*inputs, *(named[key] for key in read)]):
             memories.setdefault(_memory(tensor), position)
+        if watching.read & computed - watching.made - set(memories):
+            raise ExportError(
+                f"opaque: module {name!r} reads what the model has computed and does not give it in tensors, tuples, lists or "
+                "dicts (but in a cache, an attribute or a closure). Pass it as an argument, or name a larger module."
+            )
         if foreign := watching.written - watching.made - set(memories):
             raise ExportError(
                 f"opaque: module {name!r} writes into {len(foreign)} tensors that are neither its inputs nor parameters or "
@@ -203,6 +228,11 @@ def _recorded(name: str, module: nn.Module, model: nn.Module, record: _Record) -
             if leaf.layout != torch.strided or dtypes.setdefault(memory, leaf.dtype) != leaf.dtype:
                 raise ExportError(
                     f"opaque: module {name!r} returns sparse tensors, or one memory in several dtypes. Name a larger module."
+                )
+            if memory not in memories and memory not in watching.made:
+                raise ExportError(
+                    f"opaque: module {name!r} returns a tensor that it keeps. Make that a buffer (register_buffer), or return "
+                    "a copy."
                 )
             if memory not in memories:
                 memories[memory] = first + len(made)

@@ -32,12 +32,16 @@ class Watch:
         advice: str = "since ENorm analysed the model, so its symmetries may be others now. Call remove() on the old hook and "
         "create a new ENorm.",
     ) -> None:
-        self._owner, self._same_tensors, self._advice = owner, same_tensors, advice
+        self._arguments = (model, moving, owner, same_tensors, advice)
+        self._model, self._owner, self._same_tensors, self._advice = model, owner, same_tensors, advice
         self._moving = {id(tensor) for tensor in moving.values()}
         self._modules = [(name, module, self._inside(module)) for name, module in model.named_modules()]
         self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
         self._shapes = [tensor.shape for _, tensor in self._tensors]
         self._memory = self._shared()
+
+    def __reduce__(self) -> tuple:
+        return Watch, self._arguments  # a copy watches the copied model
 
     def check(self) -> None:
         """Raise if the model is not what it was.
@@ -52,6 +56,9 @@ class Watch:
                 changed = {*now} ^ {*before}
                 keys = sorted({key for key, _ in changed})
                 self._refuse(f"{', '.join(keys)} in {where} {'was' if len(keys) == 1 else 'were'} added, removed or replaced")
+        if not self._same_tensors:
+            now = dict(self._model.named_parameters(remove_duplicate=False))
+            self._tensors = [(name, now[name]) for name, _ in self._tensors if name in now]
         for (name, tensor), shape in zip(self._tensors, self._shapes, strict=True):
             if tensor.shape != shape:
                 self._refuse(f"{name} of {self._owner} got shape {tuple(tensor.shape)} instead of {tuple(shape)}")

@@ -1,0 +1,56 @@
+"""Systems of laws against linear algebra: as many free classes as the equations leave."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from equinorm._classes import PINNED, Classes, Reason
+
+LAWS = [
+    [(1, [2, 2]), (-1, [3, 4])],
+    [(1, [2, 3]), (2, [4, 4])],
+    [(1, [2, PINNED]), (1, [3, 5]), (-1, [4, 4])],
+]
+
+
+def check(laws: list[list[tuple[int, list[int]]]], count: int) -> None:
+    """The dimension, and that every law holds for the forms."""
+    classes = Classes()
+    classes.fresh(count)
+    rows = []
+    for law in laws:
+        classes.equate([(Fraction(exponent), np.array(ids)) for exponent, ids in law], Reason("a law"))
+        for place in range(len(law[0][1])):
+            row = np.zeros(count + 2)
+            for exponent, ids in law:
+                row[ids[place]] += exponent
+            rows.append(row[2:])  # without the classes that are always zero
+    free = classes.free_roots()
+    assert len(free) == count - np.linalg.matrix_rank(np.array(rows))
+    basis = {int(root): np.random.default_rng(int(root)).normal() for root in free}
+    values = np.array([sum(float(c) * basis[root] for root, c in classes.form(id).items()) for id in range(2, count + 2)])
+    assert np.abs(np.array(rows) @ values).max() <= 1e-9
+
+
+@pytest.mark.parametrize("number", range(len(LAWS)))
+def test_single_laws(number):
+    check([LAWS[number]], 4)
+
+
+def test_pins_and_pivots_in_one_law():
+    check([[(1, [2, 3]), (2, [4, 4])], [(1, [2, 2]), (1, [PINNED, 3])]], 3)
+    check([[(1, [2, PINNED]), (2, [4, 4])]], 3)
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_random_systems(seed):
+    draw = np.random.default_rng(seed)
+    count = int(draw.integers(2, 9))
+    laws = []
+    for _ in range(draw.integers(1, 6)):
+        rows = int(draw.integers(1, 7))
+        terms = int(draw.integers(1, 5))
+        exponents = draw.choice([-2, -1, 1, 2, 3], terms).tolist()
+        laws.append([(exponent, draw.integers(1, count + 2, rows).tolist()) for exponent in exponents])
+    check(laws, count)
