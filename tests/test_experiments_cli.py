@@ -116,7 +116,7 @@ def test_figures(folder):
 
 
 def test_figures_need_results():
-    assert "no results" in refusal("figures", "r.jsonl")
+    assert "there is no file" in refusal("figures", "r.jsonl")
     results = Results(None)
     results.append(result(Run(held_out=True)))
     assert experiments(results.by_run.values()) == []

@@ -191,8 +191,8 @@ def test_programs_write_one_file_at_once(tmp_path):
 
 def test_no_results_are_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text("nonsense\n")
-    for name in ("r.jsonl", "missing.jsonl"):
-        with pytest.raises(ExperimentError, match="holds no results"):
+    for name, says in (("r.jsonl", "holds no results"), ("missing.jsonl", "there is no file")):
+        with pytest.raises(ExperimentError, match=says):
             read(tmp_path / name)
 
 

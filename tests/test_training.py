@@ -330,7 +330,7 @@ def test_the_mode_is_put_back():
 
 
 OPTIONS = [
-    ({"p": 0}, "p must be a positive number"),
+    ({"p": 0}, "p must be a number from"),
     ({"c": -1.0}, "c must be a positive finite number"),
     ({"cycles": 0}, "cycles must be an integer of at least 1, not 0"),
     ({"every": 1.5}, "every must be an integer of at least 1, not 1.5"),
