@@ -95,7 +95,7 @@ class Interpreter:
         if name in _SUBGRAPHS:
             place = _SUBGRAPHS[name]
             self.values[node], self.origins[node] = self._inside(args[place], node.args[place + 1 :])
-        elif name == "cond" and is_static(node.meta.get("val")) and not any(map(_writes, args[1:3])):
+        elif name == "cond" and is_static(node.meta.get("val")) and not written(node):
             (ones, first), (others, second) = (self._inside(body, node.args[3]) for body in args[1:3])
             self.trace.reason = reason_of(node)
             self.values[node] = [self.trace.add(one, other) for one, other in zip(ones, others, strict=True)]
@@ -128,10 +128,6 @@ class Interpreter:
                     source.role = "bias" if argument in addends else "weight"
                     source.depth = joined.depth + factors
         return Origin(joined.depth + factors)
-
-
-def _writes(body: fx.GraphModule) -> bool:
-    return any(written(node) for node in body.graph.nodes)
 
 
 def _addends(node: fx.Node) -> set[fx.Node]:

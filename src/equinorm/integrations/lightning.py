@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import equinorm
+from equinorm._modules import chosen
 from equinorm.integrations import first_installed
 
 Callback: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning").Callback
@@ -65,12 +66,9 @@ class ENorm(Callback):
             )
         if not 0 <= (index := self._optimizer or 0) < len(optimizers):
             raise equinorm.RescaleError(f"optimizer={index}, but {type(pl_module).__name__} has {len(optimizers)} of them.")
-        model = pl_module if self._module is None else dict(pl_module.named_modules()).get(self._module)
-        if model is None:
-            names = ", ".join(name for name, _ in list(pl_module.named_modules())[1:9])
-            raise equinorm.ExportError(
-                f"{type(pl_module).__name__} has no module {self._module!r}. Its first modules are {names}."
-            )
+        model = pl_module
+        if self._module is not None:
+            (model,) = chosen(pl_module, self._module, equinorm.ExportError, "module").values()
         args, kwargs = trainer.precision_plugin.convert_input(self._example(pl_module))
         self.hook = equinorm.ENorm(optimizers[index], model, args, kwargs, **self._options)
         if self._restored:
