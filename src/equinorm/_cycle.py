@@ -17,6 +17,7 @@ from equinorm._errors import BalanceError
 from equinorm._families import red_black
 from equinorm._layout import Layout, Part
 from equinorm._reading import Reading
+from equinorm.native._program import Program, program
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
@@ -83,6 +84,7 @@ class Cycle:
         method: "cyclic" or "two-level".
         device: of the weights.
         dtype: of the sums.
+        compiled: run by compiled kernels, on a CPU, where they know all of this.
     """
 
     def __init__(
@@ -94,13 +96,13 @@ class Cycle:
         method: str,
         device: torch.device,
         dtype: torch.dtype,
+        compiled: bool = False,
     ) -> None:
         self._layouts, self._families = layouts, families
         self._q = 1.0 if math.isinf(p) else p
         self._maximum = math.isinf(p)
         self._zero = torch.zeros(1, device=device, dtype=dtype)
         self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in families]
-        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, method == "two-level") for layout in layouts]
         self._blocks: list[_Block] = []
         for index, layout in enumerate(layouts):
             for part in [_moved(part, device) for part in layout.parts if not part.is_still]:
@@ -108,6 +110,9 @@ class Cycle:
                 self._blocks.append(_Block(index, part, places))
         parts = [block.part for block in self._blocks]
         self._order = red_black(parts, len(families)) if method == "two-level" else list(range(len(families)))
+        self._program = program(layouts, tensors, families, self._order, p, dtype) if compiled else None
+        keeps = method == "two-level" and self._program is None
+        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
         self._edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
         self._stiffness = [1.0] * len(families)
         for number, part in enumerate(parts):
@@ -150,6 +155,8 @@ class Cycle:
 
     def run(self, cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles on the current weights."""
+        if self._program is not None:
+            return self._run(self._program, cycles)
         state = _State([cycles * sum(counts) for counts in zip(self._uses, self._level_uses, strict=True)])
         for _ in range(cycles):
             if self._levels_first:
@@ -160,6 +167,18 @@ class Cycle:
                     step = torch.log(out / into).nan_to_num_(0.0, 0.0, 0.0)
                     self._move(state, family, step * (0.5 / (self._q * self._stiffness[family])))
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
+
+    def _run(self, program: Program, cycles: int) -> Tensor:
+        """The same by compiled kernels."""
+        z = torch.zeros(1 + sum(last - first for first, last in self._families), dtype=torch.float64)
+        u, weights = torch.ones_like(z), self._weights.double()
+        for _ in range(cycles):
+            if self._levels_first:
+                for (first, last), shift in zip(self._families, self._shift(program.totals(u) * weights).tolist(), strict=True):
+                    z[first:last] += shift
+                torch.exp(z * self._q, out=u)
+            program.sweep(weights, z, u)
+        return z.to(self._zero.dtype)
 
     def residual(self) -> Tensor:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights; NaN if an energy is not finite."""
@@ -248,8 +267,12 @@ class Cycle:
     def _level(self, state: _State) -> None:
         """Minimise over one scalar for each family by Newton steps."""
         totals = torch.stack([self._along(state, number, 0).sum() for number in range(len(self._blocks))])
-        logs = (totals * self._weights).double().log()
-        A = self._exponents
+        for family, value in enumerate(self._shift(totals * self._weights).to(self._zero.dtype)):
+            self._move(state, family, value)
+
+    def _shift(self, totals: Tensor) -> Tensor:
+        """For each family, what to add to its log-scales; `totals` are the energies of the blocks."""
+        logs, A = totals.double().log(), self._exponents
         shift = torch.zeros(A.shape[1], dtype=torch.float64, device=logs.device)
         identity = torch.eye(A.shape[1], dtype=torch.float64, device=logs.device)
         for _ in range(NEWTON_STEPS):
@@ -259,8 +282,7 @@ class Cycle:
             step = torch.linalg.solve_ex(hessian + ridge * identity, weights @ A)[0]
             step = step * (LONGEST_STEP / step.abs().amax().clamp_min(LONGEST_STEP))
             shift = shift - step.nan_to_num_(0.0, 0.0, 0.0)
-        for family, value in enumerate(shift.to(self._zero.dtype)):
-            self._move(state, family, value)
+        return shift
 
 
 def _moved(part: Part, device: torch.device) -> Part:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from equinorm import native
 from equinorm._compiled import compiled
 from equinorm._errors import EquinormError, RescaleError
 from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
@@ -49,6 +50,10 @@ class DecayParts:
     def of(self, name: str, key: str) -> Parts:
         """The parts of one state tensor; empty if it holds no weight decay."""
         return self._parts.get(name, {}).get(key, {})
+
+    def tensors(self) -> list[Tensor]:
+        """All parts."""
+        return [part for states in self._parts.values() for parts in states.values() for part in parts.values()]
 
     def before_step(self) -> None:
         """Follow what the optimizer is about to do. Call it before every step, with the gradients in place.
@@ -197,7 +202,7 @@ def _follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
 
 
 def _compiled_follow() -> Callable[[Sequence[tuple[Tensor, Tensor, float, float]]], None]:
-    """The same in one pass; numbers go in as a tensor, so that schedules do not compile again."""
+    """The same in one pass; for torch.compile numbers go in as a tensor, so that schedules do not compile again."""
 
     def follow(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:
         for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
@@ -206,11 +211,26 @@ def _compiled_follow() -> Callable[[Sequence[tuple[Tensor, Tensor, float, float]
     inner = compiled(follow)
 
     def run(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
-        if sums:
+        known = [_kernels(part, weight) for part, weight, *_ in sums]
+        for found, (part, weight, keep, add) in zip(known, sums, strict=True):
+            if found is not None:
+                found.follow_(part, weight, keep, add)
+        sums = [entry for found, entry in zip(known, sums, strict=True) if found is None]
+        if sums and all(part.device.type in native.DEVICES for part, *_ in sums):
+            _follow(sums)
+        elif sums:
             numbers = torch.tensor([[keep, add] for _, _, keep, add in sums], dtype=torch.float64)
             inner([part for part, *_ in sums], [weight for _, weight, *_ in sums], numbers)
 
     return run
+
+
+def _kernels(part: Tensor, weight: Tensor) -> native.Kernels | None:
+    """Compiled kernels that know these; None for others."""
+    alike = part.dtype == weight.dtype and part.stride() == weight.stride()
+    if part.device.type not in native.DEVICES or not alike or not native.is_dense(part):
+        return None
+    return native.kernels(part.dtype, torch.promote_types(part.dtype, torch.float32))
 
 
 def _items(found: Any) -> list[tuple[Any, Any]]:

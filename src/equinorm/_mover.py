@@ -4,6 +4,7 @@ A tensor is looked at as a matrix over its memory whose rows share one scale and
 product runs along the memory, a strip that fits the cache at a time.
 """
 
+import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from equinorm import native
 from equinorm._blocks import STRIP
 from equinorm._rescale import LN2, unit_of_powers_of_two
 from equinorm._scaling import Scaling
+from equinorm.native import kernels
 
 _FEW = 4096
 """Entries of a tensor for which a scale each costs nothing."""
@@ -105,6 +108,7 @@ class Mover:
         device: of the tensors.
         dtype: of the scales.
         power_of_two: round every scale to a power of two.
+        compiled: dtypes of the tensors that compiled kernels shall move.
     """
 
     def __init__(
@@ -114,30 +118,46 @@ class Mover:
         device: torch.device,
         dtype: torch.dtype,
         power_of_two: bool,
+        compiled: Iterable[torch.dtype] = (),
     ) -> None:
+        self._kernels = {name: found for name in {*compiled} if (found := kernels(name, dtype)) is not None}
         self._factors = [[(exponent, ids.to(device)) for exponent, ids in scaling.factors] for scaling in scalings]
         self._unit = unit_of_powers_of_two(scalings) if power_of_two else None
         vectors = _Vectors()
         self._matrices = [_matrix(scaling, tensors[scaling.name], vectors) for scaling in scalings]
         ids, exponents = vectors.joined()
-        self._ids, self._exponents = ids.to(device), exponents.to(device, dtype)
+        distinct, which = torch.unique(exponents, return_inverse=True)
+        self._places = (ids * len(distinct) + which).to(device)  # in a table of classes by exponents
+        self._distinct = distinct.to(device, dtype)
         self._z = torch.zeros(1, device=device, dtype=dtype)
-        self._logs = torch.zeros_like(self._exponents[0])
+        longest = max((max(matrix.shape) for matrix in self._matrices if matrix is not None), default=1) if self._kernels else 1
+        self._ones = torch.ones(longest, device=device, dtype=dtype)
+        self._recorded_of: Sequence[Move] | None = None
+        self._recorded: dict[torch.dtype, ctypes.Array] = {}
+        self._others: list[Move] = []
         self._powers: dict[int, Tensor] = {}
         self._scales: dict[int, list[_Scales | None]] = {}
 
     def aim(self, z: Tensor, exponents: Iterable[int]) -> None:
         """Take the log-scales of classes 0..num_free, and the exponents with which they will be used."""
         self._z = z if self._unit is None else torch.round(z / self._unit) * self._unit
-        torch.sum(self._z[self._ids] * self._exponents, 0, out=self._logs)
         for exponent in {*exponents}:
             if exponent not in self._powers:
-                powers = self._powers[exponent] = torch.empty_like(self._logs)
+                powers = self._powers[exponent] = self._z.new_empty(self._places.size(1))
                 self._scales[exponent] = [matrix and matrix.find(powers) for matrix in self._matrices]
-            self._exp_(torch.mul(self._logs, exponent, out=self._powers[exponent]))
+            table = self._exp_(self._z[:, None] * (self._distinct * exponent)).view(-1)
+            found = torch.index_select(table, 0, self._places[0], out=self._powers[exponent])
+            for places in self._places[1:]:
+                found.mul_(table[places])
 
-    def move_(self, moves: Iterable[Move]) -> None:
-        """Move tensors and their parts."""
+    def move_(self, moves: Sequence[Move]) -> None:
+        """Move tensors and their parts; the list may be kept until the next time, and must not change until then."""
+        if self._kernels:
+            if moves is not self._recorded_of:
+                self._record(moves)
+            for dtype, records in self._recorded.items():
+                self._kernels[dtype].scale_(records)
+            moves = self._others
         for move in moves:
             if move.offset:
                 for scale in self._broadcast(move.index, move.exponent):
@@ -155,6 +175,39 @@ class Mover:
                 move.tensor.add_(part)
             if least is not None:
                 torch.maximum(move.tensor, least, out=move.tensor)
+
+    def _record(self, moves: Sequence[Move]) -> None:
+        """Tell apart what the compiled kernels move."""
+        found: dict[torch.dtype, list[native.Move]] = {}
+        self._others = []
+        for move in moves:
+            if self._is_native(move):
+                found.setdefault(move.tensor.dtype, []).append(self._recorded_move(move))
+            else:
+                self._others.append(move)
+        self._recorded = {dtype: native.array(native.Move, records) for dtype, records in found.items()}
+        self._recorded_of = moves
+
+    def _is_native(self, move: Move) -> bool:
+        """Does a compiled kernel know this?"""
+        matrix, parts = self._matrices[move.index], [part for part, _ in move.parts]
+        if move.tensor.dtype not in self._kernels or matrix is None or len(parts) > 1 or move.is_square or move.offset:
+            return False
+        return all(tensor.stride() == matrix.strides and tensor.dtype == move.tensor.dtype for tensor in (move.tensor, *parts))
+
+    def _recorded_move(self, move: Move) -> native.Move:
+        """The same in one pass."""
+        matrix = self._matrices[move.index]
+        assert matrix is not None
+        scales = [scale for power in move.exponents for scale in self._lines(move.index, power)]
+        pointers = [scale.data_ptr() for scale in scales]
+        part = move.parts[0][0].data_ptr() if move.parts else None
+        return native.Move(move.tensor.data_ptr(), part, *matrix.shape, *pointers)
+
+    def _lines(self, index: int, exponent: int) -> tuple[Tensor, Tensor]:
+        """Scales of rows and columns, also where they are 1."""
+        rows, columns = self._scales[exponent][index] or (None, None)
+        return self._ones if rows is None else rows, self._ones if columns is None else columns
 
     def _least(self, move: Move) -> Tensor:
         """Averages of (g + λw)² where gradients and decay cancel are smaller than the parts' rounding; they stay above 0."""
@@ -217,8 +270,8 @@ def _matrix(scaling: Scaling, tensor: Tensor, vectors: _Vectors) -> _Matrix | No
     """Where to cut the axes, as they lie in memory, into rows and columns; None if no cut tells the factors apart, or if that
     took nearly as many scales as the tensor has entries.
     """
-    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-    if not tensor.permute(order).is_contiguous():
+    order = native.memory_order(tensor)
+    if not native.is_dense(tensor):
         return None
     sizes = [tensor.size(axis) for axis in order]
     factors = [(exponent, ids.expand(scaling.shape).permute(order)) for exponent, ids in scaling.factors]

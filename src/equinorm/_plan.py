@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from equinorm import native
 from equinorm._biases import BiasSteps
 from equinorm._compiled import compiled
 from equinorm._cycle import Cycle
@@ -23,10 +24,6 @@ from equinorm._watch import Watch
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
-
-
-_MISCOMPILES_PARTS = torch.__version__ < "2.12"
-"""torch.compile of torch 2.11 on CPUs reads a part of a momentum after it has written it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +49,7 @@ class Plan:
         method: "cyclic" or "two-level".
         symmetric_biases: let biases take the steps that they would take at c = 1.
         power_of_two: round scales to powers of two.
-        compile: both passes over the weights, by torch.compile.
+        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere.
 
     Raises:
         RescaleError: for tensors, optimizers and averages that cannot be moved exactly.
@@ -87,6 +84,9 @@ class Plan:
         offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
         self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets, compile)
         self._place: Place = ()
+        self._seen: list[object] = []
+        self._last: list[Move] = []
+        self._powers: set[int] = set()
         self._record()
 
     def shares(self, other: "Plan") -> bool:
@@ -126,15 +126,14 @@ class Plan:
             RescaleError: if the model has changed or something cannot move; nothing has moved then.
         """
         self._renew()
-        moves = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
+        moves, powers = self._moves(gradients)
         with torch.no_grad(), self._full_precision():
             z = self._cycles(cycles)
         with torch.no_grad(), uninterrupted():
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
-            self._mover.aim(z, {power for move in moves for power in move.exponents})
-            is_wrong = _MISCOMPILES_PARTS and any(move.parts for move in moves)
-            (self._mover.move_ if is_wrong else self._move)(moves)
+            self._mover.aim(z, powers)
+            self._move(moves)
 
     def _full_precision(self) -> torch.autocast:
         """Sums of energies stay in their dtype where a step is made under autocast."""
@@ -142,6 +141,23 @@ class Plan:
         return torch.autocast(device.type, enabled=False)
 
     # ------------------------------------------------------------------------------------------------------ what moves
+
+    def _moves(self, gradients: bool) -> tuple[list[Move], set[int]]:
+        """What moves, and by which powers of its scales; the same list as before while the same tensors move."""
+        groups = self._optimizer.param_groups
+        tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
+        states = [self._optimizer.state.get(bound.tensor, {}).values() for bound in self._bound]
+        tensors += [value for state in states for value in state if isinstance(value, Tensor)]
+        tensors += self.parts.tensors()
+        if gradients:
+            tensors += [bound.tensor.grad for bound in self._bound if bound.tensor.grad is not None]
+        seen = [gradients, *(group.get("weight_decay") for group in groups)]
+        seen += [(id(tensor), tensor.data_ptr()) for tensor in tensors]
+        if seen != self._seen:
+            self._seen = seen
+            self._last = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
+            self._powers = {power for move in self._last for power in move.exponents}
+        return self._last, self._powers
 
     def _weights(self) -> Iterator[Move]:
         """Weights and averages of weights; those that share memory, as tied ones do, once."""
@@ -194,18 +210,20 @@ class Plan:
         wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype, _ in place)
         dtype = torch.float64 if wide else torch.float32
         found = self._symmetries
-        self._cycle = Cycle(self._layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype)
+        is_native = self._compile and device.type in native.DEVICES
+        self._cycle = Cycle(self._layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype, is_native)
         self._cycle.weigh(self._c)
         biases = [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
         power = update_exponent(self._optimizer)
         q = self._p if self._p < float("inf") else 1.0
         self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)
         self._biases.weigh(self._c)
-        self._mover = Mover(self._moving, found.tensors, device, dtype, self._power_of_two)
+        dtypes = {dtype for _, dtype, _ in place} if is_native else ()
+        self._mover = Mover(self._moving, found.tensors, device, dtype, self._power_of_two, dtypes)
         self._cycles, self._move = self._cycle.run, self._mover.move_
-        if self._compile:
+        if self._compile and not is_native:
             self._cycles, self._move = compiled(self._cycles), compiled(self._move)
-        self._place = place
+        self._place, self._seen = place, []
 
     def _check_tensor(self, bound: _Bound) -> None:
         name, tensor = bound.name, bound.tensor

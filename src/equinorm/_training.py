@@ -72,8 +72,8 @@ class ENorm:
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights.
-        compile: run both passes over the weights as kernels of torch.compile: about twice as fast on a CPU, after seconds of
-            compilation (a minute for large networks) at the first step. Needs a C++ compiler, or Triton on a GPU.
+        compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
+            compiled here in a second or two, and need g++ or clang++. On a GPU torch.compile makes them at the first step.
 
     Attributes:
         settings: p, c, cycles, every and method.

@@ -35,7 +35,7 @@ class Watch:
         self._arguments = (model, moving, owner, same_tensors, advice)
         self._model, self._owner, self._same_tensors, self._advice = model, owner, same_tensors, advice
         self._moving = {id(tensor) for tensor in moving.values()}
-        self._modules = [(name, module, self._inside(module)) for name, module in model.named_modules()]
+        self._modules = [(name, module, self._inside(module), self._ids(module)) for name, module in model.named_modules()]
         self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
         self._shapes = [tensor.shape for _, tensor in self._tensors]
         self._memory = self._shared()
@@ -49,7 +49,9 @@ class Watch:
         Raises:
             RescaleError: naming the module or tensor that changed.
         """
-        for name, module, before in self._modules:
+        for name, module, before, ids in self._modules:
+            if self._ids(module) == ids:
+                continue
             now = self._inside(module)
             if now != before:
                 where = f"module {name!r} of {self._owner}" if name else f"{self._owner} itself"
@@ -67,6 +69,12 @@ class Watch:
             places = zip(self._tensors, self._memory, memory, strict=True)
             names = [name for (name, _), before, now in places if before != now]
             self._refuse(f"{names[0]} of {self._owner} shares its memory with other tensors than before")
+
+    def _ids(self, module: nn.Module) -> tuple[object, ...]:
+        """All that a module holds, as fast as can be had; while this stays what it was, so does `_inside`."""
+        children, parameters, buffers = module._modules, module._parameters, module._buffers
+        ids = map(id, (type(module), *children.values(), *parameters.values(), *buffers.values()))
+        return *children, *parameters, *buffers, *ids
 
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""

@@ -1,0 +1,187 @@
+"""Passes over weights in C++ (`passes.hpp`, `program.cpp`), compiled on first use by the machine's own compiler."""
+
+import ctypes
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from ctypes import Structure
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from equinorm._errors import EquinormError
+
+SOURCE = Path(__file__).with_name("program.cpp")
+
+TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFloat16"}
+"""What C++ calls the dtypes that it knows."""
+
+DEVICES = ("cpu",)
+"""Where they run; elsewhere torch.compile makes kernels."""
+
+_POINTER, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_SIGNATURES = {
+    "equinorm_sum": (_INT, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "equinorm_sweep": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    "equinorm_totals": (_POINTER, _SIZE, _INT, _POINTER, _POINTER, _POINTER, _INT),
+    "equinorm_scale": (_POINTER, _SIZE, _INT),
+    "equinorm_follow": (_POINTER, _POINTER, _SIZE, _NUMBER, _NUMBER, _INT),
+}
+
+
+class Factor(Structure):
+    """As in `program.cpp`."""
+
+    _fields_ = (("ids", _POINTER), ("exponent", _NUMBER))
+
+
+class Edge(Structure):
+    """As in `program.cpp`."""
+
+    _fields_ = (
+        *((name, _SIZE) for name in ("tensor", "first", "rows", "columns", "pitch", "is_row", "is_out", "block", "count")),
+        ("along", _POINTER),
+        ("across", Factor),
+    )
+
+
+class Family(Structure):
+    """As in `program.cpp`."""
+
+    _fields_ = (("first", _SIZE), ("last", _SIZE), ("count", _SIZE), ("edges", _POINTER), ("step", _NUMBER))
+
+
+class Order(Structure):
+    """`Program` in `program.cpp`."""
+
+    _fields_ = (("count", _SIZE), ("families", _POINTER), ("p", _SIZE), ("ids", _SIZE))
+
+
+class Move(Structure):
+    """As in `passes.hpp`."""
+
+    _fields_ = (
+        ("tensor", _POINTER),
+        ("part", _POINTER),
+        ("rows", _SIZE),
+        ("columns", _SIZE),
+        *((name, _POINTER) for name in ("r", "c", "part_r", "part_c")),
+    )
+
+
+class Kernels:
+    """The compiled passes for one dtype of tensors and one of sums and scales.
+
+    All tensors lie dense in a CPU's memory. Functions whose names end in an underscore write.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+
+    def sums(
+        self,
+        p: int,
+        first: int,
+        shape: tuple[int, int],
+        pitch: int,
+        factors: tuple[Tensor, Tensor],
+        out: tuple[Tensor | None, Tensor | None],
+    ) -> None:
+        """out[0]_i = Σ_j |w_ij|^p factors[1]_j and out[1]_j = Σ_i |w_ij|^p factors[0]_i, in one pass.
+
+        Args:
+            p: 1 or 2.
+            first: address of the first entry.
+            shape: rows and columns.
+            pitch: entries from the start of a row to that of the next.
+            factors: of each row and of each column.
+            out: sums of each row and of each column; None for those that are not needed.
+        """
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in (*factors, *out))
+        self._library.equinorm_sum(p, first, *shape, pitch, *pointers, torch.get_num_threads())
+
+    def sweep(self, order: Order, tensors: ctypes.Array, weights: Tensor, z: Tensor, u: Tensor) -> None:
+        """Coordinate steps of all families, in order; z and u = exp(pz), float64, follow."""
+        at = ctypes.addressof
+        self._library.equinorm_sweep(
+            at(order), at(tensors), weights.data_ptr(), z.data_ptr(), u.data_ptr(), torch.get_num_threads()
+        )
+
+    def totals(self, edges: ctypes.Array, p: int, tensors: ctypes.Array, u: Tensor, out: Tensor) -> None:
+        """The energy of the block of each edge."""
+        at = ctypes.addressof
+        self._library.equinorm_totals(
+            at(edges), len(edges), p, at(tensors), u.data_ptr(), out.data_ptr(), torch.get_num_threads()
+        )
+
+    def scale_(self, moves: ctypes.Array) -> None:
+        """tensor ← r · (tensor − part) · c + part, after part ← part_r · part · part_c."""
+        self._library.equinorm_scale(ctypes.addressof(moves), len(moves), torch.get_num_threads())
+
+    def follow_(self, part: Tensor, weight: Tensor, keep: float, add: float) -> None:
+        """part ← keep · part + add · weight; both lie in memory alike."""
+        self._library.equinorm_follow(part.data_ptr(), weight.data_ptr(), part.numel(), keep, add, torch.get_num_threads())
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Does it fill its part of memory, in any order of its axes?"""
+    return tensor.permute(memory_order(tensor)).is_contiguous()
+
+
+def memory_order(tensor: Tensor) -> list[int]:
+    """Axes as they lie in memory, from the slowest to the fastest."""
+    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+
+
+def array(kind: type[Structure], items: Sequence[Structure]) -> ctypes.Array:
+    """Structures end to end in memory."""
+    return (kind * len(items))(*items)
+
+
+@functools.cache
+def kernels(dtype: torch.dtype, sums: torch.dtype) -> Kernels | None:
+    """The passes over tensors of `dtype`, with sums and scales in float32 or float64; None for a dtype that has none.
+
+    Raises:
+        EquinormError: if they cannot be compiled on this machine.
+    """
+    if dtype not in TYPES or (dtype == torch.float64 and sums != torch.float64):
+        return None
+    with tempfile.TemporaryDirectory(prefix="equinorm", ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
+        built = Path(folder) / "kernels.so"
+        _compile([f"-DType={TYPES[dtype]}", f"-DSum={TYPES[sums]}", "-o", str(built)])
+        return Kernels(ctypes.CDLL(str(built)))
+
+
+def _compile(arguments: list[str]) -> None:
+    tune = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    threads = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has no OpenMP: one thread there
+    flags = ["-std=c++17", "-O3", tune, *threads, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w"]
+    named = os.environ.get("CXX")
+    compiler = named or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise _refusal("there is no c++, g++ or clang++ on the PATH")
+    command = [*compiler.split(), *flags, str(SOURCE), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise _refusal(f"cannot run {compiler}{' (from CXX)' if named else ''}: {error.strerror}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+        raise _refusal(f"{compiler} ended with {done.returncode}: {lines[0].strip()}")
+
+
+def _refusal(reason: str) -> EquinormError:
+    return EquinormError(
+        f"cannot compile the kernels of compile=True on this machine: {reason}. They need g++ or clang++, or the compiler that "
+        "the environment variable CXX names. Leave out compile=True to do without."
+    )

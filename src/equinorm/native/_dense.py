@@ -1,0 +1,99 @@
+"""A block of a weight as a matrix that lies dense in memory."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equinorm._layout import Layout, Pick
+from equinorm.native import is_dense, memory_order
+
+FEW_COLUMNS = 8
+"""Fewer make short rows, each of which costs some work of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How the channels of one side lie along rows or columns: runs of `after` entries for each, all of that `before` times."""
+
+    is_row: bool
+    before: int
+    size: int
+    after: int
+
+    def spread(self, values: Tensor) -> Tensor:
+        """A value of each channel, for every row or column."""
+        if self.before == self.after == 1:
+            return values
+        return values[None, :, None].expand(self.before, self.size, self.after).reshape(-1)
+
+    def fold(self, sums: Tensor) -> Tensor:
+        """Sums of every row or column, for each channel."""
+        return sums if self.before == self.after == 1 else sums.view(self.before, self.size, self.after).sum((0, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A matrix in memory.
+
+    Attributes:
+        first: entry of the tensor's memory with which it starts.
+        shape: rows and columns.
+        pitch: entries from the start of a row to that of the next.
+        lines: where the channels of each side lie; one for all sides of a list of terms.
+    """
+
+    first: int
+    shape: tuple[int, int]
+    pitch: int
+    lines: tuple[Line, ...]
+
+
+def dense(layout: Layout, picks: Sequence[Pick], tensor: Tensor) -> Dense | None:
+    """How a block of a weight is such a matrix; None if it is none."""
+    if layout.scaling.offset or not is_dense(tensor):
+        return None
+    order = memory_order(tensor)
+    sizes, places = [tensor.size(axis) for axis in order], [order.index(axis) for axis in layout.axes]
+    if not layout.is_matrix:
+        return _terms(sizes, places, picks[0])
+    cut = min(places) + 1
+    if len(places) == 1 and math.prod(sizes[cut:]) < FEW_COLUMNS:
+        cut -= 1
+    shape = [math.prod(sizes[:cut]), math.prod(sizes[cut:])]
+    pitch, start, lines = shape[1], 0, []
+    for place, pick in zip(places, picks, strict=False):  # the ground side of a single axis has no place
+        is_row, size = place < cut, sizes[place]
+        before = math.prod(sizes[:place] if is_row else sizes[cut:place])
+        after = math.prod(sizes[place + 1 : cut] if is_row else sizes[place + 1 :])
+        span = _span(pick, size)
+        if span is None or (span != (0, size) and before > 1):
+            return None
+        first, last = span
+        lines.append(Line(is_row, before, last - first, after))
+        start += first * after * (pitch if is_row else 1)
+        if last - first < size:
+            shape[not is_row] = (last - first) * after
+    return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
+
+
+def _terms(sizes: Sequence[int], places: Sequence[int], pick: Pick) -> Dense | None:
+    """A row for every term: only where the axes that stay apart come first in memory, as they are numbered."""
+    if list(places) != list(range(len(places))):
+        return None
+    columns = math.prod(sizes[len(places) :])
+    span = _span(pick, math.prod(sizes[: len(places)]))
+    if span is None:
+        return None
+    first, last = span
+    return Dense(first * columns, (last - first, columns), columns, (Line(True, 1, last - first, 1),))
+
+
+def _span(pick: Pick, size: int) -> tuple[int, int] | None:
+    """First and last + 1 of contiguous places; None if they are not."""
+    if isinstance(pick, slice):
+        return pick.indices(size)[:2]
+    first, count = int(pick[0]), len(pick)
+    return (first, first + count) if torch.equal(pick.cpu(), torch.arange(first, first + count)) else None
