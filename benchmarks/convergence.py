@@ -12,6 +12,7 @@ call beyond what was resident before it (Linux). Medians over rounds; only ratio
 
 import argparse
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -98,7 +99,9 @@ class Peak:
         return int(line.split()[1]) * 1024
 
 
-def measure(name: str, size: float, dtype: torch.dtype, norms: list[float], tols: list[float], rounds: int) -> Iterator[dict]:
+def measure(
+    name: str, size: float, dtype: torch.dtype, norms: list[float], tols: list[float], rounds: int, compile: bool
+) -> Iterator[dict]:
     """One record for each norm and tolerance."""
     torch.manual_seed(0)
     model, args = network(name, size)
@@ -119,7 +122,7 @@ def measure(name: str, size: float, dtype: torch.dtype, norms: list[float], tols
             for _ in range(rounds):
                 reads.append(timed(read)[0])
                 with Peak() as peak:
-                    taken, balance = timed(lambda p=p, tol=tol: symmetries.balance(p=p, tol=tol))
+                    taken, balance = timed(lambda p=p, tol=tol: symmetries.balance(p=p, tol=tol, compile=compile))
                 solving.append(taken)
                 peaks.append(peak.bytes / nbytes)
                 still = torch.zeros(symmetries.num_free, dtype=torch.float64)
@@ -133,6 +136,7 @@ def measure(name: str, size: float, dtype: torch.dtype, norms: list[float], tols
                 "network": name,
                 "parameters": sum(weight.numel() for weight in weights),
                 "dtype": str(dtype).removeprefix("torch."),
+                "compile": compile,
                 "p": p,
                 "tol": tol,
                 "read_s": one,
@@ -190,8 +194,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.networks:
         for size in options.sizes:
-            for dtype in options.dtypes:
-                found = measure(name, size, getattr(torch, dtype), options.norms, options.tols, options.rounds)
+            for dtype, compile in itertools.product(options.dtypes, (False, True)):
+                found = measure(name, size, getattr(torch, dtype), options.norms, options.tols, options.rounds, compile)
                 report(found, options.output)
 
 

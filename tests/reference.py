@@ -2,11 +2,17 @@
 
 import itertools
 import math
+import shutil
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import equinorm
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="the kernels need a C++ compiler, and there is none"
+)
 
 
 def in_norm(weight: Tensor, p: float) -> Tensor:

@@ -1,7 +1,6 @@
 """The kernels in C++ do what the plain passes do: every shape and dtype, whole networks, any number of threads."""
 
 import copy
-import shutil
 from collections import Counter
 
 import pytest
@@ -13,12 +12,10 @@ import equinorm
 from equinorm import ENorm, EquinormError, native
 from equinorm.native._program import program
 from networks import Network, arguments, networks
-from reference import algorithm_1_, convolutional, layers_of, mlp, unbalance_
+from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, unbalance_
 from test_training_kernels import NETWORKS, channels_last, spread, transposed
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="the kernels need a C++ compiler, and there is none"
-)
+pytestmark = needs_compiler
 
 PAIRS = [
     (torch.float32, torch.float32, 2e-6),

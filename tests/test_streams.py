@@ -15,6 +15,7 @@ from equinorm._energy import problem
 from equinorm._layout import layouts
 from equinorm._reading import AT_ONCE
 from equinorm._streams import Stream, StreamedBlock
+from reference import needs_compiler
 
 
 class Loop(nn.Module):
@@ -86,12 +87,12 @@ def analysed(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> eq
     return symmetries
 
 
-def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, c: float = 1.1) -> Problem:
+def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, compile: bool = False, c: float = 1.1) -> Problem:
     scalings = counted(symmetries.scalings, biases=False)
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     laid = layouts(scalings, symmetries.family_ranges, symmetries.num_free, held)
     ranges = symmetries.family_ranges
-    return problem(laid, symmetries.tensors, ranges, symmetries.num_free, p, c, torch.float64, streams)
+    return problem(laid, symmetries.tensors, ranges, symmetries.num_free, p, c, torch.float64, streams, compile)
 
 
 @pytest.fixture(params=[AT_ONCE, 50], ids=["strips", "tiny strips"])
@@ -101,13 +102,19 @@ def strips(request, monkeypatch):
     monkeypatch.setattr("equinorm._streams.AT_ONCE", request.param)
 
 
+both_ways = pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)], ids=["plain", "compiled"])
+
+
 @pytest.mark.usefixtures("strips")
+@both_ways
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("p", [1.0, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_readings_are_the_kept_energies(name, p, dtype):
+def test_readings_are_the_kept_energies(name, p, dtype, compile):
     symmetries = analysed(name, dtype)
-    kept, streamed = energies(symmetries, p, False), energies(symmetries, p, True)
+    kept, streamed = energies(symmetries, p, False), energies(symmetries, p, True, compile)
+    if compile and name in ("linear", "transposed", "1 x 1"):
+        assert all(block.stream._dense is not None for block in streamed.blocks if isinstance(block, StreamedBlock))
     assert any(isinstance(block, StreamedBlock) for block in streamed.blocks)
     assert len(kept.blocks) == len(streamed.blocks)
     z = torch.randn(symmetries.num_free + 1, dtype=torch.float64)
@@ -124,12 +131,13 @@ def test_readings_are_the_kept_energies(name, p, dtype):
         assert streamed.constants[index] == pytest.approx(value, abs=1e-5)
 
 
+@both_ways
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("p", [1.0, 2.0])
 @pytest.mark.parametrize("tol", [1e-6, 1e-12])
-def test_single_precision_reaches_the_minimum_of_double(name, p, tol):
+def test_single_precision_reaches_the_minimum_of_double(name, p, tol, compile):
     symmetries = analysed(name)
-    coarse = symmetries.balance(p=p, tol=tol)
+    coarse = symmetries.balance(p=p, tol=tol, compile=compile)
     assert coarse.converged
     symmetries.model.double()
     fine = symmetries.balance(p=p, tol=1e-13)
@@ -137,15 +145,16 @@ def test_single_precision_reaches_the_minimum_of_double(name, p, tol):
     assert coarse.norm_after == pytest.approx(fine.norm_after, rel=1e-6)
 
 
+@both_ways
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
-def test_squares_that_single_precision_cannot_hold(scale):
+def test_squares_that_single_precision_cannot_hold(scale, compile):
     symmetries = analysed("linear")
     expected = symmetries.balance(tol=1e-9).log_scales
     first, second = (symmetries.tensors[name] for name in ("0.weight", "2.weight"))
     with torch.no_grad():
         first.mul_(scale)
         second.mul_(1 / scale)
-    balance = symmetries.balance(tol=1e-9)
+    balance = symmetries.balance(tol=1e-9, compile=compile)
     assert balance.converged
     assert not balance.dead
     shift = torch.zeros_like(expected)
@@ -153,14 +162,15 @@ def test_squares_that_single_precision_cannot_hold(scale):
     torch.testing.assert_close(balance.log_scales, expected + shift, rtol=0, atol=1e-5)
 
 
-def test_dead_channels_are_found_and_left_out():
+@both_ways
+def test_dead_channels_are_found_and_left_out(compile):
     symmetries = analysed("linear")
     with torch.no_grad():
         symmetries.tensors["0.weight"][3] = 0
         symmetries.tensors["2.weight"][:, 3] = 7
         symmetries.tensors["2.weight"][5, torch.arange(70) != 3] = 0  # hears channel 3 only
         symmetries.tensors["4.weight"][:, 8] = 0
-    balance = symmetries.balance(tol=1e-6)
+    balance = symmetries.balance(tol=1e-6, compile=compile)
     assert balance.dead == (4, 70 + 6, 70 + 9)
     assert balance.converged
     symmetries.model.double()

@@ -5,7 +5,6 @@ import copy
 import functools
 import itertools
 import math
-import shutil
 
 import pytest
 import torch
@@ -14,12 +13,9 @@ from torch._dynamo.exc import TorchDynamoException
 
 import equinorm
 from equinorm import ENorm, EquinormError, _mover, _reading, native
-from reference import algorithm_1_, convolutional, layers_of, mlp, step, unbalance_
+from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 
 NETWORKS = {"fully connected": (mlp, (5,)), "convolutional": (convolutional, (2, 8, 8))}
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="the kernels need a C++ compiler, and there is none"
-)
 
 
 def transposed(model: nn.Module) -> nn.Module:

@@ -120,6 +120,7 @@ def balance(
     biases: bool,
     modules: Choice | None,
     progress: Callable[[int, float], None] | None,
+    compile: bool,
 ) -> Balance:
     """See `Symmetries.balance`."""
     check_options(p, c, cycles, tol, method)
@@ -155,7 +156,7 @@ def balance(
             if not torch.amp.is_autocast_available(device):
                 continue
             stack.enter_context(torch.autocast(device, enabled=False))  # which would sum in half precision
-        found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams)
+        found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams, compile)
         before = found.log_energies(start)
         solution = solve(found, method, cycles, tol, LIMIT, progress)
         if solution.problem is not found:  # edges of dead channels are not part of the norms

@@ -23,6 +23,7 @@ def problem(
     c: float,
     precision: torch.dtype,
     streams: bool,
+    compile: bool = False,
 ) -> Problem:
     """Set up the energies of every weight.
 
@@ -35,6 +36,7 @@ def problem(
         c: asymmetry; a weight of depth k counts c^(−pk).
         precision: of energies that are kept, float32 or float64; float32 gives way to float64 where it would underflow.
         streams: read matrices from the weights whenever they are needed, where that is cheap, and keep only the others.
+        compile: read these by compiled kernels.
 
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
@@ -51,7 +53,7 @@ def problem(
                 f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
             )
         if streams and _is_streamable(layout, tensor, p):
-            stream = Stream(layout, tensor, p, log_weight)
+            stream = Stream(layout, tensor, p, log_weight, compile)
             opened.append(stream)
             blocks += streamed(index, stream)
             constants[index] = list(stream.still_logs(start))

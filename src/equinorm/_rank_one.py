@@ -189,8 +189,8 @@ class _Gather:
 
     def log_sums(self, logs: np.ndarray, count: int) -> np.ndarray:
         """log Σ exp for each class, −inf without entries."""
-        found = np.full(count, -np.inf)
-        found[self._present] = self._runs.log_sums(logs[self._order])
+        found, own = np.full(count, -np.inf), logs[self._order]
+        found[self._present] = own if len(own) == len(self._present) else self._runs.log_sums(own)
         return found
 
 

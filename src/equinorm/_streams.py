@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from equinorm import native
 from equinorm._blocks import Side, log_sum
 from equinorm._layout import Layout, Pick
 from equinorm._reading import AT_ONCE, Reading, check_finite
+from equinorm.native._dense import Dense, dense
 
 KEPT = 8
 """Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""
@@ -70,12 +72,13 @@ class Stream:
         tensor: the weight.
         p: the norm, one of `CHEAP`.
         log_weight: logarithm to add to every energy.
+        compile: read it by compiled kernels, where they can.
 
     Attributes:
         precise: take sums in float64.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, p: float, log_weight: float) -> None:
+    def __init__(self, layout: Layout, tensor: Tensor, p: float, log_weight: float, compile: bool = False) -> None:
         self.layout, self.precise = layout, False
         self._tensor, self._p, self._log_weight = tensor, p, log_weight
         self._readings = {dtype: Reading(layout, tensor, p, dtype, False) for dtype in (torch.float32, torch.float64)}
@@ -91,6 +94,9 @@ class Stream:
                 self._loops[rows[:, None], columns] = part.loops
         self._keeps = math.prod(sizes) * 4 * KEPT <= tensor.numel() * tensor.element_size()
         self._kept: Tensor | None = None
+        is_native = compile and tensor.device.type in native.DEVICES and self._loops is None and not self._keeps
+        whole = dense(layout, [slice(None)] * 2, tensor) if is_native and all(len(a.kinds) == 1 for a in self._axes) else None
+        self._dense = whole if tensor.dtype in native.TYPES else None
         self._is_wide = False  # float32 does not hold these energies
         self._at: tuple[Tensor, bool] | None = None  # log-scales of the last sums, and whether they are in float64
         self._sums: list[Tensor] = []
@@ -165,6 +171,8 @@ class Stream:
 
     def _products(self, factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Energies times the factors of the other side, for both sides: shapes (channels, groups of the other side)."""
+        if self._dense is not None:
+            return self._compiled_products(self._dense, factors, dtype)
         slow, device = self._readings[dtype].slow_side, self._tensor.device
         along, across = (factors[place].to(device, dtype) for place in (slow, 1 - slow))
         loops = None if self._loops is None else (self._loops if slow == 0 else self._loops.T).to(device)
@@ -177,6 +185,19 @@ class Stream:
             total += _product(strip.T, along[here])
         found = [torch.cat(parts).to("cpu", torch.float64), total.cpu()]
         return found if slow == 0 else found[::-1]
+
+    def _compiled_products(self, matrix: Dense, factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The same by one compiled pass, where each side is one group."""
+        found = native.kernels(self._tensor.dtype, dtype)
+        assert found is not None
+        spread = [line.spread(factor[:, 0].to(dtype)) for line, factor in zip(matrix.lines, factors, strict=True)]
+        sums = [torch.empty(len(factor), dtype=dtype) for factor in spread]
+        rows, columns = (0, 1) if matrix.lines[0].is_row else (1, 0)
+        first = self._tensor.data_ptr() + matrix.first * self._tensor.element_size()
+        found.sums(
+            int(self._p), first, matrix.shape, matrix.pitch, (spread[rows], spread[columns]), (sums[rows], sums[columns])
+        )
+        return [line.fold(total.double())[:, None] for line, total in zip(matrix.lines, sums, strict=True)]
 
 
 def _product(matrix: Tensor, columns: Tensor) -> Tensor:

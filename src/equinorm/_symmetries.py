@@ -78,6 +78,7 @@ class Symmetries:
         biases: bool = False,
         modules: Choice | None = None,
         progress: Callable[[int, float], None] | None = None,
+        compile: bool = False,
     ) -> Balance:
         """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
 
@@ -97,6 +98,8 @@ class Symmetries:
             biases: count biases in the norm too. They are always rescaled.
             modules: names or modules outside of which nothing may move; None for the whole model.
             progress: called after every cycle with its number and ρ.
+            compile: read large weights with kernels in C++, compiled here in a second or two by g++ or clang++; for p = 1 and 2
+                on a CPU.
 
         Returns:
             The balanced point and its record. Running out of cycles is a result with a reason, not an error.
@@ -112,7 +115,7 @@ class Symmetries:
         >>> balance.converged, balance.norm_after < balance.norm_before
         (True, True)
         """
-        return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress)
+        return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
         """Apply one member of the group to the model in place: W ← D_in^−1 W D_out, all tensors or none.

@@ -151,7 +151,7 @@ inline void sum_rows(const T* w, Size pitch, Size columns, const A* r, const A* 
 
 template <class T, class A, int P, bool kRows, bool kColumns>
 void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, const A* c, A* row_sums, A* column_sums, int threads) {
-  constexpr int kTogether = kRows && kColumns ? 4 : 8;
+  constexpr int kTogether = 8;
   const Size entries = kColumns ? std::max(kChunk, std::min(kColumnChunk, rows * columns / 8)) : kChunk;
   Size chunk = chunk_of(entries, columns);
   if (kColumns) chunk = std::max(chunk, ((rows + kChunks - 1) / kChunks + 7) / 8 * 8);
