@@ -17,7 +17,7 @@ from equinorm._errors import BalanceError
 from equinorm._families import red_black
 from equinorm._layout import Layout, Part
 from equinorm._reading import Reading
-from equinorm.native._program import Program, program
+from equinorm.native._program import program
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
@@ -110,9 +110,6 @@ class Cycle:
                 self._blocks.append(_Block(index, part, places))
         parts = [block.part for block in self._blocks]
         self._order = red_black(parts, len(families)) if method == "two-level" else list(range(len(families)))
-        self._program = program(layouts, tensors, families, self._order, p, dtype) if compiled else None
-        keeps = method == "two-level" and self._program is None
-        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
         self._edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
         self._stiffness = [1.0] * len(families)
         for number, part in enumerate(parts):
@@ -129,6 +126,10 @@ class Cycle:
                     self._exponents[number, side.family] += side.exponent * self._q
         self._exponents = self._exponents.to(device)
         self._levels_first = method == "two-level" and self._is_chained
+        newton = {"levels": self._levels_first, "newton_steps": NEWTON_STEPS, "longest_step": LONGEST_STEP}
+        self._program = program(layouts, tensors, families, self._order, p, dtype, **newton) if compiled else None
+        keeps = method == "two-level" and self._program is None
+        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
         self._is_weighed, self._weights = False, torch.ones(len(parts), device=device, dtype=dtype)
         self._uses = [0] * len(layouts)
         for edge in (edge for pair in self._edges for edges in pair for edge in edges):
@@ -156,7 +157,7 @@ class Cycle:
     def run(self, cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles on the current weights."""
         if self._program is not None:
-            return self._run(self._program, cycles)
+            return self._program.run(self._weights.double(), cycles).to(self._zero.dtype)
         state = _State([cycles * sum(counts) for counts in zip(self._uses, self._level_uses, strict=True)])
         for _ in range(cycles):
             if self._levels_first:
@@ -167,18 +168,6 @@ class Cycle:
                     step = torch.log(out / into).nan_to_num_(0.0, 0.0, 0.0)
                     self._move(state, family, step * (0.5 / (self._q * self._stiffness[family])))
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
-
-    def _run(self, program: Program, cycles: int) -> Tensor:
-        """The same by compiled kernels."""
-        z = torch.zeros(1 + sum(last - first for first, last in self._families), dtype=torch.float64)
-        u, weights = torch.ones_like(z), self._weights.double()
-        for _ in range(cycles):
-            if self._levels_first:
-                for (first, last), shift in zip(self._families, self._shift(program.totals(u) * weights).tolist(), strict=True):
-                    z[first:last] += shift
-                torch.exp(z * self._q, out=u)
-            program.sweep(weights, z, u)
-        return z.to(self._zero.dtype)
 
     def residual(self) -> Tensor:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights; NaN if an energy is not finite."""
@@ -267,12 +256,8 @@ class Cycle:
     def _level(self, state: _State) -> None:
         """Minimise over one scalar for each family by Newton steps."""
         totals = torch.stack([self._along(state, number, 0).sum() for number in range(len(self._blocks))])
-        for family, value in enumerate(self._shift(totals * self._weights).to(self._zero.dtype)):
-            self._move(state, family, value)
-
-    def _shift(self, totals: Tensor) -> Tensor:
-        """For each family, what to add to its log-scales; `totals` are the energies of the blocks."""
-        logs, A = totals.double().log(), self._exponents
+        logs = (totals * self._weights).double().log()
+        A = self._exponents
         shift = torch.zeros(A.shape[1], dtype=torch.float64, device=logs.device)
         identity = torch.eye(A.shape[1], dtype=torch.float64, device=logs.device)
         for _ in range(NEWTON_STEPS):
@@ -282,7 +267,8 @@ class Cycle:
             step = torch.linalg.solve_ex(hessian + ridge * identity, weights @ A)[0]
             step = step * (LONGEST_STEP / step.abs().amax().clamp_min(LONGEST_STEP))
             shift = shift - step.nan_to_num_(0.0, 0.0, 0.0)
-        return shift
+        for family, value in enumerate(shift.to(self._zero.dtype)):
+            self._move(state, family, value)
 
 
 def _moved(part: Part, device: torch.device) -> Part:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from ctypes import Structure
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ DEVICES = ("cpu",)
 _POINTER, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _SIGNATURES = {
     "equinorm_sum": (_INT, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
-    "equinorm_sweep": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
-    "equinorm_totals": (_POINTER, _SIZE, _INT, _POINTER, _POINTER, _POINTER, _INT),
+    "equinorm_cycle": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _INT, _INT),
     "equinorm_scale": (_POINTER, _SIZE, _INT),
     "equinorm_follow": (_POINTER, _POINTER, _SIZE, _NUMBER, _NUMBER, _INT),
 }
@@ -38,17 +38,25 @@ _SIGNATURES = {
 class Factor(Structure):
     """As in `program.cpp`."""
 
-    _fields_ = (("ids", _POINTER), ("exponent", _NUMBER))
+    _fields_ = (("ids", _POINTER), ("exponent", _NUMBER), ("family", _SIZE))
+
+
+class Line(Structure):
+    """As in `program.cpp`."""
+
+    _fields_ = (("size", _SIZE), ("count", _SIZE), ("factors", _POINTER), ("base", _POINTER))
+
+
+class Block(Structure):
+    """As in `program.cpp`."""
+
+    _fields_ = (("tensor", _SIZE), ("first", _SIZE), ("pitch", _SIZE), ("lines", Line * 2))
 
 
 class Edge(Structure):
     """As in `program.cpp`."""
 
-    _fields_ = (
-        *((name, _SIZE) for name in ("tensor", "first", "rows", "columns", "pitch", "is_row", "is_out", "block", "count")),
-        ("along", _POINTER),
-        ("across", Factor),
-    )
+    _fields_ = (("block", _SIZE), ("line", _SIZE), ("factor", _SIZE))
 
 
 class Family(Structure):
@@ -57,10 +65,20 @@ class Family(Structure):
     _fields_ = (("first", _SIZE), ("last", _SIZE), ("count", _SIZE), ("edges", _POINTER), ("step", _NUMBER))
 
 
-class Order(Structure):
-    """`Program` in `program.cpp`."""
+class Program(Structure):
+    """As in `program.cpp`."""
 
-    _fields_ = (("count", _SIZE), ("families", _POINTER), ("p", _SIZE), ("ids", _SIZE))
+    _fields_ = (
+        ("blocks", _SIZE),
+        ("families", _SIZE),
+        ("block", _POINTER),
+        ("family", _POINTER),
+        ("order", _POINTER),
+        ("p", _SIZE),
+        ("ids", _SIZE),
+        ("newton_steps", _SIZE),
+        ("longest_step", _NUMBER),
+    )
 
 
 class Move(Structure):
@@ -109,19 +127,12 @@ class Kernels:
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in (*factors, *out))
         self._library.equinorm_sum(p, first, *shape, pitch, *pointers, torch.get_num_threads())
 
-    def sweep(self, order: Order, tensors: ctypes.Array, weights: Tensor, z: Tensor, u: Tensor) -> None:
-        """Coordinate steps of all families, in order; z and u = exp(pz), float64, follow."""
-        at = ctypes.addressof
-        self._library.equinorm_sweep(
-            at(order), at(tensors), weights.data_ptr(), z.data_ptr(), u.data_ptr(), torch.get_num_threads()
-        )
-
-    def totals(self, edges: ctypes.Array, p: int, tensors: ctypes.Array, u: Tensor, out: Tensor) -> None:
-        """The energy of the block of each edge."""
-        at = ctypes.addressof
-        self._library.equinorm_totals(
-            at(edges), len(edges), p, at(tensors), u.data_ptr(), out.data_ptr(), torch.get_num_threads()
-        )
+    def cycle(
+        self, program: Program, tensors: ctypes.Array, weights: Tensor, z: Tensor, u: Tensor, cycles: int, levels: bool
+    ) -> None:
+        """Cycles of coordinate steps, after one of a scalar for each family if `levels`; z and u = exp(pz), float64, follow."""
+        pointers = (ctypes.addressof(program), ctypes.addressof(tensors), weights.data_ptr(), z.data_ptr(), u.data_ptr())
+        self._library.equinorm_cycle(*pointers, cycles, levels, torch.get_num_threads())
 
     def scale_(self, moves: ctypes.Array) -> None:
         """tensor ← r · (tensor − part) · c + part, after part ← part_r · part · part_c."""
@@ -142,7 +153,7 @@ def memory_order(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
 
 
-def array(kind: type[Structure], items: Sequence[Structure]) -> ctypes.Array:
+def array(kind: Any, items: Sequence[Any]) -> ctypes.Array:
     """Structures end to end in memory."""
     return (kind * len(items))(*items)
 

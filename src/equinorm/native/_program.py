@@ -1,104 +1,94 @@
-"""Cycles of Algorithm 1 recorded for the compiled kernels: one call sweeps over all families."""
+"""Cycles recorded for the compiled kernels, which run them in one call."""
 
 import ctypes
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Side, stiffness
+from equinorm import native
+from equinorm._blocks import GROUND, stiffness
 from equinorm._layout import Layout, Part
-from equinorm.native import Edge, Factor, Family, Kernels, Order, array, kernels
-from equinorm.native._dense import Dense, Line, dense
-
-
-class _Block(NamedTuple):
-    tensor: int
-    matrix: Dense
-    sides: tuple[Side, ...]
+from equinorm.native._dense import Dense, dense
 
 
 class Program:
-    """Sweeps over all families. Blocks are numbered in the order of `layouts` and of their parts that move.
+    """Cycles of Algorithm 1 or of the two-level method. Blocks are numbered as parts that move, one layout after the other.
 
     Args:
-        found: the kernels.
-        blocks: all of them.
+        kernels: that run it.
+        blocks: index of the weight, its matrix, and who moves it.
         tensors: the weights.
         families: first and last + 1 id of every family.
         order: of the families in a sweep.
         p: 1 or 2.
+        levels: minimise over one scalar for each family before each sweep.
+        newton_steps: of which so many are taken.
+        longest_step: of one of them.
     """
 
     def __init__(
         self,
-        found: Kernels,
-        blocks: Sequence[_Block],
+        kernels: native.Kernels,
+        blocks: Sequence[tuple[int, Dense, Part]],
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
         order: Sequence[int],
         p: int,
+        levels: bool,
+        newton_steps: int,
+        longest_step: float,
     ) -> None:
-        self._kernels, self._tensors, self._p = found, tensors, p
+        self._kernels, self._tensors, self._levels, self._p = kernels, tensors, levels, p
         self._kept: list[object] = []  # memory that structures point into
-        edges: list[list[Edge]] = [[] for _ in families]
-        stiff = [1.0] * len(families)
-        for number, block in enumerate(blocks):
-            for place, side in enumerate(block.sides):
-                if side.family != GROUND:
-                    edges[side.family].append(self._edge(number, block, place))
-                    stiff[side.family] = max(stiff[side.family], stiffness(block.sides, side.family))
-        records = [
-            Family(*families[number], len(edges[number]), self._at(array(Edge, edges[number])), 0.5 / (p * stiff[number]))
-            for number in order
+        self._edges: list[list[native.Edge]] = [[] for _ in families]
+        self._ids = max(last for _, last in families)
+        records = [self._block(number, *block) for number, block in enumerate(blocks)]
+        stiff = [max([1.0, *(stiffness(part.sides, number) for _, _, part in blocks)]) for number in range(len(families))]
+        rows = [
+            native.Family(*families[number], len(edges), self._at(native.Edge, edges), 0.5 / (p * stiff[number]))
+            for number, edges in enumerate(self._edges)
         ]
-        self._order = Order(len(records), self._at(array(Family, records)), p, max(last for _, last in families))
-        every = sorted(itertools.chain(*edges), key=lambda edge: edge.block)
-        self._edges = array(Edge, [next(group) for _, group in itertools.groupby(every, lambda edge: edge.block)])
-        self._count = len(blocks)
+        self._program = native.Program(
+            len(records), len(rows), self._at(native.Block, records), self._at(native.Family, rows),
+            self._at(ctypes.c_int64, order), p, self._ids, newton_steps, longest_step,
+        )  # fmt: skip
 
-    def sweep(self, weights: Tensor, z: Tensor, u: Tensor) -> None:
-        """Coordinate steps of every family in order, in place.
+    def run(self, weights: Tensor, cycles: int) -> Tensor:
+        """Log-scales of classes 0..num_free after so many cycles, in float64.
 
         Args:
             weights: by which the energy of each block counts, float64.
-            z: log-scales of classes 0..num_free, float64.
-            u: exp(pz), likewise.
+            cycles: how many.
         """
-        self._kernels.sweep(self._order, self._pointers(), weights, z, u)
+        z = torch.zeros(self._ids, dtype=torch.float64)
+        pointers = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
+        self._kernels.cycle(self._program, pointers, weights, z, torch.ones_like(z), cycles, self._levels)
+        return z
 
-    def totals(self, u: Tensor) -> Tensor:
-        """Energy of every block, in float64."""
-        out = torch.zeros(self._count, dtype=torch.float64)
-        self._kernels.totals(self._edges, self._p, self._pointers(), u, out)
-        return out
+    def _block(self, number: int, tensor: int, matrix: Dense, part: Part) -> native.Block:
+        factors: tuple[list[native.Factor], list[native.Factor]] = ([], [])
+        for place, side in enumerate(part.sides):
+            if side.family == GROUND:
+                continue
+            line = matrix.lines[min(place, len(matrix.lines) - 1)]
+            ids = line.spread(side.ids.cpu()).to(torch.int32).contiguous()
+            self._kept.append(ids)
+            own = factors[not line.is_row]
+            self._edges[side.family].append(native.Edge(number, not line.is_row, len(own)))
+            own.append(native.Factor(ids.data_ptr(), side.exponent, side.family))
+        return native.Block(tensor, matrix.first, matrix.pitch, (native.Line * 2)(*map(self._line, matrix.shape, factors)))
 
-    def _pointers(self) -> ctypes.Array:
-        """Where the weights are now: a parameter's memory may have been replaced."""
-        return (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
+    def _line(self, size: int, factors: list[native.Factor]) -> native.Line:
+        base = torch.zeros(size, dtype=torch.float64) if self._levels and factors else None
+        self._kept.append(base)
+        return native.Line(size, len(factors), self._at(native.Factor, factors), None if base is None else base.data_ptr())
 
-    def _edge(self, number: int, block: _Block, place: int) -> Edge:
-        matrix, sides = block.matrix, block.sides
-        line = matrix.lines[place if len(matrix.lines) > 1 else 0]
-        others = [side for other, side in enumerate(sides) if other != place and side.family != GROUND]
-        is_matrix = len(matrix.lines) > 1
-        across = self._factor(others[0], matrix.lines[1 - place]) if is_matrix and others else Factor(None, 0)
-        along = [self._factor(side, line) for side in (sides[place], *(() if is_matrix else others))]
-        return Edge(
-            block.tensor, matrix.first, *matrix.shape, matrix.pitch,
-            line.is_row, sides[place].exponent < 0, number, len(along), self._at(array(Factor, along)), across,
-        )  # fmt: skip
-
-    def _factor(self, side: Side, line: Line) -> Factor:
-        ids = line.spread(side.ids.cpu()).to(torch.int32).contiguous()
-        self._kept.append(ids)
-        return Factor(ids.data_ptr(), side.exponent)
-
-    def _at(self, records: ctypes.Array) -> int:
-        self._kept.append(records)
-        return ctypes.addressof(records)
+    def _at(self, kind: type, records: Sequence) -> int:
+        """Where they lie in memory, end to end."""
+        found = native.array(kind, records)
+        self._kept.append(found)
+        return ctypes.addressof(found)
 
 
 def program(
@@ -108,27 +98,25 @@ def program(
     order: Sequence[int],
     p: float,
     dtype: torch.dtype,
+    **options: float,
 ) -> Program | None:
-    """Record the sweeps of a problem; None where the kernels do not know its norm, a dtype, or how a weight lies in memory.
+    """Record the cycles of a problem; None where the kernels do not know its norm, a dtype, or how a weight lies in memory.
 
     Raises:
         EquinormError: if the kernels cannot be compiled on this machine.
     """
     weights = [tensors[layout.scaling.name] for layout in layouts]
     dtypes = {weight.dtype for weight in weights}
-    found = kernels(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
-    if found is None:
+    kernels = native.kernels(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
+    if kernels is None:
         return None
-    blocks = [block for index, layout in enumerate(layouts) for block in _blocks(index, layout, weights[index])]
-    if None in blocks:
-        return None
-    return Program(found, [block for block in blocks if block is not None], weights, families, order, int(p))
-
-
-def _blocks(index: int, layout: Layout, weight: Tensor) -> list[_Block | None]:
-    return [_block(index, layout, part, weight) for part in layout.parts if not part.is_still]
-
-
-def _block(index: int, layout: Layout, part: Part, weight: Tensor) -> _Block | None:
-    matrix = dense(layout, part.picks, weight)
-    return None if matrix is None or part.loops is not None else _Block(index, matrix, part.sides)
+    blocks: list[tuple[int, Dense, Part]] = []
+    for index, (layout, weight) in enumerate(zip(layouts, weights, strict=True)):
+        for part in layout.parts:
+            if part.is_still:
+                continue
+            matrix = dense(layout, part.picks, weight)
+            if matrix is None or part.loops is not None:
+                return None
+            blocks.append((index, matrix, part))
+    return Program(kernels, blocks, weights, families, order, int(p), **options)  # pyright: ignore[reportArgumentType]

@@ -1,27 +1,35 @@
-// Cycles of Algorithm 1 as recorded programs, and what Python calls.
+// Cycles as recorded programs, and what Python calls.
 
 #include "passes.hpp"
 
 namespace {
 
-// u^exponent of a scale class for every row or column.
+// Scale classes of every row or every column: each energy is multiplied by u^exponent, u = exp(p · z) of its class.
 struct Factor {
   const std::int32_t* ids;
   double exponent;
+  Size family;
 
-  double of(const double* u, Size i) const {
-    const double value = u[ids[i]];
-    return exponent == 1 ? value : exponent == -1 ? 1 / value : std::pow(value, exponent);
-  }
+  double of(const double* u, Size i) const { return raised(u[ids[i]]); }
+  double raised(double value) const { return exponent == 1 ? value : exponent == -1 ? 1 / value : std::pow(value, exponent); }
 };
 
-// Where a family of scale classes meets a block of a weight.
+// One side of a block.
+struct Line {
+  Size size, count;
+  const Factor* factors;
+  double* base;  // sums along it at the start of a cycle, without its own factors
+};
+
+// A matrix whose rows and columns scale, or a list of terms, one for each row, with several factors.
+struct Block {
+  Size tensor, first, pitch;  // which weight, its first entry, entries from one row to the next
+  Line lines[2];              // rows, columns
+};
+
+// Where a family meets a block: through a factor of one of its lines.
 struct Edge {
-  Size tensor, first, rows, columns, pitch;  // the block: which weight, its first entry, its shape
-  Size is_row, is_out, block;                // is the family along the rows? is its exponent negative? number of the block
-  Size count;                                // of factors along that side, …
-  const Factor* along;                       // … of which the first is the family's own
-  Factor across;                             // along the other side; no ids where nothing moves it
+  Size block, line, factor;
 };
 
 struct Family {
@@ -32,50 +40,170 @@ struct Family {
 };
 
 struct Program {
-  Size count;
-  const Family* families;  // in the order of the sweep
-  Size p, ids;
+  Size blocks, families;
+  const Block* block;
+  const Family* family;
+  const Size* order;  // of families in a sweep
+  Size p, ids, newton_steps;
+  double longest_step;
 };
 
-// Energies along one side of a block: Σ |w|^p times the factors across.
 template <class T, class A>
-void energies(const Edge& edge, int p, const T* const* tensors, const double* u, std::vector<A>& scales, std::vector<A>& sums,
-              int threads) {
-  const Size across = edge.is_row ? edge.columns : edge.rows;
-  sums.resize(edge.is_row ? edge.rows : edge.columns);
-  scales.assign(across, 1);
-  if (edge.across.ids)
-    for (Size j = 0; j < across; ++j) scales[j] = static_cast<A>(edge.across.of(u, j));
-  sum<T, A>(p, tensors[edge.tensor] + edge.first, edge.rows, edge.columns, edge.pitch, edge.is_row ? nullptr : scales.data(),
-            edge.is_row ? scales.data() : nullptr, edge.is_row ? sums.data() : nullptr, edge.is_row ? nullptr : sums.data(),
-            threads);
-}
+class Cycle {
+ public:
+  Cycle(const Program& program, const T* const* tensors, const double* weights, double* z, double* u, int threads)
+      : program_(program), tensors_(tensors), weights_(weights), z_(z), u_(u), threads_(threads),
+        shift_(program.families), has_moved_(program.families, true), into_(program.ids), out_(program.ids) {}
 
-// One sweep of coordinate steps z += log(out / into) / (2 · p · stiffness), family by family; u = exp(p · z) follows.
-template <class T, class A>
-void sweep(const Program& program, const T* const* tensors, const double* weights, double* z, double* u, int threads) {
-  std::vector<double> into(program.ids), out(program.ids);
-  std::vector<A> scales, sums;
-  const int p = static_cast<int>(program.p);
-  for (const Family* family = program.families; family != program.families + program.count; ++family) {
-    std::fill(into.begin() + family->first, into.begin() + family->last, 0.0);
-    std::fill(out.begin() + family->first, out.begin() + family->last, 0.0);
-    for (const Edge* edge = family->edges; edge != family->edges + family->count; ++edge) {
-      energies<T, A>(*edge, p, tensors, u, scales, sums, threads);
-      std::vector<double>& totals = edge->is_out ? out : into;
-      const double weight = weights[edge->block] * std::abs(edge->along->exponent);
-      for (Size i = 0; i < static_cast<Size>(sums.size()); ++i) {
-        double energy = weight * static_cast<double>(sums[i]);
-        for (Size k = 0; k < edge->count; ++k) energy *= edge->along[k].of(u, i);
-        totals[edge->along->ids[i]] += energy;
-      }
+  // Minimise over one scalar for each family, by Newton steps.
+  void level() {
+    const Size n = program_.families;
+    std::vector<double> totals(program_.blocks), logs(program_.blocks), exponents(program_.blocks * n), hessian(n * n), step(n);
+    for (Size b = 0; b < program_.blocks; ++b) {
+      logs[b] = std::log(weights_[b] * read(program_.block[b]));
+      for (const Line& line : program_.block[b].lines)
+        for (Size k = 0; k < line.count; ++k)
+          if (line.factors[k].family >= 0) exponents[b * n + line.factors[k].family] += program_.p * line.factors[k].exponent;
     }
-    for (Size id = family->first; id < family->last; ++id) {
-      const double step = std::log(out[id] / into[id]) * family->step;
-      if (std::isfinite(step)) u[id] = std::exp(p * (z[id] += step));  // channels without energy on one side stay
+    std::fill(shift_.begin(), shift_.end(), 0.0);
+    for (Size number = 0; number < program_.newton_steps; ++number) newton(logs, exponents, totals, hessian, step);
+    for (Size f = 0; f < n; ++f) {
+      has_moved_[f] = false;
+      for (Size id = program_.family[f].first; id < program_.family[f].last; ++id) u_[id] = std::exp(program_.p * (z_[id] += shift_[f]));
     }
   }
-}
+
+  // Coordinate steps z += log(out / into) / (2 · p · stiffness), family by family.
+  void sweep() {
+    for (Size number = 0; number < program_.families; ++number) {
+      const Family& family = program_.family[program_.order[number]];
+      std::fill(into_.begin() + family.first, into_.begin() + family.last, 0.0);
+      std::fill(out_.begin() + family.first, out_.begin() + family.last, 0.0);
+      for (Size e = 0; e < family.count; ++e) add(family.edges[e]);
+      for (Size id = family.first; id < family.last; ++id) {
+        const double step = std::log(out_[id] / into_[id]) * family.step;
+        if (std::isfinite(step)) u_[id] = std::exp(program_.p * (z_[id] += step));  // channels without energy on one side stay
+      }
+      has_moved_[program_.order[number]] = true;
+    }
+  }
+
+ private:
+  // Energy of each channel along one side, from the factors of the other: from the last reading if these moved as a whole since.
+  void add(const Edge& edge) {
+    const Block& block = program_.block[edge.block];
+    const Line &line = block.lines[edge.line], &other = block.lines[1 - edge.line];
+    const Factor& own = line.factors[edge.factor];
+    const double weight = weights_[edge.block] * std::abs(own.exponent);
+    bool is_known = line.base != nullptr;
+    double scale = 1;
+    for (Size k = 0; k < other.count; ++k) {
+      const Size family = other.factors[k].family;
+      is_known = is_known && !has_moved_[family];
+      scale *= is_known ? other.factors[k].raised(std::exp(program_.p * shift_[family])) : 1;
+    }
+    if (!is_known) {
+      spread(other, edge.line ? rows_ : columns_);
+      sums_[edge.line].resize(line.size);
+      pass(block, edge.line == 0, edge.line == 1);
+    }
+    std::vector<double>& totals = own.exponent < 0 ? out_ : into_;
+    for (Size i = 0; i < line.size; ++i)
+      totals[own.ids[i]] += weight * along(line, i) * (is_known ? scale * line.base[i] : static_cast<double>(sums_[edge.line][i]));
+  }
+
+  // Sums along both sides, which are kept; the whole energy.
+  double read(const Block& block) {
+    for (int side = 0; side < 2; ++side) {
+      spread(block.lines[side], side ? columns_ : rows_);
+      sums_[side].resize(block.lines[side].size);
+    }
+    pass(block, block.lines[0].base, block.lines[1].base);
+    double total = 0;
+    const int counted = block.lines[0].base ? 0 : 1;
+    for (int side = 0; side < 2; ++side)
+      for (Size i = 0; block.lines[side].base && i < block.lines[side].size; ++i) {
+        block.lines[side].base[i] = static_cast<double>(sums_[side][i]);
+        if (side == counted) total += block.lines[side].base[i] * along(block.lines[side], i);
+      }
+    return total;
+  }
+
+  void pass(const Block& block, bool with_rows, bool with_columns) {
+    sum<T, A>(static_cast<int>(program_.p), tensors_[block.tensor] + block.first, block.lines[0].size, block.lines[1].size, block.pitch,
+              rows_.data(), columns_.data(), with_rows ? sums_[0].data() : nullptr, with_columns ? sums_[1].data() : nullptr, threads_);
+  }
+
+  double along(const Line& line, Size i) const {
+    double product = 1;
+    for (Size k = 0; k < line.count; ++k) product *= line.factors[k].of(u_, i);
+    return product;
+  }
+
+  void spread(const Line& line, std::vector<A>& scales) const {
+    scales.resize(line.size);
+    for (Size i = 0; i < line.size; ++i) scales[i] = static_cast<A>(along(line, i));
+  }
+
+  // shift −= H⁻¹ g of log Σ exp(logs + exponents · shift).
+  void newton(const std::vector<double>& logs, const std::vector<double>& exponents, std::vector<double>& shares,
+              std::vector<double>& hessian, std::vector<double>& step) {
+    const Size n = program_.families;
+    for (Size b = 0; b < program_.blocks; ++b) {
+      shares[b] = logs[b];
+      for (Size f = 0; f < n; ++f) shares[b] += exponents[b * n + f] * shift_[f];
+    }
+    const double top = *std::max_element(shares.begin(), shares.end());
+    double whole = 0, diagonal = 0;
+    for (double& share : shares) whole += share = std::exp(share - top);
+    std::fill(hessian.begin(), hessian.end(), 0.0);
+    std::fill(step.begin(), step.end(), 0.0);
+    for (Size b = 0; b < program_.blocks; ++b)
+      for (Size f = 0; f < n; ++f) {
+        const double exponent = exponents[b * n + f], share = shares[b] / whole * exponent;
+        if (exponent == 0) continue;
+        step[f] += share;
+        diagonal += share * exponent / n;
+        for (Size g = 0; g < n; ++g) hessian[f * n + g] += share * exponents[b * n + g];
+      }
+    for (Size f = 0; f < n; ++f) hessian[f * n + f] += 1e-10 * diagonal;
+    solve(hessian, step, n);
+    double longest = program_.longest_step;
+    for (double value : step) longest = std::max(longest, std::abs(value));
+    for (Size f = 0; f < n; ++f) {
+      const double move = step[f] * (program_.longest_step / longest);
+      if (std::isfinite(move)) shift_[f] -= move;
+    }
+  }
+
+  // x ← H⁻¹ x for a positive definite H, which is overwritten by its Cholesky factor.
+  static void solve(std::vector<double>& h, std::vector<double>& x, Size n) {
+    for (Size i = 0; i < n; ++i)
+      for (Size j = 0; j <= i; ++j) {
+        double sum = h[i * n + j];
+        for (Size k = 0; k < j; ++k) sum -= h[i * n + k] * h[j * n + k];
+        h[i * n + j] = i == j ? std::sqrt(sum) : sum / h[j * n + j];
+      }
+    for (Size i = 0; i < n; ++i) {
+      for (Size k = 0; k < i; ++k) x[i] -= h[i * n + k] * x[k];
+      x[i] /= h[i * n + i];
+    }
+    for (Size i = n - 1; i >= 0; --i) {
+      for (Size k = i + 1; k < n; ++k) x[i] -= h[k * n + i] * x[k];
+      x[i] /= h[i * n + i];
+    }
+  }
+
+  const Program& program_;
+  const T* const* tensors_;
+  const double* weights_;
+  double *z_, *u_;
+  int threads_;
+  std::vector<double> shift_;    // of each family in the last leveling, …
+  std::vector<bool> has_moved_;  // … and whether its channels have moved by themselves since
+  std::vector<double> into_, out_;
+  std::vector<A> rows_, columns_, sums_[2];
+};
 
 }  // namespace
 
@@ -87,28 +215,18 @@ void equinorm_sum(int p, const Type* w, Size rows, Size columns, Size pitch, con
   sum<Type, Sum>(p, w, rows, columns, pitch, r, c, row_sums, column_sums, threads);
 }
 
-void equinorm_sweep(const Program* program, const Type* const* tensors, const double* weights, double* z, double* u, int threads) {
-  sweep<Type, Sum>(*program, tensors, weights, z, u, threads);
-}
-
-// The whole energy of the block of each edge.
-void equinorm_totals(const Edge* edges, Size count, int p, const Type* const* tensors, const double* u, double* totals, int threads) {
-  std::vector<Sum> scales, sums;
-  for (Size number = 0; number < count; ++number) {
-    const Edge& edge = edges[number];
-    energies<Type, Sum>(edge, p, tensors, u, scales, sums, threads);
-    double total = 0;
-    for (Size i = 0; i < static_cast<Size>(sums.size()); ++i) {
-      double energy = static_cast<double>(sums[i]);
-      for (Size k = 0; k < edge.count; ++k) energy *= edge.along[k].of(u, i);
-      total += energy;
-    }
-    totals[edge.block] = total;
+void equinorm_cycle(const Program* program, const Type* const* tensors, const double* weights, double* z, double* u, int cycles,
+                    int levels, int threads) {
+  Cycle<Type, Sum> cycle(*program, tensors, weights, z, u, threads);
+  for (int number = 0; number < cycles; ++number) {
+    if (levels) cycle.level();
+    cycle.sweep();
   }
 }
 
 void equinorm_scale(const Move<Type, Sum>* moves, Size count, int threads) {
-  for (const auto* move = moves; move != moves + count; ++move) (move->part ? scale<Type, Sum, true> : scale<Type, Sum, false>)(*move, threads);
+  for (const auto* move = moves; move != moves + count; ++move)
+    move->part ? scale<Type, Sum, true>(*move, threads) : scale<Type, Sum, false>(*move, threads);
 }
 
 void equinorm_follow(Type* part, const Type* w, Size entries, double keep, double add, int threads) {
