@@ -140,6 +140,13 @@ def test_files_stay_short(name):
     assert len(path_of(name).read_text("utf-8").splitlines()) <= LIMIT
 
 
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.[ch]pp")), ids=lambda path: path.name)
+def test_sources_of_kernels_stay_short(path):
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) <= LIMIT
+    assert max(map(len, lines)) <= 128
+
+
 @pytest.mark.parametrize("name", CORE)
 def test_core_neither_prints_nor_touches_files(name):
     tree = ast.parse(path_of(name).read_text("utf-8"))

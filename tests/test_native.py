@@ -148,6 +148,36 @@ class Mixed(nn.Module):
         return self.head(x.relu().mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """One packed weight for queries, keys and values: channels of a family are not contiguous in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("method", ["cyclic", "two-level"])
+def test_packed_attention(method):
+    torch.manual_seed(0)
+    model, inputs = Attention().double(), torch.randn(2, 4, 5, dtype=torch.float64)
+    unbalance_(model, inputs)
+    before, twin = copy.deepcopy(model), copy.deepcopy(model)
+    for network, compile in ((model, True), (twin, False)):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+        hook = ENorm(optimizer, network, (inputs,), cycles=3, method=method, compile=compile)
+            torch.optim.SGD(network.parameters(), lr=0.0), network, (inputs,), cycles=3, method=method, compile=compile
+        )
+        hook.cycle_()
+        assert is_recorded(hook) == compile
+    for compiled, plain in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-300)
+    assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
+
+
 @pytest.mark.parametrize("method", ["cyclic", "two-level"])
 def test_depthwise_concatenated_transposed_and_residual(method):
     torch.manual_seed(0)
@@ -158,6 +188,7 @@ def test_depthwise_concatenated_transposed_and_residual(method):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
         hook = ENorm(optimizer, network, (inputs,), cycles=3, method=method, compile=compile)
         hook.cycle_()
+        assert is_recorded(hook) == compile
     for compiled, plain in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-300)
     assert equinorm.deviation(model, before, (inputs,)) <= 1e-12

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from equinorm._layout import Layout, Pick
+from equinorm._layout import Layout
 from equinorm.native import is_dense, memory_order
 
 FEW_COLUMNS = 8
@@ -51,8 +50,8 @@ class Dense:
     lines: tuple[Line, ...]
 
 
-def dense(layout: Layout, picks: Sequence[Pick], tensor: Tensor) -> Dense | None:
-    """How a block of a weight is such a matrix; None if it is none."""
+def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | None:
+    """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
     order = memory_order(tensor)
@@ -68,10 +67,9 @@ def dense(layout: Layout, picks: Sequence[Pick], tensor: Tensor) -> Dense | None
         is_row, size = place < cut, sizes[place]
         before = math.prod(sizes[:place] if is_row else sizes[cut:place])
         after = math.prod(sizes[place + 1 : cut] if is_row else sizes[place + 1 :])
-        span = _span(pick, size)
-        if span is None or (span != (0, size) and before > 1):
+        first, last, _ = pick.indices(size)
+        if last - first < size and before > 1:
             return None
-        first, last = span
         lines.append(Line(is_row, before, last - first, after))
         start += first * after * (pitch if is_row else 1)
         if last - first < size:
@@ -79,21 +77,10 @@ def dense(layout: Layout, picks: Sequence[Pick], tensor: Tensor) -> Dense | None
     return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
 
 
-def _terms(sizes: Sequence[int], places: Sequence[int], pick: Pick) -> Dense | None:
+def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> Dense | None:
     """A row for every term: only where the axes that stay apart come first in memory, as they are numbered."""
     if list(places) != list(range(len(places))):
         return None
     columns = math.prod(sizes[len(places) :])
-    span = _span(pick, math.prod(sizes[: len(places)]))
-    if span is None:
-        return None
-    first, last = span
+    first, last, _ = pick.indices(math.prod(sizes[: len(places)]))
     return Dense(first * columns, (last - first, columns), columns, (Line(True, 1, last - first, 1),))
-
-
-def _span(pick: Pick, size: int) -> tuple[int, int] | None:
-    """First and last + 1 of contiguous places; None if they are not."""
-    if isinstance(pick, slice):
-        return pick.indices(size)[:2]
-    first, count = int(pick[0]), len(pick)
-    return (first, first + count) if torch.equal(pick.cpu(), torch.arange(first, first + count)) else None

@@ -1,23 +1,28 @@
 """Cycles recorded for the compiled kernels, which run them in one call."""
 
 import ctypes
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._blocks import GROUND, stiffness
-from equinorm._layout import Layout, Part
+from equinorm._blocks import GROUND, Side, stiffness
+from equinorm._layout import Layout, Part, Pick
 from equinorm.native._dense import Dense, dense
+
+MOST_PIECES = 64
+"""Into which one block may be cut."""
 
 
 class Program:
-    """Cycles of Algorithm 1 or of the two-level method. Blocks are numbered as parts that move, one layout after the other.
+    """Cycles of Algorithm 1 or of the two-level method.
 
     Args:
         kernels: that run it.
         blocks: index of the weight, its matrix, and who moves it.
+        owners: number of the part of the layouts that each is a piece of.
         tensors: the weights.
         families: first and last + 1 id of every family.
         order: of the families in a sweep.
@@ -30,7 +35,8 @@ class Program:
     def __init__(
         self,
         kernels: native.Kernels,
-        blocks: Sequence[tuple[int, Dense, Part]],
+        blocks: Sequence[tuple[int, Dense, tuple[Side, ...]]],
+        owners: Sequence[int],
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
         order: Sequence[int],
@@ -40,11 +46,12 @@ class Program:
         longest_step: float,
     ) -> None:
         self._kernels, self._tensors, self._levels, self._p = kernels, tensors, levels, p
+        self._owners = torch.tensor(owners)
         self._kept: list[object] = []  # memory that structures point into
         self._edges: list[list[native.Edge]] = [[] for _ in families]
         self._ids = max(last for _, last in families)
         records = [self._block(number, *block) for number, block in enumerate(blocks)]
-        stiff = [max([1.0, *(stiffness(part.sides, number) for _, _, part in blocks)]) for number in range(len(families))]
+        stiff = [max([1.0, *(stiffness(sides, number) for _, _, sides in blocks)]) for number in range(len(families))]
         rows = [
             native.Family(*families[number], len(edges), self._at(native.Edge, edges), 0.5 / (p * stiff[number]))
             for number, edges in enumerate(self._edges)
@@ -58,17 +65,17 @@ class Program:
         """Log-scales of classes 0..num_free after so many cycles, in float64.
 
         Args:
-            weights: by which the energy of each block counts, float64.
+            weights: by which the energy of each part counts that moves, float64, one layout after the other.
             cycles: how many.
         """
-        z = torch.zeros(self._ids, dtype=torch.float64)
+        z, weights = torch.zeros(self._ids, dtype=torch.float64), weights[self._owners]
         pointers = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
         self._kernels.cycle(self._program, pointers, weights, z, torch.ones_like(z), cycles, self._levels)
         return z
 
-    def _block(self, number: int, tensor: int, matrix: Dense, part: Part) -> native.Block:
+    def _block(self, number: int, tensor: int, matrix: Dense, sides: Sequence[Side]) -> native.Block:
         factors: tuple[list[native.Factor], list[native.Factor]] = ([], [])
-        for place, side in enumerate(part.sides):
+        for place, side in enumerate(sides):
             if side.family == GROUND:
                 continue
             line = matrix.lines[min(place, len(matrix.lines) - 1)]
@@ -110,13 +117,46 @@ def program(
     kernels = native.kernels(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
     if kernels is None:
         return None
-    blocks: list[tuple[int, Dense, Part]] = []
-    for index, (layout, weight) in enumerate(zip(layouts, weights, strict=True)):
-        for part in layout.parts:
-            if part.is_still:
-                continue
-            matrix = dense(layout, part.picks, weight)
-            if matrix is None or part.loops is not None:
-                return None
-            blocks.append((index, matrix, part))
-    return Program(kernels, blocks, weights, families, order, int(p), **options)  # pyright: ignore[reportArgumentType]
+    blocks: list[tuple[int, Dense, tuple[Side, ...]]] = []
+    owners: list[int] = []
+    moving = [(index, part) for index, layout in enumerate(layouts) for part in layout.parts if not part.is_still]
+    for number, (index, part) in enumerate(moving):
+        pieces = _pieces(part)
+        found = [dense(layouts[index], picks, weights[index]) for picks, _ in pieces]
+        if None in found or part.loops is not None or len(pieces) > MOST_PIECES:
+            return None
+        blocks += [(index, matrix, sides) for matrix, (_, sides) in zip(found, pieces, strict=True) if matrix is not None]
+        owners += [number] * len(pieces)
+    return Program(kernels, blocks, owners, weights, families, order, int(p), **options)  # pyright: ignore[reportArgumentType]
+
+
+_Piece = tuple[tuple[slice, ...], tuple[Side, ...]]
+"""Contiguous channels along each side, and who moves them."""
+
+
+def _pieces(part: Part) -> list[_Piece]:
+    """A block, cut where its channels are not contiguous in the weight."""
+    if len(part.picks) == 1:  # terms, of all sides
+        return [((pick,), tuple(_some(side, here) for side in part.sides)) for pick, here in _runs(part.picks[0])]
+    rows, columns = part.sides
+    return [
+        ((down, across), (_some(rows, here), _some(columns, there)))
+        for down, here in _runs(part.picks[0])
+        for across, there in _runs(part.picks[1])
+    ]
+
+
+def _some(side: Side, here: slice) -> Side:
+    return Side(side.family, side.ids[here], side.exponent)
+
+
+def _runs(pick: Pick) -> Iterator[tuple[slice, slice]]:
+    """Contiguous places, and where they are among all."""
+    if isinstance(pick, slice):
+        yield pick, slice(None)
+        return
+    places = pick.cpu()
+    starts = [0, *((places.diff() != 1).nonzero().flatten() + 1).tolist(), len(places)]
+    for first, last in itertools.pairwise(starts):
+        place = int(places[first])
+        yield slice(place, place + last - first), slice(first, last)

@@ -1,10 +1,10 @@
 // Passes over a matrix as it lies in memory: sums of |w|^p along its sides, and products with a scale for each row and column.
 //
-// A matrix has `rows` rows of `columns` entries; each row starts `pitch` entries behind the one before. Rows are cut into chunks
-// by the shape alone, and partial sums are joined in order: results do not depend on the number of threads.
+// A matrix has `rows` rows of `columns` entries; each row starts `pitch` entries behind the one before. Rows are cut into
+// chunks by the shape alone, and partial sums are joined in order: results do not depend on the number of threads.
 //
-// Two things decide the speed. Loads go to vectors of 32 bytes, several sums at a time, since one sum waits for itself. And long
-// rows are taken eight together, so that the vector of column scales is not read again from the second cache for each of them.
+// Two things decide the speed. Loads go to vectors of 32 bytes, several sums at a time, since one sum waits for itself. And
+// long rows are taken eight together, so that the column scales are not read again from the second cache for each of them.
 
 #pragma once
 
@@ -93,7 +93,12 @@ struct Entry<BFloat16> {
   }
   template <class A>
   static void store(BFloat16* p, Vector<A> v) {
-    for (int lane = 0; lane < kLanes<A>; ++lane) put(p + lane, v[lane]);
+    const auto narrow = __builtin_convertvector(v, typename VectorOf<float, kLanes<A>>::type);
+    typename VectorOf<std::uint32_t, kLanes<A>>::type bits;
+    std::memcpy(&bits, &narrow, sizeof bits);
+    bits = narrow != narrow ? bits - bits + 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const auto half = __builtin_convertvector(bits, typename VectorOf<std::uint16_t, kLanes<A>>::type);
+    std::memcpy(p, &half, sizeof half);
   }
 };
 
@@ -150,7 +155,8 @@ inline void sum_rows(const T* w, Size pitch, Size columns, const A* r, const A* 
 }
 
 template <class T, class A, int P, bool kRows, bool kColumns>
-void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, const A* c, A* row_sums, A* column_sums, int threads) {
+void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, const A* c, A* row_sums, A* column_sums,
+               int threads) {
   constexpr int kTogether = 8;
   const Size entries = kColumns ? std::max(kChunk, std::min(kColumnChunk, rows * columns / 8)) : kChunk;
   Size chunk = chunk_of(entries, columns);
@@ -164,7 +170,8 @@ void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, cons
     Size i = number * chunk;
     for (; columns >= kLong && i + kTogether <= last; i += kTogether)
       sum_rows<T, A, P, kRows, kColumns, kTogether, 1>(w + i * pitch, pitch, columns, r + i, c, row_sums + i, mine);
-    for (; i < last; ++i) sum_rows<T, A, P, kRows, kColumns, 1, 4>(w + i * pitch, pitch, columns, r + i, c, row_sums + i, mine);
+    for (; i < last; ++i)
+      sum_rows<T, A, P, kRows, kColumns, 1, 4>(w + i * pitch, pitch, columns, r + i, c, row_sums + i, mine);
   }
   if (!kColumns) return;
   std::vector<double> sums(columns);
@@ -174,7 +181,8 @@ void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, cons
 }
 
 template <class T, class A>
-void sum(int p, const T* w, Size rows, Size columns, Size pitch, const A* r, const A* c, A* row_sums, A* column_sums, int threads) {
+void sum(int p, const T* w, Size rows, Size columns, Size pitch, const A* r, const A* c, A* row_sums, A* column_sums,
+         int threads) {
   const auto squares = !column_sums ? sum_sides<T, A, 2, true, false>
                        : !row_sums  ? sum_sides<T, A, 2, false, true>
                                     : sum_sides<T, A, 2, true, true>;
@@ -239,8 +247,9 @@ void scale(const Move<T, A>& move, int threads) {
     const Size last = std::min(move.rows, (number + 1) * chunk);
     Size i = number * chunk;
     const auto at = [&](auto rows) {
-      scale_rows<T, A, kPart, decltype(rows)::value>(move.tensor + i * columns, kPart ? move.part + i * columns : nullptr, columns,
-                                                     move.r + i, move.c, kPart ? move.part_r + i : nullptr, move.part_c);
+      T* const part = kPart ? move.part + i * columns : nullptr;
+      scale_rows<T, A, kPart, decltype(rows)::value>(move.tensor + i * columns, part, columns, move.r + i, move.c,
+                                                     kPart ? move.part_r + i : nullptr, move.part_c);
       i += rows;
     };
     while (columns >= kLong && i + kTogether <= last) at(std::integral_constant<int, kTogether>{});

@@ -69,7 +69,7 @@ class Cycle {
     for (Size number = 0; number < program_.newton_steps; ++number) newton(logs, exponents, totals, hessian, step);
     for (Size f = 0; f < n; ++f) {
       has_moved_[f] = false;
-      for (Size id = program_.family[f].first; id < program_.family[f].last; ++id) u_[id] = std::exp(program_.p * (z_[id] += shift_[f]));
+      for (Size id = program_.family[f].first; id < program_.family[f].last; ++id) move(id, shift_[f]);
     }
   }
 
@@ -82,14 +82,19 @@ class Cycle {
       for (Size e = 0; e < family.count; ++e) add(family.edges[e]);
       for (Size id = family.first; id < family.last; ++id) {
         const double step = std::log(out_[id] / into_[id]) * family.step;
-        if (std::isfinite(step)) u_[id] = std::exp(program_.p * (z_[id] += step));  // channels without energy on one side stay
+        if (std::isfinite(step)) move(id, step);  // channels without energy on one side stay
       }
       has_moved_[program_.order[number]] = true;
     }
   }
 
  private:
-  // Energy of each channel along one side, from the factors of the other: from the last reading if these moved as a whole since.
+  void move(Size id, double step) {
+    z_[id] += step;
+    u_[id] = std::exp(program_.p * z_[id]);
+  }
+
+  // Adds the energy of each channel along one side of a block: from the last reading, if the other moved as a whole since.
   void add(const Edge& edge) {
     const Block& block = program_.block[edge.block];
     const Line &line = block.lines[edge.line], &other = block.lines[1 - edge.line];
@@ -108,8 +113,10 @@ class Cycle {
       pass(block, edge.line == 0, edge.line == 1);
     }
     std::vector<double>& totals = own.exponent < 0 ? out_ : into_;
-    for (Size i = 0; i < line.size; ++i)
-      totals[own.ids[i]] += weight * along(line, i) * (is_known ? scale * line.base[i] : static_cast<double>(sums_[edge.line][i]));
+    for (Size i = 0; i < line.size; ++i) {
+      const double energy = is_known ? scale * line.base[i] : static_cast<double>(sums_[edge.line][i]);
+      totals[own.ids[i]] += weight * along(line, i) * energy;
+    }
   }
 
   // Sums along both sides, which are kept; the whole energy.
@@ -130,8 +137,9 @@ class Cycle {
   }
 
   void pass(const Block& block, bool with_rows, bool with_columns) {
-    sum<T, A>(static_cast<int>(program_.p), tensors_[block.tensor] + block.first, block.lines[0].size, block.lines[1].size, block.pitch,
-              rows_.data(), columns_.data(), with_rows ? sums_[0].data() : nullptr, with_columns ? sums_[1].data() : nullptr, threads_);
+    A *const row_sums = with_rows ? sums_[0].data() : nullptr, *const column_sums = with_columns ? sums_[1].data() : nullptr;
+    sum<T, A>(static_cast<int>(program_.p), tensors_[block.tensor] + block.first, block.lines[0].size, block.lines[1].size,
+              block.pitch, rows_.data(), columns_.data(), row_sums, column_sums, threads_);
   }
 
   double along(const Line& line, Size i) const {
