@@ -169,8 +169,6 @@ def test_packed_attention(method):
     for network, compile in ((model, True), (twin, False)):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
         hook = ENorm(optimizer, network, (inputs,), cycles=3, method=method, compile=compile)
-            torch.optim.SGD(network.parameters(), lr=0.0), network, (inputs,), cycles=3, method=method, compile=compile
-        )
         hook.cycle_()
         assert is_recorded(hook) == compile
     for compiled, plain in zip(model.parameters(), twin.parameters(), strict=True):
