@@ -154,10 +154,10 @@ def measure(
 
 
 def draw(results: Path, picture: Path) -> None:
-    """Seconds against the number of weights, p = 2, float32."""
+    """Seconds against the number of weights, p = 2, float32, compiled."""
     import matplotlib.pyplot as plt
 
-    latest = {(r["network"], r["parameters"], r["dtype"], r["p"], r["tol"]): r for r in read(results)}
+    latest = {(r["network"], r["parameters"], r["dtype"], r["p"], r["tol"]): r for r in read(results) if r["compile"]}
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     found = [r for r in latest.values() if r["dtype"] == "float32" and r["p"] == 2]
     for colour, name in zip(("tab:blue", "tab:orange", "tab:green"), ("mlp", "resnet", "decoder"), strict=True):
@@ -167,7 +167,7 @@ def draw(results: Path, picture: Path) -> None:
             )
             label = f"{name}, residual {tol:g}"
             axes.loglog(*zip(*line, strict=True), style, color=colour, marker="o", markersize=3, label=label)
-    for factor, word in ((1, "one read of all weights"), (25, "25 reads")):
+    for factor, word in ((1, "one read of all weights"), (10, "10 reads")):
         line = sorted((r["parameters"], factor * r["read_s"]) for r in found if (r["network"], r["tol"]) == ("mlp", 1e-6))
         axes.loglog(*zip(*line, strict=True), color="0.6", linestyle="--" if factor > 1 else "-", label=word)
     axes.set(xlabel="weights (float32)", ylabel="seconds for balance and apply_")

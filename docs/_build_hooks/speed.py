@@ -54,31 +54,30 @@ def norms(records: list[Record]) -> str:
 
 
 def convergence(records: list[Record]) -> str:
-    """Reads and memory of balancing, by network, size, dtype and norm."""
+    """Reads and memory of balancing, by network, size, dtype and norm; plain and compiled."""
     rows = [
-        "| network | weights | p | one read | to 10⁻⁶ | to 10⁻¹⁰ | writing back | memory |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| network | weights | p | one read | to 10⁻⁶ | to 10⁻¹⁰ | compiled, to 10⁻⁶ | to 10⁻¹⁰ | writing back | memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    found: dict[tuple, dict[float, Record]] = {}
+    found: dict[tuple, dict[tuple[bool, float], Record]] = {}
     for record in records:
         key = (_machine(record), record["network"], record["parameters"], record["dtype"], record["p"])
-        found.setdefault(key, {})[record["tol"]] = record
-    for (_, name, parameters, dtype, p), by_tol in found.items():
-        coarse, fine = by_tol[1e-6], by_tol[1e-10]
-        reads = [f"{r['balance_reads']:.0f} <small>({r['spread'][0]:.0f}–{r['spread'][1]:.0f})</small>" for r in (coarse, fine)]
-        memory = max(coarse["memory"], fine["memory"])
-        size = f"{parameters / 1e6:.0f} M {dtype}"
-        cells = [
-            name,
-            size,
-            f"{p:g}",
-            f"{coarse['read_s'] * 1e3:.1f} ms",
-            *reads,
-            f"{coarse['rescale_reads']:.0f}",
-            f"{memory:.0%}",
-        ]
+        found.setdefault(key, {})[record["compile"], record["tol"]] = record
+    for (_, name, parameters, dtype, p), runs in found.items():
+        any_run = next(iter(runs.values()))
+        reads = [_reads(runs.get((compile, tol))) for compile in (False, True) for tol in (1e-6, 1e-10)]
+        size, memory = f"{parameters / 1e6:.0f} M {dtype}", max(run["memory"] for run in runs.values())
+        back = f"{any_run['rescale_reads']:.0f}"
+        cells = [name, size, f"{p:g}", f"{any_run['read_s'] * 1e3:.1f} ms", *reads, back, f"{memory:.0%}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def _reads(record: Record | None) -> str:
+    if record is None:
+        return ""
+    low, high = record["spread"]
+    return f"{record['balance_reads']:.0f} <small>({low:.0f}–{high:.0f})</small>"
 
 
 def equalization(records: list[Record]) -> str:
