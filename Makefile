@@ -24,10 +24,11 @@ types: $(VENV)/.stamp-lint
 docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# What a training step costs on this machine; minutes.
+# What a training step and a balance cost on this machine; about twenty minutes when nothing else runs.
 bench: $(VENV)/.stamp-test
 	$(BIN)/python benchmarks/step.py --output benchmarks/results/step.jsonl
 	$(BIN)/python benchmarks/step.py --norms --output benchmarks/results/norms.jsonl
+	$(BIN)/python benchmarks/convergence.py --sizes 1e6 1e7 1e8 --output benchmarks/results/convergence.jsonl
 
 format: $(VENV)/.stamp-lint
 	$(BIN)/ruff check --fix

@@ -186,3 +186,22 @@ def test_asymmetry_beyond_floating_point():
     with pytest.raises(BalanceError, match="choose it closer to 1"):
         ENorm(optimizer, model, (inputs,), c=1e6)
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_sparse_gradients_can_be_left_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 6, sparse=True), nn.Linear(6, 3))
+    inputs = torch.arange(5)
+    for gradients in (True, False):
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        with ENorm(optimizer, model, (inputs,), gradients=gradients) as hook:
+            model(inputs).square().mean().backward()
+            before, residual = copy.deepcopy(model), hook.residual()
+            if gradients:
+                with pytest.raises(RescaleError, match=r"gradient of 0\.weight, which is torch\.sparse_coo.*gradients=False"):
+                    hook.cycle_()
+                assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+            else:
+                hook.cycle_()
+                assert hook.residual() < residual
+        optimizer.zero_grad()

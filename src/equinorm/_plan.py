@@ -152,7 +152,7 @@ class Plan:
         if gradients:
             tensors += [bound.tensor.grad for bound in self._bound if bound.tensor.grad is not None]
         seen = [gradients, *(group.get("weight_decay") for group in groups)]
-        seen += [(id(tensor), tensor.data_ptr()) for tensor in tensors]
+        seen += [(id(tensor), _address(tensor)) for tensor in tensors]
         if seen != self._seen:
             self._seen = seen
             self._last = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
@@ -182,6 +182,11 @@ class Plan:
     def _gradients(self) -> Iterator[Move]:
         for bound in self._bound:
             if bound.tensor.grad is not None:
+                if bound.tensor.grad.layout != torch.strided:
+                    raise RescaleError(
+                        f"cannot rescale the gradient of {bound.name}, which is {bound.tensor.grad.layout}. If gradients are "
+                        "zeroed before the next backward pass, leave them out: ENorm(..., gradients=False)."
+                    )
                 check_writable(f"the gradient of {bound.name}", bound.tensor.grad)
                 yield Move(bound.index, bound.tensor.grad, -1)
 
@@ -256,6 +261,11 @@ class Plan:
             if bound.name not in tensors or tensors[bound.name].shape != bound.tensor.shape:
                 raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")
         return [_Bound(bound.index, bound.name, tensors[bound.name]) for bound in self._bound]
+
+
+def _address(tensor: Tensor) -> int:
+    """Where it lies in memory; 0 for sparse tensors and others without memory of their own."""
+    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided else 0
 
 
 def _distinct(index: int, scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[_Bound]:
