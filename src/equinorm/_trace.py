@@ -212,8 +212,32 @@ class Trace:
 
     def _vanish_flat(self, factors: Sequence[Factor], reason: Reason) -> None:
         if factors:
+            factors = _without_repeats(factors)
             sizes = torch.broadcast_shapes(*(factor.ids.shape for factor in factors))
             self.classes.equate([(f.exponent, f.ids.expand(sizes).reshape(-1).numpy()) for f in factors], reason)
+
+
+_MANY = 1 << 14
+"""Entries from which on it pays to look for slices that say the same as those before them."""
+
+
+def _without_repeats(factors: Sequence[Factor]) -> Sequence[Factor]:
+    """The same laws without slices that repeat the one before, as most of a sequence of tokens does."""
+    for axis in range(factors[0].ids.dim()):
+        sizes = torch.broadcast_shapes(*(factor.ids.shape for factor in factors))
+        if sizes[axis] < 3 or math.prod(sizes) < _MANY:
+            continue
+        others = [other for other in range(len(sizes)) if other != axis]
+        new = torch.zeros(sizes[axis] - 1, dtype=torch.bool)
+        for factor in factors:
+            if factor.ids.size(axis) > 1:
+                later, earlier = factor.ids.narrow(axis, 1, len(new)), factor.ids.narrow(axis, 0, len(new))
+                new |= (later != earlier).any(others) if others else later != earlier
+        if bool(new.all()):
+            continue
+        kept = torch.cat([torch.ones(1, dtype=torch.bool), new]).nonzero().flatten()
+        factors = [Factor(f.exponent, f.ids.index_select(axis, kept) if f.ids.size(axis) > 1 else f.ids) for f in factors]
+    return factors
 
 
 def _same(left: Factor, right: Factor) -> bool:
