@@ -52,6 +52,7 @@ CORE = [
     "_equivalence",
     "_cycle",
     "_biases",
+    "_matrices",
     "_mover",
     "_plan",
     "_training",

@@ -1,6 +1,8 @@
 """The kernels in C++ do what the plain passes do: every shape and dtype, whole networks, any number of threads."""
 
 import copy
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -12,7 +14,7 @@ import equinorm
 from equinorm import ENorm, EquinormError, native
 from equinorm.native._program import program
 from networks import Network, arguments, networks
-from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, unbalance_
+from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 from test_training_kernels import NETWORKS, channels_last, spread, transposed
 
 pytestmark = needs_compiler
@@ -246,7 +248,12 @@ def test_weights_whose_memory_is_replaced():
 
 @pytest.mark.parametrize(
     ("compiler", "reason"),
-    [("/no/such/compiler", "cannot run /no/such/compiler \\(from CXX\\)"), ("false", "false ended with 1: no message")],
+    [
+        ("/no/such/compiler", "cannot run /no/such/compiler: No such file"),
+        ("false", "false ended with 1: no message"),
+        ("true", "cannot load what true should have made: .*kernels.so"),
+        ("'/no/such dir/g++' -v", "cannot run /no/such dir/g\\+\\+"),
+    ],
 )
 def test_a_compiler_that_fails_is_named(monkeypatch, compiler, reason):
     monkeypatch.setenv("CXX", compiler)
@@ -254,8 +261,11 @@ def test_a_compiler_that_fails_is_named(monkeypatch, compiler, reason):
         native.kernels.__wrapped__(torch.float32, torch.float32)
 
 
-def test_no_compiler(monkeypatch):
+@pytest.mark.parametrize("named", [None, "", " "])
+def test_no_compiler(monkeypatch, named):
     monkeypatch.delenv("CXX", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CXX", named)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EquinormError, match="no c\\+\\+, g\\+\\+ or clang\\+\\+ on the PATH"):
         native.kernels.__wrapped__(torch.float32, torch.float32)
@@ -265,3 +275,32 @@ def test_norms_that_are_not_recorded():
     model = mlp()
     found = equinorm.symmetries(model, (torch.randn(1, 5, dtype=torch.float64),))
     assert program((), found.tensors, found.family_ranges, (), 3.0, torch.float64) is None
+
+
+def test_autograd_and_balances_see_that_weights_have_moved():
+    torch.manual_seed(0)
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), compile=True)
+    loss, balance = model(inputs).square().mean(), hook.symmetries.balance()
+    hook.cycle_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with pytest.raises(equinorm.RescaleError, match="weights have changed since this balance"):
+        balance.apply_()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_gradients_that_are_dropped_are_freed(compile):
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    hook = ENorm(optimizer, model, (inputs,), compile=compile)
+    step(model, optimizer, inputs)
+    gradients = [weakref.ref(parameter.grad) for parameter in model.parameters()]
+    optimizer.zero_grad()
+    gc.collect()
+    assert not any(gradient() is not None for gradient in gradients)
+    momentum = weakref.ref(optimizer.state[model[0].weight]["momentum_buffer"])
+    hook.remove()
+    optimizer.state.clear()
+    gc.collect()
+    assert momentum() is None

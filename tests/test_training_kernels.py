@@ -12,7 +12,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 import equinorm
-from equinorm import ENorm, EquinormError, _mover, _reading, native
+from equinorm import ENorm, EquinormError, _matrices, _reading, native
 from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 
 NETWORKS = {"fully connected": (mlp, (5,)), "convolutional": (convolutional, (2, 8, 8))}
@@ -42,9 +42,9 @@ def spread(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("strip", [1 << 18, 20])
 def test_layouts_and_strips(monkeypatch, lay_out, network, p, strip):
-    monkeypatch.setattr(_mover, "STRIP", strip)
+    monkeypatch.setattr(_matrices, "STRIP", strip)
     monkeypatch.setattr(_reading, "STRIP", strip)
-    monkeypatch.setattr(_mover, "_FEW", 0)
+    monkeypatch.setattr(_matrices, "_FEW", 0)
     torch.manual_seed(0)
     build, shape = NETWORKS[network]
     model, inputs = build(), torch.randn(4, *shape, dtype=torch.float64)

@@ -3,6 +3,7 @@
 import _thread
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -205,3 +206,23 @@ def test_sparse_gradients_can_be_left_out():
                 hook.cycle_()
                 assert hook.residual() < residual
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_hooks_are_not_copied(copied):
+    model, inputs, optimizer = made()
+    hook = ENorm(optimizer, model, (inputs,))
+    with pytest.raises(EquinormError, match="belongs to one optimizer and one model"):
+        copied(hook)
+    copied((model, optimizer))
+
+
+def test_decay_that_was_not_followed_is_noticed_among_known_tensors():
+    model, inputs, optimizer = made(**DECAY)
+    hook = ENorm(optimizer, model, (inputs,), gradients=False)
+    for _ in range(2):
+        step(model, optimizer, inputs)
+    hook.remove()
+    step(model, optimizer, inputs)
+    with pytest.raises(RescaleError, match="How much of it is weight decay is not known"):
+        hook.cycle_()

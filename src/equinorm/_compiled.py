@@ -47,8 +47,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
         except TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise EquinormError(
-                f"torch.compile cannot compile the step on this machine: {reason} On a CPU it needs a C++ compiler. Leave out "
-                "compile=True to do without."
+                f"torch.compile cannot compile the step on this machine: {reason} Leave out compile=True to do without."
             ) from error
 
     return run

@@ -165,7 +165,7 @@ class Cycle:
             for family in self._order:
                 into, out = self._energies(family, state)
                 if into is not None and out is not None:
-                    step = torch.log(out / into).nan_to_num_(0.0, 0.0, 0.0)
+                    step = (torch.log(out) - torch.log(into)).nan_to_num_(0.0, 0.0, 0.0)
                     self._move(state, family, step * (0.5 / (self._q * self._stiffness[family])))
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
 

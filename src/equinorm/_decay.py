@@ -31,7 +31,7 @@ class DecayParts:
         optimizer: whose averages.
         names: name by `id` of every parameter that moves.
         offsets: number that the network adds before it uses the tensor, by name, where it is not 0.
-        compile: the recursion of averages of degree 1, by torch.compile.
+        compile: the recursion of averages of degree 1, by kernels in C++ or torch.compile.
 
     Attributes:
         is_following: False from when steps are made without `before_step`: what is known is then of the past.
@@ -44,7 +44,7 @@ class DecayParts:
         self._parts: dict[str, dict[str, Parts]] = {}
         self._entered = False
         self.is_following = True
-        self._follow = _compiled_follow() if compile else _follow
+        self._follow = _CompiledFollow() if compile else _follow
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -201,28 +201,30 @@ def _follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
         torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def _compiled_follow() -> Callable[[Sequence[tuple[Tensor, Tensor, float, float]]], None]:
-    """The same in one pass; for torch.compile numbers go in as a tensor, so that schedules do not compile again."""
+class _CompiledFollow:
+    """The same in one pass."""
 
-    def follow(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:
-        for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            part.copy_(part * numbers[index, 0] + weight * numbers[index, 1])
+    def __init__(self) -> None:
+        self._inner: Callable[..., None] | None = None  # by torch.compile, where the kernels do not run
 
-    inner = compiled(follow)
-
-    def run(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
+    def __call__(self, sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
         known = [_kernels(part, weight) for part, weight, *_ in sums]
         for found, (part, weight, keep, add) in zip(known, sums, strict=True):
             if found is not None:
                 found.follow_(part, weight, keep, add)
-        sums = [entry for found, entry in zip(known, sums, strict=True) if found is None]
-        if sums and all(part.device.type in native.DEVICES for part, *_ in sums):
-            _follow(sums)
-        elif sums:
-            numbers = torch.tensor([[keep, add] for _, _, keep, add in sums], dtype=torch.float64)
-            inner([part for part, *_ in sums], [weight for _, weight, *_ in sums], numbers)
+        rest = [entry for found, entry in zip(known, sums, strict=True) if found is None]
+        if rest and all(part.device.type in native.DEVICES for part, *_ in rest):
+            _follow(rest)
+        elif rest:
+            self._inner = self._inner or compiled(_follow_each)
+            # numbers go in as a tensor, so that schedules do not compile again
+            numbers = torch.tensor([[keep, add] for _, _, keep, add in rest], dtype=torch.float64)
+            self._inner([part for part, *_ in rest], [weight for _, weight, *_ in rest], numbers)
 
-    return run
+
+def _follow_each(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:
+    for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        part.copy_(part * numbers[index, 0] + weight * numbers[index, 1])
 
 
 def _kernels(part: Tensor, weight: Tensor) -> native.Kernels | None:

@@ -89,6 +89,11 @@ class Plan:
         self._powers: set[int] = set()
         self._record()
 
+    def forget(self) -> None:
+        """Keep nothing alive that the optimizer lets go."""
+        self._seen, self._last = [], []
+        self._mover.forget()
+
     def shares(self, other: "Plan") -> bool:
         """Do both move some tensor?"""
         return not {id(bound.tensor) for bound in self._bound}.isdisjoint(id(bound.tensor) for bound in other._bound)
@@ -126,14 +131,16 @@ class Plan:
             RescaleError: if the model has changed or something cannot move; nothing has moved then.
         """
         self._renew()
-        moves, powers = self._moves(gradients)
+        moves = self._moves()
+        passing = [*self._gradients()] if gradients else []  # not kept: a gradient set to None is to be freed
+        powers = self._powers | {power for move in passing for power in move.exponents}
         with torch.no_grad(), self._full_precision():
             z = self._cycles(cycles)
         with torch.no_grad(), uninterrupted():
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
             self._mover.aim(z, powers)
-            self._move(moves)
+            self._move(moves, passing)
 
     def _full_precision(self) -> torch.autocast:
         """Sums of energies stay in their dtype where a step is made under autocast."""
@@ -142,22 +149,18 @@ class Plan:
 
     # ------------------------------------------------------------------------------------------------------ what moves
 
-    def _moves(self, gradients: bool) -> tuple[list[Move], set[int]]:
-        """What moves, and by which powers of its scales; the same list as before while the same tensors move."""
-        groups = self._optimizer.param_groups
+    def _moves(self) -> list[Move]:
+        """Weights and states that move; the same list as before while they are the same tensors."""
         tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
         states = [self._optimizer.state.get(bound.tensor, {}).values() for bound in self._bound]
         tensors += [value for state in states for value in state if isinstance(value, Tensor)]
         tensors += self.parts.tensors()
-        if gradients:
-            tensors += [bound.tensor.grad for bound in self._bound if bound.tensor.grad is not None]
-        seen = [gradients, *(group.get("weight_decay") for group in groups)]
-        seen += [(id(tensor), _address(tensor)) for tensor in tensors]
+        seen = [self.parts.is_following, *(group.get("weight_decay") for group in self._optimizer.param_groups)]
+        seen += [(id(tensor), *_address(tensor)) for tensor in tensors]
         if seen != self._seen:
-            self._seen = seen
-            self._last = [*self._weights(), *self._states(), *(self._gradients() if gradients else ())]
+            self._last, self._seen = [*self._weights(), *self._states()], seen
             self._powers = {power for move in self._last for power in move.exponents}
-        return self._last, self._powers
+        return self._last
 
     def _weights(self) -> Iterator[Move]:
         """Weights and averages of weights; those that share memory, as tied ones do, once."""
@@ -225,6 +228,9 @@ class Plan:
         self._biases.weigh(self._c)
         dtypes = {dtype for _, dtype, _ in place} if is_native else ()
         self._mover = Mover(self._moving, found.tensors, device, dtype, self._power_of_two, dtypes)
+        if is_native:  # those of weight decay too, so that no step can fail for want of a compiler
+            for _, kind, _ in place:
+                native.kernels(kind, torch.promote_types(kind, torch.float32))
         self._cycles, self._move = self._cycle.run, self._mover.move_
         if self._compile and not is_native:
             self._cycles, self._move = compiled(self._cycles), compiled(self._move)
@@ -263,9 +269,10 @@ class Plan:
         return [_Bound(bound.index, bound.name, tensors[bound.name]) for bound in self._bound]
 
 
-def _address(tensor: Tensor) -> int:
-    """Where it lies in memory; 0 for sparse tensors and others without memory of their own."""
-    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided else 0
+def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where and how it lies in memory; nothing for sparse tensors and others without memory of their own."""
+    has_memory = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return (tensor.data_ptr(), tensor.stride()) if has_memory else (0, ())
 
 
 def _distinct(index: int, scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[_Bound]:

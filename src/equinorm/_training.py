@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
 from equinorm._balance import check_options, counted, held_classes
-from equinorm._errors import BalanceError, RescaleError, describe
+from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._layout import layouts
 from equinorm._modules import Choice, unwrapped
 from equinorm._plan import Plan
@@ -189,6 +189,7 @@ class ENorm:
         for handle in self._handles:
             handle.remove()
         self._plan.parts.is_following = False
+        self._plan.forget()
 
     def __enter__(self) -> "ENorm":
         return self
@@ -216,6 +217,12 @@ class ENorm:
             raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")
         self._plan.parts.load_state_dict(state["decay"])
         self.steps, self.c = state["steps"], state["c"]
+
+    def __reduce__(self) -> NoReturn:
+        raise EquinormError(
+            "a hook belongs to one optimizer and one model, and is not copied or pickled: keep it outside of the model, make a "
+            "new ENorm for a copy of both, and load what state_dict() gives."
+        )
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in asdict(self.settings).items())

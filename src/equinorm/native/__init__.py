@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -96,7 +97,8 @@ class Move(Structure):
 class Kernels:
     """The compiled passes for one dtype of tensors and one of sums and scales.
 
-    All tensors lie dense in a CPU's memory. Functions whose names end in an underscore write.
+    All tensors lie dense in a CPU's memory. Functions whose names end in an underscore write to tensors, by address: who calls
+    `scale_` tells autograd (`increment_version`).
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -141,6 +143,7 @@ class Kernels:
     def follow_(self, part: Tensor, weight: Tensor, keep: float, add: float) -> None:
         """part ← keep · part + add · weight; both lie in memory alike."""
         self._library.equinorm_follow(part.data_ptr(), weight.data_ptr(), part.numel(), keep, add, torch.get_num_threads())
+        torch.autograd.graph.increment_version(part)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -167,28 +170,52 @@ def kernels(dtype: torch.dtype, sums: torch.dtype) -> Kernels | None:
     """
     if dtype not in TYPES or (dtype == torch.float64 and sums != torch.float64):
         return None
-    with tempfile.TemporaryDirectory(prefix="equinorm", ignore_cleanup_errors=True) as folder:  # Windows keeps what is loaded
-        built = Path(folder) / "kernels.so"
-        _compile([f"-DType={TYPES[dtype]}", f"-DSum={TYPES[sums]}", "-o", str(built)])
-        return Kernels(ctypes.CDLL(str(built)))
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="equinorm", ignore_cleanup_errors=True
+        ) as folder:  # Windows keeps what is loaded
+            built = Path(folder) / "kernels.so"
+            _compile([f"-DType={TYPES[dtype]}", f"-DSum={TYPES[sums]}", "-o", str(built)])
+            return Kernels(ctypes.CDLL(str(built)))
+    except OSError as error:
+        raise _refusal(f"cannot load what {' '.join(_compiler())} should have made: {error}") from error
+
+
+def _compiler() -> list[str]:
+    """The command: what CXX says, or the first that is on the PATH."""
+    named = os.environ.get("CXX", "").strip()
+    if named:
+        return [named] if shutil.which(named) else shlex.split(named)
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found is None:
+        raise _refusal("there is no c++, g++ or clang++ on the PATH")
+    return [found]
 
 
 def _compile(arguments: list[str]) -> None:
     tune = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     threads = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has no OpenMP: one thread there
-    flags = ["-std=c++17", "-O3", tune, *threads, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-w"]
-    named = os.environ.get("CXX")
-    compiler = named or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise _refusal("there is no c++, g++ or clang++ on the PATH")
-    command = [*compiler.split(), *flags, str(SOURCE), *arguments]
+    flags = [
+        "-std=c++17",
+        "-O3",
+        tune,
+        *threads,
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-shared",
+        "-fPIC",
+        "-w",
+    ]  # its user cannot mend warnings
+    command = _compiler()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            [*command, *flags, str(SOURCE), *arguments], capture_output=True, text=True, errors="replace", check=False
+        )
     except OSError as error:
-        raise _refusal(f"cannot run {compiler}{' (from CXX)' if named else ''}: {error.strerror}") from error
+        raise _refusal(f"cannot run {command[0]}: {error.strerror}") from error
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
-        raise _refusal(f"{compiler} ended with {done.returncode}: {lines[0].strip()}")
+        raise _refusal(f"{command[0]} ended with {done.returncode}: {lines[0].strip()}")
 
 
 def _refusal(reason: str) -> EquinormError:
