@@ -162,26 +162,11 @@ class Attention(nn.Module):
         return self.last(self.attention(x, x, x, need_weights=False)[0])
 
 
+@pytest.mark.parametrize(("kind", "shape"), [(Mixed, (2, 3, 6, 6)), (Attention, (2, 4, 5))])
 @pytest.mark.parametrize("method", ["cyclic", "two-level"])
-def test_packed_attention(method):
+def test_channels_in_every_arrangement(kind, shape, method):
     torch.manual_seed(0)
-    model, inputs = Attention().double(), torch.randn(2, 4, 5, dtype=torch.float64)
-    unbalance_(model, inputs)
-    before, twin = copy.deepcopy(model), copy.deepcopy(model)
-    for network, compile in ((model, True), (twin, False)):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-        hook = ENorm(optimizer, network, (inputs,), cycles=3, method=method, compile=compile)
-        hook.cycle_()
-        assert is_recorded(hook) == compile
-    for compiled, plain in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-300)
-    assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
-
-
-@pytest.mark.parametrize("method", ["cyclic", "two-level"])
-def test_depthwise_concatenated_transposed_and_residual(method):
-    torch.manual_seed(0)
-    model, inputs = Mixed().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    model, inputs = kind().double(), torch.randn(*shape, dtype=torch.float64)
     unbalance_(model, inputs)
     before, twin = copy.deepcopy(model), copy.deepcopy(model)
     for network, compile in ((model, True), (twin, False)):
