@@ -74,7 +74,7 @@ class Watch:
         """All that a module holds, as fast as can be had; while this stays what it was, so does `_inside`."""
         children, parameters, buffers = module._modules, module._parameters, module._buffers
         ids = map(id, (type(module), *children.values(), *parameters.values(), *buffers.values()))
-        return *children, *parameters, *buffers, *ids
+        return *children.keys(), *parameters.keys(), *buffers.keys(), *ids
 
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""
