@@ -37,6 +37,23 @@ def spread(model: nn.Module) -> nn.Module:
     return model
 
 
+def follows_algorithm_1(lay_out, network: str, p: float, **options) -> ENorm:
+    """The hook, after two cycles that were Algorithm 1 on weights that lie so in memory."""
+    torch.manual_seed(0)
+    build, shape = NETWORKS[network]
+    model, inputs = build(), torch.randn(4, *shape, dtype=torch.float64)
+    unbalance_(model, inputs)
+    plain = copy.deepcopy(model)
+    lay_out(model)
+    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), p=p, c=1.1, **options)
+    for _ in range(2):
+        hook.cycle_()
+        algorithm_1_(layers_of(plain), p, 1.1)
+    for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)
+    return hook
+
+
 @pytest.mark.parametrize("lay_out", [transposed, channels_last, spread])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
@@ -45,18 +62,7 @@ def test_layouts_and_strips(monkeypatch, lay_out, network, p, strip):
     monkeypatch.setattr(_matrices, "STRIP", strip)
     monkeypatch.setattr(_reading, "STRIP", strip)
     monkeypatch.setattr(_matrices, "_FEW", 0)
-    torch.manual_seed(0)
-    build, shape = NETWORKS[network]
-    model, inputs = build(), torch.randn(4, *shape, dtype=torch.float64)
-    unbalance_(model, inputs)
-    plain = copy.deepcopy(model)
-    lay_out(model)
-    hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), p=p, c=1.1)
-    for _ in range(2):
-        hook.cycle_()
-        algorithm_1_(layers_of(plain), p, 1.1)
-    for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(moved, expected, rtol=1e-12, atol=0)
+    follows_algorithm_1(lay_out, network, p)
 
 
 def test_gradients_that_lie_otherwise_than_their_weights():

@@ -127,7 +127,9 @@ class Cycle:
         self._exponents = self._exponents.to(device)
         self._levels_first = method == "two-level" and self._is_chained
         newton = {"levels": self._levels_first, "newton_steps": NEWTON_STEPS, "longest_step": LONGEST_STEP}
-        self._program = program(layouts, tensors, families, self._order, p, dtype, **newton) if compiled else None
+        self._program = None
+        if compiled:
+            self._program = program(layouts, tensors, families, self._order, self._stiffness, p, dtype, **newton)
         keeps = method == "two-level" and self._program is None
         self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
         self._is_weighed, self._weights = False, torch.ones(len(parts), device=device, dtype=dtype)

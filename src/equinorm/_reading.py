@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from equinorm import native
 from equinorm._blocks import STRIP
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
@@ -37,7 +38,7 @@ class Reading:
         self._layout, self._tensor, self._p, self._dtype = layout, tensor, p, dtype
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
-        self._order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+        self._order = native.memory_order(tensor)
         # Each axis that stays apart is a run of its own; neighbours that are summed are one.
         runs = [
             (place, [tensor.size(axis) for axis in axes])
@@ -75,8 +76,8 @@ class Reading:
     @property
     def has_strips(self) -> bool:
         """Can a matrix be read a strip at a time without a copy of the tensor?"""
-        memory = self._tensor.permute(self._order)
-        return len(self._kept) == 2 and 0 not in self._sums and memory.is_contiguous() and not self._layout.scaling.offset
+        is_dense = native.is_dense(self._tensor)
+        return len(self._kept) == 2 and 0 not in self._sums and is_dense and not self._layout.scaling.offset
 
     @property
     def slow_side(self) -> int:

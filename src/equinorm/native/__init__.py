@@ -148,7 +148,7 @@ class Kernels:
 
 def is_dense(tensor: Tensor) -> bool:
     """Does it fill its part of memory, in any order of its axes?"""
-    return tensor.permute(memory_order(tensor)).is_contiguous()
+    return tensor.is_contiguous() or tensor.permute(memory_order(tensor)).is_contiguous()
 
 
 def memory_order(tensor: Tensor) -> list[int]:
@@ -171,9 +171,8 @@ def kernels(dtype: torch.dtype, sums: torch.dtype) -> Kernels | None:
     if dtype not in TYPES or (dtype == torch.float64 and sums != torch.float64):
         return None
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="equinorm", ignore_cleanup_errors=True
-        ) as folder:  # Windows keeps what is loaded
+        # Windows keeps the file of what is loaded.
+        with tempfile.TemporaryDirectory(prefix="equinorm", ignore_cleanup_errors=True) as folder:
             built = Path(folder) / "kernels.so"
             _compile([f"-DType={TYPES[dtype]}", f"-DSum={TYPES[sums]}", "-o", str(built)])
             return Kernels(ctypes.CDLL(str(built)))
@@ -195,17 +194,8 @@ def _compiler() -> list[str]:
 def _compile(arguments: list[str]) -> None:
     tune = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     threads = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has no OpenMP: one thread there
-    flags = [
-        "-std=c++17",
-        "-O3",
-        tune,
-        *threads,
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-shared",
-        "-fPIC",
-        "-w",
-    ]  # its user cannot mend warnings
+    quiet = "-w"  # who uses it cannot mend warnings
+    flags = ["-std=c++17", "-O3", tune, *threads, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", quiet]
     command = _compiler()
     try:
         done = subprocess.run(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._blocks import GROUND, Side, stiffness
+from equinorm._blocks import GROUND, Side
 from equinorm._layout import Layout, Part, Pick
 from equinorm.native._dense import Dense, dense
 
@@ -26,6 +26,7 @@ class Program:
         tensors: the weights.
         families: first and last + 1 id of every family.
         order: of the families in a sweep.
+        stiffness: by which the steps of each family are divided.
         p: 1 or 2.
         levels: minimise over one scalar for each family before each sweep.
         newton_steps: of which so many are taken.
@@ -40,20 +41,20 @@ class Program:
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
         order: Sequence[int],
+        stiffness: Sequence[float],
         p: int,
         levels: bool,
         newton_steps: int,
         longest_step: float,
     ) -> None:
-        self._kernels, self._tensors, self._levels, self._p = kernels, tensors, levels, p
+        self._kernels, self._tensors, self._levels = kernels, tensors, levels
         self._owners = torch.tensor(owners)
         self._kept: list[object] = []  # memory that structures point into
         self._edges: list[list[native.Edge]] = [[] for _ in families]
         self._ids = max(last for _, last in families)
         records = [self._block(number, *block) for number, block in enumerate(blocks)]
-        stiff = [max([1.0, *(stiffness(sides, number) for _, _, sides in blocks)]) for number in range(len(families))]
         rows = [
-            native.Family(*families[number], len(edges), self._at(native.Edge, edges), 0.5 / (p * stiff[number]))
+            native.Family(*families[number], len(edges), self._at(native.Edge, edges), 0.5 / (p * stiffness[number]))
             for number, edges in enumerate(self._edges)
         ]
         self._program = native.Program(
@@ -103,6 +104,7 @@ def program(
     tensors: Mapping[str, Tensor],
     families: Sequence[tuple[int, int]],
     order: Sequence[int],
+    stiffness: Sequence[float],
     p: float,
     dtype: torch.dtype,
     **options: float,
@@ -127,7 +129,7 @@ def program(
             return None
         blocks += [(index, matrix, sides) for matrix, (_, sides) in zip(found, pieces, strict=True) if matrix is not None]
         owners += [number] * len(pieces)
-    return Program(kernels, blocks, owners, weights, families, order, int(p), **options)  # pyright: ignore[reportArgumentType]
+    return Program(kernels, blocks, owners, weights, families, order, stiffness, int(p), **options)  # pyright: ignore[reportArgumentType]
 
 
 _Piece = tuple[tuple[slice, ...], tuple[Side, ...]]

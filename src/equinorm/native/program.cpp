@@ -58,7 +58,7 @@ class Cycle {
   // Minimise over one scalar for each family, by Newton steps.
   void level() {
     const Size n = program_.families;
-    std::vector<double> totals(program_.blocks), logs(program_.blocks), exponents(program_.blocks * n), hessian(n * n), step(n);
+    std::vector<double> shares(program_.blocks), logs(program_.blocks), exponents(program_.blocks * n), hessian(n * n), step(n);
     for (Size b = 0; b < program_.blocks; ++b) {
       logs[b] = std::log(weights_[b] * read(program_.block[b]));
       for (const Line& line : program_.block[b].lines)
@@ -66,7 +66,7 @@ class Cycle {
           if (line.factors[k].family >= 0) exponents[b * n + line.factors[k].family] += program_.p * line.factors[k].exponent;
     }
     std::fill(shift_.begin(), shift_.end(), 0.0);
-    for (Size number = 0; number < program_.newton_steps; ++number) newton(logs, exponents, totals, hessian, step);
+    for (Size number = 0; number < program_.newton_steps; ++number) newton(logs, exponents, shares, hessian, step);
     for (Size f = 0; f < n; ++f) {
       has_moved_[f] = false;
       for (Size id = program_.family[f].first; id < program_.family[f].last; ++id) move(id, shift_[f]);
