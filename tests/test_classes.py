@@ -4,8 +4,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
+from equinorm import _trace
 from equinorm._classes import PINNED, Classes, Reason
+from equinorm._labels import Factor
 
 LAWS = [
     [(1, [2, 2]), (-1, [3, 4])],
@@ -54,3 +57,22 @@ def test_random_systems(seed):
         exponents = draw.choice([-2, -1, 1, 2, 3], terms).tolist()
         laws.append([(exponent, draw.integers(1, count + 2, rows).tolist()) for exponent in exponents])
     check(laws, count)
+
+
+def test_laws_without_repeated_slices_are_the_same_laws(monkeypatch):
+    """Slices equal to the one before say nothing new; all others are kept, also where they come again later."""
+    monkeypatch.setattr(_trace, "_MANY", 0)
+    generator = torch.Generator().manual_seed(0)
+    fewer = 0
+    for _ in range(200):
+        sizes = [(6, 1, 5), (6, 4, 1), (1, 4, 5)]
+        factors = [Factor(Fraction(1), torch.randint(2, 4, size, generator=generator)) for size in sizes]
+        for axis, length in enumerate((6, 4, 5)):
+            runs = torch.randint(length, (length,), generator=generator).sort().values
+            ids = [f.ids.index_select(axis, runs) if f.ids.size(axis) > 1 else f.ids for f in factors]
+            factors = [Factor(f.exponent, own) for f, own in zip(factors, ids, strict=True)]
+        kept = _trace._without_repeats(factors)
+        before, after = (torch.stack(torch.broadcast_tensors(*(f.ids for f in some))).flatten(1).T for some in (factors, kept))
+        assert {*map(tuple, after.tolist())} == {*map(tuple, before.tolist())}
+        fewer += len(after) < len(before)
+    assert fewer > 150
