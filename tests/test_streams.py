@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import equinorm
 from equinorm import _streams
 from equinorm._balance import counted
-from equinorm._blocks import Problem
+from equinorm._blocks import Block, Problem
 from equinorm._energy import problem
 from equinorm._layout import layouts
 from equinorm._reading import AT_ONCE
@@ -66,6 +66,13 @@ def convolutions(kernel: int, channels_last: bool = False) -> nn.Module:
     return net.to(memory_format=torch.channels_last) if channels_last else net  # type: ignore[call-overload]
 
 
+def flattened() -> nn.Module:
+    """A linear layer behind images of 12 entries a channel."""
+    return nn.Sequential(
+        nn.Conv2d(3, 10, 3), nn.ReLU(), nn.Flatten(), nn.Linear(120, 50), nn.ReLU(), nn.Linear(50, 4, bias=False)
+    )
+
+
 NETWORKS = {
     "linear": (lambda: nn.Sequential(nn.Linear(8, 70), nn.ReLU(), nn.Linear(70, 90), nn.ReLU(), nn.Linear(90, 5)), (1, 8)),
     "loops": (Loop, (1, 4)),
@@ -74,6 +81,7 @@ NETWORKS = {
     "3 x 3": (lambda: convolutions(3), (1, 3, 8, 8)),
     "5 x 5, channels last": (lambda: convolutions(5, True), (1, 3, 8, 8)),
     "1 x 1": (lambda: convolutions(1), (1, 3, 8, 8)),
+    "flattened": (flattened, (1, 3, 5, 6)),
 }
 
 
@@ -100,6 +108,8 @@ def strips(request, monkeypatch):
     """Strips of a few entries show mistakes at their edges."""
     monkeypatch.setattr("equinorm._reading.AT_ONCE", request.param)
     monkeypatch.setattr("equinorm._streams.AT_ONCE", request.param)
+    monkeypatch.setattr("equinorm._blocks.STRIP", request.param)
+    monkeypatch.setattr("equinorm._reading.STRIP", request.param)
 
 
 both_ways = pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)], ids=["plain", "compiled"])
@@ -225,6 +235,44 @@ def test_energies_of_kernels_are_kept_only_where_they_are_small():
     streams = [stream for stream in energies(half, 2.0, True).streams if isinstance(stream, Stream)]
     assert [stream._keeps for stream in streams] == [False]  # 4 of 18
     assert _streams.KEPT == 8
+
+
+def test_runs_of_equal_scales_are_summed():
+    """The columns of a linear layer behind a flattened image are as many as there are channels."""
+    symmetries = analysed("flattened")
+    weight = next(i for i, scaling in enumerate(counted(symmetries.scalings, biases=False)) if scaling.shape == (50, 120))
+    for p in (2.0, math.inf):
+        (block,) = (b for b in energies(symmetries, p, False).blocks if b.tensor == weight)
+        assert isinstance(block, Block)
+        assert block.energies.shape == (50, 10)
+        weights = symmetries.tensors["3.weight"].detach().double().abs().view(50, 10, 12)
+        expected = weights.amax(2) if p == math.inf else weights.square().sum(2)
+        torch.testing.assert_close(block.energies, expected, rtol=1e-14, atol=0)
+
+
+@pytest.mark.usefixtures("strips")
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_largest_entries(name, dtype):
+    """p = ∞: the largest |w| · s of every channel."""
+    symmetries = analysed(name, dtype)
+    found = energies(symmetries, math.inf, True, c=1.0)
+    z = torch.randn(symmetries.num_free + 1, dtype=torch.float64)
+    z[0] = 0
+    for index, scaling in enumerate(counted(symmetries.scalings, biases=False)):
+        moved = symmetries.tensors[scaling.name].detach().double().abs().log()
+        for exponent, ids in scaling.factors:
+            moved = moved + exponent * z[ids]
+        assert found.log_energies(z)[index] == pytest.approx(float(moved.max()), abs=1e-12)
+        blocks = [block for block in found.blocks if block.tensor == index]
+        if len(blocks) > 1 or name == "loops":
+            continue
+        for place, side in enumerate(blocks[0].sides):
+            for _, ids in scaling.factors:
+                if side.family >= 0 and torch.isin(ids, side.ids).all():
+                    rows = [moved[(ids == i).expand(moved.shape)].max() for i in side.ids]
+                    logs = blocks[0].log_energies(place, z, 1.0, True)
+                    torch.testing.assert_close(logs, torch.stack(rows), rtol=0, atol=1e-12)
 
 
 def test_weights_on_a_loop_that_are_not_finite():

@@ -125,12 +125,14 @@ def log_sum(logs: Tensor) -> float:
 
 def _largest(matrix: Tensor, factors: Tensor) -> Tensor:
     """max_j matrix[i, j] · factors[j], a strip that fits the cache at a time, along the rows as they lie in memory."""
+    by_row = matrix.stride(1) == 1 or matrix.stride(0) != 1
+    memory, factors, best = (matrix, factors, None) if by_row else (matrix.T, factors[:, None], matrix.new_zeros(len(matrix)))
     strip = max(1, STRIP // max(matrix.shape))
-    if matrix.stride(1) == 1 or matrix.stride(0) != 1:
-        return torch.cat([(rows * factors).amax(1) for rows in matrix.split(strip)])
-    best = matrix.new_zeros(len(matrix))
-    for columns, part in zip(matrix.T.split(strip), factors.split(strip), strict=True):
-        torch.maximum(best, (columns * part[:, None]).amax(0), out=best)
+    room = memory.new_empty(min(strip, len(memory)), memory.shape[1])  # fresh pages cost more than products
+    if best is None:
+        return torch.cat([torch.mul(rows, factors, out=room[: len(rows)]).amax(1) for rows in memory.split(strip)])
+    for rows, own in zip(memory.split(strip), factors.split(strip), strict=True):
+        torch.maximum(best, torch.mul(rows, own, out=room[: len(rows)]).amax(0), out=best)
     return best
 
 

@@ -121,7 +121,7 @@ def _totals(energies: Tensor) -> list[Tensor]:
 
 def _scaled(layout: Layout, tensor: Tensor, p: float) -> tuple[Tensor, list[Tensor]]:
     """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales."""
-    weight, axes, q = layout.scaling.effective(tensor), layout.axes, 1.0 if math.isinf(p) else p
+    weight, axes, q = layout.effective(tensor), layout.axes, 1.0 if math.isinf(p) else p
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
     magnitude = weight.to("cpu", torch.float64).abs()
     offsets = []

@@ -1,13 +1,15 @@
 """Where each tensor's energies lie, and which channels move them: everything about a problem but the numbers.
 
-|w|^p is summed over the axes that no scale tells apart. What remains between an out-axis and an in-axis is a matrix; with one
+|w|^p is summed over the axes that no scale tells apart, and over runs of equal scales along an axis, which become an axis of
+their own (a linear layer behind a flattened image). What remains between an out-axis and an in-axis is a matrix; with one
 axis only, a matrix of one column on the ground; with more, or with several scales on one axis, a list of terms. It is cut
 where families of channels change. A training hook works this out once and reads the weights many times.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ class Layout:
     """How one tensor's energies are laid out.
 
     Attributes:
-        scaling: of the tensor.
+        scaling: of the tensor, as `view` shows it.
         axes: that stay apart; the others are summed.
         is_matrix: two sides, rows and columns (of one column if `axes` has one entry), or a list of terms?
         parts: its blocks.
@@ -59,6 +61,15 @@ class Layout:
     def others(self) -> tuple[int, ...]:
         """The axes to sum over."""
         return tuple(axis for axis in range(len(self.scaling.shape)) if axis not in self.axes)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The tensor without gradient, with an axis for every run of equal scales."""
+        weight = tensor.detach()
+        return weight if weight.shape == self.scaling.shape else weight.view(self.scaling.shape)
+
+    def effective(self, tensor: Tensor) -> Tensor:
+        """The same plus the offset: what scales."""
+        return self.view(tensor) + self.scaling.offset if self.scaling.offset else self.view(tensor)
 
 
 def layouts(
@@ -85,6 +96,7 @@ _Channels = tuple[Tensor, Tensor]
 
 def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
+    scaling, factors = _split(scaling, factors)
     axes = tuple(sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1}))
     separate = all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors)
     along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes] if separate else []
@@ -95,6 +107,32 @@ def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
             sides.append((one.long(), one))
         return Layout(scaling, axes, True, tuple(_matrix_parts(sides, family_of)))
     return Layout(scaling, axes, False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+
+
+def _split(scaling: Scaling, factors: list[tuple[float, Tensor]]) -> tuple[Scaling, list[tuple[float, Tensor]]]:
+    """Make an axis of (channels · n) where scales repeat n times each into two axes, of the channels and of n."""
+    shape: list[int] = []
+    for size in scaling.shape:
+        axis = len(shape)
+        run = math.gcd(size, *(_run(ids, axis) for _, ids in factors if ids.size(axis) > 1))
+        is_split = 1 < run < size
+        shape += [size // run, run] if is_split else [size]
+        if is_split:
+            ones = (size // run, run)
+            factors = [
+                (e, ids.unsqueeze(axis) if ids.size(axis) == 1 else ids.unflatten(axis, ones).narrow(axis + 1, 0, 1))
+                for e, ids in factors
+            ]
+    return (scaling, factors) if len(shape) == len(scaling.shape) else (replace(scaling, shape=tuple(shape)), factors)
+
+
+def _run(ids: Tensor, axis: int) -> int:
+    """Largest number of entries along an axis that any run of equal ids is a multiple of; 0 if they are all equal."""
+    after, before = ids.narrow(axis, 1, ids.size(axis) - 1), ids.narrow(axis, 0, ids.size(axis) - 1)
+    if not torch.equal(after.narrow(axis, 0, 1), before.narrow(axis, 0, 1)):
+        return 1
+    changes = (after != before).movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0] + 1
+    return math.gcd(*changes.tolist())
 
 
 def _joined(factors: Sequence[tuple[float, Tensor]]) -> _Channels | None:

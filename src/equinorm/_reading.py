@@ -36,6 +36,7 @@ class Reading:
 
     def __init__(self, layout: Layout, tensor: Tensor, p: float, dtype: torch.dtype, keeps: bool) -> None:
         self._layout, self._tensor, self._p, self._dtype = layout, tensor, p, dtype
+        tensor = layout.view(tensor)
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
         self._order = native.memory_order(tensor)
@@ -60,15 +61,17 @@ class Reading:
 
     def read(self) -> Tensor:
         """Energies: a matrix of two sides, or a list of terms."""
-        weight = self._layout.scaling.effective(self._tensor)
+        weight = self._layout.effective(self._tensor)
         if self._memory is not None and not torch.compiler.is_compiling():
             return torch.mul(weight, weight, out=self._memory).reshape(self._shape)
         if not self._sums:
             return self._power(weight).reshape(self._shape)
-        if math.isinf(self._p):
-            return self._power(weight).amax(self._layout.others).reshape(self._shape)
-        room = self._room(self._strip) if self._p in CHEAP and not torch.compiler.is_compiling() else None
         strips = weight.permute(self._order).reshape(self._runs).split(self._strip)
+        if math.isinf(self._p):  # exact in any dtype
+            strips = [strip.abs().amax(self._sums) for strip in strips]
+            whole = (torch.stack(strips).amax(0) if self._sums[0] == 0 else torch.cat(strips)).to(self._dtype)
+            return whole.view(self._kept).permute(self._back).reshape(self._shape)
+        room = self._room(self._strip) if self._p in CHEAP and not torch.compiler.is_compiling() else None
         strips = [self._summed(strip, None if room is None else room[: len(strip)]) for strip in strips]
         whole = sum(strips[1:], strips[0]) if self._sums[0] == 0 else torch.cat(strips)
         return whole.view(self._kept).permute(self._back).reshape(self._shape)
@@ -89,7 +92,7 @@ class Reading:
 
         Only where `has_strips`, for p = 1 and 2. A strip holds until the next one is asked for.
         """
-        weight = self._tensor.detach().permute(self._order).view(self._runs)
+        weight = self._layout.view(self._tensor).permute(self._order).view(self._runs)
         rows = max(1, AT_ONCE // math.prod(self._runs[1:]))
         memory = self._room(rows)
         for first in range(0, self._runs[0], rows):
@@ -133,6 +136,6 @@ def check_finite(name: str, weight: Tensor, sums: Sequence[Tensor]) -> None:
     Raises:
         BalanceError: which names it.
     """
-    if not all(bool(total.isfinite().all()) for total in sums):
+    if not all(math.isfinite(total.max()) for total in sums if total.numel()):  # of magnitudes; NaN is the largest
         bad = "NaN" if bool(weight.isnan().any()) else "inf"
         raise BalanceError(f"cannot balance {name}: it holds {bad}. The model was not touched.")

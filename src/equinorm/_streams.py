@@ -124,7 +124,7 @@ class Stream:
             if part.is_still:
                 yield log_sum(self.along(0, part.picks[0], part.sides[1], start))
         if self._loops is not None:
-            weight = self._tensor.detach().permute(*self.layout.axes, *self.layout.others)
+            weight = self.layout.view(self._tensor).permute(*self.layout.axes, *self.layout.others)
             loops = weight[self._loops.to(weight.device)].to("cpu", torch.float64).abs() ** self._p
             check_finite(self.layout.scaling.name, self._tensor, [loops])
             yield log_sum(loops.flatten().log()) + self._log_weight

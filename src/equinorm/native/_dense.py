@@ -54,6 +54,7 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
     """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
+    tensor = layout.view(tensor)
     order = memory_order(tensor)
     sizes, places = [tensor.size(axis) for axis in order], [order.index(axis) for axis in layout.axes]
     if not layout.is_matrix:
