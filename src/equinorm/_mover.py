@@ -97,10 +97,14 @@ class Mover:
     def aim(self, z: Tensor, exponents: Iterable[int]) -> None:
         """Take the log-scales of classes 0..num_free, and the exponents with which they will be used."""
         self._z = z if self._unit is None else torch.round(z / self._unit) * self._unit
-        for exponent in {*exponents}:
+        wanted = {*exponents}
+        for exponent in sorted(wanted, reverse=True):
             if exponent not in self._powers:
                 powers = self._powers[exponent] = self._z.new_empty(self._places.size(1))
                 self._scales[exponent] = [matrix and matrix.find(powers) for matrix in self._matrices]
+            if exponent < 0 and -exponent in wanted:
+                torch.reciprocal(self._powers[-exponent], out=self._powers[exponent])
+                continue
             table = self._exp_(self._z[:, None] * (self._distinct * exponent)).view(-1)
             found = torch.index_select(table, 0, self._places[0], out=self._powers[exponent])
             for places in self._places[1:]:

@@ -1,5 +1,6 @@
 """One rescaling step, recorded: which tensors are read, which move along, and by which power of their scales."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -134,18 +135,19 @@ class Plan:
         moves = self._moves()
         passing = [*self._gradients()] if gradients else []  # not kept: a gradient set to None is to be freed
         powers = self._powers | {power for move in passing for power in move.exponents}
-        with torch.no_grad(), self._full_precision():
-            z = self._cycles(cycles)
-        with torch.no_grad(), uninterrupted():
+        with torch.no_grad():
+            with self._full_precision():
+                z = self._cycles(cycles)
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
-            self._mover.aim(z, powers)
-            self._move(moves, passing)
+            with uninterrupted():
+                self._mover.aim(z, powers)
+                self._move(moves, passing)
 
-    def _full_precision(self) -> torch.autocast:
+    def _full_precision(self) -> contextlib.AbstractContextManager:
         """Sums of energies stay in their dtype where a step is made under autocast."""
-        device, _, _ = self._place[0]
-        return torch.autocast(device.type, enabled=False)
+        kind = self._place[0][0].type
+        return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
     # ------------------------------------------------------------------------------------------------------ what moves
 
