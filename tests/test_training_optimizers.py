@@ -53,6 +53,15 @@ CASES = {
     "Adadelta": (optim.Adadelta, {"eps": TINY}),
 }
 
+CAPTURABLE = {
+    f"{kind.__name__} capturable{' foreach' if foreach else ''}": (kind, {"eps": 1e-30, "capturable": True, "foreach": foreach})
+    for kind in (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adadelta)
+    for foreach in (False, True)
+}
+"""Their steps count in float32 tensors, so that a CUDA graph can record them; PyTorch allows that on accelerators only."""
+
+CASES |= CAPTURABLE
+
 CANCEL = {f"{name} decay{form}" for name in ("Adam", "NAdam", "RAdam", "Adagrad") for form in ("", " maximize", " fused")}
 """Averages of (g + λw)²: where g is about −λw they lose digits, in whatever coordinates."""
 
@@ -71,8 +80,11 @@ def unbalanced() -> tuple[nn.Sequential, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_updates_are_those_of_the_new_coordinates(case):
+def test_updates_are_those_of_the_new_coordinates(case, monkeypatch):
     kind, options = CASES[case]
+    if case in CAPTURABLE:  # the same formulas, on this device
+        for base in kind.__mro__[:-1]:
+            monkeypatch.setattr(f"{base.__module__}._get_capturable_supported_devices", lambda *_, **__: ["cpu"], raising=False)
     model, inputs = unbalanced()
     lr = 0.05
     optimizer = kind(model.parameters(), lr=lr, **options)
