@@ -82,6 +82,8 @@ class Block:
         there = z[other.ids]
         if side in self._kept:
             before, base = self._kept[side]
+            if torch.equal(there, before):
+                return base + q * own.exponent * z[own.ids]
             shift = there - before
             if float(shift.max() - shift.min()) <= 1e-15 * max(1.0, float(shift.abs().max())):
                 return base + q * (other.exponent * shift[0] + own.exponent * z[own.ids])

@@ -93,6 +93,9 @@ def layouts(
 _Channels = tuple[Tensor, Tensor]
 """Free class (0: none) and exponent of each channel along one side."""
 
+_Kind = tuple[int, float]
+"""Family and exponent."""
+
 
 def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
@@ -159,11 +162,19 @@ def _terms(scaling: Scaling, factors: Sequence[tuple[float, Tensor]], axes: Sequ
 
 def _matrix_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
     """Cut a matrix where families or exponents change, so that every side of a block has one of each."""
-    kinds = [_kinds(ids, exponents, family_of) for ids, exponents in sides]
-    rows, columns = ([(legend[code], _where(codes, code)) for code in legend] for codes, legend in kinds)
+    rows, columns = (_picks(*side, family_of) for side in sides)
     for (row_kind, row_pick), (column_kind, column_pick) in itertools.product(rows, columns):
         found = (_side(row_kind, sides[0][0][row_pick]), _side(column_kind, sides[1][0][column_pick]))
         yield Part((row_pick, column_pick), found, _self_loops(*found))
+
+
+def _picks(ids: Tensor, exponents: Tensor, family_of: Tensor) -> list[tuple[_Kind, Pick]]:
+    """The kinds of channels along one side, and where they are."""
+    families = family_of[ids]
+    if len(ids) and bool((families == families[0]).all() & (exponents == exponents[0]).all()):  # nearly always
+        return [((int(families[0]), float(exponents[0]) if int(ids[0]) else 1.0), slice(0, len(ids)))]
+    codes, legend = _kinds(ids, exponents, family_of)
+    return [(legend[code], _where(codes, code)) for code in legend]
 
 
 def _term_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
@@ -176,18 +187,12 @@ def _term_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]
         yield Part((pick,), found, None)
 
 
-_Kind = tuple[int, float]
-"""Family and exponent."""
-
-
 def _side(kind: _Kind, ids: Tensor) -> Side:
     return Side(kind[0], ids, kind[1])
 
 
 def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, dict[int, _Kind]]:
     """A code for the family and exponent of each channel, and what the codes mean. The ground has exponent 1."""
-    if ids.numel() == 1:
-        return torch.zeros(1, dtype=torch.long), {0: (int(family_of[ids]), float(exponents) if int(ids) else 1.0)}
     values, which = torch.unique(torch.where(ids > 0, exponents, 1.0), return_inverse=True)
     codes = (family_of[ids] - GROUND) * len(values) + which
     present = torch.unique(codes).tolist()
