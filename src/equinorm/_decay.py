@@ -41,7 +41,8 @@ class DecayParts:
         self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float], compile: bool = False
     ) -> None:
         self._optimizer, self._names, self._offsets = optimizer, names, offsets
-        self._parts: dict[str, dict[str, Parts]] = {}
+        self._parts: dict[str, dict[str, Parts]] = {}  # of every parameter whose averages were followed from their start
+        self._late: set[str] = set()  # parameters whose averages were there already
         self._entered = False
         self.is_following = True
         self._follow = _CompiledFollow() if compile else _follow
@@ -72,7 +73,8 @@ class DecayParts:
         others: list[tuple[Parts, Tensor, float, float, float, bool]] = []
         for group, decay, parameter, name, key, average in entries:
             parts = self._parts.setdefault(name, {}).setdefault(key, {})
-            keep, add = average.keep(group), 1.0 if average.starts_whole and not parts else average.add(group)
+            starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
+            keep, add = average.keep(group), 1.0 if starts else average.add(group)
             for exponent in (1,) if average.degree == 1 else (0, 2):
                 parts.setdefault(exponent, torch.zeros_like(parameter))
             if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
@@ -99,11 +101,16 @@ class DecayParts:
             if name is None or parameter.grad is None:
                 continue
             check_group(self._optimizer, group, name)
-            if not decay and name not in self._parts:
+            if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
                 continue
             present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
-            if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
-                present = set()  # Adagrad makes its state, still zero, before the first step
+            if name not in self._parts:
+                if float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+                    present = set()  # Adagrad makes its state, still zero, before the first step
+                if present:
+                    self._late.add(name)
+                else:
+                    self._parts[name] = {}
             for key, law in laws(self._optimizer).items():
                 if not self._is_used(key, group):
                     continue
@@ -126,7 +133,7 @@ class DecayParts:
             remedy = "Use decoupled weight decay, or none."
         elif name in self._offsets:
             remedy = f"It is used as {self._offsets[name]:g} + w: exclude it from weight decay."
-        elif is_present and not (self.is_following and self.of(name, key)):
+        elif is_present and not (self.is_following and name in self._parts):
             remedy = "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict."
         else:
             return
@@ -172,6 +179,7 @@ class DecayParts:
         for name, states in _items(state):
             if name not in tensors:
                 raise RescaleError(f"the state holds weight decay of {name}, which this optimizer does not train.")
+            loaded[name] = {}
             for key, parts in _items(states):
                 law = laws(self._optimizer).get(str(key))
                 powers = () if law is None or law.average is None else (1,) if law.average.degree == 1 else (0, 2)
@@ -179,8 +187,8 @@ class DecayParts:
                     kind = type(self._optimizer).__name__
                     raise RescaleError(f"the state holds weight decay of {name} in {key!r}, which is not one of {kind}.")
                 for power, part in _items(parts):
-                    loaded.setdefault(name, {}).setdefault(key, {})[power] = _like(part, tensors[name], name)
-        self._parts, self._entered = loaded, False
+                    loaded[name].setdefault(key, {})[power] = _like(part, tensors[name], name)
+        self._parts, self._late, self._entered = loaded, set(), False
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._optimizer.param_groups:
