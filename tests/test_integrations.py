@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn, optim
+from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 import equinorm
@@ -82,12 +83,12 @@ def lightning_module(library=pl, **changes):
     return type("Net", (Net,), changes)()
 
 
-def fit(module, callback, epochs: int = 1, library=pl, checkpoint=None, **options):
+def fit(module, callback, epochs: int = 1, library=pl, checkpoint=None, others=(), **options):
     trainer = library.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         devices=1,
-        callbacks=[callback],
+        callbacks=[*others, callback],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -96,6 +97,37 @@ def fit(module, callback, epochs: int = 1, library=pl, checkpoint=None, **option
     )
     trainer.fit(module, DataLoader(data(), batch_size=4), ckpt_path=checkpoint)
     return trainer
+
+
+def averaging() -> dict:
+    swa = {"swa_lrs": 1e-30, "swa_epoch_start": 1, "annealing_epochs": 1}
+    return {
+        "EMA": pl.callbacks.WeightAveraging(avg_fn=get_ema_avg_fn(0.9)),
+        "SWA": pl.callbacks.StochasticWeightAveraging(**swa),
+    }
+
+
+@pytest.mark.parametrize("kind", averaging())
+@pytest.mark.parametrize("name", [None, "body"])
+def test_lightning_averages_move_along(kind, name):
+    """Without a learning rate all weights are the same network, and so is their average."""
+    module = lightning_module(configure_optimizers=lambda self: optim.SGD(self.parameters(), lr=0.0))
+    with torch.no_grad():
+        module.body[0].weight.mul_(8)
+    inputs = torch.randn(64, 5)
+    before = module(inputs).detach()
+    callback = ENorm(torch.zeros(2, 5), module=name, every=3)
+    fit(module, callback, epochs=4, others=[averaging()[kind]])
+    torch.testing.assert_close(module(inputs), before, rtol=1e-5, atol=1e-6)
+    twin = copy.deepcopy(callback)
+    assert twin.hook is None
+    assert callback.hook.steps > 3
+
+
+def test_lightning_averages_that_are_not_found(monkeypatch):
+    monkeypatch.setattr(pl.callbacks.WeightAveraging, "setup", lambda *_, **__: None)
+    with pytest.raises(equinorm.RescaleError, match=r"WeightAveraging averages weights.*ENorm\(averages=\.\.\.\)"):
+        fit(lightning_module(), ENorm(), others=[averaging()["EMA"]])
 
 
 def plain_loop(model: nn.Module, accumulate: int, clip: float, dtype: torch.dtype) -> equinorm.ENorm:

@@ -100,6 +100,23 @@ def test_the_same_parameter_registered_again_is_no_change():
     hook.cycle_()
 
 
+def test_forward_hooks_that_are_added_give_a_warning():
+    """Those that were there are part of the analysis; new ones may change what a module returns, or only look at it."""
+    model, inputs = mlp(), torch.randn(4, 5, dtype=torch.float64)
+    old = model[1].register_forward_hook(lambda module, args, output: None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hook = ENorm(optimizer, model, (inputs,))
+    hook.cycle_()
+    old.remove()
+    hook.cycle_()
+    model[3].register_forward_hook(lambda module, args, output: output.tanh())
+    with pytest.warns(UserWarning, match=r"forward hook was added to ReLU '3' of the model since ENorm analysed the model"):
+        hook.cycle_()
+    hook.cycle_()  # warnings are errors here: one is enough
+    with pytest.warns(UserWarning, match=r"forward hook was added to ReLU '3' of the model since the model was analysed"):
+        hook.symmetries.rescale_(torch.zeros(hook.symmetries.num_free, dtype=torch.float64))
+
+
 def test_expanded_tensors_are_refused():
     model, inputs = Parts(), torch.randn(4, 6, dtype=torch.float64)
     hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,))

@@ -51,6 +51,31 @@ def test_cycles_after_removal_do_not_guess_the_decay():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("order", ["optimizer", "optimizer, hook", "hook, optimizer"])
+def test_going_back_to_an_older_state(order):
+    """The decay inside of averages belongs to one state of the optimizer: both go back, in any order, or the step is refused."""
+    model, inputs, optimizer = made(**DECAY)
+    hook = ENorm(optimizer, model, (inputs,))
+    step(model, optimizer, inputs)
+    saved = copy.deepcopy([part.state_dict() for part in (model, optimizer, hook)])
+    for _ in range(2):
+        step(model, optimizer, inputs)
+    then = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        step(model, optimizer, inputs)
+    model.load_state_dict(saved[0])
+    for name in order.split(", "):
+        part, state = {"optimizer": (optimizer, saved[1]), "hook": (hook, saved[2])}[name]
+        part.load_state_dict(copy.deepcopy(state))
+    if order == "optimizer":
+        with pytest.raises(RescaleError, match=r"How much of it is weight decay is not known.*load its state_dict"):
+            step(model, optimizer, inputs)
+        hook.load_state_dict(saved[2])
+    for _ in range(2):
+        step(model, optimizer, inputs)
+    assert all(torch.equal(value, then[name]) for name, value in model.state_dict().items())
+
+
 def test_a_step_that_did_not_end():
     model, inputs, optimizer = made(**DECAY)
     ENorm(optimizer, model, (inputs,))

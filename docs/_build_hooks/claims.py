@@ -21,6 +21,9 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 MISSING = "not measured yet"
 
+CHANCE = 0.11
+"""Accuracy up to which a run on ten classes has learnt nothing."""
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of a page."""
@@ -60,6 +63,8 @@ def verdict(file: str, name: str, better: str, worse: str) -> str:
             continue
         gap = float(one.accuracies.mean() - two.accuracies.mean())
         error = math.hypot(*(_error(s) for s in (one, two)))
+        if _diverged(one) != _diverged(two):  # a run at chance is no spread around the mean
+            gap, error = _diverged(two) - _diverged(one), 0.0
         outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(_at(sweep, place))
         said.append(f"{_at(sweep, place)}: {_value(one)} against {_value(two)}")
     if not said:
@@ -99,18 +104,26 @@ def _at(sweep: Sweep, place: tuple[int, int]) -> str:
 
 
 def _find(series: list[Series], sweep: Sweep, methods: str, place: tuple[int, int]) -> Series | None:
-    """A method's series at one place; of several, separated by bars, the one that did best on the held-out images."""
+    """A method's series at one place; of several, separated by bars and all measured, the best on the held-out images."""
     found: list[Series] = []
     for method in methods.split("|"):
         wanted = sweep.cell(method, *place)
-        found += [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
+        own = [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
+        if not own:
+            return None
+        found += own
     return max(found, key=lambda s: max((value for value in s.tried.values() if value is not None), default=0.0), default=None)
 
 
 def _value(series: Series) -> str:
-    values = series.accuracies
+    values, diverged = series.accuracies, _diverged(series)
     spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{spread}"
+    return f"{values.mean():.2f}{spread}" + (f" ({diverged} of {len(values)} diverged)" if diverged else "")
+
+
+def _diverged(series: Series) -> int:
+    """Runs that ended in NaN, or at chance as when all units have died."""
+    return sum(result.diverged or result.accuracy <= CHANCE for result in series.results)
 
 
 def _error(series: Series) -> float:

@@ -92,5 +92,5 @@ class BiasSteps:
     def after_step(self) -> None:
         """b ← b₀ + D^{1−u} (b − b₀)."""
         for (_, bias), before, factor in zip(self._biases, self._before, self._factors, strict=False):
-            bias.copy_(before + factor * (bias - before))
+            bias.copy_(before + factor.to(bias.device) * (bias - before))  # it may have moved since
         self._before = []

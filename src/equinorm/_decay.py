@@ -45,6 +45,8 @@ class DecayParts:
         self._late: set[str] = set()  # parameters whose averages were there already
         self._entered = False
         self.is_following = True
+        self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
+        self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
         self._follow = _CompiledFollow() if compile else _follow
         laws(optimizer)
 
@@ -62,6 +64,9 @@ class DecayParts:
         Raises:
             RescaleError: if an average contains weight decay that was not followed from its start, or cannot be.
         """
+        if self._loaded == {"optimizer"}:  # what we followed belongs to a state that is gone
+            self._parts, self._late = {}, set()
+        self._loaded = set()
         if self._entered:
             raise RescaleError(
                 "the optimizer's last step did not end, so how much of its state is weight decay is not known any more. "
@@ -92,6 +97,11 @@ class DecayParts:
     def after_step(self) -> None:
         """The step has ended."""
         self._entered = False
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self.is_following = False
+        self._handle.remove()
 
     def _entries(self, group: Group) -> Iterator[tuple[Group, float, Tensor, str, str, Average]]:
         """What a step adds: group, weight decay, parameter, its name, key and recursion of an average."""
@@ -189,6 +199,7 @@ class DecayParts:
                 for power, part in _items(parts):
                     loaded[name].setdefault(key, {})[power] = _like(part, tensors[name], name)
         self._parts, self._late, self._entered = loaded, set(), False
+        self._loaded.add("ours")
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._optimizer.param_groups:

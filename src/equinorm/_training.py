@@ -188,7 +188,7 @@ class ENorm:
         """Detach from the optimizer. The weights stay as they are."""
         for handle in self._handles:
             handle.remove()
-        self._plan.parts.is_following = False
+        self._plan.parts.stop()
         self._plan.forget()
 
     def __enter__(self) -> "ENorm":

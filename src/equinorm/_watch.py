@@ -1,5 +1,6 @@
 """Is a model still the one that was analysed?"""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,8 @@ class Watch:
     """Notices modules and parameters that were added, removed, replaced or tied.
 
     It looks at the kind of every module, its children and parameters, at buffers that move or appear, and at which tensors
-    share memory. Functions and numbers that modules hold as plain attributes are not looked at.
+    share memory. Of forward hooks that are added it warns, since most only look. Functions and numbers that modules hold as
+    plain attributes are not looked at.
 
     Args:
         model: as it was analysed.
@@ -36,6 +38,7 @@ class Watch:
         self._model, self._owner, self._same_tensors, self._advice = model, owner, same_tensors, advice
         self._moving = {id(tensor) for tensor in moving.values()}
         self._modules = [(name, module, self._inside(module), self._ids(module)) for name, module in model.named_modules()]
+        self._hooks = {module: {*_hooks(module)} for module in model.modules() if _hooks(module)}
         self._tensors = list(dict([*model.named_parameters(), *moving.items()]).items())
         self._shapes = [tensor.shape for _, tensor in self._tensors]
         self._memory = self._shared()
@@ -49,8 +52,8 @@ class Watch:
         Raises:
             RescaleError: naming the module or tensor that changed.
         """
-        for name, module, before, ids in self._modules:
-            if self._ids(module) == ids:
+        for number, (name, module, before, ids) in enumerate(self._modules):
+            if (found := self._ids(module)) == ids:
                 continue
             now = self._inside(module)
             if now != before:
@@ -58,6 +61,12 @@ class Watch:
                 changed = {*now} ^ {*before}
                 keys = sorted({key for key, _ in changed})
                 self._refuse(f"{', '.join(keys)} in {where} {'was' if len(keys) == 1 else 'were'} added, removed or replaced")
+            if {*_hooks(module)} - self._hooks.get(module, set()):
+                self._hooks.setdefault(module, set()).update(_hooks(module))
+                where = f"{type(module).__name__} {name!r} of {self._owner}"
+                harmless = "If it changes nothing that the module takes or returns, nothing needs to be done."
+                warnings.warn(f"a forward hook was added to {where} {self._advice} {harmless}", stacklevel=2)
+            self._modules[number] = (name, module, before, found)
         if not self._same_tensors:
             now = dict(self._model.named_parameters(remove_duplicate=False))
             self._tensors = [(name, now[name]) for name, _ in self._tensors if name in now]
@@ -74,7 +83,7 @@ class Watch:
         """All that a module holds, as fast as can be had; while this stays what it was, so does `_inside`."""
         children, parameters, buffers = module._modules, module._parameters, module._buffers
         ids = map(id, (type(module), *children.values(), *parameters.values(), *buffers.values()))
-        return *children.keys(), *parameters.keys(), *buffers.keys(), *ids
+        return *children.keys(), *parameters.keys(), *buffers.keys(), *ids, *_hooks(module)
 
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""
@@ -94,3 +103,8 @@ class Watch:
 
     def _refuse(self, what: str) -> None:
         raise RescaleError(f"{what} {self._advice}")
+
+
+def _hooks(module: nn.Module) -> tuple[int, ...]:
+    """Keys of the functions that see what it takes and returns."""
+    return *module._forward_hooks, *module._forward_pre_hooks

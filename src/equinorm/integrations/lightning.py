@@ -1,22 +1,26 @@
 """ENorm as a callback of PyTorch Lightning, under either of its names, `lightning` and `pytorch_lightning`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm._modules import chosen
+from equinorm._modules import chosen, unwrapped
 from equinorm.integrations import first_installed
 
 Callback: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning").Callback
+
+AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+"""Callbacks that keep a copy of the module with averaged weights."""
 
 
 class ENorm(Callback):
     """Equi-normalization after every optimizer step of `Trainer.fit`; saved and restored with Lightning's checkpoints.
 
-    `equinorm.ENorm` is created when training starts, after checkpoints have been loaded, and removed when it ends.
+    `equinorm.ENorm` is created when training starts, after checkpoints have been loaded, and removed when it ends. The copies
+    in which Lightning's own callbacks average weights move along.
 
     Args:
         args: example inputs, a tuple (one tensor may stand alone). Default: the module's `example_input_array`.
@@ -66,11 +70,11 @@ class ENorm(Callback):
             )
         if not 0 <= (index := self._optimizer or 0) < len(optimizers):
             raise equinorm.RescaleError(f"optimizer={index}, but {type(pl_module).__name__} has {len(optimizers)} of them.")
-        model = pl_module
-        if self._module is not None:
-            (model,) = chosen(pl_module, self._module, equinorm.ExportError, "module").values()
         args, kwargs = trainer.precision_plugin.convert_input(self._example(pl_module))
-        self.hook = equinorm.ENorm(optimizers[index], model, args, kwargs, **self._options)
+        given = self._options.get("averages", ())
+        averages = [*(given if isinstance(given, (tuple, list)) else [given]), *self._averages(trainer, pl_module)]
+        options = {**self._options, "averages": averages}
+        self.hook = equinorm.ENorm(optimizers[index], self._chosen(pl_module), args, kwargs, **options)
         if self._restored:
             self.hook.load_state_dict(self._restored)
 
@@ -89,6 +93,29 @@ class ENorm(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the hook is created."""
         self._restored = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no hook: that belongs to one optimizer and one model."""
+        return {**self.__dict__, "hook": None}
+
+    def _chosen(self, pl_module: nn.Module) -> nn.Module:
+        if self._module is None:
+            return pl_module
+        (model,) = chosen(pl_module, self._module, equinorm.ExportError, "module").values()
+        return model
+
+    def _averages(self, trainer: Any, pl_module: Any) -> Iterator[nn.Module]:
+        """The copies of the module in which other callbacks average its weights: they move along."""
+        for callback in trainer.callbacks:
+            if AVERAGING.isdisjoint(kind.__name__ for kind in type(callback).__mro__):
+                continue
+            copy = getattr(callback, "_average_model", None)
+            if not isinstance(copy, nn.Module):
+                raise equinorm.RescaleError(
+                    f"{type(callback).__name__} averages weights, but the copy that it keeps is not where ENorm looks for it "
+                    "(_average_model), and would not move along. Average with torch.optim.swa_utils and ENorm(averages=...)."
+                )
+            yield self._chosen(unwrapped(copy.to(pl_module.device)))
 
     def _remove(self) -> None:
         if self.hook is not None:

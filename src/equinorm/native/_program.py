@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -123,13 +124,40 @@ def program(
     owners: list[int] = []
     moving = [(index, part) for index, layout in enumerate(layouts) for part in layout.parts if not part.is_still]
     for number, (index, part) in enumerate(moving):
-        pieces = _pieces(part)
-        found = [dense(layouts[index], picks, weights[index]) for picks, _ in pieces]
-        if None in found or part.loops is not None or len(pieces) > MOST_PIECES:
+        layout, weight = layouts[index], weights[index]
+        found = _grouped(layout, part, weight) or [(dense(layout, picks, weight), sides) for picks, sides in _pieces(part)]
+        if part.loops is not None or len(found) > MOST_PIECES:
             return None
-        blocks += [(index, matrix, sides) for matrix, (_, sides) in zip(found, pieces, strict=True) if matrix is not None]
-        owners += [number] * len(pieces)
+        for matrix, sides in found:
+            if matrix is None:
+                return None
+            blocks.append((index, matrix, sides))
+        owners += [number] * len(found)
     return Program(kernels, blocks, owners, weights, families, order, stiffness, int(p), **options)  # pyright: ignore[reportArgumentType]
+
+
+def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | None, tuple[Side, ...]]]:
+    """The terms of a grouped convolution as a matrix for each group; nothing for other lists of terms."""
+    if layout.is_matrix or len(layout.axes) != 2:
+        return []
+    width, found = layout.scaling.shape[layout.axes[1]], []
+    for (place,), sides in _pieces(part):
+        if place.start % width or place.stop % width:
+            return []
+        ids = [side.ids.view(-1, width) for side in sides]
+        across = [bool((own != own[:, :1]).any()) for own in ids]
+        changes = [(own.diff(dim=0) != 0).any(1) for own, is_across in zip(ids, across, strict=True) if is_across]
+        starts = (torch.stack(changes).any(0).nonzero()[:, 0] + 1).tolist() if changes else []
+        for first, last in itertools.pairwise([0, *starts, place.stop // width - place.start // width]):
+            rows = slice(place.start // width + first, place.start // width + last)
+            matrix = dense(replace(layout, is_matrix=True), (rows, slice(None)), weight)
+            if matrix is None:
+                return []
+            lines = tuple(matrix.lines[is_across] for is_across in across)
+            own = [own[first] if is_across else own[first:last, 0] for own, is_across in zip(ids, across, strict=True)]
+            moved = tuple(Side(side.family, part, side.exponent) for side, part in zip(sides, own, strict=True))
+            found.append((replace(matrix, lines=lines), moved))
+    return found if len(found) <= MOST_PIECES else []
 
 
 _Piece = tuple[tuple[slice, ...], tuple[Side, ...]]
