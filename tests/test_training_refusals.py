@@ -53,7 +53,7 @@ def test_cycles_after_removal_do_not_guess_the_decay():
 
 @pytest.mark.parametrize("order", ["optimizer", "optimizer, hook", "hook, optimizer"])
 def test_going_back_to_an_older_state(order):
-    """The decay inside of averages belongs to one state of the optimizer: both go back, in any order, or the step is refused."""
+    """The decay inside of averages belongs to one state of the optimizer: both go back, or the step is refused."""
     model, inputs, optimizer = made(**DECAY)
     hook = ENorm(optimizer, model, (inputs,))
     step(model, optimizer, inputs)

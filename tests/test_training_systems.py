@@ -167,3 +167,40 @@ def test_gradients_that_a_closure_computes(name, keyword, stale):
                 assert (optimizer.step(closure=loss) if keyword else optimizer.step(loss)).detach() > 0
         found.append(copy.deepcopy(model.state_dict()))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+class Asks(nn.Module):
+    """Looks at the default device, as a network that makes tensors does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = mlp(), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(torch.get_default_device().type)
+        return self.inner(x)
+
+
+def test_the_default_device_is_the_networks_alone():
+    """`torch.set_default_device` decides where the network makes tensors, not where we do."""
+    parameters = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(0)
+        model, inputs = Asks(), torch.randn(4, 5, dtype=torch.float64)
+        optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        model(inputs).sum().backward()
+        twin = copy.deepcopy(model)
+        with torch.device(device):
+            hook = ENorm(optimizer, model, (inputs,), c=1.1)
+            optimizer.step()
+            assert hook.residual() > 0
+            for p in (2.0, 3.0, math.inf):
+                hook.symmetries.balance(p=p)
+            hook.symmetries.balance().apply_()
+            equinorm.balance_(twin, (inputs,))
+            assert equinorm.equivalence(twin, twin, (inputs,))
+            equinorm.deviation(model, twin, (inputs,))
+        assert {*model.seen[1:]} == {device}
+        parameters.append([p.detach() for p in model.parameters()])
+    for one, two in zip(*parameters, strict=True):
+        assert torch.equal(one, two)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EquivalenceError, describe, describe_inputs
-from equinorm._modules import undisturbed
+from equinorm._modules import by_default, on_cpu, undisturbed
 from equinorm._rescale import scaled
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 
 
+@on_cpu()
 def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None = None) -> float:
     """Largest relative output difference: max over output tensors of ‖a − b‖_∞ / ‖b‖_∞ (0 where both vanish).
 
@@ -74,7 +75,8 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     with undisturbed(model):
         try:
             copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
-            return model(*copies[0], **copies[1])
+            with by_default():
+                return model(*copies[0], **copies[1])
         except Exception as error:
             raise EquivalenceError(
                 f"{describe(model)} does not run on inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {error}"
@@ -117,6 +119,7 @@ class Equivalence:
         return "\n".join(lines + [f"  {name}: {difference:.1e}" for name, difference in self.different])
 
 
+@on_cpu()
 def equivalence(
     model_a: nn.Module,
     model_b: nn.Module,

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
+from equinorm._modules import by_default
 from equinorm._mutation import has_hidden_aliases, has_writing_subgraph, memory_of, roots, visibly_written, written
 from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm._opaque import opaque as opaque_calls
@@ -129,6 +130,7 @@ def _program(
             unchanged_attributes(model) as kept,
             opaque_calls(model, hidden, args, kwargs),
             observed_hooks(model, kept),
+            by_default(),
         ):
             return torch.export.export(model, args, kwargs, strict=False)
     except ExportError:

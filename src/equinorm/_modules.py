@@ -1,6 +1,7 @@
-"""A model and its modules: what wraps it, which of them the user names, in which mode they run."""
+"""A model and its modules: what wraps it, which of them the user names, in which mode and by which default device they run."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -23,6 +24,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+_default = threading.local()
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make tensors of our own on the CPU, whatever `torch.set_default_device` says. Also a decorator."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        yield
+        return
+    before, _default.device = getattr(_default, "device", None), device
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _default.device = before
+
+
+@contextlib.contextmanager
+def by_default() -> Iterator[None]:
+    """Within `on_cpu`: the default device that the user's code expects."""
+    device = getattr(_default, "device", None)
+    with contextlib.nullcontext() if device is None else device:
+        yield
 
 
 @contextlib.contextmanager

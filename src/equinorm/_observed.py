@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
-from equinorm._modules import undisturbed
+from equinorm._modules import by_default, undisturbed
 
 
 @contextlib.contextmanager
@@ -82,7 +82,7 @@ def run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Except
     """Run a model as it is on copies of these inputs and leave no trace; return what it raised."""
     copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, dict(kwargs)))
     try:
-        with undisturbed(model), unchanged_attributes(model):
+        with undisturbed(model), unchanged_attributes(model), by_default():
             model(*copies[0], **copies[1])
     except Exception as error:
         return error

@@ -15,7 +15,7 @@ from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
 from equinorm._layout import Layout
-from equinorm._modules import unwrapped
+from equinorm._modules import on_cpu, unwrapped
 from equinorm._mover import Move, Mover
 from equinorm._optimizers import state_of, update_exponent
 from equinorm._rescale import check_writable, uninterrupted
@@ -99,6 +99,7 @@ class Plan:
         """Do both move some tensor?"""
         return not {id(bound.tensor) for bound in self._bound}.isdisjoint(id(bound.tensor) for bound in other._bound)
 
+    @on_cpu()
     def weigh(self, c: float) -> None:
         """Set the asymmetry."""
         self._cycle.weigh(c)
@@ -119,12 +120,14 @@ class Plan:
         self.parts.after_step()
         self._biases.after_step()
 
+    @on_cpu()
     def residual(self) -> float:
         """ρ of the current weights."""
         self._renew()
         with torch.no_grad(), self._full_precision():
             return float(self._cycle.residual())
 
+    @on_cpu()
     def run(self, cycles: int, gradients: bool) -> None:
         """Run so many cycles and move everything.
 

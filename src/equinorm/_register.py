@@ -13,6 +13,7 @@ from equinorm._classes import Reason
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._interpret import pinned
 from equinorm._labels import Label
+from equinorm._modules import on_cpu
 from equinorm._mutation import bind
 from equinorm._scaling import resolve
 from equinorm._trace import Trace
@@ -106,6 +107,7 @@ def _overload(operator: Any) -> torch._ops.OpOverload:
     return found
 
 
+@on_cpu()
 def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
     """Check a rule on one sample; returns the names of the tensors that it has."""
     inputs = bind(operator, tuple(_double(value) for value in sample), {})

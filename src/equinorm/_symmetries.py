@@ -17,7 +17,7 @@ from equinorm._classes import Reason
 from equinorm._errors import EquinormError, ExportError, RescaleError, describe
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
-from equinorm._modules import Choice, chosen, in_mode, unwrapped
+from equinorm._modules import Choice, chosen, in_mode, on_cpu, unwrapped
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
 from equinorm._watch import Watch
@@ -67,6 +67,7 @@ class Symmetries:
         total = sum(s.numel for s in parameters)
         return sum(s.numel * _moving(s) for s in parameters) / total if total else 0.0
 
+    @on_cpu()
     def balance(
         self,
         p: float = 2.0,
@@ -117,6 +118,7 @@ class Symmetries:
         """
         return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
+    @on_cpu()
     def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
         """Apply one member of the group to the model in place: W ← D_in^−1 W D_out, all tensors or none.
 
@@ -185,6 +187,7 @@ def _moving(scaling: Scaling) -> float:
     return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
 
+@on_cpu()
 def symmetries(
     model: nn.Module,
     args: tuple | Tensor,

@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from equinorm._balance import check_options, counted, held_classes
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._layout import layouts
-from equinorm._modules import Choice, unwrapped
+from equinorm._modules import Choice, on_cpu, unwrapped
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 
@@ -99,6 +99,7 @@ class ENorm:
     True
     """
 
+    @on_cpu()
     def __init__(
         self,
         optimizer: optim.Optimizer,
