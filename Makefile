@@ -21,7 +21,9 @@ lint: $(VENV)/.stamp-lint
 types: $(VENV)/.stamp-lint
 	$(BIN)/pyright
 
+# Tables are in the pages themselves, so that they can be read without a build; this makes them anew.
 docs: $(VENV)/.stamp-docs
+	$(BIN)/python docs/_tables/fill.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What a training step and a balance cost on this machine; about twenty minutes when nothing else runs.

@@ -14,11 +14,11 @@ _CONV = Run(
 _RESNET = Run(data="cifar10", network="resnet18c", width=64, epochs=90, momentum=0.9, weight_decay=1e-4, c=1.2, augment=True)
 _ALL = tuple(name for name in METHODS if name not in ("balanced",))
 _CORE = ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact", "enorm_bn")
-_EXTRAS = "momentum=0.9,head=0.1,centralise=1,weight_decay=0.004"
+EXTRAS = "momentum=0.9,head=0.1,centralise=1,weight_decay=0.004"
 _EQUAL = (
-    *(f"{name}:{_EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")),
+    *(f"{name}:{EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")),
     "bn:weight_decay=0.004",
-    f"enorm:{_EXTRAS},c=0",
+    f"enorm:{EXTRAS},c=0",
 )
 """The methods with the same extras, as docs/claims.md compares them."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")

@@ -1,19 +1,14 @@
-"""MkDocs hook: what was measured, from the files of results, so that tables and verdicts cannot drift from them.
-
-`<!-- results FILE PRESET -->` becomes a table of test accuracies, `<!-- verdict FILE PRESET BETTER WORSE -->` a comparison of
-two methods (written as for `equinorm train --methods`; of several, separated by bars, the held-out images choose) at every
-depth or batch size of the preset.
+"""What was measured of the paper's claims: tables of test accuracies, and comparisons of two methods at every depth or batch
+size of a preset. Methods are written as for `equinorm train --methods`; of several the held-out images choose.
 """
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from equinorm.experiments._groups import Series, experiments
-from equinorm.experiments._presets import preset
+from equinorm.experiments._presets import EXTRAS, preset
 from equinorm.experiments._results import read
 from equinorm.experiments._runs import Run, Sweep
 
@@ -23,12 +18,6 @@ MISSING = "not measured yet"
 
 CHANCE = 0.11
 """Accuracy up to which a run on ten classes has learnt nothing."""
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of a page."""
-    markdown = re.sub(r"<!-- results (\S+) (\S+) -->", lambda found: table(*found.groups()), markdown)
-    return re.sub(r"<!-- verdict (\S+) (\S+) (\S+) (\S+) -->", lambda found: verdict(*found.groups()), markdown)
 
 
 def table(file: str, name: str) -> str:
@@ -51,14 +40,17 @@ def table(file: str, name: str) -> str:
     return "\n".join([*rows, "", note])
 
 
-def verdict(file: str, name: str, better: str, worse: str) -> str:
-    """Is one method at or above another wherever both were measured? Differences below two standard errors decide nothing."""
+def verdict(file: str, name: str, better: str, *worse: str) -> str:
+    """Is one method at or above another wherever both were measured? Differences below two standard errors decide nothing.
+
+    Of several variants of the other that counts which the held-out images choose.
+    """
     sweep = preset(name)
     series = _series(file, sweep)
     outcomes: dict[str, list[str]] = {"above": [], "equal": [], "below": []}
     said = []
     for place in _places(sweep):
-        one, two = (_find(series, sweep, method, place) for method in (better, worse))
+        one, two = (_find(series, sweep, method, place) for method in ((better,), worse))
         if one is None or two is None:
             continue
         gap = float(one.accuracies.mean() - two.accuracies.mean())
@@ -69,14 +61,9 @@ def verdict(file: str, name: str, better: str, worse: str) -> str:
         said.append(f"{_at(sweep, place)}: {_value(one)} against {_value(two)}")
     if not said:
         return f"*{MISSING}*"
-    if not outcomes["below"]:
-        word = "holds" if outcomes["above"] else "no difference seen"
-        if outcomes["above"] and outcomes["equal"]:
-            word = f"holds at {', '.join(outcomes['above'])}, no difference at {', '.join(outcomes['equal'])}"
-    elif not outcomes["above"]:
-        word = "does not hold"
-    else:
-        word = f"holds at {', '.join(outcomes['above'])}, not at {', '.join(outcomes['below'])}"
+    words = {"above": "holds", "equal": "no difference", "below": "does not hold"}
+    parts = [(words[key], places) for key, places in outcomes.items() if places]
+    word = parts[0][0] if len(parts) == 1 else ", ".join(f"{text} at {' and '.join(places)}" for text, places in parts)
     measured = [text.partition(":")[0] for text in said]
     missing = [at for at in (_at(sweep, place) for place in _places(sweep)) if at not in measured]
     rest = f" ({MISSING}: {', '.join(missing)})" if missing else ""
@@ -103,11 +90,11 @@ def _at(sweep: Sweep, place: tuple[int, int]) -> str:
     return f"p = {place[0]}" if sweep.base.network == "fc" else f"batch {place[1]}"
 
 
-def _find(series: list[Series], sweep: Sweep, methods: str, place: tuple[int, int]) -> Series | None:
-    """A method's series at one place; of several, separated by bars and all measured, the best on the held-out images."""
+def _find(series: list[Series], sweep: Sweep, methods: Sequence[str], place: tuple[int, int]) -> Series | None:
+    """A method's series at one place; of several, if all are measured, the best on the held-out images."""
     found: list[Series] = []
-    for method in methods.split("|"):
-        wanted = sweep.cell(method, *place)
+    for method in methods:
+        wanted = sweep.cell(method.replace("extras", EXTRAS), *place)
         own = [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
         if not own:
             return None
@@ -130,3 +117,6 @@ def _error(series: Series) -> float:
     """Standard error of the mean; that of one run is taken as half a percent."""
     values = series.accuracies
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.5
+
+
+MARKERS = {"results": table, "verdict": verdict}

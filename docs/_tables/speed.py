@@ -1,8 +1,4 @@
-"""MkDocs hook: tables of what steps and balancing cost, from the files of results.
-
-`<!-- step -->` becomes the table of benchmarks/results/step.jsonl, and so on for norms, convergence and equalization. Of
-several runs on one machine the last counts.
-"""
+"""What steps and balancing cost, from the files of results. Of several runs on one machine the last counts."""
 
 import json
 from pathlib import Path
@@ -13,17 +9,14 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 Record = dict[str, Any]
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of a page."""
-    for name, table in (("step", step), ("norms", norms), ("convergence", convergence), ("equalization", equalization)):
-        if f"<!-- {name} -->" in markdown:
-            lines = (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()
-            markdown = markdown.replace(f"<!-- {name} -->", table([json.loads(line) for line in lines]))
-    return markdown
+def _records(name: str) -> list[Record]:
+    """What a benchmark wrote."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def step(records: list[Record]) -> str:
+def step() -> str:
     """Floor, SGD and hooks by network; the hooks as multiples of the floor and of SGD's step."""
+    records = _records("step")
     hooks = list(records[0]["hook / floor"])
     head = ["network", "weights", "decay", "floor", "SGD", *hooks]
     rows = [f"| {' | '.join(head)} |", "| --- | ---: | ---: |" + " ---: |" * (len(head) - 3)]
@@ -42,8 +35,9 @@ def _cost(record: Record, hook: str) -> str:
     return f"{floors['median']:.1f} <small>({low:.1f}–{high:.1f}); {steps['median']:.1f} SGD</small>"
 
 
-def norms(records: list[Record]) -> str:
+def norms() -> str:
     """Cost of normalization and of the hook in one training iteration."""
+    records = _records("norms")
     rows = ["| network | batch | iteration | BN | GN | ENorm | BN / ENorm | GN / ENorm |", "| --- |" + " ---: |" * 7]
     latest = {(_machine(r), r["network"], r["batch"]): r for r in records}
     for (_, name, batch), record in latest.items():
@@ -53,8 +47,9 @@ def norms(records: list[Record]) -> str:
     return "\n".join([*rows, "", f"{_machines(records)}."])
 
 
-def convergence(records: list[Record]) -> str:
+def convergence() -> str:
     """Reads and memory of balancing, by network, size, dtype and norm; plain and compiled."""
+    records = _records("convergence")
     rows = [
         "| network | weights | p | one read | to 10⁻⁶ | to 10⁻¹⁰ | compiled, to 10⁻⁶ | to 10⁻¹⁰ | writing back | memory |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -80,8 +75,9 @@ def _reads(record: Record | None) -> str:
     return f"{record['balance_reads']:.0f} <small>({low:.0f}–{high:.0f})</small>"
 
 
-def equalization(records: list[Record]) -> str:
+def equalization() -> str:
     """Seconds of our solver and of others, and their ratios."""
+    records = _records("equalization")
     rows = ["| network | p = 2 | p = ∞ | brevitas | L-BFGS, p = 2 | brevitas / p = 2 | brevitas / p = ∞ | L-BFGS / p = 2 |"]
     rows.append("| --- |" + " ---: |" * 7)
     latest = {(_machine(r), r["model"]): r for r in records if "L-BFGS" in r}
@@ -106,3 +102,6 @@ def _machine(record: Record) -> str:
 
 def _machines(records: list[Record]) -> str:
     return "; ".join(sorted({_machine(record) for record in records}))
+
+
+MARKERS = {"step": step, "norms": norms, "convergence": convergence, "equalization": equalization}

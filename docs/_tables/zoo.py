@@ -1,11 +1,8 @@
-"""MkDocs hook: what discovery finds in the models of timm, torchvision and transformers, from benchmarks/results/zoo.jsonl.
-
-`<!-- zoo summary -->` becomes one row for each library, `<!-- zoo NAME -->` one row for each of its families, and
-`<!-- zoo errors -->` the models that cannot be exported, with the reason.
+"""What discovery finds in the models of timm, torchvision and transformers: one row for each library, one for each of its
+families, and the models that cannot be exported, with the reason.
 """
 
 import json
-import re
 import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -16,13 +13,10 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "zoo.jsonl"
 Record = dict[str, Any]
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of a page."""
-    if "<!-- zoo" not in markdown:
-        return markdown
+def zoo(part: str) -> str:
+    """The summary, the errors, or the families of one library."""
     records = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    markdown = markdown.replace("<!-- zoo summary -->", summary(records)).replace("<!-- zoo errors -->", errors(records))
-    return re.sub(r"<!-- zoo (\w+) -->", lambda found: families(records, found.group(1)), markdown)
+    return {"summary": summary, "errors": errors}.get(part, lambda found: families(found, part))(records)
 
 
 def summary(records: list[Record]) -> str:
@@ -84,3 +78,6 @@ def errors(records: list[Record]) -> str:
         reason = " ".join(record["error"].split("Check first that")[0].split()).replace("|", "\\|")
         rows.append(f"| {record['zoo']} | {record['model']} | {reason[:300]} |")
     return "\n".join(rows)
+
+
+MARKERS = {"zoo": zoo}

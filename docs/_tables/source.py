@@ -1,12 +1,7 @@
-"""MkDocs hook: fills in what is written down in the source already, so that these pages cannot go stale.
-
-`<!-- operations -->` becomes the table of rules, `<!-- optimizers -->` the table of optimizer states, and
-`<!-- help COMMAND -->` what `equinorm COMMAND --help` prints.
-"""
+"""What is written down in the source already: the rules, how the states of optimizers scale, and what commands print."""
 
 import inspect
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,13 +20,6 @@ KINDS = {
     "_recurrent": "Recurrent layers and cells",
 }
 """Heading of each module of rules."""
-
-
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace the markers of a page."""
-    markdown = markdown.replace("<!-- operations -->", operations()) if "<!-- operations -->" in markdown else markdown
-    markdown = markdown.replace("<!-- optimizers -->", optimizers())
-    return re.sub(r"<!-- help ?(\w*) -->", lambda found: command_help(found.group(1)), markdown)
 
 
 def operations() -> str:
@@ -75,10 +63,13 @@ def optimizers() -> str:
     return "\n".join(rows) + "\n"
 
 
-def command_help(command: str) -> str:
+def command_help(command: str = "") -> str:
     """Output of `equinorm COMMAND --help` as a text block."""
     arguments = [*command.split(), "--help"]
     plain = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
     program = "import sys; sys.argv[0] = 'equinorm'; from equinorm.cli import main; main()"
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=plain)
     return f"```text\n{ran.stdout.strip()}\n```\n"
+
+
+MARKERS = {"operations": operations, "optimizers": optimizers, "help": command_help}

@@ -1,0 +1,37 @@
+"""What the pages say of measurements is what the files of results say."""
+# ruff: noqa: E402 -- the script that fills the pages is no part of the package
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs" / "_tables"))
+
+import fill
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page):
+    text = page.read_text("utf-8")
+    assert fill.filled(text, fill.RESULTS) == text, "run `make docs`, which writes the tables, and commit what it changes"
+
+
+def test_every_marker_is_known_and_closed():
+    count = 0
+    for page in PAGES:
+        for name in fill.OPENING.findall(page.read_text("utf-8")):
+            assert name in fill.MARKERS, f"{page.name}: {name}"
+            count += 1
+    assert count > 30
+    filled = fill._FILLED.findall("".join(page.read_text("utf-8") for page in PAGES))
+    assert len(filled) == count
+
+
+def test_filling_replaces_what_stood_there():
+    text = "a <!-- one x -->old<!-- end --> b\n\n<!-- one y z -->\nold\n<!-- end -->\n"
+    made = fill.filled(text, {"one": lambda *words: f"[{'+'.join(words)}]"})
+    assert made == "a <!-- one x -->[x]<!-- end --> b\n\n<!-- one y z -->\n\n[y+z]\n\n<!-- end -->\n"
