@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from equinorm.experiments import _presets
 from equinorm.experiments._figures import pictures
 from equinorm.experiments._groups import experiments
 from equinorm.experiments._results import Results, read
-from equinorm.experiments._runs import Run
+from equinorm.experiments._runs import Run, asymmetry
 from experiment_tools import TINY, result
 
 __all__ = ["folder"]
@@ -115,6 +116,14 @@ def test_figures(folder):
     assert record("figures", "r.jsonl", "-o", "out", "--force") == found
 
 
+def test_figures_by_batch_size(folder):
+    results = Results(Path("r.jsonl"))
+    for entry in [*made("bn", batch=16), *made("bn", batch=64), *made("enorm", batch=16)]:
+        results.append(entry)
+    record("figures", "r.jsonl", "-o", "out")
+    assert (folder / "out" / "digits-fc-accuracy-batch.png").read_bytes().startswith(PNG)
+
+
 def test_figures_need_results():
     assert "there is no file" in refusal("figures", "r.jsonl")
     results = Results(None)
@@ -181,3 +190,24 @@ def test_every_picture_of_awkward_results():
         drawn = pictures(experiment)
         assert {"learning-curves", "norms"} <= drawn.keys()
         assert all(content.startswith(PNG) for content in drawn.values())
+
+
+def test_an_asymmetry_by_depth_is_one_variant():
+    """What `enorm:c=0` in a sweep stands for differs between depths."""
+    cs = {depth: asymmetry(depth) for depth in (1, 15)}
+    assert len({*cs.values()}) == 2
+    runs = [entry for depth, c in cs.items() for entry in made("enorm", depth, c=c, momentum=0.9)]
+    plain = [entry for depth in cs for entry in made("enorm", depth, c=1.2)]
+    (experiment,) = experiments([*runs, *plain])
+    assert sorted(s.label for s in experiment.at(15, 256)) == ["ENorm c=1.2", "ENorm momentum=0.9, c by depth"]
+    assert len({(s.label, s.variant) for s in experiment.series}) == 2
+
+
+def test_learning_rates_are_those_of_the_longest_search():
+    """Accuracies after few epochs do not compare with those after many."""
+    searches = [
+        result(Run(method="bn", epochs=epochs, lr=lr, held_out=True), accuracy)
+        for epochs, lr, accuracy in [(20, 0.1, 0.5), (20, 0.2, 0.6), (3, 0.5, 0.4)]
+    ]
+    (experiment,) = experiments([*searches, *made("bn")])
+    assert experiment.series[0].tried == {0.1: 0.5, 0.2: 0.6}

@@ -146,9 +146,14 @@ def handles(members: Sequence[Series]) -> tuple[list[Any], list[str]]:
 
 
 def legend(figure: Figure, members: Sequence[Series]) -> None:
-    """One legend below all plots."""
+    """One legend below all plots, in as many columns as fit; the figure grows by what it takes."""
     lines, labels = handles(members)
-    figure.legend(lines, labels, loc="outside lower center", ncols=min(6, len(labels)))
+    labels = [textwrap.fill(label, 46) for label in labels]
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
+    columns = max(1, min(6, len(labels), int(figure.get_figwidth() / (0.075 * longest + 0.6))))
+    rows = sum(max(label.count("\n") + 1 for label in labels[i : i + columns]) for i in range(0, len(labels), columns))
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 2))
+    figure.legend(lines, labels, loc="outside lower center", ncols=columns)
 
 
 def name_ends(axis: Axes, ends: list[tuple[float, float, str, str]]) -> None:

@@ -176,7 +176,7 @@ def norms(experiment: Experiment) -> Figure:
             values = np.array(series.results[0].curves.norms[name])
             shade = shades[round(position * (len(shades) - 1) / max(len(names) - 1, 1))]
             axis.plot(range(len(values)), np.where(values > 0, values, np.nan), color=shade, linewidth=1.1)
-        axis.set_title(textwrap.fill(series.label, 22), color=COLORS[series.method])
+        axis.set_title(textwrap.fill(series.label, 22, break_long_words=False), color=COLORS[series.method])
         axis.set_yscale("log")
         axis.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         grid(axis)
@@ -264,5 +264,5 @@ def weights(experiment: Experiment) -> Figure:
         bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
         bar.outline.set_visible(False)
     for axis, (label, color, _) in zip(axes[0], columns, strict=True):
-        axis.set_title(label, color=color)
+        axis.set_title(textwrap.fill(label, 20, break_long_words=False), color=color)
     return figure

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from equinorm.experiments._results import Result
-from equinorm.experiments._runs import DEFAULTS, METHODS, Run
+from equinorm.experiments._runs import DEFAULTS, METHODS, Run, asymmetry
 
 _SHARED = ("data", "network", "width", "epochs", "augment", "biases")
 _APART = (*_SHARED, "method", "depth", "batch", "lr", "held_out", "seed")
@@ -22,7 +22,7 @@ class Series:
         variant: counts the configurations of one method.
         run: of the first seed.
         results: ordered by seed.
-        tried: held-out accuracy by learning rate; None for a run that diverged.
+        tried: held-out accuracy by learning rate in the longest search; None for a run that diverged.
     """
 
     label: str
@@ -116,12 +116,15 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
         if key in cells and cells[key][0].run.lr != result.run.lr:
             del cells[key]
         cells.setdefault(key, []).append(result)
-    searches: dict[Run, dict[float, float | None]] = {}
+    searches: dict[Run, dict[int, dict[float, float | None]]] = {}
     for result in found:
         if result.run.held_out:
             key = replace(result.run, lr=0.0, seed=0, held_out=False, epochs=0)
-            searches.setdefault(key, {})[result.run.lr] = None if result.diverged else result.accuracy
+            by_lr = searches.setdefault(key, {}).setdefault(result.run.epochs, {})
+            by_lr[result.run.lr] = None if result.diverged else result.accuracy
+    by_depth = _follows_asymmetry(cells)
     options = {key: tuple(getattr(key, name) for name in _NAMES) for key in cells}
+    options |= {key: tuple(getattr(replace(key, c=0.0), name) for name in _NAMES) for key in by_depth}
     variants: dict[str, list[tuple]] = {}
     for key in cells:
         kinds = variants.setdefault(key.method, [])
@@ -131,13 +134,24 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
     for key, members in cells.items():
         kinds = variants[key.method]
         varying = [i for i in range(len(_NAMES)) if len({kind[i] for kind in kinds}) > 1]
-        words = [f"{_NAMES[i]}={options[key][i]:g}" for i in varying if options[key][i] != DEFAULTS[_NAMES[i]]]
+        told = [(_NAMES[i], options[key][i]) for i in varying if options[key][i] != DEFAULTS[_NAMES[i]]]
+        words = ["c by depth" if name == "c" and value == 0 else f"{name}={value:g}" for name, value in told]
         label = METHODS[key.method].label + (" " + ", ".join(words) if words else "")
         members.sort(key=lambda member: member.run.seed)
-        tried = searches.get(replace(key, epochs=0), {})
+        lengths = searches.get(replace(key, epochs=0), {})
+        tried = lengths[max(lengths)] if lengths else {}  # short searches do not compare with long ones
         result.append(Series(label, key.method, kinds.index(options[key]), members[0].run, tuple(members), tried))
     order = list(METHODS)
     return sorted(result, key=lambda s: (s.run.depth, s.run.batch, order.index(s.method), s.variant))
+
+
+def _follows_asymmetry(cells: Iterable[Run]) -> set[Run]:
+    """Those that differ in c alone, and that as `asymmetry` of their depths: one variant."""
+    alike: dict[Run, list[Run]] = {}
+    for key in cells:
+        alike.setdefault(replace(key, depth=0, batch=0, c=0.0), []).append(key)
+    groups = [keys for keys in alike.values() if len({key.c for key in keys}) > 1]
+    return {key for keys in groups for key in keys if all(other.c == asymmetry(other.depth) for other in keys)}
 
 
 _NAMES = [name for name in DEFAULTS if name not in _APART]
