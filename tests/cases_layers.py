@@ -170,6 +170,19 @@ def _(m, x):
     return m.c(F.relu(m.b(h)))
 
 
+@case("recurrent convolution that starts at zeros", x(2, 2, 3, 3), i=conv(2, 3, 1), h=conv(3, 3, 1), o=conv(3, 2, 1))
+def _(m, x):
+    h = torch.zeros(2, 3, 3, 3, dtype=x.dtype)
+    for _ in range(2):
+        h = F.relu(m.i(x) + m.h(h))
+    return m.o(h)
+
+
+@case("gain 1 − 2w", x(3, 3), a=lin(3, 4), g=torch.full((4,), 0.3), d=lin(4, 2))
+def _(m, x):
+    return m.d(F.relu(m.a(x)) * torch.rsub(m.g, 1.0, alpha=2.0))
+
+
 @case("split and chunk", x(3, 3), a=lin(3, 6), b=lin(2, 3), c=lin(4, 3), d=lin(3, 2), e=lin(3, 2))
 def _(m, x):
     one, two = F.relu(m.a(x)).split([2, 4], -1)

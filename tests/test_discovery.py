@@ -282,6 +282,7 @@ def test_wrong_shapes_are_an_export_error():
         (lambda: equinorm.symmetries(torch.relu, X), "torch.nn.Module"),
         (lambda: equinorm.symmetries(two_layers(), {"x": X}), "tuple of inputs"),
         (lambda: equinorm.symmetries(two_layers(), X, batch_norm="fused"), "'affine' or 'statistics'"),
+        (lambda: equinorm.symmetries(two_layers(), X, also=[5]), "also must hold further inputs"),
     ],
 )
 def test_arguments_out_of_range(call, words):
@@ -729,3 +730,69 @@ def test_ties_made_later_are_refused():
     net[2].bias = net[0].bias
     with pytest.raises(equinorm.RescaleError, match="shares its memory"):
         found.rescale_(torch.ones(8))
+
+
+class Attribute(nn.Module):
+    """A number that is set from outside, as masks and factors that fade in are; 0 would fit any scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+        self.settings = {"share": torch.zeros(())}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.a(x)) + self.settings["share"] * torch.sigmoid(self.b(x)))
+
+
+def test_plain_attributes_are_not_taken_at_their_value():
+    symmetries = equinorm.symmetries(Attribute(), torch.randn(2, 3))
+    assert symmetries.num_free == 0
+
+
+class Stored(nn.Module):
+    """One weight that is stored in another way than others."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(2, 3)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(torch.relu(self.a(x)) @ self.weight.to(x.dtype).T))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(2, 4, dtype=torch.int8),
+        torch.ones(2, 4).to(torch.float8_e4m3fn),
+        torch.ones(2, 4, dtype=torch.bool),
+        torch.randn(9).as_strided((2, 4), (1, 1)),
+    ],
+    ids=["int8", "float8", "bool", "overlapping entries"],
+)
+def test_weights_that_cannot_be_rescaled_are_pinned(weight):
+    model = Stored(weight)
+    twin, inputs = copy.deepcopy(model), torch.randn(2, 3)
+    symmetries = equinorm.symmetries(model, inputs)
+    moving = {scaling.name for scaling in symmetries.scalings if scaling.factors}
+    assert moving == {"a.weight", "a.bias", "b.weight"}  # all alike
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    assert equinorm.deviation(model, twin, inputs) < 1e-5
+
+
+@pytest.mark.parametrize("strides", [(4, 1), (1, 2), (5, 1), (8, 2)])
+def test_weights_with_gaps_or_turned_are_not_taken_to_overlap(strides):
+    symmetries = equinorm.symmetries(Stored(torch.randn(16).as_strided((2, 4), strides)), torch.randn(2, 3))
+    assert symmetries.num_free == 6
+
+
+def test_function_transforms_are_refused_with_a_way_out():
+    class Mapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(torch.relu)(x)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), Mapped(), nn.Linear(4, 2))
+    with pytest.raises(equinorm.ExportError, match=r"torch\.vmap.*opaque"):
+        equinorm.symmetries(model, torch.randn(2, 3))
+    assert equinorm.symmetries(model, torch.randn(2, 3), opaque="3").num_free == 4

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
@@ -24,6 +25,9 @@ from equinorm._opaque import opaque as opaque_calls
 from equinorm._values import Constant, Source, Value
 
 OVERLAPS = "overlaps another tensor of the model"
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of tensors that can be rescaled."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +87,7 @@ def export(
     buffers = dict(model.named_buffers(remove_duplicate=False))
     traced = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
     owners = {memory_of(traced[s.arg.name]): by_name[s.target] for s in specs if s.target in by_name and s.arg.name in traced}
+    attributes = {memory_of(tensor) for tensor in _attributes(model)}
     inputs: dict[str, tuple[Value, Origin]] = {}
     for spec in program.graph_signature.input_specs:
         name, target, origin = spec.arg.name, spec.target or "", Origin(parameters=frozenset())
@@ -98,12 +103,20 @@ def export(
             owner = owners.get(memory_of(traced[name]))
             if owner is not None:  # a plain attribute that shares the memory of a parameter
                 held[owner] = OVERLAPS
-            if owner is not None or value.is_meta or {name, target} & changing:
+            is_setting = value.is_floating_point() and memory_of(value) in attributes  # its numbers may be set anew
+            if owner is not None or value.is_meta or is_setting or {name, target} & changing:
                 value = Label(tuple(value.shape))
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())
         inputs[name] = (value, origin)
     return Exported(graph, frozenset(unsteady), inputs, sources, held)
+
+
+def _attributes(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts."""
+    for module in model.modules():
+        plain = [value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")]
+        yield from (leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor))
 
 
 def _acts(node: fx.Node) -> bool:
@@ -179,7 +192,21 @@ def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[d
 def _why_held(tensor: Tensor) -> str:
     if tensor.layout != torch.strided:
         return f"its layout is {tensor.layout}: only dense tensors are rescaled"
-    return "complex weights are not rescaled" if tensor.is_complex() else ""
+    if tensor.is_complex():
+        return "complex weights are not rescaled"
+    if tensor.dtype not in FLOATS:
+        return f"its dtype is {tensor.dtype}: only floating-point weights of 16 bits and more are rescaled"
+    return "its entries share memory" if _overlaps_itself(tensor) else ""
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """May two entries lie at one place? Expanded tensors, of stride 0, are refused when they are to be written."""
+    reach = 0
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1 and s):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def _memory(tensor: Tensor) -> tuple:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from equinorm._errors import ExportError
+
 CONSTANT_LIMIT = 1 << 24
 """Largest constant, in entries, that is computed while looking at a graph."""
 
@@ -138,8 +140,19 @@ def has_hidden_aliases(graph: fx.GraphModule) -> bool:
 
 
 def memory_of(value: Any) -> int | None:
-    """Identity of a tensor's memory."""
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) and value.layout == torch.strided else None
+    """Identity of a tensor's memory.
+
+    Raises:
+        ExportError: for tensors of torch.vmap, torch.func.jvp and the like, which have none.
+    """
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+        raise ExportError(
+            "the network uses torch.vmap, torch.func.jvp or the like, inside of which what shares memory cannot be followed. "
+            "Declare the submodule that does opaque (opaque='its.name'), or write it without."
+        )
+    return value.untyped_storage()._cdata
 
 
 def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:

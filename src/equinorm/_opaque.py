@@ -149,21 +149,27 @@ class _Watching(TorchDispatchMode):
         self.read: set[int] = set()
         self.written: set[int] = set()
         self.made: set[int] = set()
+        self._alive: dict[int, torch.UntypedStorage] = {}  # so that no other memory takes the place of one that was freed
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         schema = getattr(function, "_schema", None)  # torch.cond and the like have none
         if schema is None:
-            self.read |= {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            self.read |= self._memories((args, kwargs))
         for position, argument in enumerate(schema.arguments if schema else ()):
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            seen = {_memory(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)}
+            seen = self._memories(value)
             self.read |= seen
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.written |= seen
         results = function(*args, **kwargs)
-        self.made |= {_memory(leaf) for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)} - self.read
+        self.made |= self._memories(results) - self.read
         return results
+
+    def _memories(self, value: Any) -> set[int]:
+        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        self._alive |= {_memory(tensor): tensor.untyped_storage() for tensor in tensors if tensor.layout == torch.strided}
+        return {_memory(tensor) for tensor in tensors}
 
 
 def _memory(tensor: Tensor) -> int:
@@ -231,8 +237,8 @@ def _recorded(
                 )
             if memory not in memories and memory not in watching.made:
                 raise ExportError(
-                    f"opaque: module {name!r} returns a tensor that it keeps. Make that a buffer (register_buffer), or return "
-                    "a copy."
+                    f"opaque: module {name!r} returns a tensor that no operation of PyTorch has made: one that it keeps, or "
+                    "one of another library, such as NumPy. Make that a buffer (register_buffer), or return a copy (clone())."
                 )
             if memory not in memories:
                 memories[memory] = first + len(made)

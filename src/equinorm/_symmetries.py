@@ -254,6 +254,8 @@ def symmetries(
     exports: list[Exported] = []
     outputs: list[Any] = []
     exporting = 0.0
+    if wrong := [type(other).__name__ for other in also if not isinstance(other, (Tensor, tuple, list, Mapping))]:
+        raise EquinormError(f"also must hold further inputs (a tuple, a tensor, or a dict of keyword inputs), not {wrong[0]}.")
     calls = [(args, kwargs), *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in also)]
     for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), calls):
         with in_mode(model, training):

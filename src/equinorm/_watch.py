@@ -105,6 +105,7 @@ class Watch:
         raise RescaleError(f"{what} {self._advice}")
 
 
-def _hooks(module: nn.Module) -> tuple[int, ...]:
-    """Keys of the functions that see what it takes and returns."""
-    return *module._forward_hooks, *module._forward_pre_hooks
+def _hooks(module: nn.Module) -> list[int]:
+    """Keys of the functions that see what it takes and returns, but for recorders that transformers adds at the first run."""
+    found = [*module._forward_hooks.items(), *module._forward_pre_hooks.items()]
+    return [key for key, function in found if not getattr(function, "__module__", "").startswith("transformers.")]

@@ -202,9 +202,9 @@ def convolution(trace: Trace, call: Call) -> Label:
     if isinstance(weight, (Source, View)) and trace.is_unlabelled(weight):
         kernel = Source((), shape, "parameter", torch.float32)  # stands for the weight summed over its window
         out = contract(trace, channels, batch + "gi", kernel, axes, batch + "go")
-        assert kernel.label is not None
-        whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)
-        trace.assign(weight, whole.expand(weight.shape))
+        if kernel.label is not None:  # there is none where the input is zero throughout
+            whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)
+            trace.assign(weight, whole.expand(weight.shape))
     else:
         folded = move_one(lambda ids: ids.reshape(shape), trace.merge(weight, range(2, 2 + rank)))
         out = contract(trace, channels, batch + "gi", folded, axes, batch + "go")

@@ -118,8 +118,11 @@ def power(trace: Trace, call: Call) -> Label:
 def summed(trace: Trace, call: Call) -> Value:
     """Sums, differences, maxima of two: both sides must scale alike. A parameter plus a number may scale as a whole."""
     name = call.operator.overloadpacket.__name__.removesuffix("_")
-    if name in ("add", "sub", "subtract", "rsub") and isinstance(call.other, (int, float)):
-        shifted = trace.shift(call.input, call.other * call.get("alpha", 1) * (1 if name == "add" else -1))
+    alpha = call.get("alpha", 1)
+    if name in ("add", "sub", "subtract", "rsub") and isinstance(call.other, (int, float)) and alpha:
+        # a − αw = −α (w − a/α)
+        number = {"add": call.other * alpha, "rsub": -call.other / alpha}.get(name, -call.other * alpha)
+        shifted = trace.shift(call.input, number)
         if shifted is not None:
             return shifted
     return trace.add(call.input, call.other).expand(call.shape)
