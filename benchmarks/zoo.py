@@ -3,9 +3,10 @@
     python benchmarks/zoo.py torchvision timm transformers large [--models resnet18] [--output benchmarks/results/zoo.jsonl]
 
 Every model is looked at on the meta device, so that it fits any machine. Of each family (file of definitions) the smallest
-model (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64, moved to a random
-point of what was found, and run before and after. Weights are random; statistics, gains, shifts and zero-initialised heads
-are redrawn first, so that no violation can hide behind a zero or a one. What --output holds already is not repeated.
+model with free channels (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64,
+moved to a random point of what was found, and run before and after. Weights are random; statistics, gains, shifts and
+zero-initialised heads are redrawn first, so that no violation can hide behind a zero or a one. What --output holds already is
+not repeated.
 """
 
 import argparse
@@ -28,8 +29,8 @@ import common
 import equinorm
 
 ZOOS = ("torchvision", "timm", "transformers", "large")
-LARGEST, LARGEST_OF_TIMM = 120e6, 600e6
-"""Parameters of the largest model that is run: fewer where all are than where one of each family is."""
+LARGEST, LARGEST_OF_FAMILY = 120e6, 600e6
+"""Parameters of the largest model that is run: more for the only one of a family."""
 
 
 class Double(TorchDispatchMode):
@@ -164,10 +165,12 @@ def sweep(zoo: str, models: list[str] | None, known: list[dict[str, Any]], seed:
             looked[name] = record(zoo, name, run=False)
             yield looked[name]
     chosen = sorted((looked[name] for name in names), key=lambda found: found.get("parameters", 0))
-    if zoo == "timm" and not models:
-        chosen = list({found["family"]: found for found in reversed(chosen) if "error" not in found}.values())[::-1]
+    telling = sorted((found for found in chosen if "error" not in found), key=lambda found: not found["free"])
+    smallest = {found["family"]: found["model"] for found in reversed(telling)}.values()  # of each family
     for found in chosen:
-        if found["model"] not in ran and found.get("parameters", 0) <= (LARGEST_OF_TIMM if zoo == "timm" else LARGEST):
+        is_one = found["model"] in smallest and found.get("parameters", 0) <= LARGEST_OF_FAMILY
+        fits = found.get("parameters", 0) <= LARGEST and (zoo != "timm" or bool(models))
+        if found["model"] not in ran and (is_one or fits):
             yield record(zoo, found["model"], run=True, seed=seed)
 
 

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import claims
+import discovery
 import source
 import speed
 
-import zoo
-
 PAGES = Path(__file__).parents[1]
 
-RESULTS: dict[str, Callable[..., str]] = {**claims.MARKERS, **speed.MARKERS, **zoo.MARKERS}
+RESULTS: dict[str, Callable[..., str]] = {**claims.MARKERS, **speed.MARKERS, **discovery.MARKERS}
 """Made from files of results alone."""
 
 MARKERS: dict[str, Callable[..., str]] = {**RESULTS, **source.MARKERS}
