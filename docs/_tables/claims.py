@@ -36,7 +36,8 @@ def table(file: str, name: str) -> str:
         rows.append(f"| {label} | {' | '.join(cells)} |")
     seeds = max(len(s.results) for s in series)
     machines = ", ".join(sorted({str(s.results[0].source["processor"]) for s in series}))
-    note = f"Test accuracy in percent after {sweep.base.epochs} epochs, up to {seeds} seeds; {machines}."
+    runs = "one seed" if seeds == 1 else f"up to {seeds} seeds"
+    note = f"Test accuracy in percent after {sweep.base.epochs} epochs, {runs}; {machines}."
     return "\n".join([*rows, "", note])
 
 

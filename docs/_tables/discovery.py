@@ -38,7 +38,7 @@ def summary(records: list[Record]) -> str:
 
 
 def families(records: list[Record], zoo: str) -> str:
-    """One row for each family: its smallest model that was run, or else looked at."""
+    """One row for each family: its smallest model with free channels that was run, or else looked at."""
     rows = [
         "| family | models | smallest | channels free | weights that move | deviation (powers of two) | pinned by |",
         "| --- | ---: | --- | ---: | ---: | ---: | --- |",
@@ -49,7 +49,7 @@ def families(records: list[Record], zoo: str) -> str:
             members[record["family"]].append(record)
     for family, found in sorted(members.items()):
         models = {record["model"] for record in found}
-        chosen = min(found, key=lambda r: (not r["run"], r["parameters"]))
+        chosen = min(found, key=lambda r: (not r["run"], not r["free"], r["parameters"]))
         share = chosen["free"] / max(chosen["free"] + chosen["pinned"], 1)
         deviation = f"{chosen['deviation']:.0e}" if "deviation" in chosen else "–"
         if "deviation_powers_of_two" in chosen:

@@ -21,6 +21,19 @@ _EQUAL = (
     f"enorm:{EXTRAS},c=0",
 )
 """The methods with the same extras, as docs/claims.md compares them."""
+_TRIALS = (
+    f"enorm:{EXTRAS},c=0",
+    f"enorm_exact:{EXTRAS},c=0",
+    f"enorm:{EXTRAS},c=1",
+    f"enorm:{EXTRAS},c=1.2,c_end=1",
+    f"enorm:{EXTRAS},c=0,p=1",
+    f"enorm:{EXTRAS},c=0,p=3",
+    f"enorm:{EXTRAS},c=0,clip=1",
+    f"enorm:{EXTRAS},c=0,warmup=0.3",
+    "enorm:c=0,weight_decay=0.004",
+    *(f"{name}:{EXTRAS}" for name in ("balanced", "baseline", "gn", "bn", "wn")),
+)
+"""What theory suggests beside the variant of ENorm that docs/claims.md compares, and others with its extras."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 
 PRESETS = {
@@ -37,6 +50,7 @@ PRESETS = {
     "fc-cpu": Sweep(
         replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
     ),
+    "fc-trials": Sweep(replace(_FC, epochs=3), _TRIALS, depths=(9,), seeds=1, select_epochs=3, lrs=(0.02, 0.05)),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
