@@ -30,6 +30,7 @@ docs: $(VENV)/.stamp-docs
 bench: $(VENV)/.stamp-test
 	$(BIN)/python benchmarks/step.py --output benchmarks/results/step.jsonl
 	$(BIN)/python benchmarks/step.py --norms --output benchmarks/results/norms.jsonl
+	$(BIN)/python benchmarks/traffic.py --output benchmarks/results/traffic.jsonl
 	$(BIN)/python benchmarks/convergence.py --sizes 1e6 1e7 1e8 --output benchmarks/results/convergence.jsonl
 
 format: $(VENV)/.stamp-lint

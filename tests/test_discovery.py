@@ -87,6 +87,19 @@ def test_what_hooks_read_is_pinned(kind):
     assert len(net[0]._forward_hooks) == (kind == "forward")
 
 
+@pytest.mark.parametrize(
+    "register", [nn.modules.module.register_module_forward_hook, nn.modules.module.register_module_forward_pre_hook]
+)
+def test_what_hooks_of_all_modules_read_is_pinned(register):
+    seen: list = []
+    handle = register(lambda module, *values: seen.append(values))
+    try:
+        assert equinorm.symmetries(two_layers(), X).num_free == 0
+    finally:
+        handle.remove()
+    assert equinorm.symmetries(two_layers(), X).num_free == 6
+
+
 def test_a_hook_elsewhere_pins_nothing():
     net = nn.Sequential(*two_layers(), nn.ReLU(), nn.Linear(3, 2)).double()
     net[4].register_forward_hook(lambda module, args, output: None)

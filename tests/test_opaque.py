@@ -277,6 +277,8 @@ def test_packed_weights():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     net = torch.ao.quantization.quantize_dynamic(net, {"4"})
     before = net(X.float())
+    with pytest.raises(equinorm.ExportError, match=r"packed weights.*\(opaque=\['4'\]\)"):
+        equinorm.symmetries(net, X.float())
     found = equinorm.symmetries(net, X.float(), opaque="4")
     assert found.num_free == 6
     assert torch.equal(net(X.float()), before)

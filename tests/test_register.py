@@ -144,6 +144,33 @@ def test_arguments_that_no_sample_had_are_pinned():
     assert [equinorm.symmetries(net.train(mode), x).num_free for mode in (False, True)] == [6, 0]
 
 
+@torch.library.custom_op("equinorm_tests::powered", mutates_args=())
+def powered(x: Tensor, exponent: int, shift: float = 0.0) -> Tensor:
+    return x.abs() ** exponent + shift
+
+
+@powered.register_fake
+def _(x, exponent, shift=0.0):
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize(("exponent", "shift", "free"), [(2, 0.0, 6), (3, 0.0, 6), (2, 0.5, 0)])
+def test_numbers_that_no_sample_had_are_checked_where_they_are_used(exponent, shift, free):
+    class Powers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.down(powered(self.up(x), exponent, shift))
+
+    equinorm.register_rule(powered, [(torch.randn(4, 3), 2)])(lambda trace, call: trace.label(call.x).power(call.exponent))
+    net, x = Powers(), torch.randn(4, 3)
+    group = equinorm.symmetries(net, x)
+    assert group.num_free == free
+    assert free or "no sample of its rule has all of these arguments" in str(group)
+
+
 def test_numbers_of_the_other_sign_are_tried():
     with pytest.raises(equinorm.EquinormError, match="is wrong"):
         equinorm.register_rule(torch.ops.aten.celu.default, [(torch.rand(3, 4),)])(lambda trace, call: trace.label(call.input))

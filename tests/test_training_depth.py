@@ -85,3 +85,21 @@ def test_two_level_stays_at_the_minimiser_while_training():
             if number >= 10:  # the way to the minimiser takes a few bounded steps
                 residuals.setdefault(method, []).append(hook.residual())
     assert max(residuals["two-level"]) < 1e-3 < min(residuals["cyclic"])
+
+
+def test_rates_by_layer_are_another_asymmetry():
+    """With scales s_k = c^(k − mean), rates η·s_k² at c from s_k·w_k are the rate η at c = 1 from w_k, step for step."""
+    torch.manual_seed(0)
+    c, plain, inputs = 1.2, deep(6, bias=False).double(), torch.randn(64, 20, dtype=torch.float64)
+    scaled, depth = copy.deepcopy(plain), len(layers_of(plain))
+    scales = [c ** (k - (depth - 1) / 2) for k in range(depth)]
+    for layer, scale in zip(layers_of(scaled), scales, strict=True):
+        layer.weight.data.mul_(scale)
+    groups = [{"params": [layer.weight], "lr": 0.02 * scale**2} for layer, scale in zip(layers_of(scaled), scales, strict=True)]
+    for model, parameters, asymmetry in ((plain, plain.parameters(), 1.0), (scaled, groups, c)):
+        optimizer = torch.optim.SGD(parameters, lr=0.02, momentum=0.9)
+        ENorm(optimizer, model, inputs, c=asymmetry)
+        for _ in range(10):
+            step(model, optimizer, inputs)
+    for one, other, scale in zip(layers_of(plain), layers_of(scaled), scales, strict=True):
+        torch.testing.assert_close(other.weight, scale * one.weight, rtol=1e-10, atol=1e-12)

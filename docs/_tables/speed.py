@@ -31,8 +31,7 @@ def step() -> str:
 
 def _cost(record: Record, hook: str) -> str:
     floors, steps = record["hook / floor"][hook], record["hook / SGD"][hook]
-    low, high = floors["lower quartile"], floors["upper quartile"]
-    return f"{floors['median']:.1f} <small>({low:.1f}–{high:.1f}); {steps['median']:.1f} SGD</small>"
+    return f"{_quartiles(floors).removesuffix(')</small>')}); {steps['median']:.1f} SGD</small>"
 
 
 def norms() -> str:
@@ -90,6 +89,23 @@ def equalization() -> str:
     return "\n".join([*rows, "", f"{_machines([*latest.values()])}."])
 
 
+def traffic() -> str:
+    """Ways to find energies: what each moves beyond the update, in floors, predicted and measured."""
+    records = _records("traffic")
+    latest = {(_machine(r), r["network"]): r for r in records}
+    head = ["energies", "predicted", *(f"{name}, {r['parameters'] / 1e6:.0f} M" for (_, name), r in latest.items())]
+    rows = [f"| {' | '.join(head)} |", "| --- | ---: |" + " ---: |" * len(latest)]
+    for way, moved in records[0]["bytes"].items():
+        predicted = f"{moved / (16 * records[0]['parameters']):.1f}"
+        cells = [_quartiles(record["floors"][way]) for record in latest.values()]
+        rows.append(f"| {' | '.join([way, predicted, *cells])} |")
+    return "\n".join([*rows, "", f"{_machines(records)}."])
+
+
+def _quartiles(value: dict[str, float]) -> str:
+    return f"{value['median']:.1f} <small>({value['lower quartile']:.1f}–{value['upper quartile']:.1f})</small>"
+
+
 def _milliseconds(value: dict[str, float]) -> str:
     low, high = value["lower quartile"] * 1e3, value["upper quartile"] * 1e3
     return f"{value['median'] * 1e3:.0f} ms <small>({low:.0f}–{high:.0f})</small>"
@@ -104,4 +120,4 @@ def _machines(records: list[Record]) -> str:
     return "; ".join(sorted({_machine(record) for record in records}))
 
 
-MARKERS = {"step": step, "norms": norms, "convergence": convergence, "equalization": equalization}
+MARKERS = {"step": step, "traffic": traffic, "norms": norms, "convergence": convergence, "equalization": equalization}

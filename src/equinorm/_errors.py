@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -36,6 +37,12 @@ class ExportError(EquinormError):
                 f"cannot export {describe(model)} with inputs {inputs}: {first}. Let it return tensors in tuples, lists and "
                 "dicts only; language models of Hugging Face do with use_cache=False."
             )
+        packed = _packed(model)
+        if packed:
+            return cls(
+                f"cannot export {describe(model)} with inputs {inputs}: torch.export cannot record packed weights. Declare the "
+                f"modules that hold them opaque (opaque={packed!r}) so that the rest can be analysed."
+            )
         module = _innermost(model, error)
         way = f"declare the submodule opaque (opaque={module!r}) so that the rest can be analysed, " if module else ""
         return cls(
@@ -47,6 +54,14 @@ class ExportError(EquinormError):
 
 def _first_line(error: Exception) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _packed(model: nn.Module) -> list[str]:
+    """Names of the modules with packed weights, as quantization makes them; torch.ao's are held by a module of their own."""
+    held = [
+        name for name, module in model.named_modules() if any(isinstance(v, torch.ScriptObject) for v in vars(module).values())
+    ]
+    return [*dict.fromkeys(name.removesuffix("._packed_params") for name in held if name)]
 
 
 def _innermost(model: nn.Module, error: BaseException | None) -> str:

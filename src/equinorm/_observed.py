@@ -113,11 +113,15 @@ def _observe(values: Any) -> Any:
 
 @contextlib.contextmanager
 def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterator[None]:
-    """While exporting, mark what the model's own hooks can read, and what its forward keeps for later calls."""
+    """While exporting, mark what hooks of the model or of all modules can read, and what its forward keeps for later calls."""
     handles = []
+    by_all = torch.nn.modules.module
+    before_all = [*by_all._global_forward_pre_hooks.values()]
+    after_all = [*by_all._global_forward_hooks.values(), *by_all._global_backward_hooks.values()]
+    after_all += by_all._global_backward_pre_hooks.values()
     for module in model.modules():
-        before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
-        after = [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
+        before = before_all + [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
+        after = after_all + [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
         after += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         if before or after:
             handles.append(

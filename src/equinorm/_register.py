@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,15 @@ from equinorm._modules import on_cpu
 from equinorm._mutation import bind
 from equinorm._scaling import resolve
 from equinorm._trace import Trace
-from equinorm._values import VALUES, Source
+from equinorm._values import VALUES, Constant, Source
 from equinorm.rules import TABLE, Call, find, qualified
 from equinorm.rules._registry import Rule
 
 MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""
+
+MOST = 1 << 22
+"""Entries of the tensors of a call that a rule is still checked on."""
 
 TOLERANCE = 1e-9
 """Relative to the largest entry, in float64: operators may lose digits, wrong rules lose all."""
@@ -44,7 +48,8 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
         operator: from `torch.ops` or `torch.library.custom_op`; it must not write into its inputs.
         samples: tuples of positional arguments, of a few calls that show every mode of the operator. Tensors should have two
             or more entries along every axis: what is not shown is not checked. A call with a tensor that no sample has is
-            pinned.
+            pinned. For numbers, sizes and axes that no sample has, the rule is checked when it is used, on random positive
+            tensors of the shapes there; where that cannot be done, or fails, the call is pinned.
 
     Raises:
         EquinormError: if the operator has a rule already or writes into its inputs, if there are no samples, or if the rule is
@@ -77,14 +82,17 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
             raise EquinormError(f"each sample of {name} must be a tuple of positional arguments, not {type(sample).__name__}.")
 
     def register(rule: Rule) -> Rule:
-        shown = set[str]()
-        for sample in arguments:
-            shown |= _check(rule, overload, name, tuple(sample))
+        shown = [_check(rule, overload, name, tuple(sample)) for sample in arguments]
+        dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
+        settings = [_others(inputs) for inputs in shown]
 
         @functools.wraps(rule)
         def checked(trace: Trace, call: Call) -> Any:
             tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
-            if tensors.keys() <= shown:
+            is_known = _others(call.arguments) in settings
+            if tensors.keys() <= dtypes.keys() and (is_known or _holds(rule, overload, name, call, dtypes)):
+                if not is_known:
+                    settings.append(_others(call.arguments))
                 return _run(rule, trace, call)
             for value in tensors.values():
                 trace.pin(value, "no sample of its rule has all of these arguments")
@@ -108,8 +116,8 @@ def _overload(operator: Any) -> torch._ops.OpOverload:
 
 
 @on_cpu()
-def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
-    """Check a rule on one sample; returns the names of the tensors that it has."""
+def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any]:
+    """Check a rule on one sample; returns its arguments by name, in float64."""
     inputs = bind(operator, tuple(_double(value) for value in sample), {})
     floats = [key for key, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()]
     shown = f"{name}{describe_inputs(sample, {})}"
@@ -150,7 +158,33 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> set[str]:
                     f"{error:.1e} of its largest entry after a rescaling that the rule allows. It was not registered. Ask for "
                     "less: trace.pin what must not scale, trace.merge what must scale alike."
                 )
-    return {key for key, value in inputs.items() if isinstance(value, Tensor)}
+    return inputs
+
+
+def _others(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What is no tensor."""
+    return {key: value for key, value in arguments.items() if not isinstance(value, (Tensor, *VALUES))}
+
+
+def _holds(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str, torch.dtype]) -> bool:
+    """Can a rule be confirmed for a call whose other arguments no sample has?"""
+    if sum(math.prod(value.shape) for value in call.arguments.values() if isinstance(value, VALUES)) > MOST:
+        return False
+    generator = torch.Generator().manual_seed(0)
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, Constant):
+            return value.value
+        if isinstance(value, VALUES) and dtypes[key].is_floating_point:
+            return torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
+        return value  # integers of unknown range remain labels, with which no operator runs
+
+    try:
+        arguments = {key: shown(key, value) for key, value in call.arguments.items()}
+        _check(rule, operator, name, tuple(arguments[a.name] for a in operator._schema.arguments if not a.kwarg_only))
+    except Exception:
+        return False
+    return all(call.arguments[a.name] == a.default_value for a in operator._schema.arguments if a.kwarg_only)
 
 
 def _labelled(

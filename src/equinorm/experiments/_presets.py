@@ -51,6 +51,14 @@ PRESETS = {
         replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
     ),
     "fc-trials": Sweep(replace(_FC, epochs=3), _TRIALS, depths=(9,), seeds=1, select_epochs=3, lrs=(0.02, 0.05)),
+    "fc-biases": Sweep(
+        replace(_FC, epochs=3, biases=True),
+        (*(f"enorm:{EXTRAS},c=0{rest}" for rest in ("", ",match_biases=0", ",symmetric_biases=0")), f"baseline:{EXTRAS}"),
+        depths=(9,),
+        seeds=1,
+        select_epochs=3,
+        lrs=(0.02, 0.05),
+    ),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
