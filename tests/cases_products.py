@@ -412,3 +412,43 @@ def _(m, x):
     _, experts = route(m, x)
     first, second = m.a[experts].narrow(0, 1, 3).split([1, 2])
     return m.d(F.relu(m.u(x[:2])) * second), first.sum() * 0
+
+
+# ------------------------------------------------------------------------------------------ messages between nodes of a graph
+SOURCE, TARGET = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([1, 0, 2, 3, 0])
+
+
+@case("messages, summed", x(4, 3), a=lin(3, 5), m=lin(5, 4), s=lin(5, 4), d=lin(4, 2))
+def _(m, x):
+    h = F.relu(m.a(x))
+    sums = torch.zeros(4, 4, dtype=x.dtype).index_add_(0, TARGET, m.m(h[SOURCE]))
+    return m.d(F.relu(sums + m.s(h)))
+
+
+@case("messages, largest and mean", x(4, 3), a=lin(3, 5), m=lin(5, 4), d=lin(8, 2))
+def _(m, x):
+    messages = F.relu(m.m(F.relu(m.a(x))[SOURCE]))
+    places, start = TARGET[:, None].expand(-1, 4), torch.zeros(4, 4, dtype=x.dtype)
+    gathered = [start.scatter_reduce(0, places, messages, how, include_self=False) for how in ("amax", "mean")]
+    return m.d(torch.cat(gathered, 1))
+
+
+@case("experts, added where they belong", x(4, 3), r=lin(3, 2), u=x(2, 5, 3), d=x(2, 4, 5), o=lin(4, 2))
+def _(m, x):
+    order = m.r(x).argmax(-1).argsort()
+    h = F.relu(torch.einsum("td,efd->etf", x[order], m.u))
+    sums = torch.zeros(4, 4, dtype=x.dtype).index_add_(0, order, torch.einsum("etf,edf->td", h, m.d))
+    return m.o(F.relu(sums))
+
+
+@case("zeros written by a mask", x(4, 3), a=lin(3, 5), d=lin(5, 2))
+def _(m, x):
+    h = m.a(x)
+    h[h < 0] = 0.0
+    return m.d(h)
+
+
+@case("distances", x(4, 3), a=lin(3, 5), d=lin(4, 2))
+def _(m, x):
+    h = F.relu(m.a(x))
+    return m.d(torch.cdist(h, h[:4]) / 3)

@@ -20,6 +20,7 @@ CORE = [
     "_trace",
     "rules._registry",
     "rules._movement",
+    "rules._placement",
     "rules._elementwise",
     "rules._reduction",
     "rules._normalization",

@@ -71,6 +71,7 @@ def some(name: str, count: int) -> list:
     return samples[:: max(1, math.ceil(len(samples) / count))]
 
 
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
 @pytest.mark.parametrize("name", names())
 def test_samples_are_sound(name):
     for sample in some(name, 1):
@@ -96,6 +97,7 @@ def overwrite(x: Tensor, value: Tensor | float) -> Tensor:
 
 DIAGONAL, INF = torch.eye(3, 4).bool(), math.inf
 INTEGERS = torch.zeros(3, 4, dtype=torch.int64)
+PLACES = torch.tensor([[0, 1], [2, 0], [3, 3]])
 
 # title: (operation, its operands, dimension of the group with every operand and every result entrywise rescalable)
 CASES = {
@@ -142,6 +144,19 @@ CASES = {
     "max pool, padded": (lambda x: F.max_pool1d(x, 3, 1, 1), (rand(2, 3, 4),), 6),
     "clamp to [-inf, 0]": (lambda x: torch.clamp(x, -INF, 0), (rand(3, 4),), 12),
     "overwrite by 1": (lambda x: overwrite(x, 1.0), (rand(3, 3),), 9),
+    "scatter 1": (lambda x: x.scatter(1, PLACES, 1.0), (rand(3, 4),), 0),
+    "scatter 0": (lambda x: x.scatter(1, PLACES, 0.0), (rand(3, 4),), 12),
+    "scatter a part": (lambda x, y: x.scatter(1, PLACES[:1], y), (rand(3, 4), rand(3, 2)), 0),
+    "scatter, product": (lambda x, y: x.scatter_reduce(1, PLACES, y, "prod"), (rand(3, 4), rand(3, 2)), 0),
+    "scatter, maximum": (lambda x, y: x.scatter_reduce(1, PLACES, y, "amax"), (rand(3, 4), rand(3, 2)), 3),
+    "add at data": (lambda x, y: x.new_zeros(4, 3).index_add(0, y.long().clamp(0, 3), x), (rand(3, 3), rand(3)), 3),
+    "add a multiple": (lambda x, y: x.index_add(0, PLACES[:, 1], y, alpha=2.0), (rand(4, 3), rand(3, 3)), 3),
+    "mask to 0": (lambda x: aten.index_put(x, [x > 0], torch.tensor(0.0)), (rand(3, 4),), 12),
+    "mask to a number": (lambda x, y: aten.index_put(x, [x > 0], y), (rand(3, 4), rand()), 1),
+    "mask of two axes": (lambda x, y: aten.index_put(x, [DIAGONAL], y), (rand(3, 4, 2), rand(3, 2)), 2),
+    "put into columns": (lambda x, y: aten.index_put(x, [None, PLACES[:, 1]], y), (rand(3, 4), rand(3, 3)), 1),
+    "take": (lambda x: x.take(PLACES), (rand(3, 4),), 1),
+    "distances, p = 0": (lambda x, y: torch.cdist(x, y, p=0.0), (rand(3, 4), rand(2, 4)), 1),
     "floor of a quotient": (lambda x, y: torch.div(x, y, rounding_mode="floor"), (rand(3, 4), rand(4)), 0),
 }  # fmt: skip
 
@@ -164,6 +179,7 @@ KNOWN_MISSED: dict[str, str] = {
     "norm of order 0": "entries are counted, but tied as in other norms",
     "group norm, eps 0": "all groups are tied, not each by itself",
     "cumprod": "no rule",
+    "added at fixed places": "indices are not looked at: all places along the axis are tied",
     "prod": "factors are tied, though only their product matters",
     "transposed conv": "geometric progressions along positions and kernel, exp(a·t) and exp(a·k), are no scales of channels",
 }
@@ -172,6 +188,7 @@ CANDIDATES = {
     "norm of order 0": (lambda x: torch.linalg.vector_norm(x, 0, 1), (rand(3, 4),)),
     "group norm, eps 0": (lambda x: F.group_norm(x, 2, eps=0.0), (rand(3, 8),)),
     "cumprod": (lambda x: x.cumprod(0), (rand(3),)),
+    "added at fixed places": (lambda x: x.new_zeros(4, 2).index_add(0, PLACES[:, 1], x), (rand(3, 2),)),
     "matmul": (torch.matmul, (rand(3, 4), rand(4, 2))),
     "batched matmul": (torch.matmul, (rand(2, 1, 3, 4), rand(5, 4, 2))),
     "linear": (F.linear, (rand(3, 4), rand(2, 4), rand(2))),

@@ -13,6 +13,7 @@ from equinorm.rules import TABLE
 
 KINDS = {
     "_movement": "Entries only move",
+    "_placement": "Entries to places that an index names",
     "_elementwise": "Each entry on its own",
     "_reduction": "Along axes",
     "_normalization": "Normalization",

@@ -1,0 +1,81 @@
+"""Entries written to, or added at, places that an index names: whatever may land at one place must scale alike."""
+
+from equinorm._labels import Label
+from equinorm._trace import Trace
+from equinorm._values import VALUES
+from equinorm.rules._registry import Call, rule
+
+
+@rule("index_add index_copy index_reduce index_fill scatter scatter_add scatter_reduce")
+def placed(trace: Trace, call: Call) -> Label:
+    """Entries to places along `dim`, in place of what is there or joined with it; zeros fit any scale."""
+    source = call.get("source", call.get("src", call.get("value")))
+    if trace.label(source).is_zero:
+        return trace.label(call.input).expand(call.shape)
+    rank = len(call.shape)
+    axes = [call.dim % rank] if rank else []
+    sizes = [trace.label(value).shape for value in (source, call.index) if isinstance(value, VALUES)]
+    fits = all(
+        len(shape) in (0, 1) or (len(shape) == rank and all(shape[i] == call.shape[i] for i in range(rank) if i not in axes))
+        for shape in sizes
+    )
+    if not fits or call.get("reduce") in ("prod", "multiply") or isinstance(call.get("alpha"), VALUES):
+        detail = "" if fits else "a part of its axes other than the indexed one"
+        return _all_pinned(trace, call, detail)
+    there, here = trace.merge(call.input, axes), trace.label(source)
+    here = trace.merge(here, axes) if len(here.shape) == rank else trace.merge(here, range(len(here.shape)))
+    return trace.add(there, here.reshape((1,) * rank) if len(here.shape) < rank else here).expand(call.shape)
+
+
+@rule("index_put _unsafe_index_put")
+def assigned(trace: Trace, call: Call) -> Label:
+    """x[…, index, …] = values: all axes up to the last that is indexed count as one; zeros fit any scale."""
+    if trace.label(call.values).is_zero:
+        return trace.label(call.input).expand(call.shape)
+    rank = len(call.shape)
+    # A mask covers as many axes as it has, an index one; which of both it is does not show.
+    covered = max(i + max(1, len(trace.label(index).shape)) for i, index in enumerate(call.indices) if index is not None)
+    tail = max(0, rank - covered)
+    values = trace.label(call.values)
+    there = trace.merge(call.input, range(rank - tail))
+    here = trace.merge(values, range(max(0, len(values.shape) - tail)))
+    here = here.reshape(here.shape[max(0, len(values.shape) - tail) :])
+    return trace.add(there, here).expand(call.shape)
+
+
+@rule("masked_scatter")
+def scattered(trace: Trace, call: Call) -> Label:
+    """Where a mask says so, the next entry of another tensor."""
+    there, here = (trace.merge(value, range(len(trace.label(value).shape))) for value in (call.input, call.source))
+    return trace.add(there, here.reshape(())).expand(call.shape)
+
+
+@rule("take")
+def taken(trace: Trace, call: Call) -> Label:
+    """Entries of the flattened input."""
+    label = trace.label(call.input)
+    return trace.merge(label, range(len(label.shape))).reshape(()).expand(call.shape)
+
+
+@rule("diff")
+def differences(trace: Trace, call: Call) -> Label:
+    """Differences of neighbours along `dim`."""
+    ends = [value for value in (call.get("prepend"), call.get("append")) if value is not None]
+    label = trace.merge(call.input, [call.dim])
+    for end in ends:
+        label = trace.add(label, trace.merge(end, [call.dim]))
+    return label.expand(call.shape)
+
+
+@rule("cdist _cdist_forward")
+def distances(trace: Trace, call: Call) -> Label:
+    """Norms of the differences of all rows; "norm" 0 counts entries."""
+    label = trace.add(trace.merge(call.x1, [-2, -1]), trace.merge(call.x2, [-2, -1]))
+    return label.power(0 if call.p == 0 else 1).expand(call.shape)
+
+
+def _all_pinned(trace: Trace, call: Call, detail: str) -> Label:
+    for value in call.arguments.values():
+        if isinstance(value, VALUES):
+            trace.pin(value, detail)
+    return Label(call.shape)
