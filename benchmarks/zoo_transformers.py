@@ -144,7 +144,7 @@ def _build(name: str, other: dict[str, int]) -> tuple[nn.Module, tuple[Any, ...]
     model_class, config_class, options = MODELS[name]
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
     if name == "clip":
-        sizes = {"text_config": {**_DECODER, **tokens}, "vision_config": _ENCODER | _IMAGES, "projection_dim": 16}
+        sizes = {"text_config": {**_DECODER, **tokens}, "vision_config": _ENCODER | _IMAGES, "projection_dim": 16} | other
         config = transformers.CLIPConfig(**sizes)
     else:
         sizes = {key: value for key, value in _DECODER.items() if key not in UNKNOWN.get(name, ())}

@@ -79,6 +79,7 @@ def equations(
     while len(rows) < 1.5 * count + 16:
         drawn = {name: _weight(p, generator).requires_grad_() for name, p in parameters.items()}
         inputs = pytree.tree_map(lambda a: _input(a, generator), args)
+        _forget(model)
         outputs = torch.func.functional_call(model, drawn, inputs)
         flat = [o for o in pytree.tree_leaves(outputs) if isinstance(o, Tensor) and o.is_floating_point()]
         total = sum((o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in flat)
@@ -107,6 +108,15 @@ def _input(value: object, generator: torch.Generator) -> object:
     if value.is_floating_point():
         return torch.randn(value.shape, generator=generator, dtype=value.dtype)
     return torch.randint(0, int(value.max()) + 1, value.shape, generator=generator)
+
+
+def _forget(model: nn.Module) -> None:
+    """Let modules drop what they keep from one call to the next, as some do when their mode is set."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    model.eval()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _randomise_buffers(model: nn.Module, generator: torch.Generator) -> None:

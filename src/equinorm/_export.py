@@ -19,7 +19,15 @@ from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
 from equinorm._modules import by_default
-from equinorm._mutation import has_hidden_aliases, has_writing_subgraph, memory_of, roots, visibly_written, written
+from equinorm._mutation import (
+    has_hidden_aliases,
+    has_writing_subgraph,
+    memory_of,
+    remove_idle_dropouts,
+    roots,
+    visibly_written,
+    written,
+)
 from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm._opaque import opaque as opaque_calls
 from equinorm._values import Constant, Source, Value
@@ -70,6 +78,7 @@ def export(
     """
     program = _program(model, args, dict(kwargs or {}), opaque or {})
     graph = program.graph_module
+    remove_idle_dropouts(graph)
     specs = program.graph_signature.input_specs
     changing = _changing(graph)
     fixed = {spec.arg.name for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR} - changing

@@ -12,9 +12,9 @@ from equinorm._errors import ExportError
 CONSTANT_LIMIT = 1 << 24
 """Largest constant, in entries, that is computed while looking at a graph."""
 
-_SOMETIMES_ALIASES = (
-    "dropout feature_dropout alpha_dropout feature_alpha_dropout type_as atleast_1d atleast_2d atleast_3d meshgrid"
-)
+_DROPOUTS = "dropout feature_dropout alpha_dropout feature_alpha_dropout"
+
+_SOMETIMES_ALIASES = f"{_DROPOUTS} type_as atleast_1d atleast_2d atleast_3d meshgrid"
 """Operations that may return their input itself although neither schema nor trace says so."""
 
 
@@ -122,6 +122,18 @@ def has_writing_subgraph(graph: fx.GraphModule) -> bool:
     """Does a subgraph change anything in place?"""
     bodies = [body for body in graph.modules() if isinstance(body, fx.GraphModule) and body is not graph]
     return any(written(node) for body in bodies for node in body.graph.nodes)
+
+
+def remove_idle_dropouts(graph: fx.GraphModule) -> None:
+    """Let their input stand for dropouts that do nothing, and return it itself, but for those that the graph returns."""
+    for node in list(graph.graph.nodes):
+        if getattr(getattr(node.target, "overloadpacket", None), "__name__", "") not in _DROPOUTS.split():
+            continue
+        named = bind(node.target, node.args, node.kwargs)
+        if (named["p"] == 0 or named["train"] is False) and all(user.op != "output" for user in node.users):
+            node.replace_all_uses_with(named["input"])
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def has_hidden_aliases(graph: fx.GraphModule) -> bool:
