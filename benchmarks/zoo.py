@@ -10,6 +10,7 @@ not repeated.
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import math
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,17 @@ class Double(TorchDispatchMode):
         if kwargs.get("dtype") == torch.float32:
             kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def staying_double() -> Iterator[None]:
+    """Let `tensor.float()` keep float64, for models that ask for float32 while they are exported too."""
+
+    def keep(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_default_dtype())
+
+    with mock.patch.object(Tensor, "float", keep):
+        yield
 
 
 @torch.no_grad()
@@ -93,6 +106,7 @@ def _found(symmetries: equinorm.Symmetries) -> dict[str, Any]:
 
 
 @torch.no_grad()
+@staying_double()
 def measure(zoo: str, name: str, seed: int = 0) -> dict[str, Any]:
     """What is found, and how far a random rescaling moves the outputs: the largest change by the largest output.
 

@@ -3,12 +3,12 @@
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from oracle import Verdict, verdict
+from zoo import staying_double
 
 
 class Block(NamedTuple):
@@ -39,7 +39,7 @@ class Block(NamedTuple):
             kind = getattr(importlib.import_module(module), name)
         made = kind(**self.options)
         made.eval()  # returns nothing in some
-        with mock.patch.object(Tensor, "float", _float):
+        with staying_double():  # some ask for float32 where the oracle needs float64
             return verdict(made, [_drawn(arg) for arg in self.args])
 
 
@@ -69,11 +69,6 @@ class Blocks(dict[str, Block]):
 EPS = "divided by max(norm, eps), which is of degree 0 only where the norm is above eps"
 KEYS = "keys behind a batch norm in evaluation mode: what its mean and shift add to all keys alike cancels in the softmax"
 ZEROS = "a buffer of zeros stands for the bias of the keys; values of buffers are not looked at"
-
-
-def _float(tensor: Tensor) -> Tensor:
-    """Some blocks ask for float32 where the oracle needs float64."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 def _drawn(arg: Any) -> Any:
