@@ -21,6 +21,8 @@ from timm.models._efficientnet_builder import decode_arch_def
 
 TIMM = block = Blocks("timm", "timm.models")
 
+ONE = "layer norm over a single channel returns its shift whatever comes in, so that the map in front may scale"
+
 # ---------------------------------------------------------------------------------- blocks that plain arguments do not make
 
 
@@ -92,8 +94,7 @@ block("cpubone, small", "CPUBoneBlock", (1, 4, 5, 5), found=16, in_channels=4, e
 block("crossvit", "MultiScaleBlock", [(1, 4, 4), (1, 3, 4)], found=56, dim=(4, 4), patches=(4, 2), depth=(1, 1, 1),
     num_heads=(2, 2), mlp_ratio=(1.0, 1.0, 1.0), qkv_bias=True, drop_path=[0.0])
 block("csatv2", "TransformerBlock", (1, 4, 6, 6), found=16, inp=4, oup=4, num_heads=2, attn_head_dim=2, downsample=True)
-block("csatv2, convolutional", "Block", (2, 2, 7, 7), found=5, missed=1,
-    why="its attention sees one channel, so that layer norm makes all tokens alike", dim=2, ls_init_value=0.5)
+block("csatv2, convolutional", "Block", (2, 2, 7, 7), found=5, missed=1, why=ONE, dim=2, ls_init_value=0.5)
 block("cspnet", "CrossStage", (2, 4, 4, 4), found=10, in_chs=4, out_chs=4, stride=1, dilation=1, depth=1, block_ratio=0.5,
     act_layer="relu", norm_layer="batchnorm2d")
 block("cspnet, CrossStage3", "CrossStage3", (2, 3, 8, 8), found=11, in_chs=3, out_chs=4, stride=2, dilation=1, depth=1,
@@ -164,6 +165,7 @@ block("hieradet_sam2", "MultiScaleBlock", (1, 4, 4, 4), found=44, dim=4, dim_out
     2), window_size=2, init_values=0.5)
 block("hrnet", lambda: hrnet.HighResolutionModule(2, resnet.BasicBlock, (1, 1), [2, 3], (2, 3), "SUM"), [(2, 2, 8, 8),
     (2, 3, 4, 4)], found=5)
+block("iformer", "SHMABlock", (2, 4, 3, 3), found=6, missed=2, why=KEYS, dim=4, layer_scale_init_value=0.5)
 block("iformer, conv", "ConvBlock", (1, 4, 3, 3), found=8, dim=4, kernel_size=3, ratio=2, layer_scale_init_value=0.5)
 block("inception_next", "MetaNeXtBlock", (1, 8, 4, 4), found=16, dim=8, mlp_ratio=1.0)
 block("inception_resnet_v2", "Mixed_5b", (2, 8, 4, 4), found=8, conv_block=narrow)

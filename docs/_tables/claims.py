@@ -76,7 +76,7 @@ def _series(file: str, sweep: Sweep) -> list[Series]:
     path = RESULTS / file
     if not path.exists():
         return []
-    same = ("data", "network", "width", "epochs", "augment", "biases")
+    same = ("data", "network", "width", "epochs", "augment")
     found = [series for part in experiments(read(path)) for series in part.series]
     return [s for s in found if all(getattr(s.run, key) == getattr(sweep.base, key) for key in same)]
 

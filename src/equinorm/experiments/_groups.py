@@ -8,7 +8,7 @@ import numpy as np
 from equinorm.experiments._results import Result
 from equinorm.experiments._runs import DEFAULTS, METHODS, Run, asymmetry
 
-_SHARED = ("data", "network", "width", "epochs", "augment", "biases")
+_SHARED = ("data", "network", "width", "epochs", "augment")
 _APART = (*_SHARED, "method", "depth", "batch", "lr", "held_out", "seed")
 
 

@@ -19,6 +19,8 @@ _EQUAL = (
     *(f"{name}:{EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")),
     "bn:weight_decay=0.004",
     f"enorm:{EXTRAS},c=0",
+    f"baseline:{EXTRAS},biases=1",
+    f"enorm:{EXTRAS},c=0,biases=1",
 )
 """The methods with the same extras, as docs/claims.md compares them."""
 _TRIALS = (
@@ -30,6 +32,8 @@ _TRIALS = (
     f"enorm:{EXTRAS},c=0,p=3",
     f"enorm:{EXTRAS},c=0,clip=1",
     f"enorm:{EXTRAS},c=0,warmup=0.3",
+    *(f"enorm:{EXTRAS},c=0,biases=1{rest}" for rest in ("", ",match_biases=0", ",symmetric_biases=0")),
+    f"baseline:{EXTRAS},biases=1",
     "enorm:c=0,weight_decay=0.004",
     *(f"{name}:{EXTRAS}" for name in ("balanced", "baseline", "gn", "bn", "wn")),
 )
@@ -51,14 +55,6 @@ PRESETS = {
         replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
     ),
     "fc-trials": Sweep(replace(_FC, epochs=3), _TRIALS, depths=(9,), seeds=1, select_epochs=3, lrs=(0.02, 0.05)),
-    "fc-biases": Sweep(
-        replace(_FC, epochs=3, biases=True),
-        (*(f"enorm:{EXTRAS},c=0{rest}" for rest in ("", ",match_biases=0", ",symmetric_biases=0")), f"baseline:{EXTRAS}"),
-        depths=(9,),
-        seeds=1,
-        select_epochs=3,
-        lrs=(0.02, 0.05),
-    ),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
