@@ -168,7 +168,35 @@ def test_numbers_that_no_sample_had_are_checked_where_they_are_used(exponent, sh
     net, x = Powers(), torch.randn(4, 3)
     group = equinorm.symmetries(net, x)
     assert group.num_free == free
-    assert free or "no sample of its rule has all of these arguments" in str(group)
+    assert free or "its rule could not be confirmed for these arguments" in str(group)
+
+
+@torch.library.custom_op("equinorm_tests::summed_from", mutates_args=())
+def summed_from(x: Tensor, start: int) -> Tensor:
+    """Entries from `start` on are replaced by the sum of their magnitudes."""
+    rest = x[..., start:].abs().sum(-1, keepdim=True).expand(x[..., start:].shape)
+    return torch.cat([x[..., :start], rest], -1)
+
+
+@summed_from.register_fake
+def _(x, start):
+    return torch.empty_like(x)
+
+
+def test_what_held_for_one_shape_is_not_believed_for_another():
+    """A cut beyond the end confirms nothing for longer rows."""
+
+    class Cut(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.up, self.down = nn.Linear(3, width), nn.Linear(width, 2)
+
+        def forward(self, x):
+            return self.down(summed_from(self.up(x), 5))
+
+    equinorm.register_rule(summed_from, [(torch.randn(4, 4), 4)])(lambda trace, call: trace.label(call.x))
+    x = torch.randn(4, 3)
+    assert [equinorm.symmetries(Cut(width), x).num_free for width in (9, 5, 9)] == [0, 5, 0]
 
 
 def test_numbers_of_the_other_sign_are_tried():

@@ -37,7 +37,7 @@ class ExportError(EquinormError):
                 f"cannot export {describe(model)} with inputs {inputs}: {first}. Let it return tensors in tuples, lists and "
                 "dicts only; language models of Hugging Face do with use_cache=False."
             )
-        packed = _packed(model)
+        packed = _packed(model) if "torch.classes" in text else []
         if packed:
             return cls(
                 f"cannot export {describe(model)} with inputs {inputs}: torch.export cannot record packed weights. Declare the "
@@ -57,11 +57,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _packed(model: nn.Module) -> list[str]:
-    """Names of the modules with packed weights, as quantization makes them; torch.ao's are held by a module of their own."""
-    held = [
-        name for name, module in model.named_modules() if any(isinstance(v, torch.ScriptObject) for v in vars(module).values())
-    ]
-    return [*dict.fromkeys(name.removesuffix("._packed_params") for name in held if name)]
+    """Names of the outermost modules of torch.ao that hold packed weights."""
+    kinds = {name: type(module).__module__ for name, module in model.named_modules()}
+    found = []
+    for name, module in model.named_modules():
+        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
+            parts = name.split(".")
+            above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            found += [holder for holder in above if kinds[holder].startswith("torch.ao.")][:1]
+    return [*dict.fromkeys(found)]
 
 
 def _innermost(model: nn.Module, error: BaseException | None) -> str:

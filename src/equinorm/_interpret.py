@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from equinorm._choices import follow
 from equinorm._classes import Reason
 from equinorm._labels import Label
-from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, written
+from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, subgraph, visibly_written, written
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Source, Value
 from equinorm.rules import Call, find
@@ -28,10 +28,6 @@ select_scatter slice_scatter"""
 
 _MANY = 4
 """Factors of a label from which on it pays to look which of them still say something."""
-
-_SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
-"""Higher-order operators that only run a subgraph, and how many arguments stand before it."""
-
 
 _MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
 """What operations of our own in a graph stand for."""
@@ -92,9 +88,9 @@ class Interpreter:
     def _call(self, node: fx.Node) -> None:
         args, kwargs = self._arguments((node.args, node.kwargs))
         name = getattr(node.target, "__name__", "")
-        if name in _SUBGRAPHS:
-            place = _SUBGRAPHS[name]
-            self.values[node], self.origins[node] = self._inside(args[place], node.args[place + 1 :])
+        body, given = subgraph(node)
+        if body is not None:
+            self.values[node], self.origins[node] = self._inside(body, given)
         elif name == "cond" and is_static(node.meta.get("val")) and not written(node):
             (ones, first), (others, second) = (self._inside(body, node.args[3]) for body in args[1:3])
             self.trace.reason = reason_of(node)
@@ -112,7 +108,7 @@ class Interpreter:
         """What a subgraph returns, run on the values of these nodes."""
         names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
         inputs = {name: (self.values[node], self.origins[node]) for name, node in zip(names, given, strict=True)}
-        return Interpreter(body, self.trace).run(inputs)
+        return Interpreter(body, self.trace, frozenset(visibly_written(body, set()))).run(inputs)
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""

@@ -1,7 +1,7 @@
 """What operations share, change and fill: aliases and in-place writes in a graph."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,15 +78,44 @@ def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     owners: dict[int, fx.Node] = {}
     for node in graph.graph.nodes:
         shared = [value for argument, value in _named(node) if argument.alias_info is not None]
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if node.target is operator.getitem or name in _SOMETIMES_ALIASES.split():
+        if node.target is operator.getitem:
+            shared = [_within(node) or node.all_input_nodes[0]]
+        elif _packet(node) in _SOMETIMES_ALIASES.split():
             shared = node.all_input_nodes
         memory = memory_of(node.meta.get("val"))
         owner = owners.get(memory) if memory is not None else None
-        found[node] = found[shared[0]] if shared else owner or node
+        found[node] = owner or (found[shared[0]] if shared else node)
         if memory is not None:
             owners.setdefault(memory, found[node])
     return found
+
+
+def _within(node: fx.Node) -> fx.Node | None:
+    """What is given to a subgraph and comes back as this one of its results."""
+    call, place = node.args
+    body, given = subgraph(call) if isinstance(call, fx.Node) else (None, ())
+    if body is None or not isinstance(place, int):
+        return None
+    results = next(inner for inner in body.graph.nodes if inner.op == "output").args[0]
+    result = results[place] if isinstance(results, (list, tuple)) else results
+    root = roots(body).get(result) if isinstance(result, fx.Node) else None
+    names = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+    operand = given[names.index(root)] if root in names else None
+    return operand if isinstance(operand, fx.Node) else None
+
+
+_SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
+"""Higher-order operators that only run a subgraph, and how many arguments stand before it."""
+
+
+def subgraph(node: fx.Node) -> tuple[fx.GraphModule | None, Sequence[Any]]:
+    """The graph that a higher-order operator only runs, and what it gives to it; None for other nodes."""
+    place = _SUBGRAPHS.get(getattr(node.target, "__name__", ""))
+    if place is None:
+        return None, ()
+    name: Any = node.args[place]
+    body = getattr(node.graph.owning_module, str(name.target), None)
+    return (body, node.args[place + 1 :]) if isinstance(body, fx.GraphModule) else (None, ())
 
 
 def visibly_written(graph: fx.GraphModule, constants: set[str]) -> set[fx.Node]:
@@ -125,21 +154,25 @@ def has_writing_subgraph(graph: fx.GraphModule) -> bool:
 
 
 def remove_idle_dropouts(graph: fx.GraphModule) -> None:
-    """Let their input stand for dropouts that do nothing, and return it itself, but for those that the graph returns."""
-    for node in list(graph.graph.nodes):
-        if getattr(getattr(node.target, "overloadpacket", None), "__name__", "") not in _DROPOUTS.split():
-            continue
-        named = bind(node.target, node.args, node.kwargs)
-        if (named["p"] == 0 or named["train"] is False) and all(user.op != "output" for user in node.users):
-            node.replace_all_uses_with(named["input"])
-            graph.graph.erase_node(node)
-    graph.recompile()
+    """Replace each dropout that does nothing by its input, which is what it returns; not where a graph returns the result."""
+    for part in _graphs(graph):
+        for node in list(part.graph.nodes):
+            if _packet(node) not in _DROPOUTS.split():
+                continue
+            named = bind(node.target, node.args, node.kwargs)
+            if (named["p"] == 0 or named["train"] is False) and all(user.op != "output" for user in node.users):
+                node.replace_all_uses_with(named["input"])
+                part.graph.erase_node(node)
+        part.recompile()
 
 
 def has_hidden_aliases(graph: fx.GraphModule) -> bool:
     """Does any operation return the memory of its input although its schema denies it (einsum does)?"""
-    names = _SOMETIMES_ALIASES.split()
-    if any(getattr(getattr(node.target, "overloadpacket", None), "__name__", "") in names for node in graph.graph.nodes):
+    return any(_hides_aliases(part) for part in _graphs(graph))
+
+
+def _hides_aliases(graph: fx.GraphModule) -> bool:
+    if any(_packet(node) in _SOMETIMES_ALIASES.split() for node in graph.graph.nodes):
         return True
     owners = {memory_of(node.meta.get("val")) for node in graph.graph.nodes if node.op == "placeholder"}
     for node in graph.graph.nodes:
@@ -149,6 +182,16 @@ def has_hidden_aliases(graph: fx.GraphModule) -> bool:
                 return True
             owners.add(memory)
     return False
+
+
+def _graphs(graph: fx.GraphModule) -> list[fx.GraphModule]:
+    """A graph and those that it runs."""
+    return [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
+
+
+def _packet(node: fx.Node) -> str:
+    """Name of a node's operator."""
+    return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
 def memory_of(value: Any) -> int | None:

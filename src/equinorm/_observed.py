@@ -103,32 +103,36 @@ def _observed_fake(x: Tensor) -> Tensor:
 has_side_effect(torch.ops.equinorm.observed.default)  # decompositions would drop it where nothing uses its result
 
 
-def _observe(values: Any) -> Any:
-    def seen(value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-        return torch.ops.equinorm.observed(value) if is_float else value
-
-    return pytree.tree_map(seen, values)
+def _observe(values: Any) -> None:
+    for value in pytree.tree_leaves(values):
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            torch.ops.equinorm.observed(value)
 
 
 @contextlib.contextmanager
 def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterator[None]:
     """While exporting, mark what hooks of the model or of all modules can read, and what its forward keeps for later calls."""
     handles = []
-    by_all = torch.nn.modules.module
-    before_all = [*by_all._global_forward_pre_hooks.values()]
-    after_all = [*by_all._global_forward_hooks.values(), *by_all._global_backward_hooks.values()]
-    after_all += by_all._global_backward_pre_hooks.values()
+
+    def observe(_: Any, *values: Any) -> None:
+        _observe(values)
+
     for module in model.modules():
-        before = before_all + [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
-        after = after_all + [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
+        before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
+        after = [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
         after += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         if before or after:
-            handles.append(
-                module.register_forward_pre_hook(lambda _, a, k: (_observe(a), _observe(k)), prepend=True, with_kwargs=True)
-            )
+            handles.append(module.register_forward_pre_hook(observe, prepend=True, with_kwargs=True))
         if after:
-            handles.append(module.register_forward_hook(lambda _, a, output: _observe(output), prepend=True))
+            handles.append(module.register_forward_hook(observe, prepend=True))
+    # Hooks of all modules run before those of one, and around modules that the model does not hold.
+    every: Any = nn.modules.module
+    of_all = [every._global_forward_pre_hooks, every._global_forward_hooks]
+    if any((*of_all, every._global_backward_hooks, every._global_backward_pre_hooks)):
+        handles.append(every.register_module_forward_pre_hook(observe))
+        handles.append(every.register_module_forward_hook(observe, with_kwargs=True))
+        for hooks, handle in zip(of_all, handles[-2:], strict=True):
+            hooks.move_to_end(handle.id, last=False)
 
     def observe_kept(*_: Any) -> None:
         _observe(kept())
@@ -139,6 +143,7 @@ def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterat
     finally:
         for handle in handles:
             handle.remove()
+            every._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which remove() forgets
 
 
 def _is_torch_own(hook: Any) -> bool:

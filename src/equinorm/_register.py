@@ -25,11 +25,15 @@ from equinorm.rules._registry import Rule
 MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""
 
-MOST = 1 << 22
+MOST = 1 << 18
 """Entries of the tensors of a call that a rule is still checked on."""
 
 TOLERANCE = 1e-9
 """Relative to the largest entry, in float64: operators may lose digits, wrong rules lose all."""
+
+
+class WrongRuleError(EquinormError):
+    """A rule allows a rescaling that changes its operator's results."""
 
 
 def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[Rule], Rule]:
@@ -48,8 +52,9 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
         operator: from `torch.ops` or `torch.library.custom_op`; it must not write into its inputs.
         samples: tuples of positional arguments, of a few calls that show every mode of the operator. Tensors should have two
             or more entries along every axis: what is not shown is not checked. A call with a tensor that no sample has is
-            pinned. For numbers, sizes and axes that no sample has, the rule is checked when it is used, on random positive
-            tensors of the shapes there; where that cannot be done, or fails, the call is pinned.
+            pinned. At every new combination of shapes and other arguments in use the rule is checked again, on random
+            positive tensors; the call is pinned where that fails, or cannot be done (with integer tensors, and for more than
+            262,144 entries) and no sample has those arguments.
 
     Raises:
         EquinormError: if the operator has a rule already or writes into its inputs, if there are no samples, or if the rule is
@@ -84,18 +89,20 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     def register(rule: Rule) -> Rule:
         shown = [_check(rule, overload, name, tuple(sample)) for sample in arguments]
         dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
-        settings = [_others(inputs) for inputs in shown]
+        settings = [_setting(inputs) for inputs in shown]
+        confirmed: dict[str, bool | None] = {}
 
         @functools.wraps(rule)
         def checked(trace: Trace, call: Call) -> Any:
             tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
-            is_known = _others(call.arguments) in settings
-            if tensors.keys() <= dtypes.keys() and (is_known or _holds(rule, overload, name, call, dtypes)):
-                if not is_known:
-                    settings.append(_others(call.arguments))
-                return _run(rule, trace, call)
+            if tensors.keys() <= dtypes.keys():
+                use = _setting(call.arguments) + str({key: value.shape for key, value in tensors.items()})
+                if use not in confirmed:
+                    confirmed[use] = _confirmed(rule, overload, name, call, dtypes)
+                if confirmed[use] or (confirmed[use] is None and _setting(call.arguments) in settings):
+                    return _run(rule, trace, call)
             for value in tensors.values():
-                trace.pin(value, "no sample of its rule has all of these arguments")
+                trace.pin(value, "its rule could not be confirmed for these arguments")
             return pinned(call.result)
 
         TABLE[name] = checked
@@ -141,7 +148,7 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
         found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
         if found != [tuple(result.shape) for result in results]:
             wanted = [tuple(result.shape) for result in results]
-            raise EquinormError(f"the rule {rule.__qualname__} returns labels of {found} for results of {wanted} in {shown}.")
+            raise WrongRuleError(f"the rule {rule.__qualname__} returns labels of {found} for results of {wanted} in {shown}.")
         outs = [Source((), tuple(r.shape), "buffer", r.dtype, trace.label(x)) for r, x in zip(results, labels, strict=True)]
         scalings, roots = resolve([*sources.values(), *outs], trace.classes)
         logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
@@ -153,7 +160,7 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
             error = float((result - target).abs().max() / target.abs().max().clamp(min=1e-300)) if target.numel() else 0.0
             if not error <= TOLERANCE:
                 how = f"{parameter!r} as a parameter" if parameter else "all tensors as activations"
-                raise EquinormError(
+                raise WrongRuleError(
                     f"the rule {rule.__qualname__} for {name} is wrong: in {shown}, with {how}, result {place} is off by "
                     f"{error:.1e} of its largest entry after a rescaling that the rule allows. It was not registered. Ask for "
                     "less: trace.pin what must not scale, trace.merge what must scale alike."
@@ -161,15 +168,15 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
     return inputs
 
 
-def _others(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What is no tensor."""
-    return {key: value for key, value in arguments.items() if not isinstance(value, (Tensor, *VALUES))}
+def _setting(arguments: Mapping[str, Any]) -> str:
+    """What is no tensor, told apart by type and sign too."""
+    return repr({key: value for key, value in arguments.items() if not isinstance(value, (Tensor, *VALUES))})
 
 
-def _holds(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str, torch.dtype]) -> bool:
-    """Can a rule be confirmed for a call whose other arguments no sample has?"""
+def _confirmed(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str, torch.dtype]) -> bool | None:
+    """Does a rule hold for the shapes and other arguments of a call? None if that cannot be tried."""
     if sum(math.prod(value.shape) for value in call.arguments.values() if isinstance(value, VALUES)) > MOST:
-        return False
+        return None
     generator = torch.Generator().manual_seed(0)
 
     def shown(key: str, value: Any) -> Any:
@@ -179,12 +186,16 @@ def _holds(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str
             return torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
         return value  # integers of unknown range remain labels, with which no operator runs
 
+    if any(call.arguments[a.name] != a.default_value for a in operator._schema.arguments if a.kwarg_only):
+        return None
+    arguments = {key: shown(key, value) for key, value in call.arguments.items()}
     try:
-        arguments = {key: shown(key, value) for key, value in call.arguments.items()}
         _check(rule, operator, name, tuple(arguments[a.name] for a in operator._schema.arguments if not a.kwarg_only))
-    except Exception:
+    except WrongRuleError:
         return False
-    return all(call.arguments[a.name] == a.default_value for a in operator._schema.arguments if a.kwarg_only)
+    except Exception:
+        return None
+    return True
 
 
 def _labelled(

@@ -33,8 +33,10 @@ def assigned(trace: Trace, call: Call) -> Label:
     if trace.label(call.values).is_zero:
         return trace.label(call.input).expand(call.shape)
     rank = len(call.shape)
-    # A mask covers as many axes as it has, an index one; which of both it is does not show.
-    covered = max(i + max(1, len(trace.label(index).shape)) for i, index in enumerate(call.indices) if index is not None)
+    # A mask covers as many axes as it has, an index one; which of both it is does not show: at most so many are covered.
+    indexed = [place + 1 for place, index in enumerate(call.indices) if index is not None]
+    before = call.indices[: max(indexed, default=0)]
+    covered = sum(1 if index is None else max(1, len(trace.label(index).shape)) for index in before)
     tail = max(0, rank - covered)
     values = trace.label(call.values)
     there = trace.merge(call.input, range(rank - tail))
@@ -69,7 +71,7 @@ def differences(trace: Trace, call: Call) -> Label:
 
 @rule("cdist _cdist_forward")
 def distances(trace: Trace, call: Call) -> Label:
-    """Norms of the differences of all rows; "norm" 0 counts entries."""
+    """Norms of the differences of all rows, up to the rounding of matrix products that may compute them; "norm" 0 counts."""
     label = trace.add(trace.merge(call.x1, [-2, -1]), trace.merge(call.x2, [-2, -1]))
     return label.power(0 if call.p == 0 else 1).expand(call.shape)
 
