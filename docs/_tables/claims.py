@@ -59,7 +59,8 @@ def verdict(file: str, name: str, better: str, *worse: str) -> str:
         if _diverged(one) != _diverged(two):  # a run at chance is no spread around the mean
             gap, error = _diverged(two) - _diverged(one), 0.0
         outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(_at(sweep, place))
-        said.append(f"{_at(sweep, place)}: {_value(one)} against {_value(two)}")
+        few = " (one seed)" if len(one.results) == 1 else ""
+        said.append(f"{_at(sweep, place)}: {_value(one)}{few} against {_value(two)}")
     if not said:
         return f"*{MISSING}*"
     words = {"above": "holds", "equal": "no difference", "below": "does not hold"}
