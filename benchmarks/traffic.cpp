@@ -1,6 +1,5 @@
 // One pass over a matrix of weights, its momentum and its gradient: any of SGD's update, scales and sums of squares.
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 

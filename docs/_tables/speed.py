@@ -31,7 +31,7 @@ def step() -> str:
 
 def _cost(record: Record, hook: str) -> str:
     floors, steps = record["hook / floor"][hook], record["hook / SGD"][hook]
-    return f"{_quartiles(floors).removesuffix(')</small>')}); {steps['median']:.1f} SGD</small>"
+    return _quartiles(floors, f"; {steps['median']:.1f} SGD")
 
 
 def norms() -> str:
@@ -102,8 +102,8 @@ def traffic() -> str:
     return "\n".join([*rows, "", f"{_machines(records)}."])
 
 
-def _quartiles(value: dict[str, float]) -> str:
-    return f"{value['median']:.1f} <small>({value['lower quartile']:.1f}–{value['upper quartile']:.1f})</small>"
+def _quartiles(value: dict[str, float], more: str = "") -> str:
+    return f"{value['median']:.1f} <small>({value['lower quartile']:.1f}–{value['upper quartile']:.1f}){more}</small>"
 
 
 def _milliseconds(value: dict[str, float]) -> str:

@@ -149,8 +149,7 @@ def visibly_written(graph: fx.GraphModule, constants: set[str]) -> set[fx.Node]:
 
 def has_writing_subgraph(graph: fx.GraphModule) -> bool:
     """Does a subgraph change anything in place?"""
-    bodies = [body for body in graph.modules() if isinstance(body, fx.GraphModule) and body is not graph]
-    return any(written(node) for body in bodies for node in body.graph.nodes)
+    return any(written(node) for body in _graphs(graph) if body is not graph for node in body.graph.nodes)
 
 
 def remove_idle_dropouts(graph: fx.GraphModule) -> None:

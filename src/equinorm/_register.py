@@ -96,10 +96,11 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
         def checked(trace: Trace, call: Call) -> Any:
             tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
             if tensors.keys() <= dtypes.keys():
-                use = _setting(call.arguments) + str({key: value.shape for key, value in tensors.items()})
+                setting = _setting(call.arguments)
+                use = setting + str({key: value.shape for key, value in tensors.items()})
                 if use not in confirmed:
                     confirmed[use] = _confirmed(rule, overload, name, call, dtypes)
-                if confirmed[use] or (confirmed[use] is None and _setting(call.arguments) in settings):
+                if confirmed[use] or (confirmed[use] is None and setting in settings):
                     return _run(rule, trace, call)
             for value in tensors.values():
                 trace.pin(value, "its rule could not be confirmed for these arguments")

@@ -10,11 +10,12 @@ from equinorm.rules._registry import Call, rule
 def placed(trace: Trace, call: Call) -> Label:
     """Entries to places along `dim`, in place of what is there or joined with it; zeros fit any scale."""
     source = call.get("source", call.get("src", call.get("value")))
-    if trace.label(source).is_zero:
-        return trace.label(call.input).expand(call.shape)
+    here = trace.label(source)
+    if here.is_zero:
+        return trace.label(call.input)
     rank = len(call.shape)
     axes = [call.dim % rank] if rank else []
-    sizes = [trace.label(value).shape for value in (source, call.index) if isinstance(value, VALUES)]
+    sizes = [here.shape, trace.label(call.index).shape]
     fits = all(
         len(shape) in (0, 1) or (len(shape) == rank and all(shape[i] == call.shape[i] for i in range(rank) if i not in axes))
         for shape in sizes
@@ -22,7 +23,7 @@ def placed(trace: Trace, call: Call) -> Label:
     if not fits or call.get("reduce") in ("prod", "multiply") or isinstance(call.get("alpha"), VALUES):
         detail = "" if fits else "a part of its axes other than the indexed one"
         return _all_pinned(trace, call, detail)
-    there, here = trace.merge(call.input, axes), trace.label(source)
+    there = trace.merge(call.input, axes)
     here = trace.merge(here, axes) if len(here.shape) == rank else trace.merge(here, range(len(here.shape)))
     return trace.add(there, here.reshape((1,) * rank) if len(here.shape) < rank else here).expand(call.shape)
 
@@ -30,19 +31,18 @@ def placed(trace: Trace, call: Call) -> Label:
 @rule("index_put _unsafe_index_put")
 def assigned(trace: Trace, call: Call) -> Label:
     """x[…, index, …] = values: all axes up to the last that is indexed count as one; zeros fit any scale."""
-    if trace.label(call.values).is_zero:
-        return trace.label(call.input).expand(call.shape)
+    values = trace.label(call.values)
+    if values.is_zero:
+        return trace.label(call.input)
     rank = len(call.shape)
     # A mask covers as many axes as it has, an index one; which of both it is does not show: at most so many are covered.
     indexed = [place + 1 for place, index in enumerate(call.indices) if index is not None]
     before = call.indices[: max(indexed, default=0)]
     covered = sum(1 if index is None else max(1, len(trace.label(index).shape)) for index in before)
     tail = max(0, rank - covered)
-    values = trace.label(call.values)
-    there = trace.merge(call.input, range(rank - tail))
-    here = trace.merge(values, range(max(0, len(values.shape) - tail)))
-    here = here.reshape(here.shape[max(0, len(values.shape) - tail) :])
-    return trace.add(there, here).expand(call.shape)
+    lead = max(0, len(values.shape) - tail)
+    there, here = trace.merge(call.input, range(rank - tail)), trace.merge(values, range(lead))
+    return trace.add(there, here.reshape(here.shape[lead:])).expand(call.shape)
 
 
 @rule("masked_scatter")
