@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -110,39 +111,64 @@ _NETWORKS = {
 
 
 def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
+    """Final runs of one experiment by configuration; searches are looked up among all results."""
+    cells, searches = _by_configuration(final), _searches(found)
+    by_depth = _follows_asymmetry(cells)
+    options = {key: _options(replace(key, c=0.0) if key in by_depth else key) for key in cells}
+    variants: dict[str, list[_Options]] = {}
+    for key in cells:
+        kinds = variants.setdefault(key.method, [])
+        if options[key] not in kinds:
+            kinds.append(options[key])
+    made = []
+    for key, members in cells.items():
+        kinds = variants[key.method]
+        results = tuple(sorted(members, key=lambda member: member.run.seed))
+        label, variant = _label(key.method, options[key], kinds), kinds.index(options[key])
+        made.append(Series(label, key.method, variant, results[0].run, results, searches.get(replace(key, epochs=0), {})))
+    order = list(METHODS)
+    return sorted(made, key=lambda s: (s.run.depth, s.run.batch, order.index(s.method), s.variant))
+
+
+def _by_configuration(final: Sequence[Result]) -> dict[Run, list[Result]]:
+    """Final runs of each configuration; those at another learning rate that came last count."""
     cells: dict[Run, list[Result]] = {}
     for result in final:
         key = replace(result.run, lr=0.0, seed=0)
         if key in cells and cells[key][0].run.lr != result.run.lr:
             del cells[key]
         cells.setdefault(key, []).append(result)
-    searches: dict[Run, dict[int, dict[float, float | None]]] = {}
+    return cells
+
+
+def _searches(found: Sequence[Result]) -> dict[Run, dict[float, float | None]]:
+    """Held-out accuracy by learning rate in the longest search of each configuration; short ones do not compare with it."""
+    by_length: dict[Run, dict[int, dict[float, float | None]]] = {}
     for result in found:
         if result.run.held_out:
             key = replace(result.run, lr=0.0, seed=0, held_out=False, epochs=0)
-            by_lr = searches.setdefault(key, {}).setdefault(result.run.epochs, {})
+            by_lr = by_length.setdefault(key, {}).setdefault(result.run.epochs, {})
             by_lr[result.run.lr] = None if result.diverged else result.accuracy
-    by_depth = _follows_asymmetry(cells)
-    options = {key: tuple(getattr(key, name) for name in _NAMES) for key in cells}
-    options |= {key: tuple(getattr(replace(key, c=0.0), name) for name in _NAMES) for key in by_depth}
-    variants: dict[str, list[tuple]] = {}
-    for key in cells:
-        kinds = variants.setdefault(key.method, [])
-        if options[key] not in kinds:
-            kinds.append(options[key])
-    result = []
-    for key, members in cells.items():
-        kinds = variants[key.method]
-        varying = [i for i in range(len(_NAMES)) if len({kind[i] for kind in kinds}) > 1]
-        told = [(_NAMES[i], options[key][i]) for i in varying if options[key][i] != DEFAULTS[_NAMES[i]]]
-        words = ["c by depth" if name == "c" and value == 0 else f"{name}={value:g}" for name, value in told]
-        label = METHODS[key.method].label + (" " + ", ".join(words) if words else "")
-        members.sort(key=lambda member: member.run.seed)
-        lengths = searches.get(replace(key, epochs=0), {})
-        tried = lengths[max(lengths)] if lengths else {}  # short searches do not compare with long ones
-        result.append(Series(label, key.method, kinds.index(options[key]), members[0].run, tuple(members), tried))
-    order = list(METHODS)
-    return sorted(result, key=lambda s: (s.run.depth, s.run.batch, order.index(s.method), s.variant))
+    return {key: lengths[max(lengths)] for key, lengths in by_length.items()}
+
+
+_NAMES = [name for name in DEFAULTS if name not in _APART]
+"""Options that tell the variants of one method apart."""
+
+_Options = tuple[Any, ...]
+"""Their values."""
+
+
+def _options(run: Run) -> _Options:
+    return tuple(getattr(run, name) for name in _NAMES)
+
+
+def _label(method: str, options: _Options, kinds: Sequence[_Options]) -> str:
+    """The method's name, and what tells these options apart from those of its other variants."""
+    differ = [len(set(values)) > 1 for values in zip(*kinds, strict=True)]
+    told = [(n, value) for n, value, differs in zip(_NAMES, options, differ, strict=True) if differs and value != DEFAULTS[n]]
+    words = ["c by depth" if name == "c" and value == 0 else f"{name}={value:g}" for name, value in told]
+    return METHODS[method].label + (" " + ", ".join(words) if words else "")
 
 
 def _follows_asymmetry(cells: Iterable[Run]) -> set[Run]:
@@ -152,6 +178,3 @@ def _follows_asymmetry(cells: Iterable[Run]) -> set[Run]:
         alike.setdefault(replace(key, depth=0, batch=0, c=0.0), []).append(key)
     groups = [keys for keys in alike.values() if len({key.c for key in keys}) > 1]
     return {key for keys in groups for key in keys if all(other.c == asymmetry(other.depth) for other in keys)}
-
-
-_NAMES = [name for name in DEFAULTS if name not in _APART]

@@ -4,7 +4,6 @@ The grid of learning rates is 1, 2, 5 times powers of ten. A search starts at a 
 neighbours of the best rate have been tried, so that the best never lies at an edge. Ties go to the smaller rate.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -121,56 +120,87 @@ def compare(
     Returns:
         The cells in the sweep's order, how many runs they rest on, and how many of these were not made now.
     """
-    cells = sweep.cells()
-    searches: dict[Run, Search] = {cell: search(cell, sweep) for cell in cells}
-    needs: dict[Run, list[Run]] = {}
-    done: dict[Run, Cell] = {}
-    used: set[Run] = set()
-    waiting, running, made = deque[Run](), set[Run](), 0
-    progress: dict[Run, int] = {}
+    schedule = _Schedule(sweep, results, pool, report)
+    made = 0
+    while not schedule.is_done:
+        results.refresh()  # another program may have made some of the runs
+        schedule.start_runs()
+        made += schedule.finish_run()
+        schedule.resume_searches()
+    return schedule.cells, len(schedule.used), len(schedule.used) - made
 
-    def advance(cell: Run, sent: Mapping[Run, Result] | None) -> None:
+
+class _Schedule:
+    """Searches that wait for runs, and runs that wait for workers.
+
+    Attributes:
+        used: runs that any search has asked for.
+    """
+
+    def __init__(self, sweep: Sweep, results: Results, pool: Here | Pool, report: Report) -> None:
+        self._results, self._pool, self._report = results, pool, report
+        self._searches = {cell: search(cell, sweep) for cell in sweep.cells()}
+        self._cells: dict[Run, Cell] = {}
+        self._needs: dict[Run, Sequence[Run]] = {}  # of searches that wait
+        self._waiting = dict[Run, None]()  # in their order
+        self._running: dict[Run, int] = {}  # epochs done
+        self.used: set[Run] = set()
+        for cell in self._searches:
+            self._advance(cell, None)
+
+    @property
+    def is_done(self) -> bool:
+        """Has every search ended?"""
+        return len(self._cells) == len(self._searches)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Outcomes in the sweep's order."""
+        return tuple(self._cells[cell] for cell in self._searches)
+
+    def start_runs(self) -> None:
+        """Give work to every free worker."""
+        while self._waiting and len(self._running) < self._pool.workers:
+            run = next(iter(self._waiting))
+            del self._waiting[run]
+            if run not in self._results.by_run:
+                self._running[run] = 0
+                self._pool.start(run)
+
+    def finish_run(self) -> bool:
+        """Wait for one of the runs that were started and keep its result; False if there is none."""
+        if not self._running:
+            return False
+        result = self._pool.finish(self._hear)
+        self._results.append(result)
+        del self._running[result.run]
+        self._say(f"{describe(result.run)}: {'diverged' if result.diverged else f'{result.accuracy:.1%}'}")
+        return True
+
+    def resume_searches(self) -> None:
+        """Let the searches go on whose runs are all there."""
+        for cell in [cell for cell, runs in self._needs.items() if all(run in self._results.by_run for run in runs)]:
+            del self._needs[cell]
+            self._advance(cell, self._results.by_run)
+
+    def _advance(self, cell: Run, sent: Mapping[Run, Result] | None) -> None:
         """Let a search go on until it needs a run that is not there."""
         try:
-            while True:
-                runs = list(searches[cell].send(sent))
-                used.update(runs)
-                missing = [run for run in runs if run not in results.by_run]
+            while cell not in self._needs:
+                runs = self._searches[cell].send(sent)
+                self.used.update(runs)
+                missing = [run for run in runs if run not in self._results.by_run]
                 if missing:
-                    needs[cell] = runs
-                    waiting.extend(run for run in missing if run not in running and run not in waiting)
-                    return
-                sent = results.by_run
+                    self._needs[cell] = runs
+                    self._waiting.update((run, None) for run in missing if run not in self._running)
+                sent = self._results.by_run
         except StopIteration as end:
-            needs.pop(cell, None)
-            done[cell] = end.value
+            self._cells[cell] = end.value
 
-    def say(text: str) -> None:
-        finished = sum(run.epochs for run in used if run in results.by_run) + sum(progress.values())
-        report(finished, max(sum(run.epochs for run in used), 1), text)
+    def _hear(self, epoch: Epoch) -> None:
+        self._running[epoch.run] = epoch.number
+        self._say(f"{describe(epoch.run)}: {epoch.accuracy:.1%}")
 
-    def hear(epoch: Epoch) -> None:
-        progress[epoch.run] = epoch.number
-        say(f"{describe(epoch.run)}: {epoch.accuracy:.1%}")
-
-    for cell in cells:
-        advance(cell, None)
-    while len(done) < len(cells):
-        results.refresh()  # another program may have made some of the runs
-        while waiting and len(running) < pool.workers:
-            run = waiting.popleft()
-            if run not in results.by_run:
-                running.add(run)
-                pool.start(run)
-        if running:
-            result = pool.finish(hear)
-            results.append(result)
-            running.discard(result.run)
-            progress.pop(result.run, None)
-            made += 1
-            say(f"{describe(result.run)}: {'diverged' if result.diverged else f'{result.accuracy:.1%}'}")
-        for cell, runs in list(needs.items()):
-            if all(run in results.by_run for run in runs):
-                del needs[cell]
-                advance(cell, results.by_run)
-    return tuple(done[cell] for cell in cells), len(used), len(used) - made
+    def _say(self, text: str) -> None:
+        finished = sum(run.epochs for run in self.used if run in self._results.by_run) + sum(self._running.values())
+        self._report(finished, max(sum(run.epochs for run in self.used), 1), text)
