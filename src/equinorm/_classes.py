@@ -93,39 +93,51 @@ class Classes:
         return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, sign * root, root))
 
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
-        """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped."""
+        """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped.
+
+        Rows are settled in three ways. One class by itself is pinned, and two of one exponent are united, thousands at a time.
+        A row with a class that no other row has is solved for it. The others are eliminated one by one.
+        """
         exponents = [_simple(abs(exponent)) for exponent, _ in terms]
+        rows = self._open_rows(exponents, terms)
+        rows = rows[~self._unite(exponents, rows, reason)]
+        rows = rows[~self._solve(exponents, rows)]
+        for row in rows.tolist():
+            self._eliminate(zip(exponents, row, strict=True), reason)
+
+    def _open_rows(self, exponents: Sequence[Rational], terms: Sequence[Term]) -> np.ndarray:
+        """Distinct rows of representatives that say something new; negative where a class enters inversely."""
         distinct = _distinct_rows([ids for _, ids in terms])
         columns = [self.resolve(ids) * (1 if e > 0 else -1) for (e, _), ids in zip(terms, distinct, strict=True)]
-        sound = np.logical_and.reduce([column != ZERO for column in columns])
-        pairs = [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
-        for i, j in pairs:
+        is_sound = np.logical_and.reduce([column != ZERO for column in columns])
+        for i, j in _alike(exponents):
             cancel = columns[i] == -columns[j]
             columns[i], columns[j] = np.where(cancel, PINNED, columns[i]), np.where(cancel, PINNED, columns[j])
-        open = sound & np.logical_or.reduce([np.abs(column) > PINNED for column in columns])  # most laws hold already
-        rows = _unique_rows(np.stack([column[open] for column in columns], axis=1))
+        is_open = is_sound & np.logical_or.reduce([np.abs(column) > PINNED for column in columns])  # most laws hold already
+        return _unique_rows(np.stack([column[is_open] for column in columns], axis=1))
+
+    def _unite(self, exponents: Sequence[Rational], rows: np.ndarray, reason: Reason) -> np.ndarray:
+        """Pin the class of rows with one, unite the two of rows with two of one exponent; says which rows are settled."""
         live = np.abs(rows) > PINNED
         count = live.sum(axis=1)
-        independent = ~(self._dependent[np.abs(rows)] & live).any(axis=1)
-
-        alone = independent & (count == 1)
-        done = alone | (count == 0)
-        for i, j in pairs:
+        independent = self._are_independent(rows)
+        settled = count == 0
+        for i, j in _alike(exponents):
             pair = independent & (count == 2) & live[:, i] & live[:, j]
             if pair.any():
                 self._union(rows[pair, i], -rows[pair, j], reason)
-            done |= pair
+            settled |= pair
+        alone = independent & (count == 1)
         if alone.any():  # after the unions: a pin belongs to the root that they leave
             self._pin(np.abs(rows[alone][live[alone]]), reason)
-        simple = ~done & independent & (self.resolve(np.abs(rows)) == np.abs(rows)).all(axis=1)  # unions and pins are new
-        if simple.any():
-            done |= self._solved(exponents, rows, simple)
-        for row in rows[~done].tolist():
-            self._eliminate(zip(exponents, row, strict=True), reason)
+        return settled | alone
 
-    def _solved(self, exponents: Sequence[Rational], rows: np.ndarray, simple: np.ndarray) -> np.ndarray:
-        """Solve these rows of independent classes, each for a class that is in no other of them; says which have one."""
+    def _solve(self, exponents: Sequence[Rational], rows: np.ndarray) -> np.ndarray:
+        """Solve rows of independent classes, each for a class that is in no other of them; says which have one."""
         ids = np.abs(rows)
+        simple = self._are_independent(rows) & (self.resolve(ids) == ids).all(axis=1)
+        if not simple.any():
+            return simple
         uses = np.bincount(ids[simple].ravel())
         alone = simple[:, None] & (ids > PINNED)
         alone[alone] = uses[ids[alone]] == 1
@@ -140,6 +152,10 @@ class Classes:
         self._dependent[pivots[solved]] = True
         self._changes += 1
         return solved
+
+    def _are_independent(self, rows: np.ndarray) -> np.ndarray:
+        """In which rows is no class expressed in others?"""
+        return ~self._dependent[np.abs(rows)].any(axis=1)
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
@@ -271,6 +287,11 @@ def _rest(form: dict[int, Rational], pivot: int) -> dict[int, Rational]:
 
 def _simple(value: Rational) -> Rational:
     return value.numerator if value.denominator == 1 else value
+
+
+def _alike(exponents: Sequence[Rational]) -> list[tuple[int, int]]:
+    """Pairs of places with equal exponents."""
+    return [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
 
 
 def _distinct_rows(columns: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
