@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, stiffness
-from equinorm._families import minimise_families, red_black
+from equinorm._blocks import GROUND, AnyBlock, Problem, steps
+from equinorm._families import red_black
+from equinorm._maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
 from equinorm._rank_one import RankOne
 
 DEPTH = 8
@@ -49,6 +50,12 @@ class Solution:
     residuals: tuple[float, ...]
     dead: Tensor
 
+
+FIRST = 3
+"""Sweeps before the least maximum is looked for."""
+
+EVEN = 50
+"""Sweeps that channels below the maximum get to become even."""
 
 PATIENCE = 50
 """Cycles without a smaller residual after which it is taken to be rounding, …"""
@@ -80,13 +87,15 @@ def solve(
         problem = problem.without(dead)
         system = _System(problem)
         system.live &= ~dead
-    by_model = method == "two-level" and not problem.maximum
-    descent = _Modelled(problem, system.live, z, tol) if by_model else _Sweeps(system, method, z)
+    if problem.maximum:
+        descent = _Least(system, method, z, tol)
+    else:
+        descent = _Modelled(problem, system.live, z, tol) if method == "two-level" else _Sweeps(system, z, tol)
     residuals = [descent.residual]
     while (
         len(residuals) - 1 < cycles
         if cycles is not None
-        else residuals[-1] > tol and len(residuals) - 1 < limit and not _is_stalled(residuals)
+        else not descent.is_done and len(residuals) - 1 < limit and not _is_stalled(residuals)
     ):
         descent.cycle()
         residuals.append(descent.residual)
@@ -101,23 +110,74 @@ def _is_stalled(residuals: Sequence[float]) -> bool:
 
 
 class _Sweeps:
-    """Coordinate steps on the energies themselves: Algorithm 1, and the two-level method for p = ∞."""
+    """Coordinate steps on the energies themselves: Algorithm 1."""
 
-    def __init__(self, system: "_System", method: str, z: Tensor) -> None:
-        self._system, self.z = system, z
-        count = len(system.problem.families)
-        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
-        self._levels = method == "two-level" and system.is_chained
+    def __init__(self, system: "_System", z: Tensor, tol: float) -> None:
+        self._system, self._tol, self.z = system, tol, z
         self.residual = system.residual(z)
 
+    @property
+    def is_done(self) -> bool:
+        return self.residual <= self._tol
+
     def cycle(self) -> None:
-        """One sweep over all families, after one over one scalar for each."""
+        """One sweep over all families."""
         self.z = self.z.clone()
-        if self._levels:
-            self._system.level(self.z)
-        for family in self._order:
+        for family in range(len(self._system.problem.families)):
             self._system.sweep(self.z, family)
         self.residual = self._system.residual(self.z)
+
+
+class _Least:
+    """The least maximum, and then sweeps, which never raise a maximum, over channels that it leaves free.
+
+    The residual is the gap to the bound: 1 − exp(t* − t) for a largest entry e^t.
+    """
+
+    def __init__(self, system: "_System", method: str, z: Tensor, tol: float) -> None:
+        self._system, self._tol, self.z = system, tol, z
+        problem = system.problem
+        count = len(problem.families)
+        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
+        self._flat = FlatSweeps(problem) if method == "two-level" and system.blocks and are_few(problem) else None
+        start = self._swept(z, FIRST)
+        if system.blocks and not are_differences(problem):
+            for _ in range(FIRST):
+                start = self._swept(least_by_families(problem, start), FIRST)
+        self._bound, least = least_maximum(problem, start)
+        self._next = least if method == "two-level" else z
+        self._sweeps, self._apart = 0, 1.0
+        self._measure()
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing moves any more; or the bound is reached, and channels below it are even enough."""
+        is_still = self._apart <= min(self._tol, STALLED)
+        return is_still or (self.residual <= self._tol and (self._apart <= self._tol or self._sweeps >= EVEN))
+
+    def cycle(self) -> None:
+        """One sweep over all families."""
+        self.z, self._sweeps = self._swept(self._next, 1), self._sweeps + 1
+        self._next = self.z
+        self._measure()
+
+    def _swept(self, z: Tensor, count: int) -> Tensor:
+        z = z.clone()
+        for _ in range(count):
+            if self._flat is not None:
+                z = self._flat.sweep(z)
+                continue
+            for family in self._order:
+                self._system.sweep(z, family)
+        return z
+
+    def _measure(self) -> None:
+        if self._flat is not None:
+            self._apart, largest = self._flat.residual(self.z), self._flat.largest(self.z)
+        else:
+            self._apart = self._system.residual(self.z)
+            largest = max((block.log_total(self.z, 1.0, True) for block in self._system.blocks), default=-math.inf)
+        self.residual = max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
 
 
 class _Modelled:
@@ -127,6 +187,10 @@ class _Modelled:
         self._problem, self._tol = problem, tol
         self._model, self._mixer = RankOne(problem, live), _Mixer()
         self._read(z)
+
+    @property
+    def is_done(self) -> bool:
+        return self.residual <= self._tol
 
     def cycle(self) -> None:
         """Two steps; one if that is enough."""
@@ -163,15 +227,13 @@ class _System:
         self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
         self.blocks = [block for block in problem.blocks if not block.is_empty]
         self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
-        self.stiffness = [1.0] * len(problem.families)
+        self.steps = steps(self.blocks, len(problem.families), problem.p)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
-        self.is_chained = any(len({side.family for side in block.sides} - {GROUND}) > 1 for block in self.blocks)
         for block in self.blocks:
             for place, side in enumerate(block.sides):
                 if side.family != GROUND:
                     self.touching[side.family].append((block, place))
                     self.live[side.ids] = True
-                    self.stiffness[side.family] = max(self.stiffness[side.family], stiffness(block.sides, side.family))
 
     def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """Log-energies into and out of every channel of a family."""
@@ -179,7 +241,9 @@ class _System:
         parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
         for block, place in self.touching[family]:
             side = block.sides[place]
-            logs = block.log_energies(place, z, self.q, self.maximum) + math.log(abs(side.exponent))
+            logs = block.log_energies(place, z, self.q, self.maximum)
+            if not self.maximum:  # an exponent belongs to the gradient of a sum; a maximum is what it is
+                logs = logs + math.log(abs(side.exponent))
             parts[side.exponent < 0].append((side.ids - first, logs))
         return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
 
@@ -199,7 +263,7 @@ class _System:
         """The coordinate step of every live channel of a family at once."""
         first, last = self.problem.families[family]
         into, out = self.energies(z, family)
-        step = (out - into) / (2 * self.q * self.stiffness[family])
+        step = (out - into) * self.steps[family]
         z[first:last] += torch.where(step.isfinite(), step, 0.0)
 
     def residual(self, z: Tensor) -> float:
@@ -213,21 +277,6 @@ class _System:
             return 0.0
         into, out = torch.exp(into - top), torch.exp(out - top)
         return float((into - out).abs().sum() / (into + out).sum())
-
-    # ------------------------------------------------------------------------------------------------- one per family
-
-    def level(self, z: Tensor) -> None:
-        """Minimise over one scalar for each family, exactly."""
-        count = len(self.problem.families)
-        logs = torch.tensor([block.log_total(z, self.q, self.maximum) for block in self.blocks], dtype=torch.float64)
-        exponents = torch.zeros(len(self.blocks), count + 1, dtype=torch.float64)
-        for row, block in enumerate(self.blocks):
-            for side in block.sides:
-                exponents[row, side.family] += side.exponent  # GROUND is the last column
-        live = logs.isfinite() & exponents[:, :-1].any(1)
-        shifts = minimise_families(logs[live], exponents[live, :-1] * self.q, self.maximum)
-        for (first, last), shift in zip(self.problem.families, shifts.tolist(), strict=True):
-            z[first:last] += shift * self.live[first:last]
 
     # ----------------------------------------------------------------------------------------------------------- dead
 
