@@ -179,6 +179,8 @@ def balance(
         reason = f"residual at most {tol:g}"
     elif cycles is not None:
         reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
+    elif math.isinf(p) and solution.residuals[-1] > tol and len(solution.residuals) <= LIMIT:
+        reason = f"stands still {solution.residuals[-1]:.1e} above the least maximum; {_way(method)}"
     elif len(solution.residuals) <= LIMIT:
         reason = f"stopped where rounding keeps the residual at {min(solution.residuals):.1e}, above {tol:g}"
     else:
@@ -198,6 +200,10 @@ def balance(
         versions=versions,
         energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
+
+
+def _way(method: str) -> str:
+    return "method='two-level' reaches it" if method == "cyclic" else "that is as far as rounding lets it"
 
 
 def _versions(symmetries: "Symmetries") -> tuple[int, ...]:

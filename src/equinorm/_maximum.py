@@ -89,32 +89,21 @@ class FlatSweeps:
         self._masks = [shades == shade for shade in range(shades.max() + 1)]
         self._steps = np.array([*steps(blocks, len(problem.families), problem.p), 0.0])[owner]
 
-    def sweep(self, z: Tensor) -> Tensor:
-        """Log-scales after one sweep."""
-        moved = z.numpy().copy()
+    def sweep(self, z: Tensor) -> tuple[Tensor, float]:
+        """Log-scales after one sweep, and how far in and out were apart, ρ = ‖in − out‖₁ / ‖in + out‖₁, when it met them."""
+        moved, ends = z.numpy().copy(), []
         for mask in self._masks:
-            into, out = self._ends(moved)
+            values = self._entries.logs + self._entries.moved(moved)
+            into, out = (gather.maxima(values, len(moved)) for gather in self._gathers)
             is_live = mask & np.isfinite(into) & np.isfinite(out)
             moved[is_live] += self._steps[is_live] * (out[is_live] - into[is_live])
-        return torch.from_numpy(moved)
-
-    def residual(self, z: Tensor) -> float:
-        """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the largest entries into and out of every class."""
-        into, out = self._ends(z.numpy())
-        top = max(into.max(), out.max())
-        if top == -np.inf:
-            return 0.0
-        into, out = np.exp(into - top), np.exp(out - top)
-        return float(np.abs(into - out).sum() / (into + out).sum())
+            ends.append(np.exp(np.stack([into[is_live], out[is_live]])))
+        into, out = np.concatenate(ends, 1)
+        return torch.from_numpy(moved), float(np.abs(into - out).sum() / max((into + out).sum(), 1e-300))
 
     def largest(self, z: Tensor) -> float:
         """The largest log-entry."""
         return float((self._entries.logs + self._entries.moved(z.numpy())).max())
-
-    def _ends(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = self._entries.logs + self._entries.moved(z)
-        into, out = (gather.maxima(values, len(z)) for gather in self._gathers)
-        return into, out
 
 
 class Gather:
@@ -164,9 +153,7 @@ def _entries(block: Block, z: Tensor) -> Entries:
         return _of(block, [places] * len(block.sides), logs)
     if block.energies.numel() <= WHOLE:
         return _picked(block, *block.energies.nonzero().T)
-    rows, columns = (torch.arange(size) for size in block.energies.shape)
-    by_row, by_column = _largest(block, 0, rows, z), _largest(block, 1, columns, z)
-    return _picked(block, torch.cat([rows, by_column]), torch.cat([by_row, columns]))
+    return _picked(block, *_largest(block, z))
 
 
 def _above(block: Block, z: Tensor, limit: float) -> Entries | None:
@@ -174,16 +161,36 @@ def _above(block: Block, z: Tensor, limit: float) -> Entries | None:
     if not block.is_matrix or block.energies.numel() <= WHOLE:
         return None
     rows = (block.log_energies(0, z, 1.0, True) > limit).nonzero()[:, 0]
-    return _picked(block, rows, _largest(block, 0, rows, z)) if len(rows) else None
+    if not len(rows):
+        return None
+    factors = _factors(block, 1, z)
+    parts = rows.split(max(1, STRIP // len(factors)))
+    return _picked(block, rows, torch.cat([(block.energies[part] * factors).argmax(1) for part in parts]))
 
 
-def _largest(block: Block, side: int, lines: Tensor, z: Tensor) -> Tensor:
-    """Where in these rows (side 0) or columns the largest entry is."""
-    matrix, other = (block.energies, block.sides[1]) if side == 0 else (block.energies.T, block.sides[0])
-    logs = other.exponent * z[other.ids] + block.offsets[1 - side]
-    factors = torch.exp(logs - logs.max()).to(matrix.dtype)
-    parts = lines.split(max(1, STRIP // matrix.shape[1]))
-    return torch.cat([(matrix[part] * factors).argmax(1) for part in parts]) if len(lines) else lines
+def _largest(block: Block, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the largest entry of each row and then of each column, read a strip at a time as they lie."""
+    is_turned = block.energies.stride(1) != 1
+    matrix = block.energies.T if is_turned else block.energies
+    along, across = (_factors(block, side, z) for side in ((0, 1) if is_turned else (1, 0)))
+    strip, (lines, length) = max(1, STRIP // matrix.shape[1]), matrix.shape
+    room, in_line = matrix.new_empty(min(strip, lines), length), []
+    top, place = matrix.new_zeros(length), torch.zeros(length, dtype=torch.long)
+    for first in range(0, lines, strip):
+        part = matrix[first : first + strip]
+        scaled = room[: len(part)]
+        in_line.append(torch.mul(part, along, out=scaled).argmax(1))
+        best, where = torch.mul(part, across[first : first + strip, None], out=scaled).max(0)
+        place = torch.where(best > top, where + first, place)
+        top = torch.maximum(top, best)
+    own, other = torch.cat([torch.arange(lines), place]), torch.cat([*in_line, torch.arange(length)])
+    return (other, own) if is_turned else (own, other)
+
+
+def _factors(block: Block, side: int, z: Tensor) -> Tensor:
+    """What multiplies the channels along one side of a matrix, at most 1."""
+    logs = block.sides[side].exponent * z[block.sides[side].ids] + block.offsets[side]
+    return torch.exp(logs - logs.max()).to(block.energies.dtype)
 
 
 def _picked(block: Block, rows: Tensor, columns: Tensor) -> Entries:

@@ -52,10 +52,13 @@ class Solution:
 
 
 FIRST = 3
-"""Sweeps before the least maximum is looked for."""
+"""Sweeps before the least maximum is looked for: from there few entries of large matrices matter."""
 
 EVEN = 50
 """Sweeps that channels below the maximum get to become even."""
+
+PLATEAU = 1000
+"""Sweeps of Algorithm 1 that do not lower a maximum, after which it is taken to stand still."""
 
 PATIENCE = 50
 """Cycles without a smaller residual after which it is taken to be rounding, …"""
@@ -146,38 +149,39 @@ class _Least:
                 start = self._swept(least_by_families(problem, start), FIRST)
         self._bound, least = least_maximum(problem, start)
         self._next = least if method == "two-level" else z
-        self._sweeps, self._apart = 0, 1.0
-        self._measure()
+        self._sweeps, self._lowered, self._apart = 0, 0, system.residual(z)
+        self.residual = self._gap()
 
     @property
     def is_done(self) -> bool:
         """Nothing moves any more; or the bound is reached, and channels below it are even enough."""
-        is_still = self._apart <= min(self._tol, STALLED)
+        is_still = self._apart <= min(self._tol, STALLED) or self._sweeps - self._lowered >= PLATEAU
         return is_still or (self.residual <= self._tol and (self._apart <= self._tol or self._sweeps >= EVEN))
 
     def cycle(self) -> None:
         """One sweep over all families."""
         self.z, self._sweeps = self._swept(self._next, 1), self._sweeps + 1
-        self._next = self.z
-        self._measure()
+        self._next, before = self.z, self.residual
+        self.residual = self._gap()
+        if self.residual < before - 1e-12:
+            self._lowered = self._sweeps
 
     def _swept(self, z: Tensor, count: int) -> Tensor:
+        """After so many sweeps; how far in and out were apart when the last one met them is noted."""
         z = z.clone()
         for _ in range(count):
             if self._flat is not None:
-                z = self._flat.sweep(z)
-                continue
-            for family in self._order:
-                self._system.sweep(z, family)
+                z, self._apart = self._flat.sweep(z)
+            else:
+                self._apart = _apart([self._system.sweep(z, family) for family in self._order])
         return z
 
-    def _measure(self) -> None:
+    def _gap(self) -> float:
         if self._flat is not None:
-            self._apart, largest = self._flat.residual(self.z), self._flat.largest(self.z)
+            largest = self._flat.largest(self.z)
         else:
-            self._apart = self._system.residual(self.z)
             largest = max((block.log_total(self.z, 1.0, True) for block in self._system.blocks), default=-math.inf)
-        self.residual = max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
+        return max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
 
 
 class _Modelled:
@@ -259,24 +263,17 @@ class _System:
         safe = torch.where(top.isfinite(), top, 0.0)
         return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
 
-    def sweep(self, z: Tensor, family: int) -> None:
-        """The coordinate step of every live channel of a family at once."""
+    def sweep(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
+        """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
         first, last = self.problem.families[family]
         into, out = self.energies(z, family)
         step = (out - into) * self.steps[family]
         z[first:last] += torch.where(step.isfinite(), step, 0.0)
+        return into, out
 
     def residual(self, z: Tensor) -> float:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
-        both = [self.energies(z, family) for family in range(len(self.problem.families))]
-        if not both:
-            return 0.0
-        into, out = torch.cat([i for i, _ in both]), torch.cat([o for _, o in both])
-        top = float(torch.maximum(into, out).max())
-        if top == -math.inf:
-            return 0.0
-        into, out = torch.exp(into - top), torch.exp(out - top)
-        return float((into - out).abs().sum() / (into + out).sum())
+        return _apart([self.energies(z, family) for family in range(len(self.problem.families))])
 
     # ----------------------------------------------------------------------------------------------------------- dead
 
@@ -312,6 +309,18 @@ class _System:
         if block.is_matrix and not bool(ready[1 - place].any()):
             return torch.zeros_like(ready[place])
         return block.hits(place, ready)
+
+
+def _apart(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """ρ of log-energies into and out of channels, family by family."""
+    if not ends:
+        return 0.0
+    into, out = torch.cat([i for i, _ in ends]), torch.cat([o for _, o in ends])
+    top = float(torch.maximum(into, out).max())
+    if top == -math.inf:
+        return 0.0
+    into, out = torch.exp(into - top), torch.exp(out - top)
+    return float((into - out).abs().sum() / (into + out).sum())
 
 
 class _Mixer:
