@@ -49,6 +49,7 @@ CORE = [
     "_policies",
     "_active",
     "_maximum",
+    "_system",
     "_solve",
     "_balance",
     "_watch",

@@ -1,4 +1,4 @@
-"""p = ∞ against linear programs: the least maximum on random problems of every kind, on networks, and in the time it may take."""
+"""p = ∞ against linear programs: on random problems of every kind, on networks, and in the time it may take."""
 
 import itertools
 import math

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm import BalanceError, EquinormError, ENorm
+from equinorm import BalanceError, ENorm, EquinormError
 
 
 def _sigmoid() -> nn.Sequential:

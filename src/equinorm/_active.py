@@ -47,6 +47,8 @@ def least(entries: Entries, z: np.ndarray) -> tuple[float, np.ndarray]:
 
     The bound is −∞ where `MOST` steps do not lead there.
     """
+    if not len(entries.logs):
+        return -np.inf, z
     raised = entries.logs + TIES * np.random.default_rng(0).random(len(entries.logs))
     values = raised + entries.moved(z)
     active = _Active(entries, len(z))

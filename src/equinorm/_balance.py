@@ -50,8 +50,9 @@ class Balance:
         norm_before: (Σ_k c_k ‖W_k‖_p^p)^{1/p} over the balanced weights, with c_k = c^(−pk) for a weight of depth k.
         norm_after: the same at the balanced point.
         residuals: ρ = ‖r − s‖₁ / ‖r + s‖₁ before the first cycle and after each, r and s the in- and out-energies of channels.
+            For p = ∞ the gap 1 − t* / t between the largest weight t and the least that any rescaling reaches.
         cycles: number of cycles that ran.
-        converged: is the last residual at most `tol`?
+        converged: is the last residual at most `tol`? False where all channels are dead, so that there is no minimum.
         reason: why the iteration stopped.
         dead: ids (1..num_free) of channels without a path of nonzero weights from an input and to an output; they stay at
             scale 1.
@@ -75,7 +76,7 @@ class Balance:
 
     @property
     def residual(self) -> float:
-        """ρ at the end."""
+        """The last of `residuals`."""
         return self.residuals[-1]
 
     @property

@@ -1,7 +1,7 @@
-"""The least maximum of a network's weights, t* = min_z max_e log|w_e| + Σ_s a_es · z_s (p = ∞), and the proof that it is the least.
+"""p = ∞: the least maximum of a network's weights, t* = min_z max_e log|w_e| + Σ_s a_es · z_s, and the proof that it is that.
 
 It is a linear program. Where every entry is moved by two scales at most, and there are factors u = z / g by which each entry
-depends on a difference c · (u − u'), the largest ratio of a cycle solves it (`_policies`): with exponents ±1 that is the largest
+depends on a difference c · (u − u'), the largest ratio of a cycle solves it (`_policies`): with exponents ±1 the largest
 geometric mean of weights along a path from the ground to the ground, or around a cycle. What remains (products of scales, or
 cycles that multiply exponents) is solved by an active set (`_active`). Both take the largest entries of large matrices only,
 and then others that turn out to be larger.

@@ -1,8 +1,8 @@
 """The least maximum of differences, max_e L_e + c_e · (u_head − u_tail), by Howard's policy iteration.
 
-Its value is the largest ratio Σ L_e / c_e : Σ 1 / c_e along a cycle: no choice of u gets below it, and some reaches it. A policy
-is one edge out of every node; its cycles are lower bounds, and the values that they give show where another edge raises them.
-Everything is a few operations on whole vectors; cycles are found by doubling paths.
+Its value is the largest ratio Σ L_e / c_e : Σ 1 / c_e along a cycle: no choice of u gets below it, and some reaches it. A
+policy is one edge out of every node; its cycles are lower bounds, and the values that they give show where another edge raises
+them. Everything is a few operations on whole vectors; cycles are found by doubling paths.
 
 Sources: Howard, 1960; Cochet-Terrasson, Cohen, Gaubert, McGettrick, Quadrat, 1998; Dasdan, 2004.
 """

@@ -5,9 +5,9 @@ out-energy s (negative) is z += log(s / r) / 2q; for p-norms that is D = √(R/L
 once: by Cauchy-Schwarz the objective never increases, even if terms join them, as long as the exponents of the family in one
 term sum to at most 1 on either sign (otherwise divide the step by that sum).
 
-Slow modes are one scalar for each family. The two-level method minimises over those first. For finite p it works on the
+Slow modes are one scalar for each family. For finite p the two-level method minimises over those first. It works on the
 rank-one model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses,
-and is undone where it fails.
+and is undone where it fails. For p = ∞ the least maximum is found first (`_maximum`), and sweeps make channels below it even.
 
 Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JACM 1965.
 """
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, steps
+from equinorm._blocks import Problem
 from equinorm._families import red_black
 from equinorm._maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
 from equinorm._rank_one import RankOne
+from equinorm._system import System, apart
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""
@@ -41,7 +42,7 @@ class Solution:
     Attributes:
         problem: the energies, without those of dead classes.
         z: log-scales of classes 0..num_free; entry 0 is 0.
-        residuals: ρ before the first cycle and after each.
+        residuals: ρ before the first cycle and after each; for p = ∞ the gap 1 − t* / t of the largest entry t to a lower bound.
         dead: mask over 0..num_free of classes that no path joins to an input and an output.
     """
 
@@ -72,23 +73,23 @@ Progress = Callable[[int, float], None]
 def solve(
     problem: Problem, method: str, cycles: int | None, tol: float, limit: int, progress: Progress | None = None
 ) -> Solution:
-    """Run cycles until the residual ρ is at most `tol`, or exactly `cycles` of them.
+    """Run cycles until the residual is at most `tol`, or exactly `cycles` of them.
 
     Args:
         problem: the energies.
         method: "two-level" or "cyclic" (Algorithm 1).
         cycles: number of cycles; None for as many as `tol` takes, at most `limit`.
-        tol: on ρ = ‖in − out‖₁ / ‖in + out‖₁.
+        tol: on the residual; for p = ∞ also on ρ = ‖in − out‖₁ / ‖in + out‖₁, or as far as `EVEN` sweeps lead.
         limit: largest number of cycles when `cycles` is None.
-        progress: called with the number of the cycle and ρ.
+        progress: called with the number of the cycle and the residual.
     """
-    system = _System(problem)
+    system = System(problem)
     z = torch.zeros(problem.num_free + 1, dtype=torch.float64)
     dead = torch.zeros(problem.num_free + 1, dtype=torch.bool)
     while bool((more := system.dead(z)).any()):  # a product dies with any of its factors, and may leave others dead
         dead |= more
         problem = problem.without(dead)
-        system = _System(problem)
+        system = System(problem)
         system.live &= ~dead
     if problem.maximum:
         descent = _Least(system, method, z, tol)
@@ -115,7 +116,7 @@ def _is_stalled(residuals: Sequence[float]) -> bool:
 class _Sweeps:
     """Coordinate steps on the energies themselves: Algorithm 1."""
 
-    def __init__(self, system: "_System", z: Tensor, tol: float) -> None:
+    def __init__(self, system: System, z: Tensor, tol: float) -> None:
         self._system, self._tol, self.z = system, tol, z
         self.residual = system.residual(z)
 
@@ -137,7 +138,7 @@ class _Least:
     The residual is the gap to the bound: 1 − exp(t* − t) for a largest entry e^t.
     """
 
-    def __init__(self, system: "_System", method: str, z: Tensor, tol: float) -> None:
+    def __init__(self, system: System, method: str, z: Tensor, tol: float) -> None:
         self._system, self._tol, self.z = system, tol, z
         problem = system.problem
         count = len(problem.families)
@@ -173,7 +174,7 @@ class _Least:
             if self._flat is not None:
                 z, self._apart = self._flat.sweep(z)
             else:
-                self._apart = _apart([self._system.sweep(z, family) for family in self._order])
+                self._apart = apart([self._system.sweep(z, family) for family in self._order])
         return z
 
     def _gap(self) -> float:
@@ -222,105 +223,6 @@ class _Modelled:
         if self.residual <= COARSE and self._tol < 1e-6 and not self._problem.is_precise:
             self._problem.refine()
             self._read(z)
-
-
-class _System:
-    """Energies by family, as the sweeps read them."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
-        self.blocks = [block for block in problem.blocks if not block.is_empty]
-        self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
-        self.steps = steps(self.blocks, len(problem.families), problem.p)
-        self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
-        for block in self.blocks:
-            for place, side in enumerate(block.sides):
-                if side.family != GROUND:
-                    self.touching[side.family].append((block, place))
-                    self.live[side.ids] = True
-
-    def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
-        """Log-energies into and out of every channel of a family."""
-        first, last = self.problem.families[family]
-        parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
-        for block, place in self.touching[family]:
-            side = block.sides[place]
-            logs = block.log_energies(place, z, self.q, self.maximum)
-            if not self.maximum:  # an exponent belongs to the gradient of a sum; a maximum is what it is
-                logs = logs + math.log(abs(side.exponent))
-            parts[side.exponent < 0].append((side.ids - first, logs))
-        return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
-
-    def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
-        """log Σ exp (or maximum) of the logs that share an id."""
-        empty = torch.full((size,), -math.inf, dtype=torch.float64)
-        if not parts:
-            return empty
-        ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
-        top = empty.scatter_reduce(0, ids, logs, "amax")
-        if self.maximum:
-            return top
-        safe = torch.where(top.isfinite(), top, 0.0)
-        return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
-
-    def sweep(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
-        """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
-        first, last = self.problem.families[family]
-        into, out = self.energies(z, family)
-        step = (out - into) * self.steps[family]
-        z[first:last] += torch.where(step.isfinite(), step, 0.0)
-        return into, out
-
-    def residual(self, z: Tensor) -> float:
-        """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
-        return _apart([self.energies(z, family) for family in range(len(self.problem.families))])
-
-    # ----------------------------------------------------------------------------------------------------------- dead
-
-    def dead(self, z: Tensor) -> Tensor:
-        """Classes that are not both reached from the ground and reach it, through nonzero energies."""
-        return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
-
-    def _reach(self, z: Tensor, sign: int) -> Tensor:
-        """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
-        reached = torch.zeros(len(z), dtype=torch.bool)
-        reached[0] = True
-        order = range(len(self.problem.families))[::sign]
-        while True:
-            before = int(reached.sum())
-            for family in order:
-                for block, place in self.touching[family]:
-                    side = block.sides[place]
-                    if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
-                        reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
-            if int(reached.sum()) == before or bool(reached.all()):
-                return reached
-
-    def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
-        """Channels of one side that a nonzero energy joins to sources that are all reached."""
-        ready = [
-            reached[side.ids] | (side.exponent * sign > 0)
-            if side.family != GROUND
-            else torch.ones_like(side.ids, dtype=torch.bool)
-            for side in block.sides
-        ]
-        if block.is_matrix and bool(ready[1 - place].all()):
-            return block.log_energies(place, z, self.q, self.maximum) > -math.inf
-        if block.is_matrix and not bool(ready[1 - place].any()):
-            return torch.zeros_like(ready[place])
-        return block.hits(place, ready)
-
-
-def _apart(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """ρ of log-energies into and out of channels, family by family."""
-    if not ends:
-        return 0.0
-    into, out = torch.cat([i for i, _ in ends]), torch.cat([o for _, o in ends])
-    top = float(torch.maximum(into, out).max())
-    if top == -math.inf:
-        return 0.0
-    into, out = torch.exp(into - top), torch.exp(out - top)
-    return float((into - out).abs().sum() / (into + out).sum())
 
 
 class _Mixer:

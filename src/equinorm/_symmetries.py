@@ -85,20 +85,21 @@ class Symmetries:
 
         Minimises φ(z) = Σ_k c_k ‖W_k(z)‖_p^p over log-scales z, with c_k = c^(−pk) for a weight of depth k (the largest
         c^(−k)·|w| if p = ∞). For finite p the minimum is unique on the channels that a path of nonzero weights joins to an
-        input and to an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, but not at one
-        point only.
+        input and to an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, with a proof that
+        it is the least, but not at one point only: channels below it are made even.
 
         Args:
             p: any positive number, or math.inf (cross-layer equalization).
             c: asymmetry: at the optimum each channel's out-norm is c times its in-norm on a chain of layers. c > 1 moves energy
                 towards the output.
             cycles: exactly so many cycles; None for as many as `tol` takes, at most 10,000.
-            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels.
+            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels. For p = ∞ on the gap
+                1 − t* / t between the largest weight t and the least maximum t*.
             method: "two-level" (first one scalar for each layer, then one for each channel, accelerated) or "cyclic"
                 (Algorithm 1 of the paper: layer by layer on current weights).
             biases: count biases in the norm too. They are always rescaled.
             modules: names or modules outside of which nothing may move; None for the whole model.
-            progress: called after every cycle with its number and ρ.
+            progress: called after every cycle with its number and the residual.
             compile: read large weights with kernels in C++, compiled here in a second or two by g++ or clang++; for p = 1 and 2
                 on a CPU.
 
@@ -107,6 +108,7 @@ class Symmetries:
 
         Raises:
             BalanceError: for arguments out of range, and for weights that are NaN, inf or on the meta device.
+            EquinormError: for `compile` without a compiler.
 
         Source: Stock, Graham, Gribonval, Jégou, ICLR 2019, Section 3; Algorithm 1.
 

@@ -169,7 +169,7 @@ class ENorm:
         self.settings = settings
 
     def residual(self) -> float:
-        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels.
+        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies (p = ∞: maxima) of the channels.
 
         NaN if one of these is not finite.
         """
