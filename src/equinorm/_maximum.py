@@ -216,8 +216,8 @@ def _joined(parts: Sequence[Entries]) -> Entries:
 
     if not parts:
         return Entries(np.zeros((0, 1), np.int64), np.zeros((0, 1)), np.zeros(0))
-    logs = np.concatenate([part.logs for part in parts])
-    return Entries(*(np.concatenate([wide(getattr(part, name)) for part in parts]) for name in ("ids", "exponents")), logs)
+    ids, exponents = ([wide(array) for array in arrays] for arrays in zip(*((p.ids, p.exponents) for p in parts), strict=True))
+    return Entries(np.concatenate(ids), np.concatenate(exponents), np.concatenate([part.logs for part in parts]))
 
 
 # -------------------------------------------------------------------------------------------------------- differences

@@ -42,7 +42,7 @@ class Solution:
     Attributes:
         problem: the energies, without those of dead classes.
         z: log-scales of classes 0..num_free; entry 0 is 0.
-        residuals: ρ before the first cycle and after each; for p = ∞ the gap 1 − t* / t of the largest entry t to a lower bound.
+        residuals: ρ before the first cycle and after each; for p = ∞ the gap 1 − t* / t of the largest entry t to t*.
         dead: mask over 0..num_free of classes that no path joins to an input and an output.
     """
 
@@ -52,7 +52,7 @@ class Solution:
     dead: Tensor
 
 
-FIRST = 3
+FIRST = 5
 """Sweeps before the least maximum is looked for: from there few entries of large matrices matter."""
 
 EVEN = 50
@@ -163,7 +163,8 @@ class _Least:
         """One sweep over all families."""
         self.z, self._sweeps = self._swept(self._next, 1), self._sweeps + 1
         self._next, before = self.z, self.residual
-        self.residual = self._gap()
+        if before > ROUNDING:  # sweeps never raise a maximum
+            self.residual = self._gap()
         if self.residual < before - 1e-12:
             self._lowered = self._sweeps
 

@@ -93,8 +93,8 @@ class Symmetries:
             c: asymmetry: at the optimum each channel's out-norm is c times its in-norm on a chain of layers. c > 1 moves energy
                 towards the output.
             cycles: exactly so many cycles; None for as many as `tol` takes, at most 10,000.
-            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels. For p = ∞ on the gap
-                1 − t* / t between the largest weight t and the least maximum t*.
+            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels. For p = ∞ on the
+                gap 1 − t* / t between the largest weight t and the least maximum t*.
             method: "two-level" (first one scalar for each layer, then one for each channel, accelerated) or "cyclic"
                 (Algorithm 1 of the paper: layer by layer on current weights).
             biases: count biases in the norm too. They are always rescaled.
