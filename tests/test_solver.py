@@ -464,7 +464,8 @@ def test_nothing_free():
     before = net.weight.detach().clone()
     balance = equinorm.balance_(net, (torch.randn(1, 3),))
     assert balance.converged
-    assert "no free class" in balance.reason
+    assert balance.reason == "no hidden channel of Linear can be rescaled: 2 channels of weight[0] by model output"
+    assert str(balance) == balance.reason
     assert torch.equal(net.weight, before)
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, optim
 
+from equinorm import native
 from equinorm._blocks import Problem
 from equinorm._energy import problem
-from equinorm._errors import BalanceError, RescaleError
+from equinorm._errors import BalanceError, RescaleError, describe
 from equinorm._layout import layouts
 from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
@@ -49,8 +50,9 @@ class Balance:
         norm_before: (Σ_k c_k ‖W_k‖_p^p)^{1/p} over the balanced weights, with c_k = c^(−pk) for a weight of depth k.
         norm_after: the same at the balanced point.
         residuals: ρ = ‖r − s‖₁ / ‖r + s‖₁ before the first cycle and after each, r and s the in- and out-energies of channels.
+            For p = ∞ the gap 1 − t* / t between the largest weight t and the least that any rescaling reaches.
         cycles: number of cycles that ran.
-        converged: is the last residual at most `tol`?
+        converged: is the last residual at most `tol`? False where all channels are dead, so that there is no minimum.
         reason: why the iteration stopped.
         dead: ids (1..num_free) of channels without a path of nonzero weights from an input and to an output; they stay at
             scale 1.
@@ -74,7 +76,7 @@ class Balance:
 
     @property
     def residual(self) -> float:
-        """ρ at the end."""
+        """The last of `residuals`."""
         return self.residuals[-1]
 
     @property
@@ -101,6 +103,8 @@ class Balance:
         self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
 
     def __str__(self) -> str:
+        if not self.energies:
+            return self.reason
         p = "∞" if math.isinf(self.p) else f"{self.p:g}"
         asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
         return (
@@ -124,10 +128,14 @@ def balance(
 ) -> Balance:
     """See `Symmetries.balance`."""
     check_options(p, c, cycles, tol, method)
+    if progress is not None and not callable(progress):
+        raise BalanceError(f"progress must be called with the number of a cycle and the residual, not be {progress!r}.")
     held = held_classes(symmetries, modules)
     scalings = counted(symmetries.scalings, biases)
     if modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
+    if compile and any(symmetries.tensors[scaling.name].device.type in native.DEVICES for scaling in scalings):
+        native.require()
     if not scalings:
         zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
         return Balance(
@@ -140,7 +148,7 @@ def balance(
             0.0,
             (0.0,),
             True,
-            "no free class: nothing to balance" if modules is None else "no class that is free within the chosen modules alone",
+            nothing_moves(symmetries, modules),
             (),
             (),
             _versions(symmetries),
@@ -163,11 +171,17 @@ def balance(
             found = solution.problem
             before = found.log_energies(start)
         after = found.log_energies(solution.z)
-    converged = solution.residuals[-1] <= tol
-    if converged:
+    is_void = bool(solution.dead.any()) and found.join(list(after.values())) == -math.inf
+    converged = solution.residuals[-1] <= tol and not is_void
+    if is_void:
+        count = _count(int(solution.dead.sum()), "channel")
+        reason = f"no path of nonzero weights joins any of {count} to an input and an output: the norm has no minimum"
+    elif converged:
         reason = f"residual at most {tol:g}"
     elif cycles is not None:
         reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
+    elif math.isinf(p) and solution.residuals[-1] > tol and len(solution.residuals) <= LIMIT:
+        reason = f"stands still {solution.residuals[-1]:.1e} above the least maximum; {_way(method)}"
     elif len(solution.residuals) <= LIMIT:
         reason = f"stopped where rounding keeps the residual at {min(solution.residuals):.1e}, above {tol:g}"
     else:
@@ -187,6 +201,10 @@ def balance(
         versions=versions,
         energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
+
+
+def _way(method: str) -> str:
+    return "method='two-level' reaches it" if method == "cyclic" else "that is as far as rounding lets it"
 
 
 def _versions(symmetries: "Symmetries") -> tuple[int, ...]:
@@ -214,13 +232,27 @@ def counted(scalings: Iterable[Scaling], biases: bool) -> list[Scaling]:
     return [s for s in scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")]
 
 
+def nothing_moves(symmetries: "Symmetries", modules: Choice | None) -> str:
+    """Why there is nothing to balance, in a sentence without its full stop: what pins most channels, and by what."""
+    model = describe(symmetries.model)
+    if not symmetries.num_free:
+        pins = sorted(symmetries.pins, key=lambda pin: -pin.channels)
+        shown = [f"{_count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
+        more = [f"and {len(pins) - 3} more"] if len(pins) > 3 else []
+        return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or 'it has none'}"
+    if modules is not None:
+        return f"no hidden channel of {model} can be rescaled: none moves within the chosen modules alone"
+    return f"no weight of {model} is to be balanced: what moves are biases, which do not count without biases=True, and buffers"
+
+
 def check_options(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
     """Refuse options that are out of range."""
     for name, value in (("p", p), ("c", c), ("tol", tol)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BalanceError(f"{name} must be a number, not {value!r}.")
     if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
-        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}: powers would underflow.")
+        why = ": powers would underflow" if p > 0 else ": only positive p make a norm" if p <= 0 else ""
+        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}{why}.")
     if not (c > 0 and math.isfinite(c)):
         raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
     if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):

@@ -40,8 +40,8 @@ def drift(layouts: Sequence[Layout], families: Sequence[tuple[int, int]], q: flo
     scales = torch.zeros(max((last for _, last in families), default=1), dtype=torch.float64)
     if rows:
         exponents, depth = torch.stack(rows), torch.tensor(depths, dtype=torch.float64)
-        even = minimise_families(torch.zeros(len(rows), dtype=torch.float64), exponents, False)
-        uneven = minimise_families(-q * float(torch.tensor(c, dtype=torch.float64).log()) * depth, exponents, False)
+        even = minimise_families(torch.zeros(len(rows), dtype=torch.float64), exponents)
+        uneven = minimise_families(-q * float(torch.tensor(c, dtype=torch.float64).log()) * depth, exponents)
         for (first, last), shift in zip(families, (uneven - even).tolist(), strict=True):
             scales[first:last] = shift
     return scales

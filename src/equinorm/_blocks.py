@@ -8,7 +8,7 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -37,10 +37,28 @@ class Side:
     exponent: float
 
 
-def stiffness(sides: Sequence[Side], family: int) -> float:
-    """Largest sum of exponents of one sign with which a family enters one term; its steps are divided by that."""
-    exponents = [side.exponent for side in sides if side.family == family]
-    return max(sum(e for e in exponents if e > 0), -sum(e for e in exponents if e < 0))
+class HasSides(Protocol):
+    """A block, or the layout of one."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]: ...
+
+
+def steps(blocks: Iterable[HasSides], count: int, p: float) -> list[float]:
+    """By what log(out / in) is multiplied for the coordinate step of each family, so that the objective never increases.
+
+    With a and b the largest sums of positive and of negative exponents by which a family enters one term: 1 / (2p · max(a, b)),
+    at least for a and b of 1, and 1 / (a + b) for p = ∞.
+    """
+    up, down = [0.0] * count, [0.0] * count
+    for block in blocks:
+        for family in {side.family for side in block.sides} - {GROUND}:
+            exponents = [side.exponent for side in block.sides if side.family == family]
+            up[family] = max(up[family], sum(e for e in exponents if e > 0))
+            down[family] = max(down[family], -sum(e for e in exponents if e < 0))
+    if math.isinf(p):
+        return [1.0 / (a + b) if a + b else 0.0 for a, b in zip(up, down, strict=True)]
+    return [1.0 / (2 * p * max(1.0, a, b)) for a, b in zip(up, down, strict=True)]
 
 
 @dataclass(eq=False)

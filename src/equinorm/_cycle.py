@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Side, stiffness
+from equinorm._blocks import GROUND, Side, steps
 from equinorm._errors import BalanceError
 from equinorm._families import red_black
 from equinorm._layout import Layout, Part
@@ -111,13 +111,12 @@ class Cycle:
         parts = [block.part for block in self._blocks]
         self._order = red_black(parts, len(families)) if method == "two-level" else list(range(len(families)))
         self._edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
-        self._stiffness = [1.0] * len(families)
+        self._steps = steps(parts, len(families), p)
         for number, part in enumerate(parts):
             for place, side in enumerate(part.sides):
                 if side.family != GROUND:
                     edge = _Edge(number, place, *_gathering(self._blocks[number].places[place], *families[side.family]))
                     self._edges[side.family][side.exponent < 0].append(edge)
-                    self._stiffness[side.family] = max(self._stiffness[side.family], stiffness(part.sides, side.family))
         self._is_chained = any(len({side.family for side in part.sides} - {GROUND}) > 1 for part in parts)
         self._exponents = torch.zeros(len(parts), len(families), dtype=torch.float64)
         for number, part in enumerate(parts):
@@ -129,7 +128,7 @@ class Cycle:
         newton = {"levels": self._levels_first, "newton_steps": NEWTON_STEPS, "longest_step": LONGEST_STEP}
         self._program = None
         if compiled:
-            self._program = program(layouts, tensors, families, self._order, self._stiffness, p, dtype, **newton)
+            self._program = program(layouts, tensors, families, self._order, self._steps, p, dtype, **newton)
         keeps = method == "two-level" and self._program is None
         self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
         self._is_weighed, self._weights = False, torch.ones(len(parts), device=device, dtype=dtype)
@@ -168,7 +167,7 @@ class Cycle:
                 into, out = self._energies(family, state)
                 if into is not None and out is not None:
                     step = (torch.log(out) - torch.log(into)).nan_to_num_(0.0, 0.0, 0.0)
-                    self._move(state, family, step * (0.5 / (self._q * self._stiffness[family])))
+                    self._move(state, family, step * self._steps[family])
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
 
     def residual(self) -> Tensor:
@@ -247,7 +246,7 @@ class Cycle:
                     amount = amount if edge.mask is None else amount * edge.mask
                     amount = amount.amax(1) if self._maximum else amount.sum(1)
                 exponent = abs(self._blocks[edge.block].part.sides[edge.side].exponent)
-                amount = amount if exponent == 1 else amount * exponent
+                amount = amount if exponent == 1 or self._maximum else amount * exponent
                 amount = amount * self._weights[edge.block] if self._is_weighed else amount
                 total = amount if total is None else torch.maximum(total, amount) if self._maximum else total + amount
             totals.append(total)

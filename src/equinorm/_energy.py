@@ -10,8 +10,8 @@ from torch import Tensor
 from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
-from equinorm._reading import CHEAP, Reading, check_finite
-from equinorm._streams import LARGEST, SMALLEST, Stream, streamed
+from equinorm._reading import CHEAP, LARGEST, SMALLEST, Reading, check_finite, totals
+from equinorm._streams import Stream, streamed
 
 
 def problem(
@@ -104,19 +104,11 @@ def _summed(layout: Layout, tensor: Tensor, p: float, precision: torch.dtype) ->
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and p <= 2:
         energies = Reading(layout, tensor, p, torch.float32, False).read()
-        if all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in _totals(energies)):
+        if all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in totals(energies)):
             return energies
     energies = Reading(layout, tensor, p, torch.float64, False).read()
     check_finite(layout.scaling.name, tensor, [energies])
     return energies
-
-
-def _totals(energies: Tensor) -> list[Tensor]:
-    """Sums along every side: too small, too large or NaN shows whether float32 will do."""
-    if energies.dim() == 1:
-        return [energies]
-    rows, columns = energies.shape
-    return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
 
 
 def _scaled(layout: Layout, tensor: Tensor, p: float) -> tuple[Tensor, list[Tensor]]:

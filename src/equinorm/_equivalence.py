@@ -162,7 +162,7 @@ def equivalence(
     z, dead = [], torch.zeros(both[0].num_free + 1, dtype=torch.bool)
     for found in both:
         balance = found.balance(tol=1e-12, biases=True)
-        if not balance.converged:
+        if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
             raise EquivalenceError(f"the canonical form of {describe(found.model)} was not reached: {balance.reason}.")
         z.append(torch.cat([torch.zeros(1, dtype=torch.float64), balance.log_scales]))
         dead[list(balance.dead)] = True

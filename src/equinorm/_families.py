@@ -5,7 +5,7 @@ families, and is solved by sweeps and then Newton steps.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ def red_black(blocks: Sequence[AnyBlock | Part], count: int) -> list[int]:
     return sorted(range(count), key=colour.__getitem__) if max(colour, default=0) < 2 else list(range(count))
 
 
-def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
-    """Minimise Σ_b exp(logs[b] + exponents[b]·t), or the largest summand, over t; shapes (blocks,) and (blocks, families).
+def minimise_families(logs: Tensor, exponents: Tensor) -> Tensor:
+    """Minimise Σ_b exp(logs[b] + exponents[b]·t) over t; shapes (blocks,) and (blocks, families).
 
     Sweeps of coordinate steps bring disparate terms together, then Newton's method with backtracking finishes.
     """
@@ -53,11 +53,8 @@ def minimise_families(logs: Tensor, exponents: Tensor, maximum: bool) -> Tensor:
     free = np.flatnonzero((A > 0).any(0) & (A < 0).any(0))
     if not len(free):
         return torch.from_numpy(t)
-    if maximum:
-        _coordinate_sweeps(L, A, t, free, np.max, 200, 1e-14)
-        return torch.from_numpy(t)
     if _imbalance(L, A[:, free]) > DISPARATE:
-        _coordinate_sweeps(L, A, t, free, np.logaddexp.reduce, 8, DISPARATE)
+        _coordinate_sweeps(L, A, t, free, 8, DISPARATE)
     _newton(L, A[:, free], t, free)
     return torch.from_numpy(t)
 
@@ -70,9 +67,7 @@ def _imbalance(L: np.ndarray, A: np.ndarray) -> float:
     return float(np.abs(np.log((out + low) / (into + low))).max())
 
 
-def _coordinate_sweeps(
-    L: np.ndarray, A: np.ndarray, t: np.ndarray, free: np.ndarray, join: Callable[..., float], most: int, tol: float
-) -> None:
+def _coordinate_sweeps(L: np.ndarray, A: np.ndarray, t: np.ndarray, free: np.ndarray, most: int, tol: float) -> None:
     """One family after the other, until none moves by more than `tol`."""
     columns = [(f, np.flatnonzero(A[:, f])) for f in free]
     columns = [(f, rows, A[rows, f]) for f, rows in columns]
@@ -80,7 +75,7 @@ def _coordinate_sweeps(
         moved = 0.0
         for f, rows, a in columns:
             terms = L[rows] + A[rows] @ t + np.log(np.abs(a))
-            step = (join(terms[a < 0]) - join(terms[a > 0])) / (2 * np.abs(a).max())
+            step = (np.logaddexp.reduce(terms[a < 0]) - np.logaddexp.reduce(terms[a > 0])) / (2 * np.abs(a).max())
             t[f] += step
             moved = max(moved, abs(step))
         if moved < tol:

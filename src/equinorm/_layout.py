@@ -103,8 +103,8 @@ def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
     axes = tuple(sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1}))
     separate = all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors)
     along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes] if separate else []
-    if len(axes) in (1, 2) and along and None not in along:
-        sides = [channels for channels in along if channels is not None]
+    sides = [channels for channels in along if channels is not None]
+    if len(axes) in (1, 2) and len(sides) == len(axes) and not _add_up(sides):
         if len(axes) == 1:
             one = torch.zeros(1, dtype=torch.float64)
             sides.append((one.long(), one))
@@ -134,7 +134,7 @@ def _run(ids: Tensor, axis: int) -> int:
     after, before = ids.narrow(axis, 1, ids.size(axis) - 1), ids.narrow(axis, 0, ids.size(axis) - 1)
     if not torch.equal(after.narrow(axis, 0, 1), before.narrow(axis, 0, 1)):
         return 1
-    changes = (after != before).movedim(axis, 0).flatten(1).any(1).nonzero()[:, 0] + 1
+    changes = (after != before).movedim(axis, 0).reshape(ids.size(axis) - 1, -1).any(1).nonzero()[:, 0] + 1
     return math.gcd(*changes.tolist())
 
 
@@ -147,17 +147,26 @@ def _joined(factors: Sequence[tuple[float, Tensor]]) -> _Channels | None:
     return ids.sum(0), ((ids > 0) * exponents).sum(0)
 
 
+def _add_up(sides: Sequence[_Channels]) -> bool:
+    """Does some class enter one entry with exponents of both signs that do not cancel? A matrix would count it twice."""
+    if len(sides) < 2:
+        return False
+    (rows, up), (columns, across) = sides
+    pairs = itertools.product(up[rows > 0].unique().tolist(), across[columns > 0].unique().tolist())
+    apart = [(a, b) for a, b in pairs if a * b < 0 and a + b != 0]
+    return any(bool(torch.isin(rows[up == a], columns[across == b]).any()) for a, b in apart)
+
+
 def _terms(scaling: Scaling, factors: Sequence[tuple[float, Tensor]], axes: Sequence[int]) -> list[_Channels]:
-    """The classes of every entry between the axes, one side for each factor."""
+    """The classes of every entry between the axes, one side for each factor; the exponents of one class are added."""
     shape = [scaling.shape[axis] for axis in axes]
     ids = [ids.reshape([ids.size(axis) for axis in axes]).expand(shape).flatten() for _, ids in factors]
-    exponents = [exponent for exponent, _ in factors]
-    for i in range(len(ids)):
-        for j in range(i):
-            if exponents[i] == -exponents[j]:  # in and out scales of one class cancel
-                same = ids[i] == ids[j]
-                ids[i], ids[j] = torch.where(same, 0, ids[i]), torch.where(same, 0, ids[j])
-    return [(part, torch.full(part.shape, e, dtype=torch.float64)) for part, e in zip(ids, exponents, strict=True)]
+    exponents = [torch.full(part.shape, e, dtype=torch.float64) for part, (e, _) in zip(ids, factors, strict=True)]
+    for i, j in itertools.combinations(range(len(ids)), 2):
+        same = ids[i] == ids[j]
+        exponents[i] = exponents[i] + torch.where(same, exponents[j], 0.0)
+        ids[j] = torch.where(same, 0, ids[j])
+    return [(torch.where(e == 0, 0, part), e) for part, e in zip(ids, exponents, strict=True)]
 
 
 def _matrix_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:

@@ -18,6 +18,7 @@ from equinorm._layout import Layout
 from equinorm._modules import on_cpu, unwrapped
 from equinorm._mover import Move, Mover
 from equinorm._optimizers import state_of, update_exponent
+from equinorm._reading import fits_float32
 from equinorm._rescale import check_writable, uninterrupted
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
@@ -122,8 +123,10 @@ class Plan:
 
     @on_cpu()
     def residual(self) -> float:
-        """ρ of the current weights."""
+        """ρ of the current weights; energies that have left float32's range meanwhile are in float64 from now on."""
         self._renew()
+        if not self._is_wide and not self._fits_float32():
+            self._record()
         with torch.no_grad(), self._full_precision():
             return float(self._cycle.residual())
 
@@ -149,7 +152,7 @@ class Plan:
 
     def _full_precision(self) -> contextlib.AbstractContextManager:
         """Sums of energies stay in their dtype where a step is made under autocast."""
-        kind = self._place[0][0].type
+        kind = self._bound[0].tensor.device.type
         return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
     # ------------------------------------------------------------------------------------------------------ what moves
@@ -220,8 +223,9 @@ class Plan:
         if len(devices) > 1:
             raise RescaleError(f"what moves lies on several devices ({', '.join(map(str, devices))}); ENorm needs it on one.")
         device = devices.pop()
-        wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype, _ in place)
-        dtype = torch.float64 if wide else torch.float32
+        is_wide = 2 < self._p < float("inf") or any(dtype == torch.float64 for _, dtype, _ in place)
+        self._is_wide = is_wide or not self._fits_float32()
+        dtype = torch.float64 if self._is_wide else torch.float32
         found = self._symmetries
         is_native = self._compile and device.type in native.DEVICES
         self._cycle = Cycle(self._layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype, is_native)
@@ -240,6 +244,12 @@ class Plan:
         if self._compile and not is_native:
             self._cycles, self._move = compiled(self._cycles), compiled(self._move)
         self._place, self._seen = place, []
+
+    def _fits_float32(self) -> bool:
+        """Can sums of energies be taken in float32?"""
+        tensors = self._symmetries.tensors
+        with torch.no_grad(), self._full_precision():
+            return all(fits_float32(layout, tensors[layout.scaling.name], self._p) for layout in self._layouts)
 
     def _check_tensor(self, bound: _Bound) -> None:
         name, tensor = bound.name, bound.tensor

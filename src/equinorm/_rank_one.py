@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, Side, stiffness
+from equinorm._blocks import GROUND, AnyBlock, Problem, Side, steps
 from equinorm._families import colours, minimise_families
 
 SWEEPS = 20
@@ -67,19 +67,17 @@ class RankOne:
     def _prepare_families(self) -> None:
         families, blocks = self._problem.families, [*self._matrices, *self._lists]
         self._levels = torch.zeros(len(blocks), len(families), dtype=torch.float64)
-        stiff = np.ones(len(families) + 1)
         for row, block in enumerate(blocks):
             for side in block.sides:
                 if side.family != GROUND:
                     self._levels[row, side.family] += self._q * side.exponent
-                    stiff[side.family] = max(stiff[side.family], stiffness(block.sides, side.family))
         self._is_chained = bool((self._levels != 0).sum(1).gt(1).any())
         self._family = np.full(self._count, GROUND)  # GROUND reads the last entry of what is by family
         for number, (first, last) in enumerate(families):
             self._family[first:last] = number
         shade = np.array([*colours(blocks, len(families)), -1])[self._family]
         self._masks = [self._live & (shade == colour) for colour in range(shade.max() + 1)]
-        self._steps = 1.0 / (2 * self._q * stiff[self._family])
+        self._steps = np.array([*steps(blocks, len(families), self._problem.p), 0.0])[self._family]
 
     def read(self, z: Tensor) -> None:
         """Take the numbers of the blocks at these log-scales."""
@@ -135,7 +133,7 @@ class RankOne:
         _, sums, terms = self._moved(shift)
         logs = np.concatenate([self._totals + sums.reshape(-1, 2).sum(1), self._terms_of.log_sums(terms)])
         live = torch.from_numpy(np.isfinite(logs)) & self._levels.any(1)
-        moves = minimise_families(torch.from_numpy(logs)[live], self._levels[live], False).numpy()
+        moves = minimise_families(torch.from_numpy(logs)[live], self._levels[live]).numpy()
         shift += np.where(self._live, np.append(moves, 0.0)[self._family], 0.0)
 
     def _energies(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,9 @@ from equinorm._layout import Layout
 CHEAP = (1.0, 2.0)
 """Norms whose powers cost nothing beside reading."""
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Sums in float32 beyond these are taken again in float64."""
+
 AT_ONCE = 1 << 20
 """Entries of a strip that is read for both of its sides: it fits a larger cache."""
 
@@ -128,6 +131,25 @@ class Reading:
             else:
                 powers = self._ones[axis] @ powers if axis == powers.dim() - 2 else powers.sum(axis)
         return powers
+
+
+def fits_float32(layout: Layout, tensor: Tensor, p: float) -> bool:
+    """Are the energies of all channels that have any in the middle of float32's range?"""
+    return _is_between(totals(Reading(layout, tensor, p, torch.float32, False).read())) or _is_between(
+        [torch.where(total == 0, 1.0, total) for total in totals(Reading(layout, tensor, p, torch.float64, False).read())]
+    )
+
+
+def totals(energies: Tensor) -> list[Tensor]:
+    """Sums along every side: too small, too large or NaN shows whether float32 will do."""
+    if energies.dim() == 1:
+        return [energies]
+    rows, columns = energies.shape
+    return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
+
+
+def _is_between(sums: Sequence[Tensor]) -> bool:
+    return all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in sums)
 
 
 def check_finite(name: str, weight: Tensor, sums: Sequence[Tensor]) -> None:

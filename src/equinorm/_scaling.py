@@ -141,11 +141,11 @@ def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple
         for (coefficient, _), values in slots.items():
             moved = compact(torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape))
             exponent = float(factor.exponent) * coefficient
-            twin = next((i for i, (e, other) in enumerate(factors) if e == -exponent and torch.equal(other, moved)), None)
-            if twin is None:
+            twin = next((i for i, (_, other) in enumerate(factors) if torch.equal(other, moved)), None)
+            if twin is not None:  # in and out scales of one class cancel, or add up
+                exponent += factors.pop(twin)[0]
+            if exponent:
                 factors.append((exponent, moved))
-            else:
-                del factors[twin]  # in and out scales cancel
     return tuple(factors)
 
 

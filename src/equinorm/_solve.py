@@ -5,9 +5,9 @@ out-energy s (negative) is z += log(s / r) / 2q; for p-norms that is D = √(R/L
 once: by Cauchy-Schwarz the objective never increases, even if terms join them, as long as the exponents of the family in one
 term sum to at most 1 on either sign (otherwise divide the step by that sum).
 
-Slow modes are one scalar for each family. The two-level method minimises over those first. For finite p it works on the
+Slow modes are one scalar for each family. For finite p the two-level method minimises over those first. It works on the
 rank-one model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses,
-and is undone where it fails.
+and is undone where it fails. For p = ∞ the least maximum is found first (`_maximum`), and sweeps make channels below it even.
 
 Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JACM 1965.
 """
@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, stiffness
-from equinorm._families import minimise_families, red_black
+from equinorm._blocks import Problem
+from equinorm._families import red_black
+from equinorm._maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
 from equinorm._rank_one import RankOne
+from equinorm._system import System, apart
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""
@@ -40,7 +42,7 @@ class Solution:
     Attributes:
         problem: the energies, without those of dead classes.
         z: log-scales of classes 0..num_free; entry 0 is 0.
-        residuals: ρ before the first cycle and after each.
+        residuals: ρ before the first cycle and after each; for p = ∞ the gap 1 − t* / t of the largest entry t to t*.
         dead: mask over 0..num_free of classes that no path joins to an input and an output.
     """
 
@@ -49,6 +51,15 @@ class Solution:
     residuals: tuple[float, ...]
     dead: Tensor
 
+
+FIRST = 5
+"""Sweeps before the least maximum is looked for: from there few entries of large matrices matter."""
+
+EVEN = 50
+"""Sweeps that channels below the maximum get to become even."""
+
+PLATEAU = 1000
+"""Sweeps of Algorithm 1 that do not lower a maximum, after which it is taken to stand still."""
 
 PATIENCE = 50
 """Cycles without a smaller residual after which it is taken to be rounding, …"""
@@ -62,31 +73,33 @@ Progress = Callable[[int, float], None]
 def solve(
     problem: Problem, method: str, cycles: int | None, tol: float, limit: int, progress: Progress | None = None
 ) -> Solution:
-    """Run cycles until the residual ρ is at most `tol`, or exactly `cycles` of them.
+    """Run cycles until the residual is at most `tol`, or exactly `cycles` of them.
 
     Args:
         problem: the energies.
         method: "two-level" or "cyclic" (Algorithm 1).
         cycles: number of cycles; None for as many as `tol` takes, at most `limit`.
-        tol: on ρ = ‖in − out‖₁ / ‖in + out‖₁.
+        tol: on the residual; for p = ∞ also on ρ = ‖in − out‖₁ / ‖in + out‖₁, or as far as `EVEN` sweeps lead.
         limit: largest number of cycles when `cycles` is None.
-        progress: called with the number of the cycle and ρ.
+        progress: called with the number of the cycle and the residual.
     """
-    system = _System(problem)
+    system = System(problem)
     z = torch.zeros(problem.num_free + 1, dtype=torch.float64)
     dead = torch.zeros(problem.num_free + 1, dtype=torch.bool)
     while bool((more := system.dead(z)).any()):  # a product dies with any of its factors, and may leave others dead
         dead |= more
         problem = problem.without(dead)
-        system = _System(problem)
+        system = System(problem)
         system.live &= ~dead
-    by_model = method == "two-level" and not problem.maximum
-    descent = _Modelled(problem, system.live, z, tol) if by_model else _Sweeps(system, method, z)
+    if problem.maximum:
+        descent = _Least(system, method, z, tol)
+    else:
+        descent = _Modelled(problem, system.live, z, tol) if method == "two-level" else _Sweeps(system, z, tol)
     residuals = [descent.residual]
     while (
         len(residuals) - 1 < cycles
         if cycles is not None
-        else residuals[-1] > tol and len(residuals) - 1 < limit and not _is_stalled(residuals)
+        else not descent.is_done and len(residuals) - 1 < limit and not _is_stalled(residuals)
     ):
         descent.cycle()
         residuals.append(descent.residual)
@@ -101,23 +114,76 @@ def _is_stalled(residuals: Sequence[float]) -> bool:
 
 
 class _Sweeps:
-    """Coordinate steps on the energies themselves: Algorithm 1, and the two-level method for p = ∞."""
+    """Coordinate steps on the energies themselves: Algorithm 1."""
 
-    def __init__(self, system: "_System", method: str, z: Tensor) -> None:
-        self._system, self.z = system, z
-        count = len(system.problem.families)
-        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
-        self._levels = method == "two-level" and system.is_chained
+    def __init__(self, system: System, z: Tensor, tol: float) -> None:
+        self._system, self._tol, self.z = system, tol, z
         self.residual = system.residual(z)
 
+    @property
+    def is_done(self) -> bool:
+        return self.residual <= self._tol
+
     def cycle(self) -> None:
-        """One sweep over all families, after one over one scalar for each."""
+        """One sweep over all families."""
         self.z = self.z.clone()
-        if self._levels:
-            self._system.level(self.z)
-        for family in self._order:
+        for family in range(len(self._system.problem.families)):
             self._system.sweep(self.z, family)
         self.residual = self._system.residual(self.z)
+
+
+class _Least:
+    """The least maximum, and then sweeps, which never raise a maximum, over channels that it leaves free.
+
+    The residual is the gap to the bound: 1 − exp(t* − t) for a largest entry e^t.
+    """
+
+    def __init__(self, system: System, method: str, z: Tensor, tol: float) -> None:
+        self._system, self._tol, self.z = system, tol, z
+        problem = system.problem
+        count = len(problem.families)
+        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
+        self._flat = FlatSweeps(problem) if method == "two-level" and system.blocks and are_few(problem) else None
+        start = self._swept(z, FIRST)
+        if system.blocks and not are_differences(problem):
+            for _ in range(FIRST):
+                start = self._swept(least_by_families(problem, start), FIRST)
+        self._bound, least = least_maximum(problem, start)
+        self._next = least if method == "two-level" else z
+        self._sweeps, self._lowered, self._apart = 0, 0, system.residual(z)
+        self.residual = self._gap()
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing moves any more; or the bound is reached, and channels below it are even enough."""
+        is_still = self._apart <= min(self._tol, STALLED) or self._sweeps - self._lowered >= PLATEAU
+        return is_still or (self.residual <= self._tol and (self._apart <= self._tol or self._sweeps >= EVEN))
+
+    def cycle(self) -> None:
+        """One sweep over all families."""
+        self.z, self._sweeps = self._swept(self._next, 1), self._sweeps + 1
+        self._next, before = self.z, self.residual
+        if before > ROUNDING:  # sweeps never raise a maximum
+            self.residual = self._gap()
+        if self.residual < before - 1e-12:
+            self._lowered = self._sweeps
+
+    def _swept(self, z: Tensor, count: int) -> Tensor:
+        """After so many sweeps; how far in and out were apart when the last one met them is noted."""
+        z = z.clone()
+        for _ in range(count):
+            if self._flat is not None:
+                z, self._apart = self._flat.sweep(z)
+            else:
+                self._apart = apart([self._system.sweep(z, family) for family in self._order])
+        return z
+
+    def _gap(self) -> float:
+        if self._flat is not None:
+            largest = self._flat.largest(self.z)
+        else:
+            largest = max((block.log_total(self.z, 1.0, True) for block in self._system.blocks), default=-math.inf)
+        return max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
 
 
 class _Modelled:
@@ -127,6 +193,10 @@ class _Modelled:
         self._problem, self._tol = problem, tol
         self._model, self._mixer = RankOne(problem, live), _Mixer()
         self._read(z)
+
+    @property
+    def is_done(self) -> bool:
+        return self.residual <= self._tol
 
     def cycle(self) -> None:
         """Two steps; one if that is enough."""
@@ -154,115 +224,6 @@ class _Modelled:
         if self.residual <= COARSE and self._tol < 1e-6 and not self._problem.is_precise:
             self._problem.refine()
             self._read(z)
-
-
-class _System:
-    """Energies by family, as the sweeps read them."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
-        self.blocks = [block for block in problem.blocks if not block.is_empty]
-        self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
-        self.stiffness = [1.0] * len(problem.families)
-        self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
-        self.is_chained = any(len({side.family for side in block.sides} - {GROUND}) > 1 for block in self.blocks)
-        for block in self.blocks:
-            for place, side in enumerate(block.sides):
-                if side.family != GROUND:
-                    self.touching[side.family].append((block, place))
-                    self.live[side.ids] = True
-                    self.stiffness[side.family] = max(self.stiffness[side.family], stiffness(block.sides, side.family))
-
-    def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
-        """Log-energies into and out of every channel of a family."""
-        first, last = self.problem.families[family]
-        parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
-        for block, place in self.touching[family]:
-            side = block.sides[place]
-            logs = block.log_energies(place, z, self.q, self.maximum) + math.log(abs(side.exponent))
-            parts[side.exponent < 0].append((side.ids - first, logs))
-        return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
-
-    def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
-        """log Σ exp (or maximum) of the logs that share an id."""
-        empty = torch.full((size,), -math.inf, dtype=torch.float64)
-        if not parts:
-            return empty
-        ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
-        top = empty.scatter_reduce(0, ids, logs, "amax")
-        if self.maximum:
-            return top
-        safe = torch.where(top.isfinite(), top, 0.0)
-        return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
-
-    def sweep(self, z: Tensor, family: int) -> None:
-        """The coordinate step of every live channel of a family at once."""
-        first, last = self.problem.families[family]
-        into, out = self.energies(z, family)
-        step = (out - into) / (2 * self.q * self.stiffness[family])
-        z[first:last] += torch.where(step.isfinite(), step, 0.0)
-
-    def residual(self, z: Tensor) -> float:
-        """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
-        both = [self.energies(z, family) for family in range(len(self.problem.families))]
-        if not both:
-            return 0.0
-        into, out = torch.cat([i for i, _ in both]), torch.cat([o for _, o in both])
-        top = float(torch.maximum(into, out).max())
-        if top == -math.inf:
-            return 0.0
-        into, out = torch.exp(into - top), torch.exp(out - top)
-        return float((into - out).abs().sum() / (into + out).sum())
-
-    # ------------------------------------------------------------------------------------------------- one per family
-
-    def level(self, z: Tensor) -> None:
-        """Minimise over one scalar for each family, exactly."""
-        count = len(self.problem.families)
-        logs = torch.tensor([block.log_total(z, self.q, self.maximum) for block in self.blocks], dtype=torch.float64)
-        exponents = torch.zeros(len(self.blocks), count + 1, dtype=torch.float64)
-        for row, block in enumerate(self.blocks):
-            for side in block.sides:
-                exponents[row, side.family] += side.exponent  # GROUND is the last column
-        live = logs.isfinite() & exponents[:, :-1].any(1)
-        shifts = minimise_families(logs[live], exponents[live, :-1] * self.q, self.maximum)
-        for (first, last), shift in zip(self.problem.families, shifts.tolist(), strict=True):
-            z[first:last] += shift * self.live[first:last]
-
-    # ----------------------------------------------------------------------------------------------------------- dead
-
-    def dead(self, z: Tensor) -> Tensor:
-        """Classes that are not both reached from the ground and reach it, through nonzero energies."""
-        return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
-
-    def _reach(self, z: Tensor, sign: int) -> Tensor:
-        """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
-        reached = torch.zeros(len(z), dtype=torch.bool)
-        reached[0] = True
-        order = range(len(self.problem.families))[::sign]
-        while True:
-            before = int(reached.sum())
-            for family in order:
-                for block, place in self.touching[family]:
-                    side = block.sides[place]
-                    if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
-                        reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
-            if int(reached.sum()) == before or bool(reached.all()):
-                return reached
-
-    def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
-        """Channels of one side that a nonzero energy joins to sources that are all reached."""
-        ready = [
-            reached[side.ids] | (side.exponent * sign > 0)
-            if side.family != GROUND
-            else torch.ones_like(side.ids, dtype=torch.bool)
-            for side in block.sides
-        ]
-        if block.is_matrix and bool(ready[1 - place].all()):
-            return block.log_energies(place, z, self.q, self.maximum) > -math.inf
-        if block.is_matrix and not bool(ready[1 - place].any()):
-            return torch.zeros_like(ready[place])
-        return block.hits(place, ready)
 
 
 class _Mixer:

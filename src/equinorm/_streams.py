@@ -14,14 +14,11 @@ from torch import Tensor
 from equinorm import native
 from equinorm._blocks import Side, log_sum
 from equinorm._layout import Layout, Pick
-from equinorm._reading import AT_ONCE, Reading, check_finite
+from equinorm._reading import AT_ONCE, LARGEST, SMALLEST, Reading, check_finite
 from equinorm.native._dense import Dense, dense
 
 KEPT = 8
 """Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""
-
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Sums in float32 beyond these are taken again in float64."""
 
 
 class _Axis:

@@ -85,20 +85,20 @@ class Symmetries:
 
         Minimises φ(z) = Σ_k c_k ‖W_k(z)‖_p^p over log-scales z, with c_k = c^(−pk) for a weight of depth k (the largest
         c^(−k)·|w| if p = ∞). For finite p the minimum is unique on the channels that a path of nonzero weights joins to an
-        input and to an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, but not at one
-        point only.
+        input and to an output; the others (dead) stay at scale 1. For p = ∞ the least maximum is reached, provably, at one
+        of many points: channels below it are made even.
 
         Args:
             p: any positive number, or math.inf (cross-layer equalization).
             c: asymmetry: at the optimum each channel's out-norm is c times its in-norm on a chain of layers. c > 1 moves energy
                 towards the output.
             cycles: exactly so many cycles; None for as many as `tol` takes, at most 10,000.
-            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁, r and s the in- and out-energies (p-th powers) of the channels.
+            tol: on ρ = ‖r − s‖₁ / ‖r + s‖₁ of the channels' in- and out-energies; for p = ∞ see `Balance.residuals`.
             method: "two-level" (first one scalar for each layer, then one for each channel, accelerated) or "cyclic"
                 (Algorithm 1 of the paper: layer by layer on current weights).
             biases: count biases in the norm too. They are always rescaled.
             modules: names or modules outside of which nothing may move; None for the whole model.
-            progress: called after every cycle with its number and ρ.
+            progress: called after every cycle with its number and the residual.
             compile: read large weights with kernels in C++, compiled here in a second or two by g++ or clang++; for p = 1 and 2
                 on a CPU.
 
@@ -106,7 +106,7 @@ class Symmetries:
             The balanced point and its record. Running out of cycles is a result with a reason, not an error.
 
         Raises:
-            BalanceError: for arguments out of range, and for weights that are NaN, inf or on the meta device.
+            EquinormError: for arguments out of range, weights that are NaN, inf or on the meta device, or no compiler.
 
         Source: Stock, Graham, Gribonval, Jégou, ICLR 2019, Section 3; Algorithm 1.
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
-from equinorm._balance import check_options, counted, held_classes
+from equinorm._balance import check_options, counted, held_classes, nothing_moves
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._layout import layouts
 from equinorm._modules import Choice, on_cpu, unwrapped
@@ -138,9 +138,7 @@ class ENorm:
         held = held_classes(found, modules)
         moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
         if not moving:
-            reasons = [f"{pin.tensor}[{pin.axis}] by {pin.reason}" for pin in found.pins[:3]] or ["it has none"]
-            reasons = reasons if modules is None else ["none moves within the chosen modules alone"]
-            raise BalanceError(f"no hidden channel of {describe(self.model)} can be rescaled: {'; '.join(reasons)}.")
+            raise BalanceError(f"{nothing_moves(found, modules)}.")
         layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
         moving = [s for s in moving if match_biases or s.role != "bias"]
         copies = [averages] if isinstance(averages, nn.Module) else averages
@@ -171,7 +169,7 @@ class ENorm:
         self.settings = settings
 
     def residual(self) -> float:
-        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies of the channels.
+        """ρ = ‖r − s‖₁ / ‖r + s‖₁ of the current weights, r and s the in- and out-energies (p = ∞: maxima) of the channels.
 
         NaN if one of these is not finite.
         """

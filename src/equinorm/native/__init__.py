@@ -180,6 +180,15 @@ def kernels(dtype: torch.dtype, sums: torch.dtype) -> Kernels | None:
         raise _refusal(f"cannot load what {' '.join(_compiler())} should have made: {error}") from error
 
 
+def require() -> None:
+    """See that there is a compiler.
+
+    Raises:
+        EquinormError: if there is none.
+    """
+    _compiler()
+
+
 def _compiler() -> list[str]:
     """The command: what CXX says, or the first that is on the PATH."""
     named = os.environ.get("CXX", "").strip()

@@ -27,7 +27,7 @@ class Program:
         tensors: the weights.
         families: first and last + 1 id of every family.
         order: of the families in a sweep.
-        stiffness: by which the steps of each family are divided.
+        steps: by what log(out / in) of each family is multiplied.
         p: 1 or 2.
         levels: minimise over one scalar for each family before each sweep.
         newton_steps: of which so many are taken.
@@ -42,7 +42,7 @@ class Program:
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
         order: Sequence[int],
-        stiffness: Sequence[float],
+        steps: Sequence[float],
         p: int,
         levels: bool,
         newton_steps: int,
@@ -55,7 +55,7 @@ class Program:
         self._ids = max(last for _, last in families)
         records = [self._block(number, *block) for number, block in enumerate(blocks)]
         rows = [
-            native.Family(*families[number], len(edges), self._at(native.Edge, edges), 0.5 / (p * stiffness[number]))
+            native.Family(*families[number], len(edges), self._at(native.Edge, edges), steps[number])
             for number, edges in enumerate(self._edges)
         ]
         self._program = native.Program(
@@ -105,7 +105,7 @@ def program(
     tensors: Mapping[str, Tensor],
     families: Sequence[tuple[int, int]],
     order: Sequence[int],
-    stiffness: Sequence[float],
+    steps: Sequence[float],
     p: float,
     dtype: torch.dtype,
     **options: float,
@@ -133,7 +133,7 @@ def program(
                 return None
             blocks.append((index, matrix, sides))
         owners += [number] * len(found)
-    return Program(kernels, blocks, owners, weights, families, order, stiffness, int(p), **options)  # pyright: ignore[reportArgumentType]
+    return Program(kernels, blocks, owners, weights, families, order, steps, int(p), **options)  # pyright: ignore[reportArgumentType]
 
 
 def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | None, tuple[Side, ...]]]:

@@ -36,7 +36,7 @@ struct Family {
   Size first, last;  // ids
   Size count;
   const Edge* edges;
-  double step;  // 1 / (2 · p · stiffness)
+  double step;  // by which log(out / into) is multiplied
 };
 
 struct Program {
@@ -73,7 +73,7 @@ class Cycle {
     }
   }
 
-  // Coordinate steps z += log(out / into) / (2 · p · stiffness), family by family.
+  // Coordinate steps z += log(out / into) · step, family by family.
   void sweep() {
     for (Size number = 0; number < program_.families; ++number) {
       const Family& family = program_.family[program_.order[number]];

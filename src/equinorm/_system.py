@@ -1,0 +1,108 @@
+"""Energies into and out of channels, family by family: the coordinate steps of Algorithm 1, and which channels are dead."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from equinorm._blocks import GROUND, AnyBlock, Problem, steps
+
+
+class System:
+    """Energies by family, as the sweeps read them."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
+        self.blocks = [block for block in problem.blocks if not block.is_empty]
+        self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
+        self.steps = steps(self.blocks, len(problem.families), problem.p)
+        self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
+        for block in self.blocks:
+            for place, side in enumerate(block.sides):
+                if side.family != GROUND:
+                    self.touching[side.family].append((block, place))
+                    self.live[side.ids] = True
+
+    def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
+        """Log-energies into and out of every channel of a family."""
+        first, last = self.problem.families[family]
+        parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
+        for block, place in self.touching[family]:
+            side = block.sides[place]
+            logs = block.log_energies(place, z, self.q, self.maximum)
+            if not self.maximum:  # an exponent belongs to the gradient of a sum; a maximum is what it is
+                logs = logs + math.log(abs(side.exponent))
+            parts[side.exponent < 0].append((side.ids - first, logs))
+        return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
+
+    def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
+        """log Σ exp (or maximum) of the logs that share an id."""
+        empty = torch.full((size,), -math.inf, dtype=torch.float64)
+        if not parts:
+            return empty
+        ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
+        top = empty.scatter_reduce(0, ids, logs, "amax")
+        if self.maximum:
+            return top
+        safe = torch.where(top.isfinite(), top, 0.0)
+        return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
+
+    def sweep(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
+        """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
+        first, last = self.problem.families[family]
+        into, out = self.energies(z, family)
+        step = (out - into) * self.steps[family]
+        z[first:last] += torch.where(step.isfinite(), step, 0.0)
+        return into, out
+
+    def residual(self, z: Tensor) -> float:
+        """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
+        return apart([self.energies(z, family) for family in range(len(self.problem.families))])
+
+    # ----------------------------------------------------------------------------------------------------------- dead
+
+    def dead(self, z: Tensor) -> Tensor:
+        """Classes that are not both reached from the ground and reach it, through nonzero energies."""
+        return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
+
+    def _reach(self, z: Tensor, sign: int) -> Tensor:
+        """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
+        reached = torch.zeros(len(z), dtype=torch.bool)
+        reached[0] = True
+        order = range(len(self.problem.families))[::sign]
+        while True:
+            before = int(reached.sum())
+            for family in order:
+                for block, place in self.touching[family]:
+                    side = block.sides[place]
+                    if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
+                        reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
+            if int(reached.sum()) == before or bool(reached.all()):
+                return reached
+
+    def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
+        """Channels of one side that a nonzero energy joins to sources that are all reached."""
+        ready = [
+            reached[side.ids] | (side.exponent * sign > 0)
+            if side.family != GROUND
+            else torch.ones_like(side.ids, dtype=torch.bool)
+            for side in block.sides
+        ]
+        if block.is_matrix and bool(ready[1 - place].all()):
+            return block.log_energies(place, z, self.q, self.maximum) > -math.inf
+        if block.is_matrix and not bool(ready[1 - place].any()):
+            return torch.zeros_like(ready[place])
+        return block.hits(place, ready)
+
+
+def apart(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """ρ of log-energies into and out of channels, family by family."""
+    if not ends:
+        return 0.0
+    into, out = torch.cat([i for i, _ in ends]), torch.cat([o for _, o in ends])
+    top = float(torch.maximum(into, out).max())
+    if top == -math.inf:
+        return 0.0
+    into, out = torch.exp(into - top), torch.exp(out - top)
+    return float((into - out).abs().sum() / (into + out).sum())
