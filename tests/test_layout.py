@@ -37,6 +37,7 @@ CORE = [
     "_compiled",
     "_decay",
     "_blocks",
+    "_writing",
     "_rescale",
     "_layout",
     "native._dense",

@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 
 from equinorm._errors import EquivalenceError, describe, describe_inputs
 from equinorm._modules import by_default, on_cpu, undisturbed
-from equinorm._rescale import scaled
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
+from equinorm._writing import scaled
 
 
 @on_cpu()
@@ -159,23 +159,20 @@ def equivalence(
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     _same_group(*both)
     tensors = both[0].tensors, both[1].tensors
-    z, dead = [], torch.zeros(both[0].num_free + 1, dtype=torch.bool)
+    z: list[Tensor] = []
+    dead = torch.zeros(both[0].num_free, dtype=torch.bool)
     for found in both:
         balance = found.balance(tol=1e-12, biases=True)
         if not balance.converged:
             raise EquivalenceError(f"the canonical form of {describe(found.model)} was not reached: {balance.reason}.")
-        z.append(torch.cat([torch.zeros(1, dtype=torch.float64), balance.log_scales]))
-        dead[list(balance.dead)] = True
+        z.append(balance.log_scales)
+        dead[[id - 1 for id in balance.dead]] = True
     if bool(dead.any()):
-        connecting = torch.where(dead, 0.0, z[0] - z[1])
-        connecting = _fit(both[0].scalings, *tensors, connecting, dead)
+        connecting = _fit(both[0].scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
     differences: list[tuple[str, float]] = []
     for scaling in both[0].scalings:
-        a, b = (
-            scaled(_dense(scaling.effective(tensors[i][scaling.name])), [e * z[i][ids] for e, ids in scaling.factors])
-            for i in (0, 1)
-        )
+        a, b = (scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i])) for i in (0, 1))
         differences.append((scaling.name, _relative(a, b)))
     if tolerance is None:
         narrowest = max((torch.finfo(s.dtype).eps, s.dtype) for s in both[0].scalings)[1] if both[0].scalings else torch.float64
@@ -183,7 +180,7 @@ def equivalence(
     worst = max((difference for _, difference in differences), default=0.0)
     different = sorted((pair for pair in differences if pair[1] > tolerance), key=lambda pair: -pair[1])
     apart = deviation(model_a, model_b, args, kwargs)
-    return Equivalence(worst <= tolerance, (z[0] - z[1])[1:], worst, tolerance, tuple(different), apart)
+    return Equivalence(worst <= tolerance, z[0] - z[1], worst, tolerance, tuple(different), apart)
 
 
 def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -233,17 +230,15 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
     """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
-    place = torch.full((len(dead),), -1)
-    place[dead] = torch.arange(int(dead.sum()))
     size = int(dead.sum())
+    place = torch.full((len(dead) + 1,), -1)  # by id: 0 is pinned
+    place[1:][dead] = torch.arange(size)
     normal, right = torch.zeros(size * size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     for scaling in scalings:
-        if not any(bool(dead[ids].any()) for _, ids in scaling.factors):
+        if not any(bool((place[ids] >= 0).any()) for _, ids in scaling.factors):
             continue
         one, other = (scaling.effective(tensors[scaling.name]).cpu().double().abs() for tensors in (a, b))
-        ratio = (other / one).log()
-        for exponent, ids in scaling.factors:
-            ratio = ratio - exponent * known[ids]
+        ratio = (other / one).log() - scaling.log_scales(known)
         usable = ratio.isfinite()
         for exponent, ids in scaling.factors:
             row = place[ids].expand(scaling.shape)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._matrices import Scales, Vectors, matrix_of
-from equinorm._rescale import LN2, unit_of_powers_of_two
+from equinorm._rescale import unit_of_powers_of_two
 from equinorm._scaling import Scaling
+from equinorm._writing import LN2
 from equinorm.native import kernels
 
 

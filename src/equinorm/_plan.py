@@ -18,10 +18,11 @@ from equinorm._layout import Layout
 from equinorm._modules import on_cpu, unwrapped
 from equinorm._mover import Move, Mover
 from equinorm._optimizers import state_of, update_exponent
-from equinorm._rescale import check_writable, uninterrupted
+from equinorm._rescale import check_writable
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._watch import Watch
+from equinorm._writing import uninterrupted
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
