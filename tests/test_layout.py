@@ -56,6 +56,7 @@ CORE = [
     "_biases",
     "_matrices",
     "_mover",
+    "_frozen",
     "_plan",
     "_training",
     "equinorm",

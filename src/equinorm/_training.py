@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
-from equinorm._balance import check_options, counted, held_classes
+from equinorm._balance import check_options, held_classes
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
-from equinorm._layout import layouts
+from equinorm._frozen import Selection, shown
 from equinorm._modules import Choice, on_cpu, unwrapped
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
@@ -66,6 +66,9 @@ class ENorm:
             any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
+        frozen: "hold": parameters that do not require gradients stay as they are, and so does every class that would move one;
+            a warning says so. What has been saved of them elsewhere, as the base of adapters (PEFT, LoRA), stays valid. What
+            is unfrozen while training moves from then on. "move": they are rescaled like others.
         opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
         also: further example inputs, of other shapes, as in `symmetries`.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
@@ -117,6 +120,7 @@ class ENorm:
         symmetric_biases: bool = True,
         batch_norm: str = "affine",
         modules: Choice | None = None,
+        frozen: str = "hold",
         opaque: Choice = (),
         also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
         averages: nn.Module | Sequence[nn.Module] = (),
@@ -136,17 +140,21 @@ class ENorm:
             self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque, also=also
         )
         held = held_classes(found, modules)
-        moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
-        if not moving:
+        selection = Selection(found, held, biases, match_biases, frozen)
+        if not selection.candidates:
             reasons = [f"{pin.tensor}[{pin.axis}] by {pin.reason}" for pin in found.pins[:3]] or ["it has none"]
             reasons = reasons if modules is None else ["none moves within the chosen modules alone"]
             raise BalanceError(f"no hidden channel of {describe(self.model)} can be rescaled: {'; '.join(reasons)}.")
-        layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
-        moving = [s for s in moving if match_biases or s.role != "bias"]
+        if not selection.moving:
+            raise BalanceError(
+                f"every hidden channel of {describe(self.model)} that can be rescaled would move a frozen parameter, as "
+                f"{shown(selection.frozen)}. Unfreeze them before ENorm is made, or let them move: ENorm(..., frozen='move')."
+            )
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
             raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-        self._plan = Plan(found, moving, layout, optimizer, copies, p, c, method, symmetric_biases, power_of_two, compile)
+        self._plan = Plan(found, selection, optimizer, copies, p, c, method, symmetric_biases, power_of_two, compile)
+        selection.tell()
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):
