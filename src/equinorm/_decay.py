@@ -115,7 +115,7 @@ class DecayParts:
             check_group(self._optimizer, group, name)
             if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
                 continue
-            present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
+            present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
             if name not in self._parts:
                 if float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
                     present = set()  # Adagrad makes its state, still zero, before the first step
@@ -139,7 +139,7 @@ class DecayParts:
             RescaleError: if it was not followed from its start, or is no sum of parts.
         """
         decay = coupled_decay(self._optimizer, group)
-        if not decay or name not in self.moving:
+        if not decay or law.is_copy or name not in self.moving:
             return
         if law.average is None:
             remedy = "Use decoupled weight decay, or none."

@@ -66,8 +66,9 @@ class Selection:
                 left[scaling.free()] = True
             warnings.warn(
                 f"frozen parameters stay as they are, and so does what would move with them: {shown(self.frozen)}. "
-                f"{int((left & ~self.held).sum())} of {self._symmetries.num_free} scale classes are left to move. If the whole network is saved "
-                "together, ENorm(frozen='move') rescales frozen parameters too; if not (adapters without their base), leave it.",
+                f"{int((left & ~self.held).sum())} of {self._symmetries.num_free} scale classes are left to move. If the whole "
+                "network is saved together, ENorm(frozen='move') rescales frozen parameters too; if not (adapters without "
+                "their base), leave it.",
                 stacklevel=3,
             )
 

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -17,7 +18,7 @@ from equinorm._errors import RescaleError
 from equinorm._frozen import Selection
 from equinorm._modules import on_cpu, unwrapped
 from equinorm._mover import Move, Mover
-from equinorm._optimizers import state_of, update_exponent
+from equinorm._optimizers import shift, state_of, update_exponent
 from equinorm._rescale import check_writable
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
@@ -44,6 +45,7 @@ class Plan:
         symmetries: of the model.
         selection: which tensors move, and of which the norm counts.
         optimizer: whose state moves along.
+        wrappers: around it, with copies of weights in states of their own.
         averages: modules with averaged weights.
         p: the norm.
         c: asymmetry.
@@ -61,6 +63,7 @@ class Plan:
         symmetries: Symmetries,
         selection: Selection,
         optimizer: optim.Optimizer,
+        wrappers: Sequence[Any],
         averages: Sequence[nn.Module],
         p: float,
         c: float,
@@ -70,6 +73,7 @@ class Plan:
         compile: bool,
     ) -> None:
         self._symmetries, self._selection, self._optimizer = symmetries, selection, optimizer
+        self._holders = [optimizer, *wrappers]
         self._p, self._c, self._method, self._power_of_two = p, c, method, power_of_two
         self._symmetric_biases, self._compile = symmetric_biases, compile
         tensors = symmetries.tensors
@@ -162,7 +166,7 @@ class Plan:
     def _moves(self) -> list[Move]:
         """Weights and states that move; the same list as before while they are the same tensors."""
         tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
-        states = [self._optimizer.state.get(bound.tensor, {}).values() for bound in self._bound]
+        states = [holder.state.get(bound.tensor, {}).values() for holder in self._holders for bound in self._bound]
         tensors += [value for state in states for value in state if isinstance(value, Tensor)]
         tensors += self.parts.tensors()
         seen = [self.parts.is_following, *(group.get("weight_decay") for group in self._optimizer.param_groups)]
@@ -185,12 +189,16 @@ class Plan:
         """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
         groups = {id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]}
         for bound in self._bound:
-            for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
+            held = [entry for holder in self._holders for entry in state_of(holder, bound.tensor, bound.name)]
+            for key, state, law in held:
+                offset = shift(self._optimizer, law, key, bound.name, bound.scaling.offset)
                 self.parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
                 parts = self.parts.of(bound.name, key)
                 if law.exponent or parts:
                     check_writable(f"state {key!r} of {bound.name}", state)
-                    yield Move(self._index(bound), state, law.exponent, tuple((part, power) for power, part in parts.items()))
+                    yield Move(
+                        self._index(bound), state, law.exponent, tuple((part, power) for power, part in parts.items()), offset
+                    )
 
     def _gradients(self) -> Iterator[Move]:
         for bound in self._bound:

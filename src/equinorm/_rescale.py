@@ -52,7 +52,8 @@ def rescale_(
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
     writes: list[Write] = []
-    moving: dict[int, tuple[str, list[Tensor]]] = {}
+    moving: dict[int, tuple[str, float]] = {}
+    logs_of: dict[int, list[Tensor]] = {}
     for scaling in scalings:
         logs = [log for log in scaling.log_factors(log_scales.detach()) if bool((log != 0).any())]
         if not logs:
@@ -60,14 +61,13 @@ def rescale_(
         tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
         _check_unchanged(scaling, list(tied.values()))
         for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
-            moving[id(tensor)] = (scaling.name, logs)
+            moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
                 writes.append(Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
         writes.append(Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
-        for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
-            if exponent:
-                writes.append(Write(what, state, [exponent * log for log in moving[id(parameter)][1]]))
+        for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
+            writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
     write_(writes, [_check(write) for write in writes])
 
 

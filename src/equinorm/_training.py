@@ -11,6 +11,7 @@ from equinorm._balance import check_options, held_classes
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._frozen import Selection, shown
 from equinorm._modules import Choice, on_cpu, unwrapped
+from equinorm._optimizers import unwrapped_optimizer
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 
@@ -49,7 +50,8 @@ class ENorm:
 
     Args:
         optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
-            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly.
+            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly. The wrappers of accelerate
+            and Lightning are looked through, and the slow weights of Lookahead (timm, pytorch_optimizer) move along.
         model: the network that it trains; torch.compile, DistributedDataParallel and DataParallel are looked through.
         args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once in each mode, and
             what moves leaves the function as it is in both.
@@ -128,8 +130,7 @@ class ENorm:
         power_of_two: bool = False,
         compile: bool = False,
     ) -> None:
-        if not isinstance(optimizer, optim.Optimizer):
-            raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+        optimizer, wrappers = unwrapped_optimizer(optimizer)
         self.settings = Settings(p, c, cycles, every, method)
         if biases and not match_biases:
             raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
@@ -153,7 +154,7 @@ class ENorm:
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
             raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-        self._plan = Plan(found, selection, optimizer, copies, p, c, method, symmetric_biases, power_of_two, compile)
+        self._plan = Plan(found, selection, optimizer, wrappers, copies, p, c, method, symmetric_biases, power_of_two, compile)
         selection.tell()
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
