@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -32,15 +33,20 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
         The deviation; 0.0 means bitwise equal values, inf that only one of them is finite.
 
     Raises:
-        EquivalenceError: if the outputs differ in structure or shape, or the inputs are no tuple.
+        EquivalenceError: if the outputs differ in structure or shape or hold no numbers, if the inputs are no tuple, or a model
+            is no module.
 
     >>> import torch, equinorm
     >>> net = torch.nn.Linear(3, 2)
     >>> equinorm.deviation(net, net, (torch.randn(5, 3),))
     0.0
     """
+    for model in (model_a, model_b):
+        _check_model(model)
     if not isinstance(args, (Tensor, tuple, list)):
         raise EquivalenceError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    if not isinstance(kwargs, (Mapping, type(None))):
+        raise EquivalenceError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     outputs = [_run(model, args, dict(kwargs or {})) for model in (model_a, model_b)]
     (flat_a, spec_a), (flat_b, spec_b) = (pytree.tree_flatten(output) for output in outputs)
@@ -49,13 +55,44 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
         raise EquivalenceError(f"{names} return different structures: {spec_a} and {spec_b}.")
     worst = 0.0
     for number, (a, b) in enumerate(zip(flat_a, flat_b, strict=True)):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            worst = max(worst, 0.0 if a == b else float("inf"))
-            continue
-        if a.shape != b.shape:
-            raise EquivalenceError(f"output {number} has shape {tuple(a.shape)} in one model, {tuple(b.shape)} in the other.")
-        worst = max(worst, _difference(a, b))
+        try:
+            worst = max(worst, _apart(a, b, number))
+        except EquivalenceError:
+            raise
+        except Exception as error:
+            kinds = " and ".join(dict.fromkeys(f"a {type(output).__name__}" for output in (a, b)))
+            raise EquivalenceError(
+                f"output {number}, {kinds}, cannot be compared: {type(error).__name__}: {error}. Compare models that return "
+                "tensors with numbers in them, or wrap them so that they do."
+            ) from error
     return worst
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no module, and say how to make one of it."""
+    if isinstance(model, nn.Module):
+        return
+    kind = type(model).__name__
+    if isinstance(model, Mapping):
+        way = (
+            "It looks like a state dict, which holds weights without their network: make the network, call its load_state_dict."
+        )
+    elif isinstance(model, torch.export.ExportedProgram):
+        way = "Give its .module()."
+    else:
+        way = "Wrap what it computes in a module's forward."
+    raise EquivalenceError(f"a model to compare must be a torch.nn.Module, not {kind}. {way}")
+
+
+def _apart(a: Any, b: Any, number: int) -> float:
+    """How far two outputs are apart: tensors and arrays by their numbers, others by whether they are equal."""
+    a, b = (torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in (a, b))
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return 0.0 if bool(a == b) else math.inf
+    if a.shape != b.shape:
+        raise EquivalenceError(f"output {number} has shape {tuple(a.shape)} in one model, {tuple(b.shape)} in the other.")
+    a, b = (x.dequantize() if x.is_quantized else x.to_dense() if x.layout != torch.strided else x for x in (a, b))
+    return _difference(a, b)
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -93,7 +130,9 @@ class Equivalence:
     """Are two networks rescaling-equivalent, and by which scales?
 
     Attributes:
-        equivalent: is `difference` at most `tolerance`?
+        equivalent: is `difference` at most `tolerance`, and do the outputs agree: is `deviation` at most 100 times the
+            tolerance (or its default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs
+            that is neither parameter nor buffer.
         log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model to those of the
             second; the best there are where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
@@ -116,7 +155,24 @@ class Equivalence:
             f"{verdict}: canonical forms differ by {self.difference:.1e} (tolerance {self.tolerance:g}), "
             f"outputs by {self.deviation:.1e}"
         ]
-        return "\n".join(lines + [f"  {name}: {difference:.1e}" for name, difference in self.different])
+        return "\n".join([*lines, *(f"  {name}: {difference:.1e}" for name, difference in self.different), *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the verdict does not say by itself."""
+        if self.equivalent:
+            return ()
+        if self.difference <= self.tolerance:
+            return (
+                "A rescaling joins the weights, but the outputs differ: so does something that is neither a parameter nor a "
+                "buffer, as a plain attribute, or a number inside of an opaque module.",
+            )
+        if self.deviation <= self.tolerance:
+            return (
+                "The outputs are the same on these inputs: a permutation of channels or flips of sign, which are not looked "
+                "for, may join the weights.",
+            )
+        return ()
 
 
 @on_cpu()
@@ -145,7 +201,8 @@ def equivalence(
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
-        EquivalenceError: if the two have different parameters or graphs, or if a canonical form was not reached.
+        EquivalenceError: if the two have different parameters or graphs, or hold no numbers (meta), or if a canonical form was
+            not reached.
 
     >>> import copy, torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -155,10 +212,19 @@ def equivalence(
     >>> equinorm.equivalence(net, twin, (torch.randn(1, 8),)).equivalent
     True
     """
+    for model in (model_a, model_b):
+        _check_model(model)
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
+        raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     _same_parameters(model_a, model_b)
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     _same_group(*both)
     tensors = both[0].tensors, both[1].tensors
+    for found, own in zip(both, tensors, strict=True):
+        if empty := [scaling.name for scaling in found.scalings if own[scaling.name].is_meta]:
+            raise EquivalenceError(
+                f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
+            )
     z: list[Tensor] = []
     dead = torch.zeros(both[0].num_free, dtype=torch.bool)
     for found in both:
@@ -174,13 +240,15 @@ def equivalence(
     for scaling in both[0].scalings:
         a, b = (scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i])) for i in (0, 1))
         differences.append((scaling.name, _relative(a, b)))
-    if tolerance is None:
-        narrowest = max((torch.finfo(s.dtype).eps, s.dtype) for s in both[0].scalings)[1] if both[0].scalings else torch.float64
-        tolerance = TOLERANCES[narrowest]
+    default = max(
+        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]
+    )
+    tolerance = default if tolerance is None else float(tolerance)
     worst = max((difference for _, difference in differences), default=0.0)
     different = sorted((pair for pair in differences if pair[1] > tolerance), key=lambda pair: -pair[1])
     apart = deviation(model_a, model_b, args, kwargs)
-    return Equivalence(worst <= tolerance, z[0] - z[1], worst, tolerance, tuple(different), apart)
+    agree = apart <= min(100 * max(tolerance, default), 0.5)
+    return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart)
 
 
 def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -220,9 +288,9 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
     if not a.numel():
         return 0.0
+    a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
     scale = torch.maximum(a.abs(), b.abs()).amax(1)
     return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())

@@ -45,7 +45,7 @@ class Selection:
         tensors = symmetries.tensors
         self._tied = [_parameters(scaling, tensors) for scaling in self.candidates]
         self.moving: list[Scaling] = []
-        self.layouts: list[Layout] = []
+        self.layouts: Sequence[Layout] = ()
         self.frozen: list[Scaling] = []
         self._choose(self._frozen())
 

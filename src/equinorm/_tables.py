@@ -159,6 +159,8 @@ def comparison(record: Comparison) -> RenderableType:
     pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
     if record.equivalent and record.largest_scale is not None:
         pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
+    if record.note:
+        pairs.append(("note", record.note))
     if not record.different:
         return facts(pairs)
     rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different]

@@ -152,7 +152,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = ()) -> Comparison:
         different=() if found is None else tuple(Difference(*pair) for pair in found.different),
         num_scales=None if found is None else found.log_scales.numel(),
         largest_scale=None if scales is None else float(scales.exp()),
-        note=note,
+        note=note if found is None else " ".join(found.notes),
     )
 
 
