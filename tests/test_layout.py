@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 CORE = [
     "_errors",
+    "_arguments",
     "native",
     "_modules",
     "_observed",
@@ -51,6 +52,7 @@ CORE = [
     "_balance",
     "_watch",
     "_symmetries",
+    "_deviation",
     "_equivalence",
     "_cycle",
     "_biases",

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
 from equinorm import _balance, _rescale
+from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
 from equinorm._classes import Reason
-from equinorm._errors import EquinormError, ExportError, RescaleError, describe
+from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._modules import Choice, chosen, in_mode, on_cpu, unwrapped
@@ -116,6 +116,8 @@ class Symmetries:
         >>> balance.converged, balance.norm_after < balance.norm_before
         (True, True)
         """
+        if progress is not None and not callable(progress):
+            raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     @on_cpu()
@@ -131,9 +133,7 @@ class Symmetries:
             RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
                 if a tensor cannot be rescaled exactly; nothing is written then.
         """
-        if not isinstance(log_scales, (Tensor, Sequence)):
-            raise RescaleError(f"log_scales must be a tensor of shape ({self.num_free},), not {type(log_scales).__name__}.")
-        log_scales = torch.as_tensor(log_scales).detach()
+        log_scales = real_numbers(log_scales, self.num_free)
         if tuple(log_scales.shape) != (self.num_free,):
             raise RescaleError(
                 f"log_scales must have shape ({self.num_free},), one entry for each free class, not {tuple(log_scales.shape)}."
@@ -150,7 +150,7 @@ class Symmetries:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
         lines = [
             f"{describe(self.model)}: {self.num_free} free scale classes in {families}; "
-            f"{self.coverage:.1%} of the parameters move"
+            f"{percent(self.coverage, 1.0)} of the parameters move"
         ]
         place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}
         for scaling in self.scalings:
@@ -254,10 +254,8 @@ def symmetries(
     exports: list[Exported] = []
     outputs: list[Any] = []
     exporting = 0.0
-    if wrong := [type(other).__name__ for other in also if not isinstance(other, (Tensor, tuple, list, Mapping))]:
-        raise EquinormError(f"also must hold further inputs (a tuple, a tensor, or a dict of keyword inputs), not {wrong[0]}.")
-    calls = [(args, kwargs), *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in also)]
-    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), calls):
+    further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
+    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), [(args, kwargs), *further]):
         with in_mode(model, training):
             entered = time.perf_counter()
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._balance import Balance, TensorEnergy
-from equinorm._equivalence import deviation, equivalence
+from equinorm._deviation import deviation
+from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm._models import Loaded
 from equinorm._records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
