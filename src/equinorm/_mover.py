@@ -5,6 +5,7 @@ product runs along the memory, a strip that fits the cache at a time.
 """
 
 import ctypes
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._matrices import Scales, Vectors, matrix_of
-from equinorm._rescale import unit_of_powers_of_two
+from equinorm._rescale import reduced, row_bounds, unit_of_powers_of_two
 from equinorm._scaling import Scaling
 from equinorm._writing import LN2
 from equinorm.native import kernels
+
+LONG = 2.0
+"""Log-scale of a step from which on it is looked whether a state would overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,12 +88,15 @@ class Mover:
         vectors = Vectors()
         self._matrices = [matrix_of(scaling, tensors[scaling.name], vectors) for scaling in scalings]
         ids, exponents = vectors.joined()
+        sums = [exponents.abs().sum(0), *(torch.tensor([abs(own) for own, _ in found]) for found in self._factors if found)]
+        self._steepest = max((float(found.max()) for found in sums if found.numel()), default=1.0)
         distinct, which = torch.unique(exponents, return_inverse=True)
         self._places = (ids * len(distinct) + which).to(device)  # in a table of classes by exponents
         self._distinct = distinct.to(device, dtype)
         self._z = torch.zeros(1, device=device, dtype=dtype)
         longest = max((max(matrix.shape) for matrix in self._matrices if matrix is not None), default=1) if self._kernels else 1
         self._ones = torch.ones(longest, device=device, dtype=dtype)
+        self._is_cut = False
         self._recorded_of: Sequence[Move] = ()
         self.forget()
         self._powers: dict[int, Tensor] = {}
@@ -110,6 +117,34 @@ class Mover:
             found = torch.index_select(table, 0, self._places[0], out=self._powers[exponent])
             for places in self._places[1:]:
                 found.mul_(table[places])
+
+    def within(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
+        """Log-scales with which every power of every scale stays finite and above zero: longer steps are cut.
+
+        On a CPU long steps, and all after one that was cut, are halved until nothing that moves overflows; elsewhere looking
+        would cost a synchronisation.
+        """
+        steepest = self._steepest * max(map(abs, exponents), default=1)
+        limit = 0.9 * min(math.log(torch.finfo(z.dtype).max), -math.log(torch.finfo(z.dtype).tiny)) / max(steepest, 1e-30)
+        z = z.clamp(-limit, limit)
+        if z.device.type != "cpu" or (float(z.abs().max()) <= LONG and not self._is_cut):
+            return z
+        for _ in range(8):
+            if not any(self._overflows(z, move) for move in moves):
+                return z
+            z, self._is_cut = z / 2, True
+        return torch.zeros_like(z)
+
+    def _overflows(self, z: Tensor, move: Move) -> bool:
+        """Would a bound on the largest entry leave the dtype?"""
+        tensors = zip([move.tensor, *(part for part, _ in move.parts)], move.exponents, strict=True)
+        for tensor, power in tensors:
+            high = row_bounds(tensor).log()
+            for own, ids in self._factors[move.index]:
+                high = high + reduced((z[ids] * (own * power)).to("cpu", torch.float64), "amax")
+            if bool((high > 0.999 * math.log(torch.finfo(tensor.dtype).max)).any()):  # not where it is NaN or inf already
+                return bool(tensor.isfinite().all())
+        return False
 
     def move_(self, moves: Sequence[Move], passing: Sequence[Move] = ()) -> None:
         """Move tensors and their parts.

@@ -152,6 +152,7 @@ class Plan:
                 z = z.masked_fill(self._held, 0.0)
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
+            z = self._mover.within(z, powers, [*moves, *passing])
             with uninterrupted():
                 self._mover.aim(z, powers)
                 self._move(moves, passing)

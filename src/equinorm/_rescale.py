@@ -110,7 +110,7 @@ def _check(write: Write) -> bool:
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
         return False
-    rows = _row_bounds(tensor.detach())
+    rows = row_bounds(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
@@ -124,9 +124,9 @@ def _check(write: Write) -> bool:
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     # Bounds on the largest entry of each row and on each factor, while some of the factors are applied.
-    high = rows.log() + sum(_reduced(log, "amax").clamp_min(0.0) for log in write.logs)
+    high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
-    low = rows.log() - slack + sum(_reduced(log, "amin").clamp_max(0.0) for log in write.logs)
+    low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
     if write.is_squared and low.numel():
         _check_squares(write, float(high.max()), float(low.min()))
@@ -166,7 +166,7 @@ def _check_shifted(write: Write, info: torch.finfo) -> None:
         )
 
 
-def _row_bounds(tensor: Tensor) -> Tensor:
+def row_bounds(tensor: Tensor) -> Tensor:
     """Bounds on the largest magnitude in each slice along axis 0 from above, at most √n too large; float64, all axes kept.
 
     NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
@@ -203,7 +203,7 @@ def _check_exactly(write: Write, info: torch.finfo) -> None:
         )
 
 
-def _reduced(log: Tensor, how: str) -> Tensor:
+def reduced(log: Tensor, how: str) -> Tensor:
     """Largest or smallest over every axis but the first."""
     dims = tuple(range(1, log.dim()))
     return getattr(log, how)(dim=dims, keepdim=True) if dims else log
