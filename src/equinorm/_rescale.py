@@ -37,6 +37,7 @@ def rescale_(
     scalings: Sequence[Scaling],
     log_scales: Tensor,
     optimizer: optim.Optimizer | None = None,
+    nonlinear: Sequence[str] = (),
 ) -> None:
     """Multiply every tensor by its scales, in place; also gradients (by the inverse) and the state of `optimizer`.
 
@@ -47,6 +48,7 @@ def rescale_(
         scalings: how they move.
         log_scales: float64 natural logarithms, one for each free class.
         optimizer: whose state to move along.
+        nonlinear: what may keep gradients from scaling by the inverse.
 
     Raises:
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
@@ -63,12 +65,24 @@ def rescale_(
         for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
             moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
+                _check_linear(scaling.name, tensor, nonlinear)
                 writes.append(Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
         writes.append(Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
         for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
             writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
     write_(writes, [_check(write) for write in writes])
+
+
+def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
+    """Refuse a gradient that may not be the one of the rescaled network, once rescaled itself."""
+    own = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    reasons = [*([f"a hook of {name}"] if own else []), *nonlinear]
+    if reasons and bool((tensor.grad != 0).any()):
+        raise RescaleError(
+            f"cannot rescale the gradient of {name}: {reasons[0]} may change gradients in ways that do not scale, as a clamp "
+            "does. Drop gradients first: optimizer.zero_grad()."
+        )
 
 
 def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:

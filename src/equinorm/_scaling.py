@@ -1,5 +1,6 @@
 """How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,17 @@ class Scaling:
     @property
     def numel(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def moving_share(self) -> float:
+        """Share of its entries that move."""
+        groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
+        for _, ids in self.factors:
+            axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
+            for other, mask in [group for group in groups if group[0] & axes]:
+                axes, still = axes | other, still & mask
+            groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
+        return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
     def log_scales(self, z: Tensor) -> Tensor:
         """Log-scale of every entry, Σ_f exponent_f · z[ids_f − 1], 0 where it is pinned; float64, broadcasts to `shape`.

@@ -1,7 +1,6 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from equinorm._classes import Reason
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
-from equinorm._modules import Choice, chosen, in_mode, on_cpu, unwrapped
+from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
 from equinorm._watch import Watch
@@ -35,6 +34,7 @@ class Symmetries:
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
+        backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
     """
 
     model: nn.Module = field(repr=False)
@@ -44,6 +44,7 @@ class Symmetries:
     pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    backward: tuple[str, ...] = field(repr=False, default=())
     _watch: Watch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Symmetries:
         """Share of all parameters that at least one free class moves."""
         parameters = [s for s in self.scalings if s.kind == "parameter"]
         total = sum(s.numel for s in parameters)
-        return sum(s.numel * _moving(s) for s in parameters) / total if total else 0.0
+        return sum(s.numel * s.moving_share for s in parameters) / total if total else 0.0
 
     @on_cpu()
     def balance(
@@ -126,7 +127,8 @@ class Symmetries:
 
         Args:
             log_scales: natural logarithms of shape (num_free,); computed with in float64.
-            optimizer: whose state to move along; gradients always move (by the inverse).
+            optimizer: whose state to move along; gradients always move (by the inverse), or are refused where the backward
+                pass may not be linear: hooks on it, autograd functions of the model's own.
             power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding.
 
         Raises:
@@ -144,7 +146,8 @@ class Symmetries:
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
             log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
-        _rescale.rescale_(self.tensors, moving, log_scales, optimizer)
+        nonlinear = (*self.backward, *backward_hooks(self.model))
+        _rescale.rescale_(self.tensors, moving, log_scales, optimizer, nonlinear)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
@@ -174,17 +177,6 @@ def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, 
     share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
     where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
     return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
-
-
-def _moving(scaling: Scaling) -> float:
-    """Share of a tensor's entries that move."""
-    groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
-    for _, ids in scaling.factors:
-        axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
-        for other, mask in [group for group in groups if group[0] & axes]:
-            axes, still = axes | other, still & mask
-        groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
-    return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
 
 @on_cpu()
@@ -253,14 +245,16 @@ def symmetries(
     trace = Trace(batch_norm=batch_norm)
     exports: list[Exported] = []
     outputs: list[Any] = []
+    backward: dict[str, None] = {}
     exporting = 0.0
     further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
     for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), [(args, kwargs), *further]):
-        with in_mode(model, training):
+        with in_mode(model, training), own_backward() as called:
             entered = time.perf_counter()
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
             exported = export(model, inputs, named, exports[0].sources if exports else None, hidden)
             exporting += time.perf_counter() - entered
+        backward |= called
         exports.append(exported)
         outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
     trace.reason = Reason("model output")
@@ -276,7 +270,7 @@ def symmetries(
     found, pins = families(sources, scalings, trace.classes, roots)
     seconds = (exporting, time.perf_counter() - started - exporting)
     prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
-    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints)
+    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints, tuple(backward))
 
 
 def balance_(

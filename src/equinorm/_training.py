@@ -74,7 +74,8 @@ class ENorm:
         opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
         also: further example inputs, of other shapes, as in `symmetries`.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
-        gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
+        gradients: rescale gradients that are still there after the step, those behind clamps in hooks or in autograd functions
+            as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights.
         compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
