@@ -44,6 +44,8 @@ class Selection:
         self.candidates = [scaling for scaling in self._within(held) if match_biases or scaling.role != "bias"]
         tensors = symmetries.tensors
         self._tied = [_parameters(scaling, tensors) for scaling in self.candidates]
+        self._flat = [tensor for tied in self._tied for tensor in tied]
+        self._trained: list[bool] = []
         self.moving: list[Scaling] = []
         self.layouts: Sequence[Layout] = ()
         self.frozen: list[Scaling] = []
@@ -51,7 +53,10 @@ class Selection:
 
     def renew(self) -> bool:
         """Look again; says whether anything was frozen or unfrozen since."""
-        pattern = self._frozen()
+        trained = [tensor.requires_grad for tensor in self._flat]
+        if trained == self._trained or not self._holds:
+            return False
+        self._trained, pattern = trained, self._frozen()
         if pattern == self._pattern:
             return False
         self._choose(pattern)

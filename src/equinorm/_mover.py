@@ -132,10 +132,13 @@ class Mover:
         would cost a synchronisation.
         """
         steepest = self._steepest * max(map(abs, exponents), default=1)
-        limit = 0.9 * min(math.log(torch.finfo(z.dtype).max), -math.log(torch.finfo(z.dtype).tiny)) / max(steepest, 1e-30)
-        z = z.clamp(-limit, limit)
-        if z.device.type != "cpu" or (float(z.abs().max()) <= LONG and not self._is_cut):
+        limit = -0.9 * math.log(torch.finfo(z.dtype).tiny) / max(steepest, 1e-30)
+        if z.device.type != "cpu":
+            return z.clamp(-limit, limit)
+        longest = float(torch.linalg.vector_norm(z, math.inf))
+        if longest <= min(LONG, limit) and not self._is_cut:
             return z
+        z = z.clamp(-limit, limit)
         for _ in range(8):
             if not any(self._overflows(z, move) for move in moves):
                 return z
@@ -168,7 +171,8 @@ class Mover:
                 for step in self._steps(move):
                     self._do(move, step)
             return
-        done: list[tuple[Move, _Step]] = []
+        done: list[Move] = []
+        begun: list[_Step] = []
         now = None
         try:
             rest = [*moves, *passing]
@@ -180,21 +184,25 @@ class Mover:
                 now = move
                 for step in self._steps(move):
                     self._do(move, step)
-                    done.append((move, step))
+                    begun.append(step)
+                begun.clear()
+                done.append(move)
         except BaseException as error:
-            outcome = self._put_back(done)
+            outcome = self._put_back(done, now, begun)
             if not isinstance(error, Exception):
                 raise
             what = "it" if now is None else self._names[now.index]
             raise RescaleError(f"moving {what} failed: {type(error).__name__}: {error}. {outcome}") from error
 
-    def _steps(self, move: Move) -> list[_Step]:
+    def _steps(self, move: Move) -> Sequence[_Step]:
         """The operations of one move."""
         if move.offset:
             return [("offset", place, move.exponent) for place in range(len(self._factors[move.index]))]
+        if not move.parts:
+            return (("scale", 0, move.exponent),)
         tensors = (move.tensor, *(part for part, _ in move.parts))
         scaled = [("scale", place, power) for place, power in zip(range(len(tensors)), move.exponents, strict=True) if power]
-        return [("take", 0, 0), *scaled, ("join", 0, 0)] if move.parts else scaled
+        return [("take", 0, 0), *scaled, ("join", 0, 0)]
 
     def _do(self, move: Move, step: _Step, is_back: bool = False) -> None:
         """Do one operation, or take it back."""
@@ -222,10 +230,12 @@ class Mover:
             if least is not None:
                 torch.maximum(move.tensor, least, out=move.tensor)
 
-    def _put_back(self, done: Sequence[tuple[Move, _Step]]) -> str:
+    def _put_back(self, done: Sequence[Move], now: Move | None, begun: Sequence[_Step]) -> str:
         """Take back what was done, last first; says how well that went."""
+        steps = [(move, step) for move in done for step in self._steps(move)]
+        steps += [(now, step) for step in begun if now is not None]
         lost: dict[str, None] = {}
-        for move, step in reversed(done):
+        for move, step in reversed(steps):
             try:
                 self._do(move, step, is_back=True)
             except Exception:
@@ -254,11 +264,11 @@ class Mover:
         arrays = {dtype: native.array(native.Move, records) for dtype, records in found.items()}
         return _Recorded(arrays, known, written, others)
 
-    def _run_(self, recorded: _Recorded, done: list[tuple[Move, _Step]]) -> list[Move]:
+    def _run_(self, recorded: _Recorded, done: list[Move]) -> list[Move]:
         """Run the kernels; returns what is left to do."""
         for dtype, records in recorded.arrays.items():
             self._kernels[dtype].scale_(records)
-            done += [(move, step) for move in recorded.known[dtype] for step in self._steps(move)]
+            done += recorded.known[dtype]
         torch.autograd.graph.increment_version(recorded.written)
         return recorded.others
 
