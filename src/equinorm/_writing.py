@@ -147,7 +147,9 @@ def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
                     size = piece.memory.numel() * piece.memory.element_size()
                     is_kept = bool(begun) and begun[-1].memory is piece.memory and begun[-1].original is not None
                     if size <= room and not is_kept:
-                        piece.original, room = piece.memory.clone(), room - size
+                        with contextlib.suppress(RuntimeError, MemoryError):  # no room for it
+                            piece.original = piece.memory.clone()
+                        room -= size
                     begun.append(piece)
                     piece.write_(is_direct)
         except BaseException as error:
