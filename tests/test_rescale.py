@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from equinorm import _rescale
+from equinorm import _rescale, _writing
 
 LN2 = math.log(2.0)
 
@@ -236,15 +236,15 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
     symmetries, twin = equinorm.symmetries(net, args), equinorm.symmetries(expected, args)
     z = random_scales(symmetries)
     twin.rescale_(z)
-    writes, multiply_ = [], _rescale._multiply_
+    writes, write_ = [], _writing._Piece.write_
 
-    def interrupted(write, is_direct):
-        writes.append(write)
+    def interrupted(piece, is_direct):
+        writes.append(piece)
         if len(writes) == 3:
             signal.raise_signal(signal.SIGINT)
-        multiply_(write, is_direct)
+        write_(piece, is_direct)
 
-    monkeypatch.setattr(_rescale, "_multiply_", interrupted)
+    monkeypatch.setattr(_writing._Piece, "write_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         symmetries.rescale_(z)
     assert len(writes) > 3

@@ -202,12 +202,11 @@ def test_identity_skips_in_eight_cycles():
 def stationarity(symmetries: equinorm.Symmetries, balance: equinorm.Balance) -> float:
     """‖∂φ/∂z‖₁ / Σ energies·2 of the rescaled weights, written out with autograd from the scalings alone."""
     z = balance.log_scales.clone().requires_grad_()
-    padded = torch.cat([torch.zeros(1, dtype=torch.float64), z])
     total, both = torch.zeros((), dtype=torch.float64), 0.0
     for scaling in symmetries.scalings:
         if scaling.role == "weight" and scaling.factors:
             weight = symmetries.tensors[scaling.name].detach()
-            energy = (weight.abs() ** balance.p) * torch.exp(balance.p * sum(e * padded[ids] for e, ids in scaling.factors))
+            energy = (weight.abs() ** balance.p) * torch.exp(balance.p * scaling.log_scales(z))
             total = total + energy.sum()
             both += sum(float(energy.detach()[(ids > 0).expand(energy.shape)].sum()) for _, ids in scaling.factors)
     (gradient,) = torch.autograd.grad(total, z)

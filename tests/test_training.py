@@ -179,7 +179,7 @@ def test_frozen_parameters_move_and_unmatched_biases_stay():
     model[2].requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.0)
-    ENorm(optimizer, model, (inputs,))
+    ENorm(optimizer, model, (inputs,), frozen="move")
     step(model, optimizer, inputs)
     assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
     assert not torch.equal(model[2].weight, before[2].weight)

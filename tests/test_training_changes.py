@@ -20,7 +20,7 @@ def test_changed_models_are_refused():
     model, optimizer, inputs = fresh()
     model.append(nn.Linear(3, 3).double())
     optimizer.add_param_group({"params": model[-1].parameters()})
-    with pytest.raises(RescaleError, match="9 in the model itself was added"):
+    with pytest.raises(RescaleError, match="'9' in the model itself was added"):
         step(model, optimizer, inputs)
     model, optimizer, inputs = fresh()
     model[2] = nn.Linear(12, 12).double()
@@ -28,7 +28,7 @@ def test_changed_models_are_refused():
         step(model, optimizer, inputs)
     model, optimizer, inputs = fresh()
     model[2].weight = nn.Parameter(model[2].weight.detach().clone())
-    with pytest.raises(RescaleError, match=r"weight in module .2. of the model was added, removed or replaced"):
+    with pytest.raises(RescaleError, match=r"'weight' in module '2' of the model was added, removed or replaced"):
         step(model, optimizer, inputs)
 
 

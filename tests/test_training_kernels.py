@@ -160,7 +160,7 @@ def test_more_patterns_than_torch_compile_keeps(monkeypatch):
     for compile in (True, False):
         twin = copy.deepcopy(model)
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
-        ENorm(optimizer, twin, (inputs,), compile=compile, gradients=False)
+        ENorm(optimizer, twin, (inputs,), compile=compile, gradients=False, frozen="move")
         layers = layers_of(twin)[::-1]
         for layer in layers:
             layer.requires_grad_(False)

@@ -105,7 +105,7 @@ def test_parameters_that_another_optimizer_trains():
     model, inputs, _ = made()
     model[2].weight.requires_grad_(False)
     optimizer = optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.05)
-    hook = ENorm(optimizer, model, (inputs,))
+    hook = ENorm(optimizer, model, (inputs,), frozen="move")
     hook.cycle_()
     model[2].weight.requires_grad_(True)
     with pytest.raises(RescaleError, match=r"2\.weight moves and requires gradients, but is not among"):

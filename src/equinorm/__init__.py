@@ -4,7 +4,8 @@ import importlib.metadata
 
 from equinorm._balance import Balance as Balance
 from equinorm._classes import Reason as Reason
-from equinorm._equivalence import Equivalence as Equivalence, deviation as deviation, equivalence as equivalence
+from equinorm._deviation import deviation as deviation
+from equinorm._equivalence import Equivalence as Equivalence, equivalence as equivalence
 from equinorm._errors import (
     BalanceError as BalanceError,
     EquinormError as EquinormError,

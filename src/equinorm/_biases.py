@@ -77,9 +77,7 @@ class BiasSteps:
             return
         scales = drift(self._layouts, self._families, self._p, c)
         for scaling, bias in self._biases:
-            log = torch.zeros((), dtype=torch.float64)
-            for exponent, ids in scaling.factors:
-                log = log + exponent * scales[ids]
+            log = scaling.log_scales(scales[1:])
             self._factors.append(torch.exp((1 - self._power) * log).to(bias.device, bias.dtype))
 
     @torch.no_grad()

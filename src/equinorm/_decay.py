@@ -34,6 +34,7 @@ class DecayParts:
         compile: the recursion of averages of degree 1, by kernels in C++ or torch.compile.
 
     Attributes:
+        moving: names of the parameters that move now; others may later, and are followed until then.
         is_following: False from when steps are made without `before_step`: what is known is then of the past.
     """
 
@@ -45,6 +46,7 @@ class DecayParts:
         self._late: set[str] = set()  # parameters whose averages were there already
         self._entered = False
         self.is_following = True
+        self.moving = {*names.values()}
         self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
         self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
         self._follow = _CompiledFollow() if compile else _follow
@@ -113,7 +115,7 @@ class DecayParts:
             check_group(self._optimizer, group, name)
             if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
                 continue
-            present = {key for key, _, _ in state_of(self._optimizer, parameter, name)}
+            present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
             if name not in self._parts:
                 if float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
                     present = set()  # Adagrad makes its state, still zero, before the first step
@@ -137,7 +139,7 @@ class DecayParts:
             RescaleError: if it was not followed from its start, or is no sum of parts.
         """
         decay = coupled_decay(self._optimizer, group)
-        if not decay:
+        if not decay or law.is_copy or name not in self.moving:
             return
         if law.average is None:
             remedy = "Use decoupled weight decay, or none."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from equinorm._equivalence import deviation
+from equinorm._deviation import deviation
 from equinorm._models import InputError, Loaded
 from equinorm._records import Balancing, Weights
 from equinorm._symmetries import Symmetries, symmetries

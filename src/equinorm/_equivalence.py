@@ -1,4 +1,4 @@
-"""Functional equivalence: how far two models' outputs are apart, and whether a rescaling joins their weights."""
+"""Functional equivalence: does a rescaling join the weights of two models?"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,81 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from equinorm._errors import EquivalenceError, describe, describe_inputs
-from equinorm._modules import by_default, on_cpu, undisturbed
-from equinorm._rescale import scaled
+from equinorm._deviation import check_model, deviation
+from equinorm._errors import EquivalenceError, describe
+from equinorm._modules import on_cpu
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
-
-
-@on_cpu()
-def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None = None) -> float:
-    """Largest relative output difference: max over output tensors of ‖a − b‖_∞ / ‖b‖_∞ (0 where both vanish).
-
-    Both models run as they are (training or evaluation mode) on the same random numbers; their buffers are restored.
-
-    Args:
-        model_a: one model.
-        model_b: the model to compare it with.
-        args: positional inputs of both.
-        kwargs: keyword inputs of both.
-
-    Returns:
-        The deviation; 0.0 means bitwise equal values, inf that only one of them is finite.
-
-    Raises:
-        EquivalenceError: if the outputs differ in structure or shape, or the inputs are no tuple.
-
-    >>> import torch, equinorm
-    >>> net = torch.nn.Linear(3, 2)
-    >>> equinorm.deviation(net, net, (torch.randn(5, 3),))
-    0.0
-    """
-    if not isinstance(args, (Tensor, tuple, list)):
-        raise EquivalenceError(f"args must be a tuple of inputs, not {type(args).__name__}.")
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    outputs = [_run(model, args, dict(kwargs or {})) for model in (model_a, model_b)]
-    (flat_a, spec_a), (flat_b, spec_b) = (pytree.tree_flatten(output) for output in outputs)
-    if spec_a != spec_b:
-        names = f"{describe(model_a)} and {describe(model_b)}"
-        raise EquivalenceError(f"{names} return different structures: {spec_a} and {spec_b}.")
-    worst = 0.0
-    for number, (a, b) in enumerate(zip(flat_a, flat_b, strict=True)):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            worst = max(worst, 0.0 if a == b else float("inf"))
-            continue
-        if a.shape != b.shape:
-            raise EquivalenceError(f"output {number} has shape {tuple(a.shape)} in one model, {tuple(b.shape)} in the other.")
-        worst = max(worst, _difference(a, b))
-    return worst
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-    a, b = a.to("cpu", wide), b.to("cpu", wide)
-    same = (a == b) | (a.isnan() & b.isnan())
-    if bool(same.all()):
-        return 0.0
-    apart = (a - b)[~same].abs()
-    if not bool(apart.isfinite().all()):
-        return float("inf")
-    scale = b[b.isfinite()].abs().max()
-    return float(apart.max() / scale) if scale > 0 else float("inf")
-
-
-def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    with undisturbed(model):
-        try:
-            copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
-            with by_default():
-                return model(*copies[0], **copies[1])
-        except Exception as error:
-            raise EquivalenceError(
-                f"{describe(model)} does not run on inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {error}"
-            ) from error
-
+from equinorm._writing import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}
@@ -93,7 +25,9 @@ class Equivalence:
     """Are two networks rescaling-equivalent, and by which scales?
 
     Attributes:
-        equivalent: is `difference` at most `tolerance`?
+        equivalent: is `difference` at most `tolerance`, and do the outputs agree: is `deviation` at most 100 times the
+            tolerance (or its default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs
+            that is neither parameter nor buffer.
         log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model to those of the
             second; the best there are where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
@@ -116,7 +50,24 @@ class Equivalence:
             f"{verdict}: canonical forms differ by {self.difference:.1e} (tolerance {self.tolerance:g}), "
             f"outputs by {self.deviation:.1e}"
         ]
-        return "\n".join(lines + [f"  {name}: {difference:.1e}" for name, difference in self.different])
+        return "\n".join([*lines, *(f"  {name}: {difference:.1e}" for name, difference in self.different), *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the verdict does not say by itself."""
+        if self.equivalent:
+            return ()
+        if self.difference <= self.tolerance:
+            return (
+                "A rescaling joins the weights, but the outputs differ: so does something that is neither a parameter nor a "
+                "buffer, as a plain attribute, or a number inside of an opaque module.",
+            )
+        if self.deviation <= self.tolerance:
+            return (
+                "The outputs are the same on these inputs: a permutation of channels or flips of sign, which are not looked "
+                "for, may join the weights.",
+            )
+        return ()
 
 
 @on_cpu()
@@ -145,7 +96,8 @@ def equivalence(
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
-        EquivalenceError: if the two have different parameters or graphs, or if a canonical form was not reached.
+        EquivalenceError: if the two have different parameters or graphs, or hold no numbers (meta), or if a canonical form was
+            not reached.
 
     >>> import copy, torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -155,35 +107,43 @@ def equivalence(
     >>> equinorm.equivalence(net, twin, (torch.randn(1, 8),)).equivalent
     True
     """
+    for model in (model_a, model_b):
+        check_model(model)
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
+        raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     _same_parameters(model_a, model_b)
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     _same_group(*both)
     tensors = both[0].tensors, both[1].tensors
-    z, dead = [], torch.zeros(both[0].num_free + 1, dtype=torch.bool)
+    for found, own in zip(both, tensors, strict=True):
+        if empty := [scaling.name for scaling in found.scalings if own[scaling.name].is_meta]:
+            raise EquivalenceError(
+                f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
+            )
+    z: list[Tensor] = []
+    dead = torch.zeros(both[0].num_free, dtype=torch.bool)
     for found in both:
         balance = found.balance(tol=1e-12, biases=True)
         if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
             raise EquivalenceError(f"the canonical form of {describe(found.model)} was not reached: {balance.reason}.")
-        z.append(torch.cat([torch.zeros(1, dtype=torch.float64), balance.log_scales]))
-        dead[list(balance.dead)] = True
+        z.append(balance.log_scales)
+        dead[[id - 1 for id in balance.dead]] = True
     if bool(dead.any()):
-        connecting = torch.where(dead, 0.0, z[0] - z[1])
-        connecting = _fit(both[0].scalings, *tensors, connecting, dead)
+        connecting = _fit(both[0].scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
     differences: list[tuple[str, float]] = []
     for scaling in both[0].scalings:
-        a, b = (
-            scaled(_dense(scaling.effective(tensors[i][scaling.name])), [e * z[i][ids] for e, ids in scaling.factors])
-            for i in (0, 1)
-        )
+        a, b = (scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i])) for i in (0, 1))
         differences.append((scaling.name, _relative(a, b)))
-    if tolerance is None:
-        narrowest = max((torch.finfo(s.dtype).eps, s.dtype) for s in both[0].scalings)[1] if both[0].scalings else torch.float64
-        tolerance = TOLERANCES[narrowest]
+    default = max(
+        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]
+    )
+    tolerance = default if tolerance is None else float(tolerance)
     worst = max((difference for _, difference in differences), default=0.0)
     different = sorted((pair for pair in differences if pair[1] > tolerance), key=lambda pair: -pair[1])
     apart = deviation(model_a, model_b, args, kwargs)
-    return Equivalence(worst <= tolerance, (z[0] - z[1])[1:], worst, tolerance, tuple(different), apart)
+    agree = apart <= min(100 * max(tolerance, default), 0.5)
+    return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart)
 
 
 def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -223,9 +183,9 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
     if not a.numel():
         return 0.0
+    a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
     scale = torch.maximum(a.abs(), b.abs()).amax(1)
     return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())
@@ -233,17 +193,15 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
     """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
-    place = torch.full((len(dead),), -1)
-    place[dead] = torch.arange(int(dead.sum()))
     size = int(dead.sum())
+    place = torch.full((len(dead) + 1,), -1)  # by id: 0 is pinned
+    place[1:][dead] = torch.arange(size)
     normal, right = torch.zeros(size * size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     for scaling in scalings:
-        if not any(bool(dead[ids].any()) for _, ids in scaling.factors):
+        if not any(bool((place[ids] >= 0).any()) for _, ids in scaling.factors):
             continue
         one, other = (scaling.effective(tensors[scaling.name]).cpu().double().abs() for tensors in (a, b))
-        ratio = (other / one).log()
-        for exponent, ids in scaling.factors:
-            ratio = ratio - exponent * known[ids]
+        ratio = (other / one).log() - scaling.log_scales(known)
         usable = ratio.isfinite()
         for exponent, ids in scaling.factors:
             row = place[ids].expand(scaling.shape)

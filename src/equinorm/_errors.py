@@ -107,3 +107,13 @@ def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str
 
     parts = [one(value) for value in args] + [f"{name}={one(value)}" for name, value in (kwargs or {}).items()]
     return f"({', '.join(parts)})"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in percent with one decimal; 100.0% is all of it, and 0.0% nothing."""
+    share = part / whole if whole else 0.0
+    if 0 < share < 5e-4:
+        return "<0.1%"
+    if 0.9995 <= share < 1:
+        return ">99.9%"
+    return f"{share:.1%}"

@@ -3,9 +3,11 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -63,6 +65,30 @@ def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
     finally:
         for module, mode in before:
             module.training = mode
+
+
+@contextlib.contextmanager
+def own_backward() -> Iterator[dict[str, None]]:
+    """Names of the autograd functions, torch's own aside, that are called within."""
+    found: dict[str, None] = {}
+    before = Function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            found[f"the autograd function {cls.__name__}"] = None
+        return before.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield found
+    finally:
+        Function.apply = before
+
+
+def backward_hooks(model: nn.Module) -> list[str]:
+    """Modules with hooks that see, and may change, gradients."""
+    found = [name for name, module in model.named_modules() if module._backward_hooks or module._backward_pre_hooks]
+    return [f"a backward hook of {f'module {name!r}' if name else 'the model itself'}" for name in found]
 
 
 @contextlib.contextmanager

@@ -5,17 +5,23 @@ product runs along the memory, a strip that fits the cache at a time.
 """
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from equinorm import native
+from equinorm._errors import RescaleError
 from equinorm._matrices import Scales, Vectors, matrix_of
-from equinorm._rescale import LN2, unit_of_powers_of_two
+from equinorm._rescale import reduced, row_bounds, unit_of_powers_of_two
 from equinorm._scaling import Scaling
+from equinorm._writing import LN2
 from equinorm.native import kernels
+
+LONG = 2.0
+"""Log-scale of a step from which on it is looked whether a state would overflow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,11 +55,16 @@ class Move:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recorded:
-    """Moves as the compiled kernels take them, by dtype; the tensors that these write; and the moves that they do not know."""
+    """Moves as the compiled kernels take them, by dtype; the same moves; the tensors that these write; and the others."""
 
     arrays: dict[torch.dtype, ctypes.Array]
+    known: dict[torch.dtype, list[Move]]
     written: list[Tensor]
     others: list[Move]
+
+
+_Step = tuple[str, int, int]
+"""One operation of a move: its kind, its place among the factors or tensors, the power of the scales."""
 
 
 class Mover:
@@ -83,12 +94,16 @@ class Mover:
         vectors = Vectors()
         self._matrices = [matrix_of(scaling, tensors[scaling.name], vectors) for scaling in scalings]
         ids, exponents = vectors.joined()
+        sums = [exponents.abs().sum(0), *(torch.tensor([abs(own) for own, _ in found]) for found in self._factors if found)]
+        self._names = [scaling.name for scaling in scalings]
+        self._steepest = max((float(found.max()) for found in sums if found.numel()), default=1.0)
         distinct, which = torch.unique(exponents, return_inverse=True)
         self._places = (ids * len(distinct) + which).to(device)  # in a table of classes by exponents
         self._distinct = distinct.to(device, dtype)
         self._z = torch.zeros(1, device=device, dtype=dtype)
         longest = max((max(matrix.shape) for matrix in self._matrices if matrix is not None), default=1) if self._kernels else 1
         self._ones = torch.ones(longest, device=device, dtype=dtype)
+        self._is_cut = False
         self._recorded_of: Sequence[Move] = ()
         self.forget()
         self._powers: dict[int, Tensor] = {}
@@ -110,58 +125,150 @@ class Mover:
             for places in self._places[1:]:
                 found.mul_(table[places])
 
+    def within(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
+        """Log-scales with which every power of every scale stays finite and above zero: longer steps are cut.
+
+        On a CPU long steps, and all after one that was cut, are halved until nothing that moves overflows; elsewhere looking
+        would cost a synchronisation.
+        """
+        steepest = self._steepest * max(map(abs, exponents), default=1)
+        limit = -0.9 * math.log(torch.finfo(z.dtype).tiny) / max(steepest, 1e-30)
+        if z.device.type != "cpu":
+            return z.clamp(-limit, limit)
+        longest = float(torch.linalg.vector_norm(z, math.inf))
+        if longest <= min(LONG, limit) and not self._is_cut:
+            return z
+        z = z.clamp(-limit, limit)
+        for _ in range(8):
+            if not any(self._overflows(z, move) for move in moves):
+                return z
+            z, self._is_cut = z / 2, True
+        return torch.zeros_like(z)
+
+    def _overflows(self, z: Tensor, move: Move) -> bool:
+        """Would a bound on the largest entry leave the dtype?"""
+        tensors = zip([move.tensor, *(part for part, _ in move.parts)], move.exponents, strict=True)
+        for tensor, power in tensors:
+            high = row_bounds(tensor).log()
+            for own, ids in self._factors[move.index]:
+                high = high + reduced((z[ids] * (own * power)).to("cpu", torch.float64), "amax")
+            if bool((high > 0.999 * math.log(torch.finfo(tensor.dtype).max)).any()):  # not where it is NaN or inf already
+                return bool(tensor.isfinite().all())
+        return False
+
     def move_(self, moves: Sequence[Move], passing: Sequence[Move] = ()) -> None:
         """Move tensors and their parts.
 
         Args:
             moves: kept until the next time, when the same list need not be looked at again.
             passing: moves that are not kept.
+
+        Raises:
+            RescaleError: if an operation fails; what had moved is put back then, to within rounding.
         """
-        rest = [*moves, *passing]
-        if self._kernels:
-            if moves is not self._recorded_of:
-                self._recorded_of, self._recorded = moves, self._record(moves)
-            rest = [*self._run_(self._recorded), *self._run_(self._record(passing))]
-        for move in rest:
-            if move.offset:
-                for scale in self._broadcast(move.index, move.exponent):
-                    move.tensor.mul_(scale).add_((scale - 1) * move.offset)
-                continue
+        if torch.compiler.is_compiling():
+            for move in (*moves, *passing):
+                for step in self._steps(move):
+                    self._do(move, step)
+            return
+        done: list[Move] = []
+        begun: list[_Step] = []
+        now = None
+        try:
+            rest = [*moves, *passing]
+            if self._kernels:
+                if moves is not self._recorded_of:
+                    self._recorded_of, self._recorded = moves, self._record(moves)
+                rest = [*self._run_(self._recorded, done), *self._run_(self._record(passing), done)]
+            for move in rest:
+                now = move
+                for step in self._steps(move):
+                    self._do(move, step)
+                    begun.append(step)
+                begun.clear()
+                done.append(move)
+        except BaseException as error:
+            outcome = self._put_back(done, now, begun)
+            if not isinstance(error, Exception):
+                raise
+            what = "it" if now is None else self._names[now.index]
+            raise RescaleError(f"moving {what} failed: {type(error).__name__}: {error}. {outcome}") from error
+
+    def _steps(self, move: Move) -> Sequence[_Step]:
+        """The operations of one move."""
+        if move.offset:
+            return [("offset", place, move.exponent) for place in range(len(self._factors[move.index]))]
+        if not move.parts:
+            return (("scale", 0, move.exponent),)
+        tensors = (move.tensor, *(part for part, _ in move.parts))
+        scaled = [("scale", place, power) for place, power in zip(range(len(tensors)), move.exponents, strict=True) if power]
+        return [("take", 0, 0), *scaled, ("join", 0, 0)]
+
+    def _do(self, move: Move, step: _Step, is_back: bool = False) -> None:
+        """Do one operation, or take it back."""
+        kind, place, power = step
+        if kind == "offset":
+            scale = self._broadcast(move.index, -power if is_back else power)[place]
+            shift = (scale - 1) * move.offset
+            move.tensor.mul_(scale).add_(shift)
+        elif kind == "scale":
+            tensor = move.parts[place - 1][0] if place else move.tensor
+            if is_back:
+                for scale in self._broadcast(move.index, -power):
+                    tensor.mul_(scale)
+            else:
+                self._multiply_(move.index, tensor, power)
+        elif (kind == "take") != is_back:
             for part, _ in move.parts:
                 move.tensor.sub_(part)
             if move.is_square:
                 move.tensor.clamp_(min=0)
-            self._multiply_(move.index, move.tensor, move.exponent)
-            for part, power in move.parts:
-                self._multiply_(move.index, part, power)
+        else:
             least = self._least(move) if move.is_square else None
             for part, _ in move.parts:
                 move.tensor.add_(part)
             if least is not None:
                 torch.maximum(move.tensor, least, out=move.tensor)
 
+    def _put_back(self, done: Sequence[Move], now: Move | None, begun: Sequence[_Step]) -> str:
+        """Take back what was done, last first; says how well that went."""
+        steps = [(move, step) for move in done for step in self._steps(move)]
+        steps += [(now, step) for step in begun if now is not None]
+        lost: dict[str, None] = {}
+        for move, step in reversed(steps):
+            try:
+                self._do(move, step, is_back=True)
+            except Exception:
+                lost[self._names[move.index]] = None
+        if lost:
+            return f"What belongs to these could not be put back, load a checkpoint: {', '.join(lost)}."
+        return "What had moved was put back, to within rounding."
+
     def forget(self) -> None:
         """Keep no moves."""
-        self._recorded_of, self._recorded = (), _Recorded({}, [], [])
+        self._recorded_of, self._recorded = (), _Recorded({}, {}, [], [])
 
     def _record(self, moves: Sequence[Move]) -> _Recorded:
         """Tell apart what the compiled kernels move."""
         found: dict[torch.dtype, list[native.Move]] = {}
         written: list[Tensor] = []
+        known: dict[torch.dtype, list[Move]] = {}
         others: list[Move] = []
         for move in moves:
             if self._is_native(move):
                 found.setdefault(move.tensor.dtype, []).append(self._recorded_move(move))
+                known.setdefault(move.tensor.dtype, []).append(move)
                 written += [move.tensor, *(part for part, _ in move.parts)]
             else:
                 others.append(move)
         arrays = {dtype: native.array(native.Move, records) for dtype, records in found.items()}
-        return _Recorded(arrays, written, others)
+        return _Recorded(arrays, known, written, others)
 
-    def _run_(self, recorded: _Recorded) -> list[Move]:
+    def _run_(self, recorded: _Recorded, done: list[Move]) -> list[Move]:
         """Run the kernels; returns what is left to do."""
         for dtype, records in recorded.arrays.items():
             self._kernels[dtype].scale_(records)
+            done += recorded.known[dtype]
         torch.autograd.graph.increment_version(recorded.written)
         return recorded.others
 
@@ -193,8 +300,6 @@ class Mover:
 
     def _multiply_(self, index: int, tensor: Tensor, exponent: int) -> None:
         """tensor ← tensor · s^exponent."""
-        if exponent == 0:
-            return
         matrix, scales = self._matrices[index], self._scales[exponent][index]
         if matrix is not None and scales is not None and matrix.strides == tensor.stride():
             matrix.multiply_(tensor, scales)
@@ -202,10 +307,9 @@ class Mover:
         for scale in self._broadcast(index, exponent):
             tensor.mul_(scale)
 
-    def _broadcast(self, index: int, exponent: int) -> Iterator[Tensor]:
+    def _broadcast(self, index: int, exponent: int) -> list[Tensor]:
         """The factors of one scaling, which broadcast to its tensor."""
-        for own, ids in self._factors[index]:
-            yield self._exp_(self._z[ids] * (own * exponent))
+        return [self._exp_(self._z[ids] * (own * exponent)) for own, ids in self._factors[index]]
 
     def _exp_(self, logs: Tensor) -> Tensor:
         if self._unit is None:

@@ -43,10 +43,12 @@ class Law:
     Attributes:
         exponent: of s.
         average: how coupled weight decay enters; None: in no way that can be undone.
+        is_copy: is it a copy of the weight, or an average of such copies, so that it also has the weight's offset?
     """
 
     exponent: int
     average: Average | None = None
+    is_copy: bool = False
 
 
 def _moving_average(degree: int, keep: Callable[[Group], float]) -> Law:
@@ -74,6 +76,21 @@ LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
     optim.Adadelta: {"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(0)},
 }
 """The law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
+
+_COPIES = dict.fromkeys(["lookahead_slow_buff", "slow_params", "backup_params"], Law(1, is_copy=True))
+"""What Lookahead adds to the state of the optimizer that it wraps, or keeps beside it, in timm and in pytorch_optimizer."""
+
+_WRAPPERS = {
+    "accelerate.optimizer.AcceleratedOptimizer": ("optimizer", False),
+    "lightning.pytorch.core.optimizer.LightningOptimizer": ("optimizer", False),
+    "pytorch_lightning.core.optimizer.LightningOptimizer": ("optimizer", False),
+    "pytorch_optimizer.optimizer.lookahead.Lookahead": ("optimizer", True),
+    "timm.optim.lookahead.Lookahead": ("_base_optimizer", True),
+}
+"""Where known wrappers hold the optimizer that makes the steps, and whether they keep copies of weights in a state."""
+
+_INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "inner_optimizer", "optim")
+"""Where others may."""
 
 _COUNTERS = ("step", "mu_product")
 """Scalars of the known optimizers, which have the shape of a parameter that is a scalar."""
@@ -139,6 +156,42 @@ def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
     return LAWS[kind]
 
 
+def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
+    """The optimizer that makes the steps, and the wrappers around it that have a state of their own.
+
+    Raises:
+        RescaleError: for what is no optimizer, and for wrappers that are not known.
+    """
+    wrappers: list[Any] = []
+    while type(optimizer) not in LAWS:
+        kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(optimizer).__mro__[:2]]
+        place, keeps = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), (None, False))
+        found = [inner for name in _INSIDE if isinstance(inner := getattr(optimizer, name, None), optim.Optimizer)]
+        kind = type(optimizer).__name__
+        if place is None and found and found[0] is not optimizer:
+            raise RescaleError(
+                f"{kind} wraps {type(found[0]).__name__}, and what it does to weights and gradients is not known. If it keeps "
+                "no copies of weights and no averages of gradients itself, give the optimizer inside of it instead."
+            )
+        if place is None:
+            break
+        if getattr(optimizer, "pullback_momentum", "none") != "none":
+            raise RescaleError(
+                f"{kind} with pullback_momentum={optimizer.pullback_momentum!r} writes into the momentum of the optimizer that "
+                "it wraps, which would have to be followed. Use pullback_momentum='none'."
+            )
+        inner = getattr(optimizer, place)
+        if keeps:
+            wrappers.append(optimizer)
+        optimizer = inner
+    if not isinstance(optimizer, optim.Optimizer):
+        raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+    laws(optimizer)
+    if not isinstance(getattr(optimizer, "_optimizer_step_post_hooks", None), Mapping):
+        raise RescaleError(f"{type(optimizer).__name__} was made without Optimizer.__init__, and takes no hooks on its steps.")
+    return optimizer, wrappers
+
+
 def update_exponent(optimizer: optim.Optimizer) -> int:
     """Exponent of s in the updates of a known optimizer."""
     return _UPDATES.get(type(optimizer), 0)
@@ -165,7 +218,7 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
     Raises:
         RescaleError: if a tensor's law is not known.
     """
-    known = laws(optimizer)
+    known = laws(optimizer) if type(optimizer) in LAWS else {}
     for key, value in optimizer.state.get(parameter, {}).items():
         if not isinstance(value, Tensor) or (value.dim() == 0 and (parameter.dim() or key in _COUNTERS)):
             continue
@@ -175,12 +228,12 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
                 f"cannot rescale {what}: its shape {tuple(value.shape)} is not the parameter's {tuple(parameter.shape)}. "
                 "Factored and flattened states are not supported."
             )
-        if key not in known:
+        if key not in known and key not in _COPIES:
             raise RescaleError(
                 f"cannot rescale state {key!r} of {type(optimizer).__name__} for {name}: how it scales is not known. "
                 "Register it: equinorm.register_optimizer(kind, {state key: exponent})."
             )
-        yield key, value, known[key]
+        yield key, value, known[key] if key in known else _COPIES[key]
 
 
 def refusal(optimizer: optim.Optimizer, key: str, name: str, decay: float, remedy: str) -> RescaleError:
@@ -191,29 +244,46 @@ def refusal(optimizer: optim.Optimizer, key: str, name: str, decay: float, remed
     )
 
 
-def scaled_state(optimizer: optim.Optimizer, parameters: Mapping[int, str]) -> Iterator[tuple[str, Tensor, Tensor, int]]:
-    """Every state tensor that scales: description, parameter, tensor, exponent of s.
+def scaled_state(
+    optimizer: Any, parameters: Mapping[int, tuple[str, float]]
+) -> Iterator[tuple[str, Tensor, Tensor, int, float]]:
+    """Every state tensor that scales: description, parameter, tensor, exponent of s, offset.
 
     Args:
         optimizer: one of the known classes.
-        parameters: name by `id` of every parameter that moves.
+        parameters: name and offset by `id` of every parameter that moves.
 
     Raises:
         RescaleError: if the optimizer or one of its states is unknown, or one contains coupled weight decay.
     """
-    laws(optimizer)
+    optimizer, wrappers = unwrapped_optimizer(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            name = parameters.get(id(parameter))
-            if name is None:
+            if id(parameter) not in parameters:
                 continue
+            name, offset = parameters[id(parameter)]
             check_group(optimizer, group, name)
-            for key, value, law in state_of(optimizer, parameter, name):
-                if decay := coupled_decay(optimizer, group):
-                    remedy = (
-                        "Use decoupled weight decay, rescale before the first step, or train with equinorm.ENorm, which tells "
-                        "the two parts apart, and call its cycle_()."
-                    )
-                    raise refusal(optimizer, key, name, decay, remedy)
-                if law.exponent:
-                    yield f"{key} of {name}", parameter, value, law.exponent
+            for holder in (optimizer, *wrappers):
+                for key, value, law in state_of(holder, parameter, name):
+                    if not law.is_copy and (decay := coupled_decay(optimizer, group)):
+                        remedy = (
+                            "Use decoupled weight decay, rescale before the first step, or train with equinorm.ENorm, which "
+                            "tells the two parts apart, and call its cycle_()."
+                        )
+                        raise refusal(optimizer, key, name, decay, remedy)
+                    if law.exponent:
+                        yield f"{key} of {name}", parameter, value, law.exponent, shift(optimizer, law, key, name, offset)
+
+
+def shift(optimizer: optim.Optimizer, law: Law, key: str, name: str, offset: float) -> float:
+    """The offset of a state tensor: that of the weight for its copies, none for what comes from gradients.
+
+    Raises:
+        RescaleError: for what scales like a weight that has one, and may or may not have it too.
+    """
+    if not offset or law.is_copy or law.exponent <= 0:
+        return offset if law.is_copy else 0.0
+    raise RescaleError(
+        f"cannot rescale state {key!r} of {type(optimizer).__name__} for {name}: the network uses {offset:g} + {name}, and it "
+        "is not known whether this state is an average of weights or of their changes."
+    )

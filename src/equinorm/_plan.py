@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -14,15 +15,16 @@ from equinorm._compiled import compiled
 from equinorm._cycle import Cycle
 from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
-from equinorm._layout import Layout
+from equinorm._frozen import Selection
 from equinorm._modules import on_cpu, unwrapped
 from equinorm._mover import Move, Mover
-from equinorm._optimizers import state_of, update_exponent
+from equinorm._optimizers import shift, state_of, update_exponent
 from equinorm._reading import fits_float32
-from equinorm._rescale import check_writable, uninterrupted
+from equinorm._rescale import check_writable
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._watch import Watch
+from equinorm._writing import uninterrupted
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
@@ -30,9 +32,9 @@ Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bound:
-    """A tensor that moves: index of its scaling, name, tensor."""
+    """A tensor that moves, or may once it is unfrozen: its scaling, name, and the tensor itself."""
 
-    index: int
+    scaling: Scaling
     name: str
     tensor: Tensor
 
@@ -42,9 +44,9 @@ class Plan:
 
     Args:
         symmetries: of the model.
-        moving: scalings of the tensors that move.
-        layouts: of the tensors whose norm counts.
+        selection: which tensors move, and of which the norm counts.
         optimizer: whose state moves along.
+        wrappers: around it, with copies of weights in states of their own.
         averages: modules with averaged weights.
         p: the norm.
         c: asymmetry.
@@ -60,9 +62,9 @@ class Plan:
     def __init__(
         self,
         symmetries: Symmetries,
-        moving: Sequence[Scaling],
-        layouts: Sequence[Layout],
+        selection: Selection,
         optimizer: optim.Optimizer,
+        wrappers: Sequence[Any],
         averages: Sequence[nn.Module],
         p: float,
         c: float,
@@ -71,21 +73,22 @@ class Plan:
         power_of_two: bool,
         compile: bool,
     ) -> None:
-        self._symmetries, self._moving, self._layouts, self._optimizer = symmetries, moving, layouts, optimizer
+        self._symmetries, self._selection, self._optimizer = symmetries, selection, optimizer
+        self._holders = [optimizer, *wrappers]
         self._p, self._c, self._method, self._power_of_two = p, c, method, power_of_two
         self._symmetric_biases, self._compile = symmetric_biases, compile
         tensors = symmetries.tensors
-        self._bound = [found for index in range(len(moving)) for found in _distinct(index, moving[index], tensors)]
-        self._averages: list[_Bound] = []
-        self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._bound})]
+        self._all = [found for scaling in selection.candidates for found in _distinct(scaling, tensors)]
+        self._copies: list[_Bound] = []
+        self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._all})]
         for module in averages:
             copies = self._averaged(module)
-            self._averages += copies
+            self._copies += copies
             self._watches.append(Watch(unwrapped(module), {copy.name: copy.tensor for copy in copies}, "the averaged model"))
+        offsets = {bound.name: bound.scaling.offset for bound in self._all if bound.scaling.offset}
+        self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._all}, offsets, compile)
+        self._select()
         self._check_trained()
-        offsets = {bound.name: moving[bound.index].offset for bound in self._bound if moving[bound.index].offset}
-        self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._bound}, offsets, compile)
-        self._place: Place = ()
         self._seen: list[object] = []
         self._last: list[Move] = []
         self._powers: set[int] = set()
@@ -98,7 +101,7 @@ class Plan:
 
     def shares(self, other: "Plan") -> bool:
         """Do both move some tensor?"""
-        return not {id(bound.tensor) for bound in self._bound}.isdisjoint(id(bound.tensor) for bound in other._bound)
+        return not {id(bound.tensor) for bound in self._all}.isdisjoint(id(bound.tensor) for bound in other._all)
 
     @on_cpu()
     def weigh(self, c: float) -> None:
@@ -125,6 +128,8 @@ class Plan:
     def residual(self) -> float:
         """ρ of the current weights; energies that have left float32's range meanwhile are in float64 from now on."""
         self._renew()
+        if not self._bound:
+            return 0.0
         if not self._is_wide and not self._fits_float32():
             self._record()
         with torch.no_grad(), self._full_precision():
@@ -138,14 +143,19 @@ class Plan:
             RescaleError: if the model has changed or something cannot move; nothing has moved then.
         """
         self._renew()
+        if not self._bound:
+            return
         moves = self._moves()
         passing = [*self._gradients()] if gradients else []  # not kept: a gradient set to None is to be freed
         powers = self._powers | {power for move in passing for power in move.exponents}
         with torch.no_grad():
             with self._full_precision():
                 z = self._cycles(cycles)
+            if self._held is not None:  # a family may be held in part
+                z = z.masked_fill(self._held, 0.0)
             skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
+            z = self._mover.within(z, powers, [*moves, *passing])
             with uninterrupted():
                 self._mover.aim(z, powers)
                 self._move(moves, passing)
@@ -160,7 +170,7 @@ class Plan:
     def _moves(self) -> list[Move]:
         """Weights and states that move; the same list as before while they are the same tensors."""
         tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
-        states = [self._optimizer.state.get(bound.tensor, {}).values() for bound in self._bound]
+        states = [holder.state.get(bound.tensor, {}).values() for holder in self._holders for bound in self._bound]
         tensors += [value for state in states for value in state if isinstance(value, Tensor)]
         tensors += self.parts.tensors()
         seen = [self.parts.is_following, *(group.get("weight_decay") for group in self._optimizer.param_groups)]
@@ -177,18 +187,22 @@ class Plan:
             memory = (bound.tensor.untyped_storage()._cdata, bound.tensor.storage_offset())
             if memory not in seen:
                 seen.add(memory)
-                yield Move(bound.index, bound.tensor.detach(), 1, offset=self._moving[bound.index].offset)
+                yield Move(self._index(bound), bound.tensor.detach(), 1, offset=bound.scaling.offset)
 
     def _states(self) -> Iterator[Move]:
         """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
         groups = {id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]}
         for bound in self._bound:
-            for key, state, law in state_of(self._optimizer, bound.tensor, bound.name):
+            held = [entry for holder in self._holders for entry in state_of(holder, bound.tensor, bound.name)]
+            for key, state, law in held:
+                offset = shift(self._optimizer, law, key, bound.name, bound.scaling.offset)
                 self.parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
                 parts = self.parts.of(bound.name, key)
                 if law.exponent or parts:
                     check_writable(f"state {key!r} of {bound.name}", state)
-                    yield Move(bound.index, state, law.exponent, tuple((part, power) for power, part in parts.items()))
+                    yield Move(
+                        self._index(bound), state, law.exponent, tuple((part, power) for power, part in parts.items()), offset
+                    )
 
     def _gradients(self) -> Iterator[Move]:
         for bound in self._bound:
@@ -199,7 +213,7 @@ class Plan:
                         "zeroed before the next backward pass, leave them out: ENorm(..., gradients=False)."
                     )
                 check_writable(f"the gradient of {bound.name}", bound.tensor.grad)
-                yield Move(bound.index, bound.tensor.grad, -1)
+                yield Move(self._index(bound), bound.tensor.grad, -1)
 
     # ------------------------------------------------------------------------------------------------------ recording
 
@@ -207,9 +221,24 @@ class Plan:
         """See that the model is what it was; record again if it has moved to another device or dtype."""
         for watch in self._watches:
             watch.check()
+        if self._selection.renew():
+            self._select()
+            self._selection.tell()
         self._check_trained()
-        if self._place != self._current_place():
+        if self._bound and self._place != self._current_place():
             self._record()
+
+    def _select(self) -> None:
+        """Bind what moves now."""
+        self._places = {id(scaling): index for index, scaling in enumerate(self._selection.moving)}
+        self._bound = [bound for bound in self._all if id(bound.scaling) in self._places]
+        self._averages = [bound for bound in self._copies if id(bound.scaling) in self._places]
+        self.parts.moving = {bound.name for bound in self._bound}
+        self._place: Place = ()
+
+    def _index(self, bound: _Bound) -> int:
+        """Of its scaling among those that move."""
+        return self._places[id(bound.scaling)]
 
     def _current_place(self) -> Place:
         tensors = [bound.tensor for bound in [*self._bound, *self._averages]]
@@ -228,15 +257,17 @@ class Plan:
         dtype = torch.float64 if self._is_wide else torch.float32
         found = self._symmetries
         is_native = self._compile and device.type in native.DEVICES
-        self._cycle = Cycle(self._layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype, is_native)
+        layouts, held = self._selection.layouts, self._selection.held
+        self._held = held.to(device) if bool(held.any()) else None
+        self._cycle = Cycle(layouts, found.tensors, found.family_ranges, self._p, self._method, device, dtype, is_native)
         self._cycle.weigh(self._c)
         biases = [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
         power = update_exponent(self._optimizer)
         q = self._p if self._p < float("inf") else 1.0
-        self._biases = BiasSteps(biases if self._symmetric_biases else [], self._layouts, found.family_ranges, q, power)
+        self._biases = BiasSteps(biases if self._symmetric_biases else [], layouts, found.family_ranges, q, power)
         self._biases.weigh(self._c)
         dtypes = {dtype for _, dtype, _ in place} if is_native else ()
-        self._mover = Mover(self._moving, found.tensors, device, dtype, self._power_of_two, dtypes)
+        self._mover = Mover(self._selection.moving, found.tensors, device, dtype, self._power_of_two, dtypes)
         if is_native:  # those of weight decay too, so that no step can fail for want of a compiler
             for _, kind, _ in place:
                 native.kernels(kind, torch.promote_types(kind, torch.float32))
@@ -249,7 +280,7 @@ class Plan:
         """Can sums of energies be taken in float32?"""
         tensors = self._symmetries.tensors
         with torch.no_grad(), self._full_precision():
-            return all(fits_float32(layout, tensors[layout.scaling.name], self._p) for layout in self._layouts)
+            return all(fits_float32(layout, tensors[layout.scaling.name], self._p) for layout in self._selection.layouts)
 
     def _check_tensor(self, bound: _Bound) -> None:
         name, tensor = bound.name, bound.tensor
@@ -262,7 +293,7 @@ class Plan:
                     f"cannot rescale {name} exactly: it is {tensor.dtype}, where real scales are rounded away. "
                     "Use power_of_two=True, or keep the weights in float32 (autocast does)."
                 )
-            if self._moving[bound.index].offset:
+            if bound.scaling.offset:
                 raise RescaleError(f"cannot rescale {name} exactly: the network uses 1 + {name}, and it is {tensor.dtype}.")
 
     def _check_trained(self) -> None:
@@ -278,10 +309,10 @@ class Plan:
     def _averaged(self, module: nn.Module) -> list[_Bound]:
         """The tensors of a module with averaged weights, under the model's names."""
         tensors = dict([*unwrapped(module).named_parameters(), *unwrapped(module).named_buffers()])
-        for bound in self._bound:
+        for bound in self._all:
             if bound.name not in tensors or tensors[bound.name].shape != bound.tensor.shape:
                 raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")
-        return [_Bound(bound.index, bound.name, tensors[bound.name]) for bound in self._bound]
+        return [_Bound(bound.scaling, bound.name, tensors[bound.name]) for bound in self._all]
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -290,7 +321,7 @@ def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return (tensor.data_ptr(), tensor.stride()) if has_memory else (0, ())
 
 
-def _distinct(index: int, scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[_Bound]:
+def _distinct(scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[_Bound]:
     """Tied tensors, each once under its first name."""
     names = {id(tensors[name]): name for name in reversed(scaling.names) if name in tensors}
-    return [_Bound(index, name, tensors[name]) for name in reversed(names.values())]
+    return [_Bound(scaling, name, tensors[name]) for name in reversed(names.values())]

@@ -111,7 +111,7 @@ class Comparison:
     """Record of `equinorm compare`.
 
     `equivalent`, `difference`, `tolerance` and `different` are those of `equinorm.equivalence`. They are None where the
-    networks have different tensors, so that no rescaling can join them; `note` says so.
+    networks have different tensors, so that no rescaling can join them; `note` says so. Else it says what the verdict does not.
     """
 
     model_a: str

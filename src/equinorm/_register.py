@@ -153,8 +153,7 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
         outs = [Source((), tuple(r.shape), "buffer", r.dtype, trace.label(x)) for r, x in zip(results, labels, strict=True)]
         scalings, roots = resolve([*sources.values(), *outs], trace.classes)
         logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
-        logs = torch.cat([torch.zeros(1, dtype=torch.float64), logs])
-        scales = [sum((e * logs[ids] for e, ids in s.factors), torch.zeros((), dtype=torch.float64)).exp() for s in scalings]
+        scales = [scaling.log_scales(logs).exp() for scaling in scalings]
         moved = {key: trial[key] * scale for key, scale in zip(sources, scales, strict=False)}
         for place, result in enumerate(_list(operator(**{**trial, **moved}))):
             target = results[place] * scales[len(sources) + place]

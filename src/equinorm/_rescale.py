@@ -1,37 +1,20 @@
 """The in-place laws: parameters, buffers, gradients and optimizer state move to an equivalent point, all or nothing."""
 
-import contextlib
 import math
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import FrameType
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, optim
 
-from equinorm._blocks import STRIP
 from equinorm._errors import RescaleError
 from equinorm._optimizers import scaled_state
 from equinorm._scaling import Scaling
-
-LN2 = math.log(2.0)
+from equinorm._writing import LN2, Write, is_power_of_two, scaled, write_
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Write:
-    """tensor ← (tensor + offset) · Π scales − offset."""
-
-    what: str
-    tensor: Tensor
-    logs: list[Tensor]
-    is_weight: bool = False
-    offset: float = 0.0
+_WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
 
 
 def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
@@ -54,6 +37,7 @@ def rescale_(
     scalings: Sequence[Scaling],
     log_scales: Tensor,
     optimizer: optim.Optimizer | None = None,
+    nonlinear: Sequence[str] = (),
 ) -> None:
     """Multiply every tensor by its scales, in place; also gradients (by the inverse) and the state of `optimizer`.
 
@@ -64,68 +48,41 @@ def rescale_(
         scalings: how they move.
         log_scales: float64 natural logarithms, one for each free class.
         optimizer: whose state to move along.
+        nonlinear: what may keep gradients from scaling by the inverse.
 
     Raises:
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
-    padded = torch.cat([torch.zeros(1, dtype=torch.float64), log_scales.detach().to("cpu", torch.float64)])
-    writes: list[_Write] = []
-    moving: dict[int, tuple[str, list[Tensor]]] = {}
+    writes: list[Write] = []
+    moving: dict[int, tuple[str, float]] = {}
+    logs_of: dict[int, list[Tensor]] = {}
     for scaling in scalings:
-        logs = [exponent * padded[ids] for exponent, ids in scaling.factors]
-        logs = [log for log in logs if bool((log != 0).any())]
+        logs = [log for log in scaling.log_factors(log_scales.detach()) if bool((log != 0).any())]
         if not logs:
             continue
         tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
         _check_unchanged(scaling, list(tied.values()))
         for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
-            moving[id(tensor)] = (scaling.name, logs)
+            moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
-                writes.append(_Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
-        writes.append(_Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset))
+                _check_linear(scaling.name, tensor, nonlinear)
+                writes.append(Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
+        writes.append(Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
-        for what, parameter, state, exponent in scaled_state(optimizer, {key: name for key, (name, _) in moving.items()}):
-            if exponent:
-                writes.append(_Write(what, state, [exponent * log for log in moving[id(parameter)][1]]))
-    direct = [_check(write) for write in writes]
-    with torch.no_grad(), uninterrupted():
-        for write, is_direct in zip(writes, direct, strict=True):
-            _multiply_(write, is_direct)
+        for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
+            writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
+    write_(writes, [_check(write) for write in writes])
 
 
-def scale_of(log: Tensor) -> Tensor:
-    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
-    twos = log / LN2
-    whole = torch.round(twos)
-    if bool(((twos - whole).abs() <= 1e-12 * whole.abs().clamp(min=1)).all()):
-        return torch.from_numpy(np.asarray(np.ldexp(1.0, whole.numpy().astype(np.int32))))
-    return torch.exp(log)
-
-
-def _multiply_(write: _Write, is_direct: bool) -> None:
-    tensor, logs = write.tensor, write.logs
-    if write.offset:
-        tensor.copy_(_shifted(write))
-        return
-    if not is_direct:  # in float64, a strip at a time to spare memory
-        whole = tensor if tensor.dim() else tensor[None]
-        rows = max(1, STRIP * len(whole) // max(1, whole.numel()))
-        for first in range(0, len(whole), rows):
-            strip, here = whole[first : first + rows], slice(first, first + rows)
-            strip.copy_(scaled(strip, [log[here] if log.dim() and len(log) > 1 else log for log in logs]))
-        return
-    for log in logs:
-        tensor.mul_(scale_of(log).to(tensor.device, tensor.dtype))
-
-
-def _shifted(write: _Write) -> Tensor:
-    return (scaled(write.tensor.double() + write.offset, write.logs) - write.offset).to(write.tensor.dtype)
-
-
-def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
-    """tensor · exp(Σ logs), in float64."""
-    scale = scale_of(sum(logs[1:], start=logs[0])).to(tensor.device) if logs else 1.0
-    return tensor.detach().to(torch.float64) * scale
+def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
+    """Refuse a gradient that may not be the one of the rescaled network, once rescaled itself."""
+    own = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    reasons = [*([f"a hook of {name}"] if own else []), *nonlinear]
+    if reasons and bool((tensor.grad != 0).any()):
+        raise RescaleError(
+            f"cannot rescale the gradient of {name}: {reasons[0]} may change gradients in ways that do not scale, as a clamp "
+            "does. Drop gradients first: optimizer.zero_grad()."
+        )
 
 
 def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:
@@ -150,14 +107,14 @@ def check_writable(what: str, tensor: Tensor) -> None:
         raise RescaleError(f"cannot rescale {what}: it is on the meta device and holds no numbers. Load the weights first.")
     if tensor.layout != torch.strided:
         raise RescaleError(f"cannot rescale {what}: its layout is {tensor.layout}, only dense tensors can be rescaled.")
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _WRITABLE:
         raise RescaleError(f"cannot rescale {what}: its dtype is {tensor.dtype}.")
     expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.is_inference() or expanded:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
 
 
-def _check(write: _Write) -> bool:
+def _check(write: Write) -> bool:
     """Refuse what cannot be written or would not be exact; says whether it can be multiplied by one factor after the other.
 
     In half precision factors that are not powers of two would be rounded twice.
@@ -167,24 +124,26 @@ def _check(write: _Write) -> bool:
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
         return False
-    rows = _row_bounds(tensor.detach())
+    rows = row_bounds(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
         _check_shifted(write, info)
         return False
     half = tensor.dtype in (torch.float16, torch.bfloat16)
-    is_rounded = half and not all(_exact(log) for log in write.logs)
+    is_rounded = half and not all(is_power_of_two(log) for log in write.logs)
     if is_rounded and write.is_weight:
         raise RescaleError(
             f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     # Bounds on the largest entry of each row and on each factor, while some of the factors are applied.
-    high = rows.log() + sum(_reduced(log, "amax").clamp_min(0.0) for log in write.logs)
+    high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
-    low = rows.log() - slack + sum(_reduced(log, "amin").clamp_max(0.0) for log in write.logs)
+    low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
+    if write.is_squared and low.numel():
+        _check_squares(write, float(high.max()), float(low.min()))
     largest, smallest = math.log(info.max), math.log(info.tiny / info.eps)
     is_safe = not low.numel() or (float(high.max()) < largest and float(low.min()) > smallest)
     if not is_safe:
@@ -192,12 +151,28 @@ def _check(write: _Write) -> bool:
     return is_safe and not is_rounded and all(float(log.abs().max()) < largest / 2 for log in write.logs)
 
 
-def _check_shifted(write: _Write, info: torch.finfo) -> None:
+def _check_squares(write: Write, high: float, low: float) -> None:
+    """Norms of the tensor must stay in range, whose squares are summed in float32 at least."""
+    info = torch.finfo(torch.promote_types(write.tensor.dtype, torch.float32))
+    most = 0.5 * math.log(write.tensor.numel())
+    if not (high + most < 0.5 * math.log(info.max) and low > 0.5 * math.log(info.tiny / info.eps)):
+        raise RescaleError(
+            f"cannot rescale {write.what}: the network takes norms of it, as weight normalization does, and its squares would "
+            f"leave {info.dtype} ({info.tiny:.1e} to {info.max:.1e}). Use smaller log-scales, or a wider dtype."
+        )
+
+
+def _check_shifted(write: Write, info: torch.finfo) -> None:
     """w + offset must keep its precision although w is what is stored."""
-    after = _shifted(write).double()
+    after = write.shifted().double()
     used = (after + write.offset).abs()
     lost = float(torch.where(used > 0, info.eps * after.abs() / used, 0.0).max()) if after.numel() else 0.0
-    limit = EXACT[write.tensor.dtype]
+    limit = EXACT.get(write.tensor.dtype)
+    if limit is None:
+        raise RescaleError(
+            f"cannot rescale {write.what} exactly: the network uses {write.offset:g} + {write.what}, and it is {info.dtype} "
+            "now. Convert the model to float32, rescale it there, and convert it back."
+        )
     if not lost <= limit:
         raise RescaleError(
             f"cannot rescale {write.what}: the network uses {write.offset:g} + {write.what}, and rounding that in {info.dtype} "
@@ -205,7 +180,7 @@ def _check_shifted(write: _Write, info: torch.finfo) -> None:
         )
 
 
-def _row_bounds(tensor: Tensor) -> Tensor:
+def row_bounds(tensor: Tensor) -> Tensor:
     """Bounds on the largest magnitude in each slice along axis 0 from above, at most √n too large; float64, all axes kept.
 
     NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
@@ -222,7 +197,7 @@ def _row_bounds(tensor: Tensor) -> Tensor:
     return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
-def _check_exactly(write: _Write, info: torch.finfo) -> None:
+def _check_exactly(write: Write, info: torch.finfo) -> None:
     exact = scaled(write.tensor, write.logs)
     after = exact.to(write.tensor.dtype)
     if not bool(after.isfinite().all()):
@@ -242,28 +217,7 @@ def _check_exactly(write: _Write, info: torch.finfo) -> None:
         )
 
 
-def _exact(log: Tensor) -> bool:
-    twos = log / LN2
-    return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
-
-
-def _reduced(log: Tensor, how: str) -> Tensor:
+def reduced(log: Tensor, how: str) -> Tensor:
     """Largest or smallest over every axis but the first."""
     dims = tuple(range(1, log.dim()))
     return getattr(log, how)(dim=dims, keepdim=True) if dims else log
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            before(*held[0])

@@ -1,5 +1,6 @@
 """How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,13 +9,14 @@ import torch
 from torch import Tensor
 
 from equinorm._classes import PINNED, Classes, Reason
+from equinorm._errors import RescaleError
 from equinorm._labels import compact
 from equinorm._values import Source
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scaling:
-    """One tensor w ↦ (w + offset) · exp(Σ_f exponent_f · z[ids_f]) − offset.
+    """One tensor w ↦ (w + offset) · exp(log_scales(z)) − offset.
 
     Attributes:
         names: dotted names in the model, several if tied.
@@ -23,9 +25,10 @@ class Scaling:
         kind: "parameter" or "buffer".
         role: "weight", or "bias" if the network adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
-        factors: exponent and ids, one pair for each factor; ids broadcast to `shape`, entry 0 is pinned and entry j moves with
-            the free log-scale z[j].
+        factors: exponent and ids, one pair for each factor; ids broadcast to `shape`. Ids count from 1: 0 is pinned, and j
+            moves with the free log-scale z[j − 1] of a vector z of shape (num_free,), such as `Balance.log_scales`.
         offset: number that the network adds before it uses the tensor (1 for gains written 1 + w), otherwise 0.
+        is_squared: does the network take norms of it, as weight normalization does?
     """
 
     names: tuple[str, ...]
@@ -36,6 +39,7 @@ class Scaling:
     depth: int
     factors: tuple[tuple[float, Tensor], ...]
     offset: float = 0.0
+    is_squared: bool = False
 
     @property
     def name(self) -> str:
@@ -44,6 +48,45 @@ class Scaling:
     @property
     def numel(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def moving_share(self) -> float:
+        """Share of its entries that move."""
+        groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
+        for _, ids in self.factors:
+            axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
+            for other, mask in [group for group in groups if group[0] & axes]:
+                axes, still = axes | other, still & mask
+            groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
+        return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
+
+    def log_scales(self, z: Tensor) -> Tensor:
+        """Log-scale of every entry, Σ_f exponent_f · z[ids_f − 1], 0 where it is pinned; float64, broadcasts to `shape`.
+
+        Args:
+            z: free log-scales of shape (num_free,). Gradients pass.
+
+        Raises:
+            RescaleError: if z has another shape.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.ReLU(), torch.nn.Linear(2, 4))
+        >>> symmetries = equinorm.symmetries(net, (torch.randn(1, 8),))
+        >>> symmetries.scalings[2].name, symmetries.scalings[2].log_scales(torch.tensor([0.5, 2.0]))
+        ('2.weight', tensor([[-0.5000, -2.0000]], dtype=torch.float64))
+        """
+        return sum(self.log_factors(z), start=torch.zeros((), dtype=torch.float64))
+
+    def log_factors(self, z: Tensor) -> list[Tensor]:
+        """The summands of `log_scales`, one for each factor."""
+        z = z.to("cpu", torch.float64)
+        highest = max((int(ids.max()) for _, ids in self.factors if ids.numel()), default=0)
+        if z.dim() != 1 or len(z) < highest:
+            needed = f"(num_free,), at least {highest}"
+            raise RescaleError(f"the log-scales of {self.name} need free log-scales of shape {needed}, not {tuple(z.shape)}.")
+        if not len(z):
+            return []
+        return [torch.where(ids > 0, exponent * z[(ids - 1).clamp(min=0)], 0.0) for exponent, ids in self.factors]
 
     def effective(self, tensor: Tensor) -> Tensor:
         """What scales: the tensor plus the offset, without gradient."""
@@ -97,7 +140,10 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
     scalings = (
-        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index), s.offset)
+        Scaling(
+            *(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth),
+            *(_factors(s, classes, index), s.offset, s.is_squared),
+        )
         for s in sources
     )
     return tuple(scalings), roots

@@ -1,23 +1,22 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
 from equinorm import _balance, _rescale
+from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
 from equinorm._classes import Reason
-from equinorm._errors import EquinormError, ExportError, RescaleError, describe
+from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
-from equinorm._modules import Choice, chosen, in_mode, on_cpu, unwrapped
+from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
 from equinorm._scaling import Family, Pin, Scaling, families, resolve
 from equinorm._trace import Trace
 from equinorm._watch import Watch
@@ -35,6 +34,7 @@ class Symmetries:
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
+        backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
     """
 
     model: nn.Module = field(repr=False)
@@ -44,6 +44,7 @@ class Symmetries:
     pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    backward: tuple[str, ...] = field(repr=False, default=())
     _watch: Watch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class Symmetries:
         """Share of all parameters that at least one free class moves."""
         parameters = [s for s in self.scalings if s.kind == "parameter"]
         total = sum(s.numel for s in parameters)
-        return sum(s.numel * _moving(s) for s in parameters) / total if total else 0.0
+        return sum(s.numel * s.moving_share for s in parameters) / total if total else 0.0
 
     @on_cpu()
     def balance(
@@ -116,6 +117,8 @@ class Symmetries:
         >>> balance.converged, balance.norm_after < balance.norm_before
         (True, True)
         """
+        if progress is not None and not callable(progress):
+            raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     @on_cpu()
@@ -124,16 +127,15 @@ class Symmetries:
 
         Args:
             log_scales: natural logarithms of shape (num_free,); computed with in float64.
-            optimizer: whose state to move along; gradients always move (by the inverse).
+            optimizer: whose state to move along; gradients always move (by the inverse), or are refused where the backward
+                pass may not be linear: hooks on it, autograd functions of the model's own.
             power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding.
 
         Raises:
             RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
                 if a tensor cannot be rescaled exactly; nothing is written then.
         """
-        if not isinstance(log_scales, (Tensor, Sequence)):
-            raise RescaleError(f"log_scales must be a tensor of shape ({self.num_free},), not {type(log_scales).__name__}.")
-        log_scales = torch.as_tensor(log_scales).detach()
+        log_scales = real_numbers(log_scales, self.num_free)
         if tuple(log_scales.shape) != (self.num_free,):
             raise RescaleError(
                 f"log_scales must have shape ({self.num_free},), one entry for each free class, not {tuple(log_scales.shape)}."
@@ -144,13 +146,14 @@ class Symmetries:
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
             log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
-        _rescale.rescale_(self.tensors, moving, log_scales, optimizer)
+        nonlinear = (*self.backward, *backward_hooks(self.model))
+        _rescale.rescale_(self.tensors, moving, log_scales, optimizer, nonlinear)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
         lines = [
             f"{describe(self.model)}: {self.num_free} free scale classes in {families}; "
-            f"{self.coverage:.1%} of the parameters move"
+            f"{percent(self.coverage, 1.0)} of the parameters move"
         ]
         place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}
         for scaling in self.scalings:
@@ -174,17 +177,6 @@ def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, 
     share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
     where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
     return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
-
-
-def _moving(scaling: Scaling) -> float:
-    """Share of a tensor's entries that move."""
-    groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
-    for _, ids in scaling.factors:
-        axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
-        for other, mask in [group for group in groups if group[0] & axes]:
-            axes, still = axes | other, still & mask
-        groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
-    return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
 
 @on_cpu()
@@ -253,16 +245,16 @@ def symmetries(
     trace = Trace(batch_norm=batch_norm)
     exports: list[Exported] = []
     outputs: list[Any] = []
+    backward: dict[str, None] = {}
     exporting = 0.0
-    if wrong := [type(other).__name__ for other in also if not isinstance(other, (Tensor, tuple, list, Mapping))]:
-        raise EquinormError(f"also must hold further inputs (a tuple, a tensor, or a dict of keyword inputs), not {wrong[0]}.")
-    calls = [(args, kwargs), *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in also)]
-    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), calls):
-        with in_mode(model, training):
+    further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
+    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), [(args, kwargs), *further]):
+        with in_mode(model, training), own_backward() as called:
             entered = time.perf_counter()
             inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
             exported = export(model, inputs, named, exports[0].sources if exports else None, hidden)
             exporting += time.perf_counter() - entered
+        backward |= called
         exports.append(exported)
         outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
     trace.reason = Reason("model output")
@@ -278,7 +270,7 @@ def symmetries(
     found, pins = families(sources, scalings, trace.classes, roots)
     seconds = (exporting, time.perf_counter() - started - exporting)
     prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
-    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints)
+    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints, tuple(backward))
 
 
 def balance_(

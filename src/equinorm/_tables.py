@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from equinorm import _errors
 from equinorm._balance import TensorEnergy
 from equinorm._demo import Demonstration
 from equinorm._records import Balancing, Comparison, Inspection
@@ -48,8 +49,8 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share in percent with one decimal."""
-    return f"{100 * part / whole:.1f} %" if whole else "–"
+    """A share in percent with one decimal; 100.0 % is all of it."""
+    return _errors.percent(part, whole).replace("%", " %") if whole else "–"
 
 
 def deviation(value: float) -> str:
@@ -159,6 +160,8 @@ def comparison(record: Comparison) -> RenderableType:
     pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
     if record.equivalent and record.largest_scale is not None:
         pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
+    if record.note:
+        pairs.append(("note", record.note))
     if not record.different:
         return facts(pairs)
     rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different]

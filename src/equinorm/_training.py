@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
-from equinorm._balance import check_options, counted, held_classes, nothing_moves
+from equinorm._balance import check_options, held_classes, nothing_moves
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
-from equinorm._layout import layouts
+from equinorm._frozen import Selection, shown
 from equinorm._modules import Choice, on_cpu, unwrapped
+from equinorm._optimizers import unwrapped_optimizer
 from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 
@@ -49,7 +50,8 @@ class ENorm:
 
     Args:
         optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
-            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly.
+            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly. The wrappers of accelerate
+            and Lightning are looked through, and the slow weights of Lookahead (timm, pytorch_optimizer) move along.
         model: the network that it trains; torch.compile, DistributedDataParallel and DataParallel are looked through.
         args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once in each mode, and
             what moves leaves the function as it is in both.
@@ -66,10 +68,14 @@ class ENorm:
             any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
+        frozen: "hold": parameters that do not require gradients stay as they are, and so does every class that would move one;
+            a warning says so. What has been saved of them elsewhere, as the base of adapters (PEFT, LoRA), stays valid. What
+            is unfrozen while training moves from then on. "move": they are rescaled like others.
         opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
         also: further example inputs, of other shapes, as in `symmetries`.
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
-        gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
+        gradients: rescale gradients that are still there after the step, those behind clamps in hooks or in autograd functions
+            as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights.
         compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
@@ -117,6 +123,7 @@ class ENorm:
         symmetric_biases: bool = True,
         batch_norm: str = "affine",
         modules: Choice | None = None,
+        frozen: str = "hold",
         opaque: Choice = (),
         also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
         averages: nn.Module | Sequence[nn.Module] = (),
@@ -124,8 +131,7 @@ class ENorm:
         power_of_two: bool = False,
         compile: bool = False,
     ) -> None:
-        if not isinstance(optimizer, optim.Optimizer):
-            raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+        optimizer, wrappers = unwrapped_optimizer(optimizer)
         self.settings = Settings(p, c, cycles, every, method)
         if biases and not match_biases:
             raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
@@ -136,15 +142,19 @@ class ENorm:
             self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque, also=also
         )
         held = held_classes(found, modules)
-        moving = [s for s in found.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
-        if not moving:
+        selection = Selection(found, held, biases, match_biases, frozen)
+        if not selection.candidates:
             raise BalanceError(f"{nothing_moves(found, modules)}.")
-        layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
-        moving = [s for s in moving if match_biases or s.role != "bias"]
+        if not selection.moving:
+            raise BalanceError(
+                f"every hidden channel of {describe(self.model)} that can be rescaled would move a frozen parameter, as "
+                f"{shown(selection.frozen)}. Unfreeze them before ENorm is made, or let them move: ENorm(..., frozen='move')."
+            )
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
             raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-        self._plan = Plan(found, moving, layout, optimizer, copies, p, c, method, symmetric_biases, power_of_two, compile)
+        self._plan = Plan(found, selection, optimizer, wrappers, copies, p, c, method, symmetric_biases, power_of_two, compile)
+        selection.tell()
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):

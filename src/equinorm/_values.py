@@ -22,6 +22,7 @@ class Source:
         role: "weight", or "bias" if its first use adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
         offset: number that the network adds before it uses the tensor, as in gains written 1 + w; what scales is w + offset.
+        is_squared: does the network take norms of it, whose squares leave the dtype before its entries do?
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Source:
     role: str | None = None
     depth: int = 0
     offset: float = 0.0
+    is_squared: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,3 +139,10 @@ HALVES = (torch.float16, torch.bfloat16)
 Value = Label | Source | View | Constant | Chosen
 VALUES = (Label, Source, View, Constant, Chosen)
 """What the graph's edges carry; also plain Python values, and lists of these."""
+
+
+def squared(value: Any) -> None:
+    """Note that the network takes a norm of this, if it is a parameter or a view of one."""
+    source = value.source if isinstance(value, View) else value
+    if isinstance(source, Source):
+        source.is_squared = True

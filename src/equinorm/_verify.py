@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._balance import Balance, TensorEnergy
-from equinorm._equivalence import deviation, equivalence
+from equinorm._deviation import deviation
+from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm._models import Loaded
 from equinorm._records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
@@ -152,7 +153,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = ()) -> Comparison:
         different=() if found is None else tuple(Difference(*pair) for pair in found.different),
         num_scales=None if found is None else found.log_scales.numel(),
         largest_scale=None if scales is None else float(scales.exp()),
-        note=note,
+        note=note if found is None else " ".join(found.notes),
     )
 
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
 
+CLASS = "its class"
+"""What stands for the class of a module among the names of what it holds."""
+
 
 class Watch:
     """Notices modules and parameters that were added, removed, replaced or tied.
@@ -60,7 +63,8 @@ class Watch:
                 where = f"module {name!r} of {self._owner}" if name else f"{self._owner} itself"
                 changed = {*now} ^ {*before}
                 keys = sorted({key for key, _ in changed})
-                self._refuse(f"{', '.join(keys)} in {where} {'was' if len(keys) == 1 else 'were'} added, removed or replaced")
+                shown = ", ".join(key if key == CLASS else repr(key) for key in keys)
+                self._refuse(f"{shown} in {where} {'was' if len(keys) == 1 else 'were'} added, removed or replaced")
             if {*_hooks(module)} - self._hooks.get(module, set()):
                 self._hooks.setdefault(module, set()).update(_hooks(module))
                 where = f"{type(module).__name__} {name!r} of {self._owner}"
@@ -87,7 +91,7 @@ class Watch:
 
     def _inside(self, module: nn.Module) -> tuple[tuple[str, int], ...]:
         """What a module consists of: its class, children, parameters, and buffers that move or exist."""
-        parts = [("its class", id(type(module))), *((key, id(child)) for key, child in module._modules.items())]
+        parts = [(CLASS, id(type(module))), *((key, id(child)) for key, child in module._modules.items())]
         if not self._same_tensors:
             return (*parts, *((key, int(parameter is None)) for key, parameter in module._parameters.items()))
         parts += [(key, id(parameter)) for key, parameter in module._parameters.items()]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.func import functional_call
 
-from equinorm import Symmetries
+from equinorm import Scaling, Symmetries
 
 _EVALUATIONS = 2000
 """Most evaluations of PathCond's objective."""
@@ -121,7 +121,7 @@ class _Objective:
     """f(z) on κ summed over the axes along which a weight's scale does not vary."""
 
     def __init__(self, symmetries: Symmetries, kappas: dict[str, Tensor]) -> None:
-        self._terms: list[tuple[Tensor, Tensor, tuple[tuple[float, Tensor], ...]]] = []
+        self._terms: list[tuple[Tensor, Tensor, Scaling]] = []
         self.count = 0.0
         for scaling in symmetries.scalings:
             if scaling.kind != "parameter":
@@ -132,13 +132,12 @@ class _Objective:
             if constant:
                 weight, present = (part.sum(constant, keepdim=True) for part in (weight, present))
             self.count += float(present.sum())
-            self._terms.append((weight, present, scaling.factors))
+            self._terms.append((weight, present, scaling))
 
     def __call__(self, z: Tensor) -> Tensor:
-        padded = torch.cat([z.new_zeros(1), z])
         logs, linear = [], z.new_zeros(())
-        for weight, present, factors in self._terms:
-            scale = sum((exponent * padded[ids] for exponent, ids in factors), z.new_zeros(()))
+        for weight, present, scaling in self._terms:
+            scale = scaling.log_scales(z)
             logs.append((weight.log() - 2 * scale).flatten().logsumexp(0))
             linear = linear + (present * scale).sum()
         return self.count * torch.stack(logs).logsumexp(0) + 2 * linear

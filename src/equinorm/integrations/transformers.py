@@ -44,11 +44,9 @@ class ENormCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Create the hook."""
-        model, optimizer = objects["model"], objects["optimizer"]
+        model = objects["model"]
         self.on_train_end(args, state, control)
-        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
-            optimizer = optimizer.optimizer
-        self.hook = equinorm.ENorm(optimizer, model, *self._example(model), **self._options)
+        self.hook = equinorm.ENorm(objects["optimizer"], model, *self._example(model), **self._options)
         if state.global_step:
             self._restore(self.hook, model, args, state.global_step)
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from equinorm._labels import Label, move_one
 from equinorm._trace import Trace
-from equinorm._values import Value
+from equinorm._values import Value, squared
 from equinorm.rules._registry import Call, rule
 
 
@@ -89,6 +89,7 @@ def group_norm(trace: Trace, call: Call) -> Label | list[Label]:
 @rule("_weight_norm _weight_norm_interface")
 def weight_norm(trace: Trace, call: Call) -> Label | list[Label]:
     """w = g · v/‖v‖, norms over every axis but `dim` (over all for −1): of degree 0 in what is normalized together."""
+    squared(call.v)
     v = trace.label(call.v)
     norms = trace.merge(v, [axis for axis in range(len(v.shape)) if axis != call.dim])
     label = trace.label(call.g).expand(v.shape)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from equinorm._labels import Factor, Label
 from equinorm._trace import Trace
+from equinorm._values import squared
 from equinorm.rules._registry import Call, Rule, rule
 
 REDUCTIONS: dict[int, str] = {
@@ -73,6 +74,7 @@ for _degree, _names in REDUCTIONS.items():
 def norm(trace: Trace, call: Call) -> Label | list[Label]:
     """Norms have degree 1; the "norm" of order 0 counts entries."""
     order = call.get("ord", call.get("p", 2))
+    squared(call.input)
     axes = _axes(call, len(trace.label(call.input).shape))
     return _results(call, trace.merge(call.input, axes).power(0 if order == 0 else 1), axes)
 

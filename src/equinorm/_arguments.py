@@ -1,0 +1,37 @@
+"""What users give: refused in words where it is something else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equinorm._errors import EquinormError, RescaleError
+
+
+def real_numbers(log_scales: Any, num_free: int) -> Tensor:
+    """A dense tensor of real numbers."""
+    wanted = f"log_scales must be a tensor of shape ({num_free},)"
+    if isinstance(log_scales, (str, bytes)) or not isinstance(log_scales, (Tensor, Sequence, np.ndarray)):
+        raise RescaleError(f"{wanted}, not {type(log_scales).__name__}.")
+    try:
+        found = torch.as_tensor(log_scales).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RescaleError(f"{wanted}, not this {type(log_scales).__name__}: {error}.") from error
+    if found.is_meta:
+        raise RescaleError(f"{wanted}, and one on the meta device holds no numbers.")
+    if found.layout != torch.strided or found.is_quantized or found.is_complex() or found.dtype == torch.bool:
+        raise RescaleError(f"{wanted} of real numbers, not of {found.dtype} in layout {found.layout}.")
+    return found
+
+
+def further_inputs(also: Any) -> list[Any]:
+    """The further inputs, each by itself."""
+    if isinstance(also, (Tensor, Mapping)):
+        raise EquinormError(f"also must be a list of further inputs. For one: also=[...], around this {type(also).__name__}.")
+    if not isinstance(also, (tuple, list)):
+        raise EquinormError(f"also must be a list of further inputs, not {type(also).__name__}.")
+    if wrong := [type(other).__name__ for other in also if not isinstance(other, (Tensor, tuple, list, Mapping))]:
+        raise EquinormError(f"also must hold further inputs (a tuple, a tensor, or a dict of keyword inputs), not {wrong[0]}.")
+    return list(also)

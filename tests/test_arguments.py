@@ -1,0 +1,120 @@
+"""What is no argument of that kind is refused in words, and shares are not rounded to all or nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import equinorm
+from equinorm import BalanceError, EquinormError, RescaleError, _tables
+from equinorm._errors import percent
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(2, 4)
+
+
+WRONG = {
+    "a string": "abc",
+    "bytes": b"abc",
+    "strings": ["a", "b", "c"],
+    "ragged": [[1.0], 2.0, 3.0],
+    "a number": 3,
+    "None": None,
+    "meta": torch.zeros(3, device="meta"),
+    "sparse": torch.ones(3).to_sparse(),
+    "complex": torch.zeros(3, dtype=torch.complex64),
+    "booleans": torch.ones(3, dtype=torch.bool),
+    "objects": np.array([object()] * 3),
+    "no numbers": torch.tensor([0.0, float("nan"), 1.0]),
+    "another shape": torch.zeros(2),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_log_scales_of_another_kind(kind):
+    net, inputs = network()
+    before = copy.deepcopy(net)
+    symmetries = equinorm.symmetries(net, inputs)
+    with pytest.raises(RescaleError, match="log_scales must"):
+        symmetries.rescale_(WRONG[kind])
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.asarray, torch.tensor])
+def test_log_scales_in_every_form(make):
+    net, inputs = network()
+    before = net[0].weight.detach().clone()
+    equinorm.symmetries(net, inputs).rescale_(make([0, 1, 2]), power_of_two=False)
+    torch.testing.assert_close(net[0].weight.detach(), before * torch.tensor([0.0, 1.0, 2.0]).exp()[:, None])
+
+
+@pytest.mark.parametrize(
+    ("also", "words"),
+    [
+        (3, "also must be a list of further inputs, not int"),
+        ("x", "also must be a list of further inputs, not str"),
+        (torch.randn(2, 4), r"For one: also=\[...\], around this Tensor"),
+        ({"input": torch.randn(2, 4)}, r"For one: also=\[...\], around this dict"),
+        ([3], "must hold further inputs .*, not int"),
+        (None, "not NoneType"),
+    ],
+)
+def test_further_inputs_of_another_kind(also, words):
+    net, inputs = network()
+    with pytest.raises(EquinormError, match=words):
+        equinorm.symmetries(net, inputs, also=also)
+
+
+def test_one_further_input():
+    net, inputs = network()
+    for also in ([torch.randn(5, 4)], ((torch.randn(5, 4),),), [{"input": torch.randn(3, 4)}][:0]):
+        assert equinorm.symmetries(net, inputs, also=also).num_free == 3
+
+
+def test_progress_is_called():
+    net, inputs = network()
+    with pytest.raises(BalanceError, match="progress must be a function of a cycle's number and residual, not 3"):
+        equinorm.symmetries(net, inputs).balance(progress=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [
+        (203_520, 203_530, ">99.9%"),
+        (203_530, 203_530, "100.0%"),
+        (10, 203_530, "<0.1%"),
+        (0, 203_530, "0.0%"),
+        (0, 0, "0.0%"),
+        (1, 3, "33.3%"),
+        (-1, 1000, "-0.1%"),
+    ],
+)
+def test_shares(part, whole, shown):
+    assert percent(part, whole) == shown
+    assert not whole or _tables.percent(part, whole) == shown.replace("%", " %")
+
+
+def test_all_but_a_few_is_not_all():
+    net = nn.Sequential(nn.Linear(400, 500), nn.ReLU(), nn.Linear(500, 2))
+    symmetries = equinorm.symmetries(net, torch.randn(1, 400))
+    assert ">99.9% of the parameters move" in str(symmetries)
+    assert "100.0% of the parameters move" in str(
+        equinorm.symmetries(nn.Sequential(*net[:2], nn.Linear(500, 2, bias=False)), torch.randn(1, 400))
+    )
+
+
+def test_names_that_changed_are_quoted():
+    net, inputs = network()
+    symmetries = equinorm.symmetries(net, inputs)
+    net.add_module("3", nn.ReLU())
+    with pytest.raises(RescaleError, match=r"^'3' in the model itself was added, removed or replaced"):
+        symmetries.rescale_(torch.zeros(3))
+    net, inputs = network()
+    symmetries = equinorm.symmetries(net, inputs)
+    net[1].__class__ = nn.Tanh
+    with pytest.raises(RescaleError, match=r"^its class in module '1' of the model was added, removed or replaced"):
+        symmetries.rescale_(torch.zeros(3))
