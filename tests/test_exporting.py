@@ -123,11 +123,23 @@ def test_the_advice_for_unknown_classes_works():
 
     torch.export.register_dataclass(Known, serialized_type_name="equinorm.tests.Known")
     pytree.register_pytree_node(
-        Registered, lambda v: ([*v.values()], [*v]), lambda v, keys: Registered(zip(keys, v, strict=True))
+        Registered,
+        lambda value: ([*value.values()], [*value]),
+        lambda values, keys: Registered(zip(keys, values, strict=True)),
+        flatten_with_keys_fn=lambda value: ([(pytree.MappingKey(key), part) for key, part in value.items()], [*value]),
     )
     for kind in (Known, Registered):
         assert equinorm.symmetries(Takes(), (kind(x=X),)).num_free == 5
         assert equinorm.symmetries(Returns(kind), X).num_free == 5
+
+
+def test_classes_registered_without_keys():
+    class Half(Easy):
+        pass
+
+    pytree.register_pytree_node(Half, lambda v: ([*v.values()], [*v]), lambda v, keys: Half(zip(keys, v, strict=True)))
+    with pytest.raises(equinorm.ExportError, match=r"an object of class Half.*with flatten_with_keys_fn"):
+        equinorm.symmetries(Takes(), (Half(x=X),))
 
 
 def test_errors_are_short_and_hold_their_cause():

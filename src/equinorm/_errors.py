@@ -43,9 +43,9 @@ def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Ex
     )
     text = str(error)
     first = _first_line(error)
-    unknown = re.search(r"(Unsupported input type|Found) <class '([\w.<>]+)'>", first)
+    unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
     if unknown:
-        return f"{cannot}: {_unknown_class(unknown.group(2), unknown.group(1) == 'Found')} {report}"
+        return f"{cannot}: {_unknown_class(unknown.group(2), unknown.group(1))} {report}"
     if "data-dependent" in first:
         first = "the model branches on the value of a tensor"
     frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)
@@ -69,18 +69,22 @@ def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Ex
     )
 
 
-def _unknown_class(path: str, is_returned: bool) -> str:
+def _unknown_class(path: str, met: str) -> str:
     """Advice where tensors come in objects of a class that torch.export cannot take apart."""
     name = path.rpartition(".")[2]
-    does = "returns" if is_returned else "is given"
+    does = {"Found": "returns", "Unsupported input type": "is given"}.get(met, "is given or returns")
     if name.endswith("Cache"):
-        advice = "Ask for none: kwargs={'use_cache': False}, or model.config.use_cache = False in the factory."
+        advice = "Leave it out: scales hold for every call alike."
+        if does == "returns":
+            advice = (
+                "Ask for none: kwargs={'use_cache': False}; on the command line, model.config.use_cache = False in the factory."
+            )
         return f"it {does} a {name}, which torch.export does not know. {advice}"
     return (
         f"it {does} an object of class {name}, and torch.export does not know which tensors that holds. Register the class "
         "before the analysis, with torch.export.register_dataclass, or torch.utils._pytree.register_pytree_node (with "
-        "flatten_with_keys_fn) for others than dataclasses; or wrap the model so that it "
-        f"{'returns' if is_returned else 'takes'} tensors, tuples, lists and dicts."
+        "flatten_with_keys_fn) for others than dataclasses; or wrap the model so that there are tensors, tuples, "
+        "lists and dicts only."
     )
 
 
