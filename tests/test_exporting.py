@@ -165,6 +165,24 @@ def test_an_error_of_the_model_shows_its_own_line():
     assert isinstance(caught.value.cause, RuntimeError)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch.distributed is not built")
+@pytest.mark.parametrize("apart", [True, False])
+def test_sharded_models_are_refused_and_survive(apart):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        inner = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+        net = FullyShardedDataParallel(inner, use_orig_params=apart, device_id=torch.device("cpu"))
+        before = net(X)
+        with pytest.raises(equinorm.ExportError, match="before it is wrapped"):
+            equinorm.symmetries(net, X)
+        assert torch.equal(net(X), before)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def llama() -> nn.Module:
     pytest.importorskip("transformers")

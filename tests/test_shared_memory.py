@@ -77,6 +77,17 @@ def test_copies_are_no_aliases():
     assert equinorm.symmetries(net, X).num_free == 11
 
 
+class Own(torch.optim.SGD):
+    """An optimizer of a user's."""
+
+
+def test_optimizers_that_a_model_holds_pin_nothing():
+    net = Net(lambda w: None, lambda alias: 1.0)
+    net.training_state = {"optimizer": Own(net.parameters(), lr=0.1)}
+    net.schedule = torch.optim.lr_scheduler.StepLR(net.training_state["optimizer"], 3)
+    assert equinorm.symmetries(net, X).num_free == 11
+
+
 def test_tensors_on_the_meta_device():
     def net(make: Callable[[Tensor], Any]) -> nn.Module:
         return Net(make, lambda alias: 1.0).to_empty(device="meta")

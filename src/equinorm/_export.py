@@ -78,6 +78,11 @@ def export(
     Raises:
         ExportError: if `torch.export` cannot handle the model with these inputs.
     """
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ExportError(
+            "the model is wrapped by FullyShardedDataParallel, which makes its weights parts of flat parameters that the "
+            "exporter would overwrite. Analyse and balance it before it is wrapped."
+        )
     kwargs = without_cache(model, args, dict(kwargs or {}))
     program, leaves = _program(model, args, kwargs, opaque or {})
     graph = program.graph_module

@@ -29,8 +29,11 @@ _IMMUTABLE = (
 )
 """What is looked through: all that these refer to is what they hold."""
 
-_STOPS = (types.ModuleType, type, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
-"""What is never looked into: none of it belongs to the model."""
+_STOPS = (
+    *(types.ModuleType, type, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
+    *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader),
+)
+"""What is never looked into: none of it is the model's, or a forward's to change."""
 
 _FOREIGN = (
     *("asyncio", "concurrent", "contextvars", "io", "logging", "multiprocessing", "queue", "selectors", "socket", "subprocess"),
@@ -69,7 +72,7 @@ class Reach:
         seen, known, is_tracked = self.seen, self._known, gc.is_tracked
         new = {id(x): x for x in level if (is_tracked(x) or type(x) in _UNTRACKED) and id(x) not in seen and id(x) not in known}
         seen.update(new)
-        direct = [x for x in new.values() if type(x) is tuple]
+        direct: list[Any] = [x for x in new.values() if type(x) is tuple]
         held: list[Any] = []
         for item in new.values() if len(direct) < len(new) else ():
             kind = type(item)
@@ -86,7 +89,7 @@ class Reach:
                     self.holders.append((item, part))
                     held += part.read(item)
                 if parts.has_dict:
-                    held.append(vars(item) if isinstance(item, threading.local) else object.__getattribute__(item, "__dict__"))
+                    held.append(_attributes(item))
                 if parts.is_seen_through:
                     direct.append(item)
         return held + gc.get_referents(*direct)
@@ -96,6 +99,14 @@ class Reach:
             return []
         self.functions.append(function)
         return [function.__closure__, function.__defaults__, function.__kwdefaults__, function.__dict__]
+
+
+def _attributes(item: Any) -> dict | None:
+    """The object's own attributes, whatever its class makes of them."""
+    try:
+        return vars(item) if isinstance(item, threading.local) else object.__getattribute__(item, "__dict__")
+    except AttributeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
