@@ -1,5 +1,6 @@
 """The border to torch.export: blocks it records oddly, and what is said where it refuses."""
 
+import copy
 import sys
 import traceback
 from collections.abc import Callable
@@ -207,6 +208,12 @@ def test_language_models_need_no_advice_about_caches(llama):
     plain.rescale_(torch.randn(plain.num_free, dtype=torch.float64))
     after = llama.generate(TOKENS, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
     torch.testing.assert_close(torch.stack(after.logits), torch.stack(before.logits), rtol=1e-9, atol=1e-9)
+
+
+def test_caches_do_not_count_as_outputs_of_language_models(llama):
+    twin = copy.deepcopy(llama)
+    assert equinorm.balance_(twin, TOKENS).converged
+    assert equinorm.deviation(twin, llama, TOKENS) < 1e-12
 
 
 def test_a_cache_that_is_asked_for_is_refused_with_a_cure(llama):
