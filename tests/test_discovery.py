@@ -302,7 +302,7 @@ def test_not_exportable_says_what_to_do():
     with pytest.raises(equinorm.ExportError, match=r"cannot export Sequential with inputs \(float32\[2, 4\]\)") as error:
         equinorm.symmetries(net, torch.randn(2, 4))
     assert "control flow" in str(error.value)
-    assert error.value.__cause__ is not None
+    assert error.value.cause is not None
 
 
 def test_wrong_shapes_are_an_export_error():

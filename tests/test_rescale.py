@@ -223,10 +223,13 @@ def test_a_model_that_changed_is_refused():
         symmetries.rescale_(torch.ones(symmetries.num_free))
 
 
-def test_expanded_tensor_is_refused():
+def test_a_tensor_that_is_expanded_after_the_analysis_is_refused():
     net, args = network(), inputs()
+    symmetries = equinorm.symmetries(net, args)
     net[8].weight = nn.Parameter(torch.randn(1, 7).double().expand(4, 7))
-    refused(net, args, 0.5, "expanded")
+    with pytest.raises(equinorm.RescaleError, match="expanded"):
+        symmetries.rescale_(torch.ones(symmetries.num_free))
+    assert equinorm.symmetries(net, args).num_free == symmetries.num_free - 7
 
 
 def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):

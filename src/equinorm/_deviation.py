@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EquivalenceError, describe, describe_inputs
-from equinorm._modules import by_default, on_cpu, undisturbed
+from equinorm._modules import by_default, on_cpu, undisturbed, without_cache
 
 
 @on_cpu()
@@ -105,6 +105,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    kwargs = without_cache(model, args, kwargs)
     with undisturbed(model):
         try:
             copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))

@@ -6,23 +6,24 @@ import logging
 import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from equinorm._addresses import overlapping, overlaps_itself, touched
 from equinorm._errors import ExportError
 from equinorm._interpret import Origin
 from equinorm._labels import Label
-from equinorm._modules import by_default
+from equinorm._modules import by_default, without_cache
 from equinorm._mutation import (
     has_hidden_aliases,
     has_writing_subgraph,
     memory_of,
+    mend_users,
     remove_idle_dropouts,
     roots,
     visibly_written,
@@ -33,6 +34,7 @@ from equinorm._opaque import opaque as opaque_calls
 from equinorm._values import Constant, Source, Value
 
 OVERLAPS = "overlaps another tensor of the model"
+ATTRIBUTE = "a plain attribute of the model shares its memory"
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of tensors that can be rescaled."""
@@ -76,8 +78,15 @@ def export(
     Raises:
         ExportError: if `torch.export` cannot handle the model with these inputs.
     """
-    program = _program(model, args, dict(kwargs or {}), opaque or {})
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ExportError(
+            "the model is wrapped by FullyShardedDataParallel, which makes its weights parts of flat parameters that the "
+            "exporter would overwrite. Analyse and balance it before it is wrapped."
+        )
+    kwargs = without_cache(model, args, dict(kwargs or {}))
+    program, leaves = _program(model, args, kwargs, opaque or {})
     graph = program.graph_module
+    mend_users(graph)
     remove_idle_dropouts(graph)
     specs = program.graph_signature.input_specs
     changing = _changing(graph)
@@ -87,16 +96,17 @@ def export(
         try:
             program = program.run_decompositions({})
         except Exception as error:
-            raise ExportError.of(model, args, dict(kwargs or {}), error, None) from error
+            raise ExportError.of(model, args, kwargs, error, None) from None
         graph, unsteady = program.graph_module, set()
+        mend_users(graph)
     graph.graph.eliminate_dead_code(_acts)
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
-    sources, held = _sources(model, known)
+    sources, held = _sources(model, known, leaves)
     by_name = {name: source for source in sources for name in source.names}
     buffers = dict(model.named_buffers(remove_duplicate=False))
     traced = {node.name: node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"}
     owners = {memory_of(traced[s.arg.name]): by_name[s.target] for s in specs if s.target in by_name and s.arg.name in traced}
-    attributes = {memory_of(tensor) for tensor in _attributes(model)}
+    attributes = {memory_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
     inputs: dict[str, tuple[Value, Origin]] = {}
     for spec in program.graph_signature.input_specs:
         name, target, origin = spec.arg.name, spec.target or "", Origin(parameters=frozenset())
@@ -111,7 +121,7 @@ def export(
         elif isinstance(value, Tensor):
             owner = owners.get(memory_of(traced[name]))
             if owner is not None:  # a plain attribute that shares the memory of a parameter
-                held[owner] = OVERLAPS
+                held.setdefault(owner, OVERLAPS)
             is_setting = value.is_floating_point() and memory_of(value) in attributes  # its numbers may be set anew
             if owner is not None or value.is_meta or is_setting or {name, target} & changing:
                 value = Label(tuple(value.shape))
@@ -119,13 +129,6 @@ def export(
                 value = Constant(value.detach().clone())
         inputs[name] = (value, origin)
     return Exported(graph, frozenset(unsteady), inputs, sources, held)
-
-
-def _attributes(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that modules hold as plain attributes, alone or in lists, tuples and dicts."""
-    for module in model.modules():
-        plain = [value for key, value in vars(module).items() if key not in ("_parameters", "_buffers", "_modules")]
-        yield from (leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, Tensor))
 
 
 def _acts(node: fx.Node) -> bool:
@@ -145,21 +148,39 @@ def _changing(graph: fx.GraphModule) -> set[str]:
 
 def _program(
     model: nn.Module, args: tuple, kwargs: dict[str, Any], hidden: Mapping[str, nn.Module]
-) -> torch.export.ExportedProgram:
+) -> tuple[torch.export.ExportedProgram, list[Any]]:
+    """The exported model, and what its plain attributes hold."""
     try:
         with (
             _without_dumps(),
-            unchanged_attributes(model) as kept,
+            _attributes_unchecked(),
+            unchanged_attributes(model) as attributes,
             opaque_calls(model, hidden, args, kwargs),
-            observed_hooks(model, kept),
+            observed_hooks(model, attributes.kept),
             by_default(),
         ):
-            return torch.export.export(model, args, kwargs, strict=False)
+            return torch.export.export(model, args, kwargs, strict=False), attributes.leaves
     except ExportError:
         raise
     except Exception as error:
         eager = run_once(model, args, kwargs)
-        raise ExportError.of(model, args, kwargs, error, eager) from (eager or error)
+        raise ExportError.of(model, args, kwargs, error, eager) from eager  # the exporter's traceback has hundreds of lines
+
+
+@contextlib.contextmanager
+def _attributes_unchecked() -> Iterator[None]:
+    """Spare the exporter its own copy of all attributes: where they are large it costs seconds. They are put back anyway."""
+    from torch.export import _trace as place  # importing it takes a second
+
+    name = "_detect_attribute_assignment"
+    if (check := getattr(place, name, None)) is None:
+        yield
+        return
+    setattr(place, name, lambda *_: contextlib.nullcontext())
+    try:
+        yield
+    finally:
+        setattr(place, name, check)
 
 
 @contextlib.contextmanager
@@ -178,8 +199,16 @@ def _without_dumps() -> Iterator[None]:
         logging.disable(before)
 
 
-def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[dict[Source, Tensor], dict[Source, str]]:
-    """Every parameter and floating-point buffer, tied ones once, by their memory; and those that cannot move, and why."""
+def _sources(
+    model: nn.Module, known: Mapping[Source, Tensor] | None, leaves: Sequence[Any]
+) -> tuple[dict[Source, Tensor], dict[Source, str]]:
+    """Every parameter and floating-point buffer, tied ones once, by their memory; and those that cannot move, and why.
+
+    Args:
+        model: the model.
+        known: sources to be used again.
+        leaves: what its plain attributes hold: numbers of these may be read where no graph shows it.
+    """
     found: dict[tuple, tuple[list[str], str, Tensor]] = {}
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     for kind, tensors in (("parameter", parameters), ("buffer", buffers)):
@@ -189,12 +218,7 @@ def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> tuple[d
     by_names = {source.names: source for source in known or ()}
     sources = {by_names.get(tuple(n)) or Source(tuple(n), tuple(t.shape), kind, t.dtype): t for n, kind, t in found.values()}
     held = {source: _why_held(tensor) for source, tensor in sources.items() if _why_held(tensor)}
-    storages: dict[int, list[Source]] = {}
-    for source, tensor in sources.items():
-        if tensor.layout == torch.strided:
-            storages.setdefault(tensor.untyped_storage()._cdata, []).append(source)
-    shared = [group for group in storages.values() if len(group) > 1]
-    held |= {source: OVERLAPS for group in shared for source in group if _overlaps(source, group, sources)}
+    held |= dict.fromkeys(overlapping(sources), OVERLAPS) | dict.fromkeys(touched(sources, leaves), ATTRIBUTE)
     return sources, held
 
 
@@ -205,30 +229,10 @@ def _why_held(tensor: Tensor) -> str:
         return "complex weights are not rescaled"
     if tensor.dtype not in FLOATS:
         return f"its dtype is {tensor.dtype}: only floating-point weights of 16 bits and more are rescaled"
-    return "its entries share memory" if _overlaps_itself(tensor) else ""
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    """May two entries lie at one place? Expanded tensors, of stride 0, are refused when they are to be written."""
-    reach = 0
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1 and s):
-        if stride <= reach:
-            return True
-        reach += (size - 1) * stride
-    return False
+    return "its entries share memory" if overlaps_itself(tensor) else ""
 
 
 def _memory(tensor: Tensor) -> tuple:
     if tensor.layout != torch.strided:
         return (id(tensor),)
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
-
-
-def _overlaps(source: Source, group: list[Source], tensors: Mapping[Source, Tensor]) -> bool:
-    def extent(tensor: Tensor) -> tuple[int, int]:
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        return int(tensor.storage_offset()), int(tensor.storage_offset() + last)
-
-    first, last = extent(tensors[source])
-    others = [extent(tensors[other]) for other in group if other is not source]
-    return any(start <= last and first <= end for start, end in others)

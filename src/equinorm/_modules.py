@@ -1,6 +1,7 @@
 """A model and its modules: what wraps it, which of them the user names, in which mode and by which default device they run."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,6 +27,38 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def only_looks(hook: Any) -> bool:
+    """Is this a hook of a library that changes nothing and shows nothing to users that the model does not return?
+
+    Those of torch.nn.utils (weight norm, pruning) prepare a module's own parameters; transformers records outputs that it was
+    asked to return.
+    """
+    kind = getattr(type(hook), "__module__", "") or ""
+    return kind.startswith("torch.nn.utils") or getattr(hook, "__module__", "") in _RECORDERS
+
+
+_RECORDERS = ("transformers.utils.output_capturing", "transformers.utils.generic")
+
+
+def recomputed(module: nn.Module) -> list[str]:
+    """Plain attributes that torch.nn.utils (weight norm, spectral norm, pruning) computes anew before every call."""
+    own = dict(module.named_parameters(recurse=False))
+    return [name for name in vars(module) if f"{name}_v" in own or f"{name}_orig" in own]
+
+
+def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword inputs with use_cache=False, where a model of transformers would return a cache that nobody has asked for.
+
+    Keys and values that later calls reuse scale as those of one call do.
+    """
+    bases = (str(kind.__module__) for kind in type(model).__mro__)
+    if not any(name.startswith("transformers.") for name in bases):
+        return kwargs
+    names = list(inspect.signature(model.forward).parameters)
+    given = {*kwargs, *names[: len(args)]}
+    return kwargs if "use_cache" not in names or given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
 
 
 _default = threading.local()

@@ -152,6 +152,16 @@ def has_writing_subgraph(graph: fx.GraphModule) -> bool:
     return any(written(node) for body in _graphs(graph) if body is not graph for node in body.graph.nodes)
 
 
+def mend_users(graph: fx.GraphModule) -> None:
+    """Enter anew who uses each node: the exporter forgets some where a region without gradients drops what it was given."""
+    for part in _graphs(graph):
+        for node in part.graph.nodes:
+            node.users.clear()
+        for node in part.graph.nodes:
+            for used in node.all_input_nodes:
+                used.users[node] = None
+
+
 def remove_idle_dropouts(graph: fx.GraphModule) -> None:
     """Replace each dropout that does nothing by its input, which is what it returns; not where a graph returns the result."""
     for part in _graphs(graph):

@@ -1,7 +1,6 @@
 """What a forward leaves behind besides its result, and who else reads what it computes."""
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,72 +9,46 @@ from torch import Tensor, nn
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
-from equinorm._modules import by_default, undisturbed
+from equinorm._modules import by_default, only_looks, recomputed, undisturbed
+from equinorm._snapshot import Snapshot
+
+
+class Attributes:
+    """What a model holds besides its modules and tensors, as it was before a forward.
+
+    Attributes:
+        leaves: tensors, arrays and storages in plain attributes, in what these hold, and in closures.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._snapshot = model, Snapshot(model, shared=True)
+        attributes = [(vars(module), name) for module in model.modules() for name in recomputed(module)]
+        self._recomputed = [place for place in attributes if place[1] in place[0]]
+        passing = {id(attributes[name]) for attributes, name in self._recomputed}
+        self.leaves = [leaf for leaf in self._snapshot.leaves if id(leaf) not in passing]
+
+    def kept(self) -> list[Tensor]:
+        """Tensors that a forward has left there since."""
+        own = {id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())}
+        own |= {id(attributes.get(name)) for attributes, name in self._recomputed}
+        return [tensor for tensor in self._snapshot.new_tensors() if id(tensor) not in own]
+
+    def restore(self) -> None:
+        """Put everything back."""
+        self._snapshot.restore()
 
 
 @contextlib.contextmanager
-def unchanged_attributes(model: nn.Module) -> Iterator[Callable[[], list[Tensor]]]:
-    """Put back what a traced forward assigns to the model, and what it puts into lists and dicts there.
+def unchanged_attributes(model: nn.Module) -> Iterator[Attributes]:
+    """Put back what a traced forward assigns to the model, and what it puts into containers, closures, classes and globals.
 
-    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again. Yields a
-    function that returns the tensors that the forward has left there so far.
+    Traced tensors would stay in them, and hooks that a model installs at its first call would be installed again.
     """
-    held = {
-        id(holder): (holder, list(holder.items()) if isinstance(holder, dict) else list(holder)) for holder in holders(model)
-    }
-    known = {id(item) for holder, _ in held.values() for item in items(holder)}
-    recomputed = [
-        (vars(module), name)
-        for module in model.modules()
-        for name in vars(module)
-        if f"{name}_v" in module._parameters or f"{name}_orig" in module._parameters
-    ]  # by torch.nn.utils before every call
-
-    def kept() -> list[Tensor]:
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        own |= {id(attributes.get(name)) for attributes, name in recomputed}
-        found = {id(item): item for holder in holders(model) for item in items(holder) if isinstance(item, Tensor)}
-        return [tensor for number, tensor in found.items() if number not in known and number not in own]
-
+    attributes = Attributes(model)
     try:
-        yield kept
+        yield attributes
     finally:
-        for holder, content in held.values():
-            holder.clear()
-            (holder.update if isinstance(holder, (dict, set)) else holder.extend)(content)
-
-
-_DEPTH = 4
-"""How far below a module's attributes its containers are followed."""
-
-
-def items(holder: Any) -> Iterator[Any]:
-    """What it holds; what tuples hold by itself."""
-    for item in list(holder.values() if isinstance(holder, dict) else holder):
-        if isinstance(item, tuple):
-            yield from items(item)
-        else:
-            yield item
-
-
-def holders(model: nn.Module) -> list[Any]:
-    """Everything in which a forward can leave values: attributes of modules, containers and plain objects in them."""
-    found: dict[int, Any] = {}
-
-    def follow(value: Any, depth: int) -> None:
-        if isinstance(value, (nn.Module, Tensor, type, str)) or callable(value) or depth > _DEPTH or id(value) in found:
-            return
-        if not isinstance(value, (dict, list, set, deque)):
-            value = getattr(value, "__dict__", None)
-            if not isinstance(value, dict) or id(value) in found:
-                return
-        found[id(value)] = value
-        for item in items(value):
-            follow(item, depth + 1)
-
-    for module in model.modules():
-        follow(vars(module), 0)
-    return list(found.values())
+        attributes.restore()
 
 
 def run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Exception | None:
@@ -118,8 +91,8 @@ def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterat
         _observe(values)
 
     for module in model.modules():
-        before = [hook for hook in module._forward_pre_hooks.values() if not _is_torch_own(hook)]
-        after = [hook for hook in module._forward_hooks.values() if not _is_torch_own(hook)]
+        before = [hook for hook in module._forward_pre_hooks.values() if not only_looks(hook)]
+        after = [hook for hook in module._forward_hooks.values() if not only_looks(hook)]
         after += [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
         if before or after:
             handles.append(module.register_forward_pre_hook(observe, prepend=True, with_kwargs=True))
@@ -144,8 +117,3 @@ def observed_hooks(model: nn.Module, kept: Callable[[], list[Tensor]]) -> Iterat
         for handle in handles:
             handle.remove()
             every._global_forward_hooks_with_kwargs.pop(handle.id, None)  # which remove() forgets
-
-
-def _is_torch_own(hook: Any) -> bool:
-    """Hooks of torch.nn.utils (weight norm, pruning) only prepare a module's own parameters."""
-    return getattr(type(hook), "__module__", "").startswith("torch.nn.utils")

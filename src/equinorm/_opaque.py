@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equinorm._errors import ExportError, describe, describe_inputs
-from equinorm._observed import LIBRARY, holders, run_once
+from equinorm._observed import LIBRARY, run_once
+from equinorm._snapshot import Snapshot
 
 _NEVER_COMPUTED = (torch.Tag.nondeterministic_seeded,)  # even where all that it reads are constants
 LIBRARY.define("opaque(Tensor[] read, str memories) -> Tensor[]", tags=_NEVER_COMPUTED)
@@ -197,15 +198,15 @@ def _recorded(
         if calling:
             record.is_within = True
             return forward(*args, **kwargs)
-        before, computed = _left(model), {*around.made}
+        before, computed = Snapshot(model), {*around.made}
         calling.append(name)
         try:
             with _Watching() as watching:
                 output = forward(*args, **kwargs)
         finally:
             calling.pop()
-        after = _left(model)
-        record.left += [place[:2] for key, place in after.items() if key not in before or before[key][2] is not place[2]]
+        registered = {id(content) for inner in model.modules() for content in (inner._parameters, inner._buffers)}
+        record.left += [place for place in before.new_entries() if id(place[0]) not in registered]
         named = dict([*model.named_parameters(), *model.named_buffers()])
         read = [key for key, tensor in named.items() if id(tensor) in own or _memory(tensor) in watching.read]
         memories: dict[int, int] = {}
@@ -249,18 +250,6 @@ def _recorded(
         return output
 
     return run
-
-
-def _left(module: nn.Module) -> dict[tuple[int, Any], tuple[dict, Any, Tensor]]:
-    """Tensors in attributes and dicts of a module, by their places; not its parameters and buffers."""
-    own = {id(content) for inner in module.modules() for content in (inner._parameters, inner._buffers)}
-    dicts = [holder for holder in holders(module) if isinstance(holder, dict) and id(holder) not in own]
-    return {
-        (id(holder), key): (holder, key, value)
-        for holder in dicts
-        for key, value in holder.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _plain(name: str, value: Any) -> Any:

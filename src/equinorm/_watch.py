@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
+from equinorm._modules import only_looks
 
 CLASS = "its class"
 """What stands for the class of a module among the names of what it holds."""
@@ -110,6 +111,6 @@ class Watch:
 
 
 def _hooks(module: nn.Module) -> list[int]:
-    """Keys of the functions that see what it takes and returns, but for recorders that transformers adds at the first run."""
+    """Keys of the functions that see what it takes and returns."""
     found = [*module._forward_hooks.items(), *module._forward_pre_hooks.items()]
-    return [key for key, function in found if not getattr(function, "__module__", "").startswith("transformers.")]
+    return [key for key, function in found if not only_looks(function)]
