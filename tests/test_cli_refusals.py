@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -187,6 +186,7 @@ def command(*arguments, **options):
 
 def test_disk_that_fills_up(folder):
     """Files may hold 1,000 bytes here: the write itself fails half-way."""
+    resource = pytest.importorskip("resource", reason="limits of processes are Unix's")
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -199,7 +199,7 @@ def test_disk_that_fills_up(folder):
     assert os.listdir(folder) == []
 
 
-def test_interrupt(folder):
+def test_interrupt(folder, interruptible):
     (folder / "slow.py").write_text(
         "import time, pathlib\ndef net():\n    pathlib.Path('started').touch()\n    time.sleep(60)\n", encoding="utf-8"
     )

@@ -229,7 +229,7 @@ def test_expanded_tensor_is_refused():
     refused(net, args, 0.5, "expanded")
 
 
-def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
+def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptible):
     """Ctrl-C in the middle of the writes is raised after the last of them."""
     net, args = network(), inputs()
     expected = copy.deepcopy(net)
