@@ -1,5 +1,6 @@
 """Entry point of the `equinorm` command, outside of the package: an interrupt while PyTorch is imported is one, too."""
 
+import json
 import os
 import signal
 import sys
@@ -18,8 +19,13 @@ def main() -> None:
 
 def _leave(number: int, frame: object) -> None:
     """End at once: an exception would be taken for a failure by what is being imported."""
-    os.write(2, b"error: interrupted; no file is half-written.\n")
-    os._exit(128 + signal.SIGINT)
+    message = "interrupted; no file is half-written."
+    if "--json" in sys.argv:
+        error = {"kind": "KeyboardInterrupt", "message": message, "exit_code": 130}
+        os.write(1, (json.dumps({"error": error}, indent=2) + "\n").encode())
+    else:
+        os.write(2, f"error: {message}\n".encode())
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner
-
 import cli_models
-from cli_tools import HERE, balanced, folder, record, refusal
+from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _files, _verify
-from equinorm.cli import app
 
 __all__ = ["folder"]
 
@@ -93,7 +90,8 @@ def test_keys_that_do_not_match_are_listed(folder):
 
 def test_weights_saved_from_a_wrapper(folder):
     torch.save({f"module.{key}": value for key, value in cli_models.mlp().state_dict().items()}, folder / "w.pt")
-    assert "DataParallel" in refusal("inspect", "cli_models:mlp", "--weights", "w.pt", "--input", "2x8")
+    found = record("inspect", "cli_models:mlp", "--weights", "w.pt", "--input", "2x8")
+    assert found["notes"] == ["w.pt: 'module.' of a wrapper is left out of names"]
     torch.save({"epoch": 3, "state_dict": cli_models.mlp().state_dict()}, folder / "checkpoint.pt")
     assert record("inspect", "cli_models:mlp", "--weights", "checkpoint.pt", "--input", "2x8")["num_free"] == 28
 
@@ -165,8 +163,9 @@ def test_bad_options(folder, option, expected):
 
 
 def test_debug_shows_the_traceback():
-    result = CliRunner().invoke(app, ["inspect", "cli_models:broken", "--input", "2x8", "--debug"])
-    assert isinstance(result.exception.__cause__, ValueError)
+    result = invoke("inspect", "cli_models:broken", "--input", "2x8", "--debug", code=2)
+    assert "Traceback" in result.stderr
+    assert "ValueError: no such dataset" in result.stderr
 
 
 # ------------------------------------------------------------------------------------------------------------ in a process

@@ -1,4 +1,5 @@
 """The check of built pages finds what readers of the documentation have seen, and doctests are given their heading."""
+# ruff: noqa: E402 -- the scripts of the pages are no part of the package
 
 import inspect
 import sys

@@ -1,6 +1,6 @@
 """Looks at the pages that were built: what the sources show as code or as braces, readers see as such.
 
-    python docs/_tables/check.py site
+python docs/_tables/check.py site
 """
 
 import re

@@ -54,9 +54,9 @@ def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], for
                 staged.append((Path(name), target))
                 os.close(handle)
                 write(Path(name))
-                os.chmod(name, _mode(target))
-                with open(name, "rb") as written:
+                with open(name, "rb+") as written:  # Windows syncs only what may be written
                     os.fsync(written.fileno())
+                os.chmod(name, _mode(target))
             except (OSError, safetensors.SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise OutputError(f"cannot write {path}: {reason}. Nothing was written.") from error

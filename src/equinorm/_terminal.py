@@ -4,7 +4,9 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,12 +17,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from equinorm._errors import EquinormError
-from equinorm._models import first_line
+from equinorm._options import worded
 from equinorm._records import as_json
+from equinorm._weights import first_line
 
-REFUSED, INTERRUPTED, UNEXPECTED = 2, 130, 1
-_WIDTH = 140
-"""Width of text that does not go to a terminal."""
+FAILED, INTERRUPTED = 2, 130
+"""Exit codes; 1 is the verdict of a command that did what it was asked to."""
+
+_WIDEST = 100_000
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class Steps:
@@ -57,8 +62,8 @@ def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: boo
 
     Args:
         work: returns the record, what to print for it, and the exit code.
-        json_only: print the record as JSON instead. What the model's own code prints goes to stderr either way.
-        debug: let errors through with their tracebacks, and show warnings.
+        json_only: print the record, or the error, as JSON instead. What the model's own code prints goes to stderr either way.
+        debug: show tracebacks and warnings.
 
     Raises:
         typer.Exit: with the exit code, if it is not 0.
@@ -69,38 +74,67 @@ def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: boo
                 warnings.simplefilter("ignore")
                 logging.disable(logging.CRITICAL)  # the exporter's own accounts of what it could not do
             record, text, code = work(steps)
-    except (Exception, KeyboardInterrupt) as error:
-        if debug or isinstance(error, typer.Exit):
-            raise
-        raise typer.Exit(_explain(error)) from None
+        written = _json(as_json(record)) if json_only else _plain(text)
+    except typer.Exit:
+        raise
+    except BaseException as error:  # also what ends a program: the exit code is the command's to choose
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error)
+        fail(type(error).__name__, message, code, json_only)
+    else:
+        _print(written)
     finally:
         logging.disable(logging.NOTSET)
-    if json_only:
-        sys.stdout.write(json.dumps(as_json(record), indent=2, allow_nan=False) + "\n")
-    else:
-        console = Console(highlight=False)
-        if console.is_terminal:
-            console.print(text)
-        else:
-            lines = console.render_lines(text, console.options.update(width=_WIDTH), pad=False)
-            sys.stdout.write("".join("".join(part.text for part in line).rstrip() + "\n" for line in lines))
     if code:
         raise typer.Exit(code)
 
 
-def _explain(error: BaseException) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        text, code = "interrupted; no file is half-written.", INTERRUPTED
-    elif isinstance(error, EquinormError):
-        text, code = str(error), REFUSED
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        text, code = "out of memory. Use a smaller input.", REFUSED
+def fail(kind: str, message: str, code: int, json_only: bool) -> None:
+    """Print an error: one line on stderr, or one JSON object on stdout."""
+    if json_only:
+        _print(_json({"error": {"kind": kind, "message": message, "exit_code": code}}))
     else:
-        text = f"unexpected {type(error).__name__}: {first_line(error)}. Run again with --debug to see where."
-        code = UNEXPECTED
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), text))
-    return code
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def _plain(text: RenderableType) -> str | RenderableType:
+    """Tables as text that is as wide as they are, unless they go to a terminal: names stay whole for other programs."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return text
+    lines = console.render_lines(text, console.options.update(width=_WIDEST), pad=False)
+    return "".join("".join(part.text for part in line).rstrip() + "\n" for line in lines)
+
+
+def _print(text: str | RenderableType) -> None:
+    """Write to stdout. Whoever reads it may have seen enough, as `head` has, which is no failure."""
+    try:
+        if isinstance(text, str):
+            sys.stdout.write(text)
+        else:
+            Console(highlight=False).print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What went wrong, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no file is half-written.", INTERRUPTED
+    if isinstance(error, EquinormError):
+        return worded(str(error)), FAILED
+    if isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY):
+        return "out of memory. Use a smaller input.", FAILED
+    if isinstance(error, SystemExit):
+        return f"the model's own code ends the program (code {error.code}). Run again with --debug to see where.", FAILED
+    text = f"unexpected {type(error).__name__}: {first_line(error)}. Run again with --debug to see where."
+    return text, FAILED
 
 
 @contextlib.contextmanager

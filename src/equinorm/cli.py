@@ -1,7 +1,9 @@
 """The command line: what each command reads, does, writes and prints."""
 
 import io
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -9,14 +11,17 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
+from typer.core import TyperGroup
 
 from equinorm import _demo, _report, _tables, _verify
+from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import BalanceError
 from equinorm._files import check_target, save, write_atomically
-from equinorm._models import WEIGHTS, InputError, load
+from equinorm._models import load
 from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
-from equinorm._terminal import INTERRUPTED, Steps, run
+from equinorm._terminal import INTERRUPTED, Steps, fail, run
+from equinorm._weights import WEIGHTS, InputError
 from equinorm.experiments import _command as _experiments
 from equinorm.experiments._command import SHARED
 from equinorm.experiments._presets import PRESETS
@@ -26,7 +31,26 @@ Result = tuple[Any, RenderableType, int]
 
 _REPORT, _PICTURE = Path("equinorm-demo.html"), Path("equinorm-train.png")
 
+
+class _Commands(TyperGroup):
+    """Commands whose wrong use is JSON, too, with --json."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        if "--json" not in given or not standalone_mode:
+            return super().main(args, *rest, standalone_mode=standalone_mode, **options)
+        try:
+            sys.exit(super().main(given, *rest, standalone_mode=False, **options))
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # of what typer raises for the user
+                raise
+            said: Any = error
+            fail(type(error).__name__, said.format_message(), said.exit_code, True)
+            sys.exit(said.exit_code)
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -97,7 +121,7 @@ def balance(
     weights: Weights = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
-    p: Annotated[str, typer.Option("--p", help="The norm: a positive number, or inf.")] = "2",
+    p: Annotated[str, typer.Option("--p", help=f"The norm: a number from {LEAST_P:g} to {LARGEST_P:g}, or inf.")] = "2",
     c: Annotated[float, typer.Option("--c", help="Asymmetry; above 1 moves energy towards the output.")] = 1.0,
     cycles: Annotated[int | None, typer.Option(help="Run exactly so many cycles instead of until --tol.")] = None,
     tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
@@ -118,7 +142,7 @@ def balance(
     """
 
     def work(steps: Steps) -> Result:
-        norm = _positive(p)
+        norm = _norm(p)
         check_target(output, (".safetensors",), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
@@ -154,11 +178,11 @@ def compare(
 ) -> None:
     """Compare the outputs of two models, and tell whether a rescaling joins their weights.
 
-    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if the models cannot be compared.
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason.
     """
 
     def work(steps: Steps) -> Result:
-        second, file = model_b, weights_b
+        second, file, hint = model_b, weights_b, ""
         if Path(model_b).suffix in WEIGHTS:
             if weights_b is not None:
                 raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
@@ -171,8 +195,10 @@ def compare(
             a = replace(a, args=b.args, kwargs=b.kwargs)
         if a.model is b.model:
             raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
+        if file is not None and weights is None and not model_a.endswith(".pt2"):
+            hint = f"A has the weights that {model_a} gives it. Name the file that {file} was made from with --weights."
         steps.say("comparing")
-        record = _verify.comparison(a, replace(b, name=model_b), opaque or ())
+        record = _verify.comparison(a, replace(b, name=model_b), opaque or (), hint)
         return record, _tables.comparison(record), int(not record.same_outputs)
 
     run(work, json, debug)
@@ -260,13 +286,13 @@ def figures(
     run(work, json, debug)
 
 
-def _positive(text: str) -> float:
+def _norm(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise BalanceError(f"--p must be a positive number or inf, not {text!r}.")
+        value = math.nan
+    if not (LEAST_P <= value <= LARGEST_P or value == math.inf):
+        raise BalanceError(f"--p must be a number from {LEAST_P:g} to {LARGEST_P:g}, or inf, not {text}.")
     return value
 
 

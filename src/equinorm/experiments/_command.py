@@ -73,6 +73,7 @@ def run(
     if results is not None and results.suffix != ".jsonl":
         raise ExperimentError(f"results are lines of JSON: name a .jsonl file instead of {results}.")
     kept = Results(results)
+    kept.check_writable()
     pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
     try:
         cells, runs, repeated = compare(asked, kept, pool, report)

@@ -1,17 +1,16 @@
 """Results: one JSON line for each run, appended whole, so that several programs may write one file and resume it."""
 
-import fcntl
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -137,6 +136,15 @@ class Results:
             if found is not None:
                 self.by_run[found.run] = found
 
+    def check_writable(self) -> None:
+        """Refuse early what could not be kept in the end.
+
+        Raises:
+            ExperimentError: if there is a file, but no way to keep other programs from writing it at the same time.
+        """
+        if self._path is not None:
+            _lock()
+
     def append(self, result: Result) -> None:
         """Keep a result, and write it as one line.
 
@@ -146,10 +154,11 @@ class Results:
         self.by_run[result.run] = result
         if self._path is None:
             return
+        lock = _lock()
         line = json.dumps(as_json(result), allow_nan=False, separators=(",", ":")) + "\n"
         try:
             with open(self._path, "ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
                 size = file.seek(0, os.SEEK_END)
                 if size:  # the last writer may have been cut off
                     file.seek(size - 1)
@@ -160,6 +169,18 @@ class Results:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ExperimentError(f"cannot write {self._path}: {error.strerror}. Earlier results are as they were.") from error
+
+
+def _lock() -> Callable[[BinaryIO], None]:
+    """What locks a file until it is closed; only Unix has it."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ExperimentError(
+            "a file of results is locked while it is written, and this system has no locks of the kind (Python's module fcntl). "
+            "Leave out --results."
+        ) from error
+    return lambda file: fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def read(path: Path) -> list[Result]:
