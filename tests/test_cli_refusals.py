@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 import cli_models
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _files, _verify
@@ -91,7 +92,7 @@ def test_keys_that_do_not_match_are_listed(folder):
 def test_weights_saved_from_a_wrapper(folder):
     torch.save({f"module.{key}": value for key, value in cli_models.mlp().state_dict().items()}, folder / "w.pt")
     found = record("inspect", "cli_models:mlp", "--weights", "w.pt", "--input", "2x8")
-    assert found["notes"] == ["w.pt: 'module.' of a wrapper is left out of names"]
+    assert found["notes"] == ["w.pt: names were read without 'module.', which wrappers add"]
     torch.save({"epoch": 3, "state_dict": cli_models.mlp().state_dict()}, folder / "checkpoint.pt")
     assert record("inspect", "cli_models:mlp", "--weights", "checkpoint.pt", "--input", "2x8")["num_free"] == 28
 
@@ -129,7 +130,7 @@ def test_weights_that_are_not_finite(folder):
         (("cli_modules:mlp", "--input", "2x8"), "no module 'cli_modules'"),
         (("cli_models", "--input", "2x8"), "package.module:factory"),
         (("cli_models:broken", "--input", "2x8"), "no such dataset"),
-        (("cli_models:not_a_model", "--input", "2x8"), "returned a int"),
+        (("cli_models:not_a_model", "--input", "2x8"), "returned no torch.nn.Module, but a value of type int"),
         (("missing.pt2",), "no file missing.pt2"),
         (("garbage.pt2",), "exported program"),
         (("cli_models:mlp", "--input", "2x8", "--weights", "garbage.safetensors"), "cannot read weights"),

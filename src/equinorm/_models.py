@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._weights import InputError, first_line, load_weights, read, readable, shorten
+from equinorm._weights import InputError, first_line, first_sentence, load_weights, read, readable, shorten
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
 
@@ -112,7 +112,7 @@ def _factory(name: str) -> nn.Module:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise InputError(f"{name} is a {type(found).__name__}, neither a torch.nn.Module nor a factory of one.")
+        raise InputError(f"{name} is neither a torch.nn.Module nor a factory of one, but of type {type(found).__name__}.")
     if needed := _needed(found):
         raise InputError(
             f"{name} takes arguments ({', '.join(needed)}), and a factory is called without any. "
@@ -123,7 +123,7 @@ def _factory(name: str) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise InputError(f"{name}() raised {_raised(error)}.") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(f"{name}() returned no torch.nn.Module, but a value of type {type(model).__name__}.")
     return model
 
 
@@ -149,11 +149,7 @@ def _raised(error: BaseException) -> str:
 
 def _foreign(file: str) -> bool:
     """Whether a file belongs to Python or to an installed package."""
-    return (
-        file.startswith("<")
-        or "site-packages" in file
-        or file.startswith((os.path.dirname(os.__file__), os.path.dirname(__file__)))
-    )
+    return "site-packages" in file or file.startswith(("<", os.path.dirname(os.__file__), os.path.dirname(__file__)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- inputs
@@ -179,7 +175,7 @@ def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, di
                 example = _example(sizes, dtype, generator)
             except (RuntimeError, OverflowError) as error:
                 raise InputError(
-                    f"cannot make the input {text!r}: {first_line(error)}. Use a smaller one, or a file."
+                    f"cannot make the input {text!r}: {first_sentence(error)}. Write another shape, or name a file."
                 ) from error
             if match["name"]:
                 kwargs[match["name"]] = example

@@ -92,7 +92,7 @@ def _cause(error: Exception, path: Path) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, (RuntimeError, safetensors.SafetensorError)):
-        return first_line(error).partition(". ")[0]
+        return first_sentence(error)
     if isinstance(error, (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)):
         return "it is damaged, or was not written by torch.save"
     return f"{type(error).__name__}: {first_line(error)}"
@@ -106,7 +106,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     advice = "It must be a .safetensors file, or a state dict saved by torch.save(model.state_dict(), path)."
     found = read(path, "weights", advice)
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no state dict but a {type(found).__name__}. Save model.state_dict().")
+        raise InputError(f"{path} holds no state dict, but a value of type {type(found).__name__}. Save model.state_dict().")
     odd = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if not odd:
         return found, ""
@@ -119,8 +119,8 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     if dicts:
         listed = shorten([repr(key) for key in dicts])
         raise InputError(f"{path} holds several state dicts, below {listed}. Save the one that is meant by itself.")
-    kinds = shorten([f"{key!r} ({type(found[key]).__name__})" for key in odd])
-    raise InputError(f"{path} holds no state dict: {kinds} is no tensor. Save model.state_dict().")
+    kinds = shorten([f"{key!r}: {type(found[key]).__name__}" for key in odd])
+    raise InputError(f"{path} holds no state dict, which has names and tensors alone: {kinds}. Save model.state_dict().")
 
 
 def _odd(state: Mapping[Any, Any]) -> bool:
@@ -135,13 +135,15 @@ def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str
     found = {key: names.get(_unwrapped(key)) for key in state}
     if len(names) == len(own) and None not in found.values() and len(set(found.values())) == len(found):
         marks = sorted({part for key in (*state, *own) for part in key.split(".") if part in _WRAPPERS})
-        parts = ", ".join(repr(f"{part}.") for part in marks)
-        return {str(found[key]): value for key, value in state.items()}, f"{parts} of a wrapper is left out of names"
+        parts = " and ".join(repr(f"{part}.") for part in marks)
+        return {str(found[key]): value for key, value in state.items()}, f"names were read without {parts}, which wrappers add"
     first = next(iter(state)).split(".")
     for count in range(1, len(first)):
         prefix = ".".join(first[:count]) + "."
         if all(key.startswith(prefix) and key.removeprefix(prefix) in own for key in state):
-            return {key.removeprefix(prefix): value for key, value in state.items()}, f"{prefix!r} is left out of names"
+            return {
+                key.removeprefix(prefix): value for key, value in state.items()
+            }, f"names were read without the prefix {prefix!r}"
     return state, ""
 
 
@@ -160,8 +162,7 @@ def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
     kinds = [
         f"{key} (file {_name(state[key].dtype)}, model {_name(own[key].dtype)})"
         for key in both
-        if state[key].dtype != own[key].dtype and not (state[key].is_floating_point() and own[key].is_floating_point())
-        if not torch.equal(state[key].to(own[key].dtype).to(state[key].dtype), state[key])
+        if not _fits(state[key], own[key])
     ]
     parts = [("missing in the file", missing), ("unexpected in the file", unexpected), ("of another shape", shapes)]
     parts.append(("of another kind of number", kinds))
@@ -210,6 +211,13 @@ def _held(model: nn.Module) -> list[tuple[nn.Module, str, Tensor, Any]]:
     ]
 
 
+def _fits(stored: Tensor, own: Tensor) -> bool:
+    """Whether a model can hold this: floating-point numbers of any width, others without a loss."""
+    if own.dtype == stored.dtype or (own.is_floating_point() and stored.is_floating_point()):
+        return True
+    return not own.is_floating_point() and torch.equal(stored.to(own.dtype).to(stored.dtype), stored)
+
+
 def _same(held: Any, stored: Tensor) -> bool:
     """Whether a model holds what a file does: bitwise, but that whole numbers may have another width."""
     if not isinstance(held, Tensor) or (held.is_floating_point() and held.dtype != stored.dtype):
@@ -255,6 +263,11 @@ def shorten(names: Sequence[str]) -> str:
 def first_line(error: BaseException) -> str:
     """First line of an error's text, without a full stop."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+
+
+def first_sentence(error: BaseException) -> str:
+    """First sentence of an error's first line, without the place in PyTorch's own source."""
+    return re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", first_line(error)).partition(". ")[0]
 
 
 def _shape(tensor: Tensor) -> str:

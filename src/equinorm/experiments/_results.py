@@ -177,7 +177,7 @@ def _lock() -> Callable[[BinaryIO], None]:
         import fcntl
     except ImportError as error:
         raise ExperimentError(
-            "a file of results is locked while it is written, and this system has no locks of the kind (Python's module fcntl). "
+            "a file of results is locked while it is written, and this system has no such locks (Python's module fcntl). "
             "Leave out --results."
         ) from error
     return lambda file: fcntl.flock(file, fcntl.LOCK_EX)
