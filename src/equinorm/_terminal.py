@@ -57,13 +57,19 @@ class Steps:
         return report
 
 
-def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: bool, debug: bool) -> None:
+def run(
+    work: Callable[[Steps], tuple[Any, RenderableType, int]],
+    json_only: bool,
+    debug: bool,
+    words: Callable[[str], str] = worded,
+) -> None:
     """Do the work of a command, then print its record.
 
     Args:
         work: returns the record, what to print for it, and the exit code.
         json_only: print the record, or the error, as JSON instead. What the model's own code prints goes to stderr either way.
         debug: show tracebacks and warnings.
+        words: turns what errors of the library say into what the user has typed.
 
     Raises:
         typer.Exit: with the exit code, if it is not 0.
@@ -80,7 +86,7 @@ def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: boo
     except BaseException as error:  # also what ends a program: the exit code is the command's to choose
         if debug:
             traceback.print_exc()
-        message, code = _explain(error)
+        message, code = _explain(error, words)
         fail(type(error).__name__, message, code, json_only)
     else:
         _print(written)
@@ -123,12 +129,12 @@ def _print(text: str | RenderableType) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
+def _explain(error: BaseException, words: Callable[[str], str]) -> tuple[str, int]:
     """What went wrong, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; no file is half-written.", INTERRUPTED
     if isinstance(error, EquinormError):
-        return worded(str(error)), FAILED
+        return words(str(error)), FAILED
     if isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY):
         return "out of memory. Use a smaller input.", FAILED
     if isinstance(error, SystemExit):

@@ -264,7 +264,7 @@ def train(
         record = replace(record, picture=str(picture))
         return record, _experiments.summary(record), 0
 
-    run(work, json, debug)
+    run(work, json, debug, str)
 
 
 @app.command()
@@ -283,7 +283,7 @@ def figures(
         write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
         return record, _experiments.drawn(record), 0
 
-    run(work, json, debug)
+    run(work, json, debug, str)
 
 
 def _norm(text: str) -> float:
