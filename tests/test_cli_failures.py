@@ -17,6 +17,7 @@ import cli_models
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _options, _verify
 from equinorm._options import worded
+from equinorm._tables import percent
 from equinorm.experiments import _results
 
 __all__ = ["folder"]
@@ -206,6 +207,32 @@ def test_names_stay_whole_where_output_is_piped(folder):
     assert f"{name}.0.weight[0]" in text
     assert f"{name}.2.weight[0]" in text.split("Pinned channels")[1]
     assert f"{name}.2.weight" in invoke("balance", "deep:net", "--input", "2x8", "-o", "o.safetensors").stdout
+
+
+def test_stdout_holds_the_result_alone(folder):
+    (folder / "loud.py").write_text(
+        "import os, cli_models\ndef net():\n    os.system('echo of a shell')\n    print('of Python')\n    return cli_models.mlp()\n"
+    )
+    arguments = [*COMMAND, "inspect", "loud:net", "--input", "2x8", "--json"]
+    ran = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert json.loads(ran.stdout)["num_free"] == 28
+    assert sorted(ran.stderr.splitlines()) == ["of Python", "of a shell"]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [
+        (203520, 203530, "> 99.9 %"),
+        (203530, 203530, "100.0 %"),
+        (10, 203530, "< 0.1 %"),
+        (0, 203530, "0.0 %"),
+        (-1, 203530, "> -0.1 %"),
+        (1, 3, "33.3 %"),
+        (1, 0, "–"),
+    ],
+)
+def test_shares_round_neither_to_all_nor_to_nothing(part, whole, text):
+    assert percent(part, whole) == text
 
 
 # -------------------------------------------------------------------------------------------------------------- interrupts

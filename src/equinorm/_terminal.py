@@ -75,7 +75,7 @@ def run(
         typer.Exit: with the exit code, if it is not 0.
     """
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), _steps() as steps:
+        with warnings.catch_warnings(), _quiet_stdout(), _steps() as steps:
             if not debug:
                 warnings.simplefilter("ignore")
                 logging.disable(logging.CRITICAL)  # the exporter's own accounts of what it could not do
@@ -141,6 +141,24 @@ def _explain(error: BaseException, words: Callable[[str], str]) -> tuple[str, in
         return f"the model's own code ends the program (code {error.code}). Run again with --debug to see where.", FAILED
     text = f"unexpected {type(error).__name__}: {first_line(error)}. Run again with --debug to see where."
     return text, FAILED
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Whatever prints, Python or a program that it starts, prints to stderr: stdout is for the result."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        kept = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @contextlib.contextmanager
