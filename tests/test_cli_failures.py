@@ -211,7 +211,8 @@ def test_names_stay_whole_where_output_is_piped(folder):
 
 def test_stdout_holds_the_result_alone(folder):
     (folder / "loud.py").write_text(
-        "import os, cli_models\ndef net():\n    os.system('echo of a shell')\n    print('of Python')\n    return cli_models.mlp()\n"
+        "import os, cli_models\n"
+        "def net():\n    os.system('echo of a shell')\n    print('of Python')\n    return cli_models.mlp()\n"
     )
     arguments = [*COMMAND, "inspect", "loud:net", "--input", "2x8", "--json"]
     ran = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=True)
@@ -258,6 +259,23 @@ def test_interrupt_while_pytorch_is_imported(folder, interruptible, more):
         assert err == ""
     else:
         assert (out, err) == ("", f"error: {message}\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("seconds", [0.1, 0.5])
+def test_interrupt_while_workers_start(folder, interruptible, seconds):
+    """Ctrl-C reaches the whole group; processes that still import PyTorch have nothing to say to it."""
+    arguments = [*COMMAND, "train", "--workers", "2"]
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and len(children.read_text().split()) < 3:  # two, and one that tracks resources
+            time.sleep(0.01)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "error: interrupted; no file is half-written.\n")
 
 
 def test_the_command_is_the_command_line():
