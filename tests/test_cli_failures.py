@@ -68,6 +68,16 @@ def test_compare_that_cannot_print_has_compared_all_the_same():
     assert (process.returncode, err) == (0, "")
 
 
+@pytest.mark.parametrize(("shell", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("> /dev/full", 2)])
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+def test_closed_and_full_streams(shell, code):
+    command = " ".join([*COMMAND, "compare", "cli_models:mlp", "cli_models:mlp", "--input", "2x8", shell])
+    ran = subprocess.run(command, shell=True, capture_output=True, text=True, env=ENVIRONMENT)
+    assert ran.returncode == code
+    assert ran.stderr == ("error: cannot print the result: No space left on device.\n" if code else "")
+    assert ("outputs  equal" in ran.stdout) == (shell == "2>&-")
+
+
 def test_scripts_and_models_that_end_the_program(folder):
     (folder / "script.py").write_text("import sys\nsys.exit(0)\n")
     assert "ends the program (code 0)" in refusal("inspect", "script:net", "--input", "2x8")

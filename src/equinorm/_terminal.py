@@ -118,15 +118,18 @@ def _plain(text: RenderableType) -> str | RenderableType:
 
 
 def _print(text: str | RenderableType) -> None:
-    """Write to stdout. Whoever reads it may have seen enough, as `head` has, which is no failure."""
+    """Write to stdout. Whoever reads it may have seen enough, as `head` has, which is no failure; a full disk is one."""
     try:
         if isinstance(text, str):
             sys.stdout.write(text)
         else:
             Console(highlight=False).print(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        if not isinstance(error, BrokenPipeError):
+            fail(type(error).__name__, f"cannot print the result: {error.strerror}.", FAILED, False)
+            raise typer.Exit(FAILED) from None
 
 
 def _explain(error: BaseException, words: Callable[[str], str]) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -304,6 +305,9 @@ def _drawn(path: Path, record: Balancing, pictures: list[Pictures]) -> bytes:
 
 def main() -> None:
     """Entry point of the `equinorm` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ℓ shows a question mark
             stream.reconfigure(errors="replace")
