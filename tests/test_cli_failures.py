@@ -17,7 +17,6 @@ import cli_models
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _options, _verify
 from equinorm._options import worded
-from equinorm._tables import percent
 from equinorm.experiments import _results
 
 __all__ = ["folder"]
@@ -228,22 +227,6 @@ def test_stdout_holds_the_result_alone(folder):
     ran = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert json.loads(ran.stdout)["num_free"] == 28
     assert sorted(ran.stderr.splitlines()) == ["of Python", "of a shell"]
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [
-        (203520, 203530, "> 99.9 %"),
-        (203530, 203530, "100.0 %"),
-        (10, 203530, "< 0.1 %"),
-        (0, 203530, "0.0 %"),
-        (-1, 203530, "> -0.1 %"),
-        (1, 3, "33.3 %"),
-        (1, 0, "–"),
-    ],
-)
-def test_shares_round_neither_to_all_nor_to_nothing(part, whole, text):
-    assert percent(part, whole) == text
 
 
 # -------------------------------------------------------------------------------------------------------------- interrupts

@@ -37,6 +37,7 @@ def test_faults_are_found(html, fault):
 
 
 def test_code_may_show_what_text_may_not():
+    assert check.faults("$x_{12}$\n", "<p>x12</p>") == []
     assert check.faults("", "<pre>&gt;&gt;&gt; 1</pre><code>```</code><script>'>>>'</script>") == []
 
 

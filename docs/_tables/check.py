@@ -11,6 +11,9 @@ from pathlib import Path
 PAGES = Path(__file__).parents[1]
 
 _BRACES = re.compile(r"\{[^{}\n`]*\}")
+_FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+"""Mathematics, whose braces only group."""
+
 _LEFT = {">>>": "a doctest", "```": "a fence", "| --- |": "a table", "|---": "a table"}
 """What is source, not text, wherever it is read outside of code."""
 
@@ -48,7 +51,9 @@ def faults(source: str, html: str) -> list[str]:
     page = Page(html)
     found = [f"{what} is shown as text: {sign}" for sign, what in _LEFT.items() if sign in page.prose]
     seen = " ".join(page.text.split())
-    found += [f"braces are lost: {part}" for part in _BRACES.findall(source) if " ".join(part.split()) not in seen]
+    found += [
+        f"braces are lost: {part}" for part in _BRACES.findall(_FORMULA.sub("", source)) if " ".join(part.split()) not in seen
+    ]
     if page.quotations > len(re.findall(r"(?m)^(> ?)+", source)):  # >>> is a quotation in three others
         found.append(f"{page.quotations} quotations that the source does not hold")
     fences = len(re.findall(r"(?m)^ *```\w", source))

@@ -220,7 +220,7 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BalanceError(f"{name} must be a number, not {value!r}.")
     if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
-        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}.")
+        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}: powers would underflow.")
     if not (c > 0 and math.isfinite(c)):
         raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
     if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):

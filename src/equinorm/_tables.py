@@ -48,13 +48,8 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share in percent with one decimal; what is not all, or not nothing, does not read so."""
-    text = f"{100 * part / whole:.1f}" if whole else ""
-    if text == "100.0" and part < whole:
-        return "> 99.9 %"
-    if text in ("0.0", "-0.0") and part:
-        return "< 0.1 %" if part * whole > 0 else "> -0.1 %"
-    return f"{text} %" if text else "–"
+    """A share in percent with one decimal."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
 def deviation(value: float) -> str:

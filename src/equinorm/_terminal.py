@@ -8,13 +8,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from typer.core import TyperGroup
 
 from equinorm._errors import EquinormError
 from equinorm._options import worded
@@ -55,6 +56,23 @@ class Steps:
             self._progress.update(self._task, description=text, total=1.0, completed=min(max(done, 0.0), 1.0))
 
         return report
+
+
+class Commands(TyperGroup):
+    """Commands whose wrong use is JSON, too, with --json."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        if "--json" not in given or not standalone_mode:
+            return super().main(args, *rest, standalone_mode=standalone_mode, **options)
+        try:
+            sys.exit(super().main(given, *rest, standalone_mode=False, **options))
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # of what typer raises for the user
+                raise
+            said: Any = error
+            fail(type(error).__name__, said.format_message(), said.exit_code, True)
+            sys.exit(said.exit_code)
 
 
 def run(

@@ -4,7 +4,6 @@ import io
 import math
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from typer.core import TyperGroup
 
 from equinorm import _demo, _report, _tables, _verify
 from equinorm._balance import LARGEST_P, LEAST_P
@@ -21,7 +19,7 @@ from equinorm._files import check_target, save, write_atomically
 from equinorm._models import load
 from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
-from equinorm._terminal import INTERRUPTED, Steps, fail, run
+from equinorm._terminal import INTERRUPTED, Commands, Steps, run
 from equinorm._weights import WEIGHTS, InputError
 from equinorm.experiments import _command as _experiments
 from equinorm.experiments._command import SHARED
@@ -32,26 +30,8 @@ Result = tuple[Any, RenderableType, int]
 
 _REPORT, _PICTURE = Path("equinorm-demo.html"), Path("equinorm-train.png")
 
-
-class _Commands(TyperGroup):
-    """Commands whose wrong use is JSON, too, with --json."""
-
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        if "--json" not in given or not standalone_mode:
-            return super().main(args, *rest, standalone_mode=standalone_mode, **options)
-        try:
-            sys.exit(super().main(given, *rest, standalone_mode=False, **options))
-        except Exception as error:
-            if not hasattr(error, "format_message"):  # of what typer raises for the user
-                raise
-            said: Any = error
-            fail(type(error).__name__, said.format_message(), said.exit_code, True)
-            sys.exit(said.exit_code)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
