@@ -18,6 +18,7 @@ from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _options, _verify
 from equinorm._options import worded
 from equinorm.experiments import _results
+from experiment_tools import TINY, result
 
 __all__ = ["folder"]
 
@@ -84,6 +85,35 @@ def test_scripts_and_models_that_end_the_program(folder):
         "import sys, torch\nclass Net(torch.nn.Module):\n    def forward(self, x):\n        sys.exit(0)\n"
     )
     assert "ends the program (code 0)" in refusal("inspect", "ending:Net", "--input", "2x8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["figures", "results.jsonl", "-o", "file"], "cannot create the folder file: File exists"),
+        (["figures", "results.jsonl", "-o", "file/x"], "cannot create the folder file/x: Not a directory"),
+        (["train", "--results", "folder.jsonl"], "cannot read folder.jsonl: Is a directory"),
+        (["train", "--preset", "sweep.json"], "depths must be a list such as [1]"),
+        (["train", "--methods", ""], "write values such as bn,enorm"),
+        (["train", "--set", "width=0"], "width must be a number of at least 1, not 0"),
+        (["train", "--set", "weight_decay=nan"], "weight_decay must be a number of at least 0, not nan"),
+        (["train", "--batches", "-4"], "batch must be a number of at least 1, not -4"),
+        (["train", "--methods", "path_sgd:path_every=0"], "path_every must be a number of at least 1, not 0"),
+        (["train", "--methods", "enorm_exact:p=inf"], "enorm_exact follows the minimum of a finite p"),
+        (["train", "--methods", "enorm:p=-1"], "p must be a number from 0.01 to 100, or inf, not -1.0"),
+        (["train", "--device", "gpu"], "--device gpu: there are cpu, cuda"),
+        (["train", "--workers", "0"], "--workers must be at least 1, not 0"),
+    ],
+)
+def test_experiments_refuse_what_cannot_be_run(folder, arguments, part):
+    (folder / "file").touch()
+    (folder / "folder.jsonl").mkdir()
+    (folder / "sweep.json").write_text('{"depths": 3}')
+    results = _results.Results(folder / "results.jsonl")
+    results.append(result(TINY))
+    assert part in refusal(
+        *arguments, *(["--workers", "1"] if arguments[0] == "train" and "--workers" not in arguments else [])
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- errors as JSON

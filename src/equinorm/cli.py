@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from equinorm import _demo, _report, _tables, _verify
 from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import BalanceError
-from equinorm._files import check_target, save, write_atomically
+from equinorm._files import check_target, make_folder, save, write_atomically
 from equinorm._models import load
 from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
@@ -260,7 +260,7 @@ def figures(
 
     def work(steps: Steps) -> Result:
         record, drawn = _experiments.figures(results, output, steps.say)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
         return record, _experiments.drawn(record), 0
 

@@ -124,12 +124,19 @@ class Results:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the lines that were added since the last time."""
+        """Read the lines that were added since the last time.
+
+        Raises:
+            ExperimentError: if there is a file that cannot be read.
+        """
         if self._path is None or not self._path.exists():
             return
-        with open(self._path, "rb") as file:
-            file.seek(self._read)
-            lines = file.read().split(b"\n")
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                lines = file.read().split(b"\n")
+        except OSError as error:
+            raise ExperimentError(f"cannot read {self._path}: {error.strerror}.") from error
         for line in lines[:-1]:
             self._read += len(line) + 1
             found = _parse(line)
@@ -191,10 +198,7 @@ def read(path: Path) -> list[Result]:
     """
     if not path.is_file():
         raise ExperimentError(f"there is no file {path}.")
-    try:
-        results = list(Results(path).by_run.values())
-    except OSError as error:
-        raise ExperimentError(f"cannot read {path}: {error.strerror}.") from error
+    results = list(Results(path).by_run.values())
     if not results:
         raise ExperimentError(f"{path} holds no results. Write some with equinorm train --results {path}.")
     return results
