@@ -1,6 +1,9 @@
 """torchvision's models: classification, segmentation, video, optical flow, and the backbones of detection."""
 
 import contextlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +22,27 @@ SMALL = ("quantized_googlenet", "quantized_inception_v3", "googlenet", "inceptio
 """Models whose constructor has init_weights, slow unless said."""
 
 
-def import_models() -> Any:
-    """torchvision.models; its compiled operators may be missing, which the networks themselves do not need."""
+def declare_operators() -> None:
+    """Declare the operators that torchvision asks for when imported, if its compiled ones do not fit this PyTorch.
+
+    The networks themselves do not need them.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None or "torchvision" in sys.modules:
+        return
+    for path in Path(found.origin).parent.glob("_C*.so"):
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(str(path))
     if not hasattr(torch.ops.torchvision, "nms"):
         library = torch.library.Library("torchvision", "DEF")
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import_models.library = library  # type: ignore[attr-defined]  # definitions live as long as this object
+        declare_operators.library = library  # type: ignore[attr-defined]  # definitions live as long as this object
+
+
+def import_models() -> Any:
+    """torchvision.models, with or without its compiled operators."""
+    declare_operators()
     from torchvision import models
 
     return models

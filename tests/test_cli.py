@@ -62,7 +62,7 @@ def test_inspect_without_free_class_says_so():
 
 
 def test_opaque_submodules():
-    assert "opaque='3'" in refusal("inspect", "cli_models:branching", "--input", "2x8")
+    assert "--opaque 3" in refusal("inspect", "cli_models:branching", "--input", "2x8")
     shown = record("inspect", "cli_models:branching", "--input", "2x8", "--opaque", "3")
     assert shown["num_free"] == 16
     assert balanced("branching", "--opaque", "3")["deviation"] <= 1e-6

@@ -92,7 +92,7 @@ EXPERIMENTS = [
 """Configurations, data, networks, one run, many runs, what the commands do with them."""
 
 COMMAND_LINE = [
-    *["_records", "_models", "_files", "_terminal", "_verify", "_demo", "_tables", "_report"],
+    *["_records", "_weights", "_models", "_options", "_files", "_terminal", "_verify", "_demo", "_tables", "_report"],
     *["experiments", *(f"experiments.{name}" for name in EXPERIMENTS)],
     "cli",
 ]

@@ -185,7 +185,7 @@ def test_demo_command(tmp_path, monkeypatch, demonstration):
     picture(Path("own.png").read_bytes())
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2
-    assert "--force" in refused.stderr
+    assert "--force" in json.loads(refused.stdout)["error"]["message"]
 
 
 def test_demo_without_scikit_learn(tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_a_tensor_that_is_expanded_after_the_analysis_is_refused():
     assert equinorm.symmetries(net, args).num_free == symmetries.num_free - 7
 
 
-def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch):
+def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptible):
     """Ctrl-C in the middle of the writes is raised after the last of them."""
     net, args = network(), inputs()
     expected = copy.deepcopy(net)

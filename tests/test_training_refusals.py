@@ -112,7 +112,7 @@ def test_parameters_that_another_optimizer_trains():
         hook.cycle_()
 
 
-def test_interrupts_wait_until_all_has_moved(monkeypatch):
+def test_interrupts_wait_until_all_has_moved(monkeypatch, interruptible):
     model, inputs, optimizer = made(momentum=0.9)
     found = equinorm.symmetries(model, (inputs,))
     found.rescale_(torch.randn(found.num_free, dtype=torch.float64))

@@ -35,6 +35,18 @@ def check_target(path: Path, suffixes: Sequence[str], force: bool) -> None:
         raise OutputError(f"cannot write {path}: the folder {folder} is read-only. Write to another one.")
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, unless it exists.
+
+    Raises:
+        OutputError: if that cannot be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot create the folder {path}: {error.strerror}. Write to another one.") from error
+
+
 def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], force: bool) -> None:
     """Write several files; all are complete on disk before the first takes its name.
 
@@ -54,9 +66,9 @@ def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], for
                 staged.append((Path(name), target))
                 os.close(handle)
                 write(Path(name))
-                os.chmod(name, _mode(target))
-                with open(name, "rb") as written:
+                with open(name, "rb+") as written:  # Windows syncs only what may be written
                     os.fsync(written.fileno())
+                os.chmod(name, _mode(target))
             except (OSError, safetensors.SafetensorError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise OutputError(f"cannot write {path}: {reason}. Nothing was written.") from error

@@ -1,29 +1,22 @@
 """Reading what the command line names: models, their weights and inputs. Everything here only reads."""
 
 import importlib
+import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from equinorm._errors import EquinormError
-
-WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""Suffixes of weight files."""
+from equinorm._weights import InputError, first_line, first_sentence, load_weights, read, readable, shorten
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
-_SHOWN = 8
-
-
-class InputError(EquinormError):
-    """What the user named cannot be read or does not fit together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,12 +28,14 @@ class Loaded:
         model: the module, with its weights.
         args: positional inputs.
         kwargs: keyword inputs.
+        notes: what was done to make model and weights fit, for the user to know.
     """
 
     name: str
     model: nn.Module = field(repr=False)
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def load(name: str, weights: Path | None, inputs: Sequence[str], train: bool | None, needs_inputs: bool = True) -> Loaded:
@@ -65,18 +60,17 @@ def load(name: str, weights: Path | None, inputs: Sequence[str], train: bool | N
     else:
         model = _factory(name)
         model.train(bool(train))
-    if weights is not None:
-        load_weights(model, weights)
+    notes = load_weights(model, weights) if weights is not None else ()
     if inputs:
         args, kwargs = read_inputs(inputs, _floating(model))
     elif needs_inputs and not args and not kwargs:
         example = "--input 1x3x224x224" if not name.endswith(".pt2") else "--input with the shapes it was exported with"
         raise InputError(f"{name} needs inputs to run with. Give their shapes or a file, for example {example}.")
-    return Loaded(name, model, args, kwargs)
+    return Loaded(name, model, args, kwargs, notes)
 
 
 def _exported(path: Path) -> tuple[nn.Module, tuple, Mapping[str, Any]]:
-    _readable(path)
+    readable(path)
     try:
         program = torch.export.load(path)
         model = program.module()
@@ -98,6 +92,7 @@ def _factory(name: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
+        module = found
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(f"{missing}."):
@@ -107,96 +102,54 @@ def _factory(name: str) -> nn.Module:
                 f"It is looked for in {here} and among the installed packages.{hint}"
             ) from error
         raise InputError(f"importing {module_name} needs the module {missing!r}, which is not installed.") from error
-    except Exception as error:
-        raise InputError(f"importing {module_name} raised {type(error).__name__}: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"importing {module_name} raised {_raised(error)}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            public = [key for key in vars(module) if callable(vars(module)[key]) and not key.startswith("_")]
             raise InputError(f"{module_name} has no {attribute!r}. It has {shorten(public)}.")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise InputError(f"{name} is a {type(found).__name__}, neither a torch.nn.Module nor a factory of one.")
+        raise InputError(f"{name} is neither a torch.nn.Module nor a factory of one, but of type {type(found).__name__}.")
+    if needed := _needed(found):
+        raise InputError(
+            f"{name} takes arguments ({', '.join(needed)}), and a factory is called without any. "
+            "Wrap it in a function that has none."
+        )
     try:
         model = found()
-    except Exception as error:
-        raise InputError(
-            f"{name}() raised {type(error).__name__}: {first_line(error)}. "
-            "A factory is called without arguments: wrap it in a function that has none."
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{name}() raised {_raised(error)}.") from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module.")
+        raise InputError(f"{name}() returned no torch.nn.Module, but a value of type {type(model).__name__}.")
     return model
 
 
-# ---------------------------------------------------------------------------------------------------------------- weights
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a weight file into a model; every key must match. Of tied tensors one name suffices.
-
-    Raises:
-        InputError: with the keys that are missing, unexpected or of another shape, or that hold NaN or inf.
-    """
-    state = _tensors(path)
-    own = model.state_dict()
-    present = {_memory(own[key]) for key in own.keys() & state.keys()}
-    missing = [key for key in own if key not in state and not _is_counter(key) and _memory(own[key]) not in present]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} (file {_shape(state[key])}, model {_shape(own[key])})"
-        for key in own
-        if isinstance(own[key], Tensor) and key in state and state[key].shape != own[key].shape
-    ]
-    parts = [("missing in the file", missing), ("unexpected in the file", unexpected), ("of another shape", shapes)]
-    if any(keys for _, keys in parts):
-        listed = "; ".join(f"{len(keys)} {what}: {shorten(keys)}" for what, keys in parts if keys)
-        hint = ""
-        if unexpected and all(key.startswith("module.") for key in unexpected):
-            hint = " The file was saved from a DataParallel wrapper: strip the leading 'module.' from its keys."
-        raise InputError(f"{path} does not match the model. Keys {listed}.{hint}")
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    bad = [key for key, value in state.items() if key in parameters and not bool(value.isfinite().all())]
-    if bad:
-        raise InputError(f"{path} holds NaN or inf in {shorten(bad)}. Such weights cannot be balanced or compared.")
-    model.load_state_dict(state, strict=False)
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    _readable(path)
-    if path.suffix not in WEIGHTS:
-        raise InputError(f"{path}: unknown suffix {path.suffix!r} for weights. Known are {', '.join(WEIGHTS)}.")
+def _needed(factory: Callable[..., Any]) -> list[str]:
+    """Arguments that a call must have; none where Python cannot tell."""
     try:
-        state: Any = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except Exception as error:
-        raise InputError(
-            f"cannot read weights from {path}: {type(error).__name__}. It must be a .safetensors file, or a state dict "
-            "saved by torch.save(model.state_dict(), path): no code in files is run."
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    odd = [key for key, value in state.items() if not isinstance(value, Tensor)] if isinstance(state, dict) else ["it"]
-    if odd:
-        raise InputError(f"{path} holds no state dict: {shorten(odd)} is no tensor. Save model.state_dict().")
-    return state
+        parameters = inspect.signature(factory).parameters.values()
+    except (ValueError, TypeError):
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-def _unpickle(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _raised(error: BaseException) -> str:
+    """An error of the user's own code, and the line of it that was last reached."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it ends the program (code {error.code}). Keep what a script does below if __name__ == '__main__'"
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [frame for frame in frames if not _foreign(frame.filename)] or [f for f in frames if not f.filename.startswith("<")]
+    said = isinstance(error, SyntaxError) or not own  # a syntax error names its line itself
+    where = "" if said else f", at {os.path.basename(own[-1].filename)}:{own[-1].lineno} `{own[-1].line}`"
+    return f"{type(error).__name__}: {first_line(error)}{where}"
 
 
-def _is_counter(key: str) -> bool:
-    """Batch normalization's step counter, which PyTorch itself fills in."""
-    return key.rpartition(".")[2] == "num_batches_tracked"
-
-
-def _memory(value: Any) -> Any:
-    return (
-        (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
-        if isinstance(value, Tensor)
-        else id(value)
-    )
+def _foreign(file: str) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return "site-packages" in file or file.startswith(("<", os.path.dirname(os.__file__), os.path.dirname(__file__)))
 
 
 # ----------------------------------------------------------------------------------------------------------------- inputs
@@ -217,7 +170,13 @@ def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, di
     for text in inputs:
         if (match := _SHAPE.fullmatch(text)) is not None:
             sizes = [] if match["sizes"] == "scalar" else [int(size) for size in match["sizes"].split("x")]
-            example = _example(sizes, _dtype(match["dtype"], text) if match["dtype"] else floating, generator)
+            dtype = _dtype(match["dtype"], text) if match["dtype"] else floating
+            try:
+                example = _example(sizes, dtype, generator)
+            except (RuntimeError, OverflowError) as error:
+                raise InputError(
+                    f"cannot make the input {text!r}: {first_sentence(error)}. Write another shape, or name a file."
+                ) from error
             if match["name"]:
                 kwargs[match["name"]] = example
             else:
@@ -228,19 +187,18 @@ def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, di
             raise InputError(
                 f"{text!r} is no input. Write a shape such as 1x3x224x224 or int64:1x16, or name a .pt or .safetensors file."
             )
-        _readable(path)
-        try:
-            value = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-        except Exception as error:
-            raise InputError(f"cannot read inputs from {path}: {first_line(error)}") from error
+        value = read(path, "inputs", "It must hold a tensor, a list of tensors, or a dict of tensors by keyword.")
         if isinstance(value, dict) and path.suffix == ".safetensors" and len(value) == 1:
             value = next(iter(value.values()))
-        if isinstance(value, dict):
-            kwargs |= value
-        elif isinstance(value, (list, tuple)):
-            args += value
+        values = value if isinstance(value, (list, tuple, dict)) else [value]
+        named = values if isinstance(values, dict) else dict(enumerate(values))
+        odd = [key for key, part in named.items() if isinstance(part, str) or isinstance(key, str) != isinstance(values, dict)]
+        if odd:
+            raise InputError(f"{path} holds inputs that no model takes: {shorten([repr(key) for key in odd])}. Write tensors.")
+        if isinstance(values, dict):
+            kwargs |= values
         else:
-            args.append(value)
+            args += values
     return tuple(args), kwargs
 
 
@@ -261,28 +219,3 @@ def _floating(model: nn.Module) -> torch.dtype:
     """The model's own dtype: that of its first floating-point tensor."""
     tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group)
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
-
-
-# ------------------------------------------------------------------------------------------------------------------- words
-
-
-def _readable(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"there is no file {path}.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file.")
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "") if names else "none"
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, without a full stop."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"

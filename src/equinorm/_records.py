@@ -47,7 +47,7 @@ class TensorRow:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Record of `equinorm inspect`; `moving` and `parameters` count entries of parameters."""
+    """Record of `equinorm inspect`; `moving` and `parameters` count entries of parameters, `notes` are about the weights."""
 
     model: str
     inputs: str
@@ -60,6 +60,7 @@ class Inspection:
     tensors: tuple[TensorRow, ...]
     seconds_export: float
     seconds_labels: float
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Balancing:
     seconds: float
     output: str | None = None
     report: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ class Comparison:
     num_scales: int | None
     largest_scale: float | None
     note: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

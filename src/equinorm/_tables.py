@@ -72,6 +72,7 @@ def inspection(record: Inspection) -> RenderableType:
             ),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
+            *_notes(record.notes),
         ]
     )
     if record.families:
@@ -130,6 +131,7 @@ def balancing(record: Balancing) -> RenderableType:
         pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
     pairs.append(("deviation", f"{deviation(record.deviation)}; limit {record.limit:g} in {record.dtype}"))
     pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
+    pairs += _notes(record.notes)
     parts: list[RenderableType] = [facts(pairs)]
     if record.energies:
         parts += [Text(), energies(record.energies, record.energy_before, record.energy_after, record.p, record.c)]
@@ -152,6 +154,7 @@ def comparison(record: Comparison) -> RenderableType:
         ("second", record.model_b),
         ("inputs", record.inputs),
         ("outputs", f"{outputs}: deviation {deviation(record.deviation)}; limit {record.limit:g}"),
+        *_notes(record.notes),
     ]
     if record.equivalent is None or record.difference is None:
         pairs.append(("weights", f"not compared: {record.note}"))
@@ -214,6 +217,10 @@ def demonstration(record: Demonstration) -> RenderableType:
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
         facts([("report", record.report)] if record.report else []),
     )
+
+
+def _notes(notes: Sequence[str]) -> list[tuple[str, str]]:
+    return [("note", note) for note in notes]
 
 
 def norm_name(p: float) -> str:

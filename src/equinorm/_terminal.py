@@ -4,23 +4,29 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
+from typer.core import TyperGroup
 
 from equinorm._errors import EquinormError
-from equinorm._models import first_line
+from equinorm._options import worded
 from equinorm._records import as_json
+from equinorm._weights import first_line
 
-REFUSED, INTERRUPTED, UNEXPECTED = 2, 130, 1
-_WIDTH = 140
-"""Width of text that does not go to a terminal."""
+FAILED, INTERRUPTED = 2, 130
+"""Exit codes; 1 is the verdict of a command that did what it was asked to."""
+
+_WIDEST = 100_000
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 class Steps:
@@ -52,55 +58,128 @@ class Steps:
         return report
 
 
-def run(work: Callable[[Steps], tuple[Any, RenderableType, int]], json_only: bool, debug: bool) -> None:
+class Commands(TyperGroup):
+    """Commands whose wrong use is JSON, too, with --json."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        if "--json" not in given or not standalone_mode:
+            return super().main(args, *rest, standalone_mode=standalone_mode, **options)
+        try:
+            sys.exit(super().main(given, *rest, standalone_mode=False, **options))
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # of what typer raises for the user
+                raise
+            said: Any = error
+            fail(type(error).__name__, said.format_message(), said.exit_code, True)
+            sys.exit(said.exit_code)
+
+
+def run(
+    work: Callable[[Steps], tuple[Any, RenderableType, int]],
+    json_only: bool,
+    debug: bool,
+    words: Callable[[str], str] = worded,
+) -> None:
     """Do the work of a command, then print its record.
 
     Args:
         work: returns the record, what to print for it, and the exit code.
-        json_only: print the record as JSON instead. What the model's own code prints goes to stderr either way.
-        debug: let errors through with their tracebacks, and show warnings.
+        json_only: print the record, or the error, as JSON instead. What the model's own code prints goes to stderr either way.
+        debug: show tracebacks and warnings.
+        words: turns what errors of the library say into what the user has typed.
 
     Raises:
         typer.Exit: with the exit code, if it is not 0.
     """
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr), _steps() as steps:
+        with warnings.catch_warnings(), _quiet_stdout(), _steps() as steps:
             if not debug:
                 warnings.simplefilter("ignore")
                 logging.disable(logging.CRITICAL)  # the exporter's own accounts of what it could not do
             record, text, code = work(steps)
-    except (Exception, KeyboardInterrupt) as error:
-        if debug or isinstance(error, typer.Exit):
-            raise
-        raise typer.Exit(_explain(error)) from None
+        written = _json(as_json(record)) if json_only else _plain(text)
+    except typer.Exit:
+        raise
+    except BaseException as error:  # also what ends a program: the exit code is the command's to choose
+        if debug:
+            traceback.print_exc()
+        message, code = _explain(error, words)
+        fail(type(error).__name__, message, code, json_only)
+    else:
+        _print(written)
     finally:
         logging.disable(logging.NOTSET)
-    if json_only:
-        sys.stdout.write(json.dumps(as_json(record), indent=2, allow_nan=False) + "\n")
-    else:
-        console = Console(highlight=False)
-        if console.is_terminal:
-            console.print(text)
-        else:
-            lines = console.render_lines(text, console.options.update(width=_WIDTH), pad=False)
-            sys.stdout.write("".join("".join(part.text for part in line).rstrip() + "\n" for line in lines))
     if code:
         raise typer.Exit(code)
 
 
-def _explain(error: BaseException) -> int:
-    """Say on stderr what went wrong; returns the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        text, code = "interrupted; no file is half-written.", INTERRUPTED
-    elif isinstance(error, EquinormError):
-        text, code = str(error), REFUSED
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        text, code = "out of memory. Use a smaller input.", REFUSED
+def fail(kind: str, message: str, code: int, json_only: bool) -> None:
+    """Print an error: one line on stderr, or one JSON object on stdout."""
+    if json_only:
+        _print(_json({"error": {"kind": kind, "message": message, "exit_code": code}}))
     else:
-        text = f"unexpected {type(error).__name__}: {first_line(error)}. Run again with --debug to see where."
-        code = UNEXPECTED
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), text))
-    return code
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2, allow_nan=False) + "\n"
+
+
+def _plain(text: RenderableType) -> str | RenderableType:
+    """Tables as text that is as wide as they are, unless they go to a terminal: names stay whole for other programs."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return text
+    lines = console.render_lines(text, console.options.update(width=_WIDEST), pad=False)
+    return "".join("".join(part.text for part in line).rstrip() + "\n" for line in lines)
+
+
+def _print(text: str | RenderableType) -> None:
+    """Write to stdout. Whoever reads it may have seen enough, as `head` has, which is no failure; a full disk is one."""
+    try:
+        if isinstance(text, str):
+            sys.stdout.write(text)
+        else:
+            Console(highlight=False).print(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        if not isinstance(error, BrokenPipeError):
+            fail(type(error).__name__, f"cannot print the result: {error.strerror}.", FAILED, False)
+            raise typer.Exit(FAILED) from None
+
+
+def _explain(error: BaseException, words: Callable[[str], str]) -> tuple[str, int]:
+    """What went wrong, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no file is half-written.", INTERRUPTED
+    if isinstance(error, EquinormError):
+        return words(str(error)), FAILED
+    if isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY):
+        return "out of memory. Use a smaller input.", FAILED
+    if isinstance(error, SystemExit):
+        return f"the model's own code ends the program (code {error.code}). Run again with --debug to see where.", FAILED
+    text = f"unexpected {type(error).__name__}: {first_line(error)}. Run again with --debug to see where."
+    return text, FAILED
+
+
+@contextlib.contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Whatever prints, Python or a program that it starts, prints to stderr: stdout is for the result."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        kept = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 @contextlib.contextmanager

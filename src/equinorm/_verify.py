@@ -13,9 +13,11 @@ from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm._models import Loaded
+from equinorm._options import worded
 from equinorm._records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
+from equinorm._weights import InputError
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
@@ -38,7 +40,7 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         FamilyRow(f.tensor, f.axis, len(f.ids), sum(not ids.isdisjoint(f.ids) for ids in moved)) for f in symmetries.families
     )
     pins = tuple(
-        PinRow(pin.tensor, pin.axis, pin.channels, r.operation, r.detail, r.source, r.code, r.module)
+        PinRow(pin.tensor, pin.axis, pin.channels, r.operation, worded(r.detail), r.source, r.code, r.module)
         for pin in symmetries.pins
         for r in (pin.reason,)
     )
@@ -54,6 +56,7 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         tensors=tensors,
         seconds_export=symmetries.seconds[0],
         seconds_labels=symmetries.seconds[1],
+        notes=loaded.notes,
     )
 
 
@@ -114,31 +117,40 @@ def balancing(
         reason=reason,
         deviation=apart,
         limit=LIMITS[dtype],
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
         changed=any(not torch.equal(a, b) for a, b in zip(_parameters(model), _parameters(original), strict=True)),
         seconds=time.perf_counter() - started,
+        notes=loaded.notes,
     )
     return record, pictures(symmetries, dict(original.named_parameters(remove_duplicate=False)))
 
 
-def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = ()) -> Comparison:
+def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "") -> Comparison:
     """Run both models on the inputs of the first, and decide whether a rescaling joins them.
 
     Args:
         a: one model.
         b: another.
         opaque: names of submodules that are not looked into.
+        hint: what to note if the outputs differ.
 
     Raises:
         EquinormError: if one does not run, or their outputs have different shapes.
     """
     limit = LIMITS[coarsest(a.model, b.model)]
-    apart = deviation(a.model, b.model, a.args, a.kwargs)
+    try:
+        apart = deviation(a.model, b.model, a.args, a.kwargs)
+    except EquinormError as error:
+        dtypes = [sorted(_name(dtype) for dtype in {t.dtype for t in m.parameters()}) for m in (a.model, b.model)]
+        if dtypes[0] == dtypes[1]:
+            raise
+        held = " and ".join(f"{side.name} holds {', '.join(found)}" for side, found in zip((a, b), dtypes, strict=True))
+        raise InputError(f"{held}: they do not run on the same inputs. Name weights of one dtype. {error}") from error
     found, note = None, ""
     try:
         found = equivalence(a.model, b.model, a.args, a.kwargs, opaque=opaque)
     except EquinormError as error:  # other architectures, dead ends of the solver: outputs are compared all the same
-        note = str(error)
+        note = worded(str(error))
     scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
     return Comparison(
         model_a=f"{a.name} ({describe(a.model)})",
@@ -154,6 +166,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = ()) -> Comparison:
         num_scales=None if found is None else found.log_scales.numel(),
         largest_scale=None if scales is None else float(scales.exp()),
         note=note if found is None else " ".join(found.notes),
+        notes=(*a.notes, *b.notes, *([hint] if hint and not apart <= limit else [])),
     )
 
 
@@ -171,7 +184,7 @@ def _rounded(symmetries: Symmetries, balance: Balance, tol: float, biases: bool,
 
 
 def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
-    name = str(dtype).removeprefix("torch.")
+    name = _name(dtype)
     remedy = (
         "Scales so large reach numbers that this dtype cannot hold: use a factory that returns model.double()."
         if power_of_two
@@ -219,6 +232,10 @@ def coarsest(*models: nn.Module) -> torch.dtype:
     """The floating dtype of least precision among the models' parameters."""
     dtypes = {tensor.dtype for model in models for tensor in model.parameters() if tensor.dtype in LIMITS}
     return max(dtypes, key=lambda dtype: LIMITS[dtype], default=torch.float32)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _total(p: float, energies: list[float]) -> float:

@@ -1,6 +1,8 @@
 """The command line: what each command reads, does, writes and prints."""
 
 import io
+import math
+import os
 import sys
 from dataclasses import replace
 from importlib import metadata
@@ -11,12 +13,14 @@ import typer
 from rich.console import RenderableType
 
 from equinorm import _demo, _report, _tables, _verify
+from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import BalanceError
-from equinorm._files import check_target, save, write_atomically
-from equinorm._models import WEIGHTS, InputError, load
+from equinorm._files import check_target, make_folder, save, write_atomically
+from equinorm._models import load
 from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
-from equinorm._terminal import INTERRUPTED, Steps, run
+from equinorm._terminal import INTERRUPTED, Commands, Steps, run
+from equinorm._weights import WEIGHTS, InputError
 from equinorm.experiments import _command as _experiments
 from equinorm.experiments._command import SHARED
 from equinorm.experiments._presets import PRESETS
@@ -27,6 +31,7 @@ Result = tuple[Any, RenderableType, int]
 _REPORT, _PICTURE = Path("equinorm-demo.html"), Path("equinorm-train.png")
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -97,7 +102,7 @@ def balance(
     weights: Weights = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
-    p: Annotated[str, typer.Option("--p", help="The norm: a positive number, or inf.")] = "2",
+    p: Annotated[str, typer.Option("--p", help=f"The norm: a number from {LEAST_P:g} to {LARGEST_P:g}, or inf.")] = "2",
     c: Annotated[float, typer.Option("--c", help="Asymmetry; above 1 moves energy towards the output.")] = 1.0,
     cycles: Annotated[int | None, typer.Option(help="Run exactly so many cycles instead of until --tol.")] = None,
     tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
@@ -118,7 +123,7 @@ def balance(
     """
 
     def work(steps: Steps) -> Result:
-        norm = _positive(p)
+        norm = _norm(p)
         check_target(output, (".safetensors",), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
@@ -154,11 +159,11 @@ def compare(
 ) -> None:
     """Compare the outputs of two models, and tell whether a rescaling joins their weights.
 
-    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if the models cannot be compared.
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason.
     """
 
     def work(steps: Steps) -> Result:
-        second, file = model_b, weights_b
+        second, file, hint = model_b, weights_b, ""
         if Path(model_b).suffix in WEIGHTS:
             if weights_b is not None:
                 raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
@@ -171,8 +176,10 @@ def compare(
             a = replace(a, args=b.args, kwargs=b.kwargs)
         if a.model is b.model:
             raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
+        if file is not None and weights is None and not model_a.endswith(".pt2"):
+            hint = f"A has the weights that {model_a} gives it. Name the file that {file} was made from with --weights."
         steps.say("comparing")
-        record = _verify.comparison(a, replace(b, name=model_b), opaque or ())
+        record = _verify.comparison(a, replace(b, name=model_b), opaque or (), hint)
         return record, _tables.comparison(record), int(not record.same_outputs)
 
     run(work, json, debug)
@@ -238,7 +245,7 @@ def train(
         record = replace(record, picture=str(picture))
         return record, _experiments.summary(record), 0
 
-    run(work, json, debug)
+    run(work, json, debug, str)
 
 
 @app.command()
@@ -253,20 +260,20 @@ def figures(
 
     def work(steps: Steps) -> Result:
         record, drawn = _experiments.figures(results, output, steps.say)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
         return record, _experiments.drawn(record), 0
 
-    run(work, json, debug)
+    run(work, json, debug, str)
 
 
-def _positive(text: str) -> float:
+def _norm(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise BalanceError(f"--p must be a positive number or inf, not {text!r}.")
+        value = math.nan
+    if not (LEAST_P <= value <= LARGEST_P or value == math.inf):
+        raise BalanceError(f"--p must be a number from {LEAST_P:g} to {LARGEST_P:g}, or inf, not {text}.")
     return value
 
 
@@ -278,6 +285,9 @@ def _drawn(path: Path, record: Balancing, pictures: list[Pictures]) -> bytes:
 
 def main() -> None:
     """Entry point of the `equinorm` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the command
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show ℓ shows a question mark
             stream.reconfigure(errors="replace")

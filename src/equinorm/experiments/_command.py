@@ -1,6 +1,7 @@
 """What `equinorm train` and `equinorm figures` do."""
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
             continue
         changes[key] = _list(key, value, kinds[key]) if key in kinds else value
     result = replace(result, **changes)
-    if result.seeds < 1 or result.select_epochs < 1 or result.base.epochs < 1:
+    if not all(isinstance(count, int) and count >= 1 for count in (result.seeds, result.select_epochs, result.base.epochs)):
         raise ExperimentError("seeds and epochs must be at least 1.")
     return result
 
@@ -57,22 +58,31 @@ def _list(key: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
     """Values separated by spaces, or by commas where they hold none."""
     parts = text.split() if " " in text or ":" in text else text.split(",")
     try:
-        return tuple(kind(part) for part in parts if part)
+        values = tuple(kind(part) for part in parts if part)
     except ValueError:
-        raise ExperimentError(f"--{key} {text!r}: write values such as 1,2,5.") from None
+        values = ()
+    if not values:
+        example = "bn,enorm" if kind is str else "1,2,5"
+        raise ExperimentError(f"--{key} {text!r}: write values such as {example}.")
+    return values
 
 
 def run(
     asked: Sweep, folder: Path | None, results: Path | None, workers: int | None, device: str, report: Report
 ) -> tuple[Comparison, bytes]:
     """Run a sweep in so many processes (by default one for each core, or one on a GPU); returns its record and picture."""
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise ExperimentError(f"--device {device}: there are cpu, cuda and one of several, such as cuda:1.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ExperimentError("there is no CUDA device. Leave out --device.")
+    if workers is not None and workers < 1:
+        raise ExperimentError(f"--workers must be at least 1, not {workers}.")
     if workers is None:
         workers = 1 if device != "cpu" else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if results is not None and results.suffix != ".jsonl":
         raise ExperimentError(f"results are lines of JSON: name a .jsonl file instead of {results}.")
     kept = Results(results)
+    kept.check_writable()
     pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
     try:
         cells, runs, repeated = compare(asked, kept, pool, report)

@@ -93,11 +93,21 @@ def _read(path: Path) -> Sweep:
         text = path.read_text("utf-8")
         found = dict(json.loads(text) if path.suffix == ".json" else _yaml(text, path))
         base = Run(**found.pop("base", {}))
-        lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-        return Sweep(base, **lists)
+        return Sweep(base, **{key: _field(key, value) for key, value in found.items()})
     except (OSError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ExperimentError(f"cannot read {path} as a sweep: {reason}.") from error
+
+
+def _field(key: str, value: Any) -> Any:
+    """A field of a sweep as it stands in a file: lists become tuples."""
+    default = getattr(Sweep(), key, None)
+    if not isinstance(default, tuple):
+        return value
+    kinds = {str: str, int: int, float: (int, float)}[type(default[0])]
+    if not isinstance(value, list) or not all(isinstance(part, kinds) for part in value) or not value:
+        raise ValueError(f"{key} must be a list such as {json.dumps(default)}")
+    return tuple(value)
 
 
 def _yaml(text: str, path: Path) -> Any:

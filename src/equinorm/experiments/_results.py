@@ -1,17 +1,16 @@
 """Results: one JSON line for each run, appended whole, so that several programs may write one file and resume it."""
 
-import fcntl
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -125,17 +124,33 @@ class Results:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the lines that were added since the last time."""
+        """Read the lines that were added since the last time.
+
+        Raises:
+            ExperimentError: if there is a file that cannot be read.
+        """
         if self._path is None or not self._path.exists():
             return
-        with open(self._path, "rb") as file:
-            file.seek(self._read)
-            lines = file.read().split(b"\n")
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                lines = file.read().split(b"\n")
+        except OSError as error:
+            raise ExperimentError(f"cannot read {self._path}: {error.strerror}.") from error
         for line in lines[:-1]:
             self._read += len(line) + 1
             found = _parse(line)
             if found is not None:
                 self.by_run[found.run] = found
+
+    def check_writable(self) -> None:
+        """Refuse early what could not be kept in the end.
+
+        Raises:
+            ExperimentError: if there is a file, but no way to keep other programs from writing it at the same time.
+        """
+        if self._path is not None:
+            _lock()
 
     def append(self, result: Result) -> None:
         """Keep a result, and write it as one line.
@@ -146,10 +161,11 @@ class Results:
         self.by_run[result.run] = result
         if self._path is None:
             return
+        lock = _lock()
         line = json.dumps(as_json(result), allow_nan=False, separators=(",", ":")) + "\n"
         try:
             with open(self._path, "ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
                 size = file.seek(0, os.SEEK_END)
                 if size:  # the last writer may have been cut off
                     file.seek(size - 1)
@@ -162,6 +178,18 @@ class Results:
             raise ExperimentError(f"cannot write {self._path}: {error.strerror}. Earlier results are as they were.") from error
 
 
+def _lock() -> Callable[[BinaryIO], None]:
+    """What locks a file until it is closed; only Unix has it."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise ExperimentError(
+            "a file of results is locked while it is written, and this system has no such locks (Python's module fcntl). "
+            "Leave out --results."
+        ) from error
+    return lambda file: fcntl.flock(file, fcntl.LOCK_EX)
+
+
 def read(path: Path) -> list[Result]:
     """All results of a file, the last one of each run.
 
@@ -170,10 +198,7 @@ def read(path: Path) -> list[Result]:
     """
     if not path.is_file():
         raise ExperimentError(f"there is no file {path}.")
-    try:
-        results = list(Results(path).by_run.values())
-    except OSError as error:
-        raise ExperimentError(f"cannot read {path}: {error.strerror}.") from error
+    results = list(Results(path).by_run.values())
     if not results:
         raise ExperimentError(f"{path} holds no results. Write some with equinorm train --results {path}.")
     return results

@@ -1,8 +1,10 @@
 """Configurations: one run, and one sweep over methods, depths, batch sizes and seeds."""
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import EquinormError
 
 
@@ -45,6 +47,12 @@ METHODS = {
     "enorm_bn": Method("ENorm + BN", norm="batch", balancing="cyclic"),
     "enorm_gn": Method("ENorm + GN", norm="group", balancing="cyclic"),
 }
+
+_LEAST = {
+    **dict.fromkeys(("width", "batch", "epochs", "cycles", "every", "path_every"), 1),
+    **dict.fromkeys(("depth", "lr", "momentum", "weight_decay", "clip", "warmup", "head", "c", "c_end"), 0),
+}
+"""Least value of each number of a run; c = 0 chooses c by depth, and 0 switches others off."""
 
 NETWORKS = ("fc", "conv", "resnet18c", "resnet18", "resnet50")
 
@@ -116,6 +124,21 @@ class Run:
             if getattr(self, name) not in known:
                 raise ExperimentError(f"there is no {name} {getattr(self, name)!r}. It is one of {', '.join(known)}.")
 
+    def check(self) -> None:
+        """Refuse numbers that no run can have.
+
+        Raises:
+            ExperimentError: with the option and its bounds.
+        """
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not least <= value < math.inf:
+                raise ExperimentError(f"{name} must be a number of at least {least}, not {value!r}.")
+        if not isinstance(self.p, (int, float)) or not (LEAST_P <= self.p <= LARGEST_P or self.p == math.inf):
+            raise ExperimentError(f"p must be a number from {LEAST_P:g} to {LARGEST_P:g}, or inf, not {self.p!r}.")
+        if METHODS[self.method].balancing == "two-level" and math.isinf(self.p):
+            raise ExperimentError(f"{self.method} follows the minimum of a finite p. Use enorm for p=inf.")
+
     def canonical(self) -> "Run":
         """The same run with options that it does not use at their defaults, so that it is equal to its like."""
         method, unused = METHODS[self.method], []
@@ -131,6 +154,8 @@ class Run:
 
 
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Run)}
+OPTIONS = [name for name in DEFAULTS if name not in ("method", "lr", "seed", "held_out")]
+"""What may follow the name of a method."""
 
 
 def decade(index: int) -> float:
@@ -181,6 +206,7 @@ class Sweep:
     def cell(self, method: str, depth: int, batch: int) -> Run:
         """The run of a method at one depth and batch size."""
         run = replace(parse(method, self.base), depth=depth, batch=batch)
+        run.check()
         return replace(run, c=run.c or asymmetry(depth)).canonical()
 
 
@@ -199,8 +225,8 @@ def parse(text: str, base: Run) -> Run:
     options: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
-        if key not in DEFAULTS or key in ("method", "lr", "seed", "held_out"):
-            raise ExperimentError(f"{text!r}: {key!r} is no option of a method. Options are {', '.join(DEFAULTS)}.")
+        if key not in OPTIONS:
+            raise ExperimentError(f"{text!r}: {key!r} is no option of a method. Options are {', '.join(OPTIONS)}.")
         options[key] = convert(key, value)
     return replace(base, method=name, **options)
 

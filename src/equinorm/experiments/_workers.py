@@ -1,5 +1,6 @@
 """Running many runs on the cores there are: processes with one thread each, or this process alone."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -7,7 +8,7 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ class Pool:
         self._tasks, self._messages = context.SimpleQueue(), context.Queue()
         arguments = (self._tasks, self._messages, folder, device)
         self._processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
-        for process in self._processes:
-            process.start()
+        with _interrupts_held():
+            for process in self._processes:
+                process.start()
 
     def start(self, run: Run) -> None:
         """Put a run into the queue."""
@@ -122,6 +124,19 @@ def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
         except Exception as error:
             kind = "" if isinstance(error, EquinormError) else f"{type(error).__name__}: "
             messages.put(_Failure(f"{describe(run)} failed: {kind}{error}", traceback.format_exc()))
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold interrupts back; processes started here never see one, not even while they import PyTorch."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
