@@ -79,7 +79,7 @@ class Trace:
     def affine(self, value: object, factor: float, number: float) -> View | None:
         """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
 
-        None for anything else. Nothing is added in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
+        None for anything else, and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
         """
         if not isinstance(value, (Source, View)) or not self.is_unlabelled(value):
             return None
@@ -262,7 +262,7 @@ def _zeros(label: Label) -> Tensor | None:
 
 
 def _constant_label(value: Tensor) -> Label:
-    if value.is_meta or not (value.dtype.is_floating_point or value.dtype.is_complex):
+    if value.is_meta or value.layout != torch.strided or not (value.dtype.is_floating_point or value.dtype.is_complex):
         return Label(tuple(value.shape))
     value = value.cpu()  # labels live there, wherever the model does
     fits = (value == 0) | value.isinf()

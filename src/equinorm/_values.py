@@ -21,8 +21,8 @@ class Source:
         label: how it scales; None until its first use.
         role: "weight", or "bias" if its first use adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
-        offset: number that the network adds before it uses the tensor, as in gains written 1 + w (10 for 1 + 0.1·w); what scales
-            is w + offset.
+        offset: number that the network adds before it uses the tensor, as in gains written 1 + w, or 10 for 1 + 0.1·w; what
+            scales is w + offset.
     """
 
     names: tuple[str, ...]

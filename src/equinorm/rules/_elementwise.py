@@ -16,7 +16,7 @@ from equinorm.rules._registry import Call, Rule, rule
 
 DEGREES: dict[Fraction | int, str] = {
     1: "relu leaky_relu rrelu abs absolute positive clone contiguous detach alias lift_fresh lift_fresh_copy "
-    "dropout feature_dropout conj resolve_conj resolve_neg real imag",
+    "dropout feature_dropout conj conj_physical resolve_conj resolve_neg real imag deg2rad rad2deg",
     2: "square",
     Fraction(1, 2): "sqrt",
     Fraction(-1, 2): "rsqrt",
@@ -100,7 +100,7 @@ def glu(trace: Trace, call: Call) -> Label:
     return move_one(lambda ids: ids.chunk(2, dim)[0], label)
 
 
-@rule("pow")
+@rule("pow float_power")
 def power(trace: Trace, call: Call) -> Label:
     """x^k for a constant number k."""
     exponent = call.exponent
@@ -142,6 +142,41 @@ def _number_beside(value: Value, other: Value | float, trace: Trace, call: Call)
         first = other.value.reshape(-1)[0]
         other = first.item() if bool((other.value == first).all()) else math.nan
     return float(other) if isinstance(other, (int, float)) and math.isfinite(other) else None
+
+
+@rule("fmod remainder")
+def remainder(trace: Trace, call: Call) -> Label:
+    """What a quotient rounded to an integer leaves: both must scale alike."""
+    return trace.add(call.input, call.other).expand(call.shape)
+
+
+@rule("ldexp")
+def ldexp(trace: Trace, call: Call) -> Label:
+    """x·2^k; k must not scale."""
+    trace.pin(call.other, "an exponent")
+    return trace.label(call.input).expand(call.shape)
+
+
+@rule("heaviside")
+def heaviside(trace: Trace, call: Call) -> Label:
+    """0 below 0, 1 above, a given value at 0, which must not scale."""
+    return trace.pin(call.get("values"), "joins 0 and 1").expand(call.shape)
+
+
+@rule("nan_to_num")
+def without_nan(trace: Trace, call: Call) -> Label:
+    """x, with numbers in place of nan and ±inf: they must be 0 or infinite, as no other numbers scale with x."""
+    value: Value = call.input
+    for number in (call.nan or 0.0, call.posinf, call.neginf):
+        value = trace.add(value, 1.0 if number is None else number)  # None stands for the largest number of the dtype
+    return trace.label(value)
+
+
+@rule("polar")
+def polar(trace: Trace, call: Call) -> Label:
+    """r·e^{iφ}: the angle must not scale."""
+    trace.pin(call.angle, "an angle")
+    return trace.label(call.get("abs")).expand(call.shape)
 
 
 @rule("where")
