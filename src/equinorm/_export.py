@@ -111,7 +111,8 @@ def export(
             if owner is not None:  # a plain attribute that shares the memory of a parameter
                 held[owner] = OVERLAPS
             is_setting = value.is_floating_point() and memory_of(value) in attributes  # its numbers may be set anew
-            if owner is not None or value.is_meta or is_setting or {name, target} & changing:
+            is_known = value.layout == torch.strided and not (value.is_meta or is_setting or {name, target} & changing)
+            if owner is not None or not is_known:
                 value = Label(tuple(value.shape))
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())

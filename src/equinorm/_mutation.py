@@ -53,11 +53,15 @@ def fill_value(node: fx.Node) -> float | None:
 
 
 def is_computable(node: fx.Node) -> bool:
-    """Can this operation be computed once its inputs are constants? Not if it draws random numbers, or makes too much."""
+    """Can this operation be computed once its inputs are constants? Not if it draws numbers, is sparse, or makes too much."""
     target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags and _is_small(node)
-    )
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    return _is_small(node) and all(_is_dense(part.meta.get("val")) for part in (node, *node.all_input_nodes))
+
+
+def _is_dense(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.layout == torch.strided
 
 
 def _is_small(node: fx.Node) -> bool:

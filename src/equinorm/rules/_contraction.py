@@ -123,7 +123,7 @@ def matrix_product(trace: Trace, left: Value, right: Value) -> Label:
     return contract(trace, left, left_axes, right, right_axes, batch + row + column)
 
 
-@rule("addmm addmv baddbmm")
+@rule("addmm addmv baddbmm _sparse_addmm")
 def add_matmul(trace: Trace, call: Call) -> Label:
     """bias + a @ b; for addmm and baddbmm the names of a and b differ, not their order."""
     bias, left, right = list(call.arguments.values())[:3]

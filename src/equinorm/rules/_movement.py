@@ -21,7 +21,7 @@ _RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view",
     "roll flip fliplr flipud rot90 repeat tile movedim moveaxis swapaxes swapdims "
     "pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal diag_embed diag tril triu "
     "slice_scatter select_scatter diagonal_scatter meshgrid view_copy _unsafe_view ravel unsafe_chunk unsafe_split "
-    "broadcast_to broadcast_tensors block_diag cartesian_prod combinations diagflat linalg_diagonal fft_fftshift fft_ifftshift "
+    "broadcast_to broadcast_tensors block_diag cartesian_prod diagflat linalg_diagonal fft_fftshift fft_ifftshift "
     "narrow_copy unfold_copy mH matrix_H adjoint"
 )
 def moved(trace: Trace, call: Call) -> Label | View | list[Label]:

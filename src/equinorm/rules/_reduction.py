@@ -114,6 +114,8 @@ def prod(trace: Trace, call: Call) -> Label | list[Label]:
     label = trace.label(call.input)
     axes = _axes(call, len(label.shape))
     count = math.prod(label.shape[axis] for axis in axes)
+    if call.get("dim") is None and count > 1:
+        label, axes = label.reshape((count,)), [0]
     if len(axes) != 1 or count > _PRODUCTS or not any(factor.varies(axes) for factor in label.factors):
         return _results(call, trace.merge(label, axes).power(count), axes)
     entries = [_entry(factor, axes[0], i) for factor in label.factors for i in range(count)]
@@ -220,19 +222,6 @@ def summed_to_size(trace: Trace, call: Call) -> Label:
     lead = len(label.shape) - len(call.shape)
     axes = [axis for axis in range(len(label.shape)) if axis < lead or call.shape[axis - lead] == 1]
     return trace.merge(label, axes).reshape(call.shape)
-
-
-@rule("cov corrcoef")
-def covariances(trace: Trace, call: Call) -> Label:
-    """Mean products of centred rows; correlations are those over the square roots of their diagonal."""
-    for name in ("fweights", "aweights"):
-        if call.get(name) is not None:
-            trace.pin(call.get(name), "weights of observations")
-    label = trace.merge(call.input, [-1])
-    if call.operator.overloadpacket.__name__ == "corrcoef":
-        return Label(call.shape)
-    rows = label.reshape(call.shape[:1])
-    return rows.power(2) if not call.shape else rows.reshape((*call.shape[:1], 1)).times(rows)
 
 
 @rule("segment_reduce")
