@@ -23,7 +23,7 @@ OTHERS = {
     "gain of channels: (1 - 0.5 g).view": 4,
     "one gain for all: 1 + 0.1 g": 5,
     "a norm's gain 1 + 0.1 g": 4,
-    "gains chosen by data: 1 + g": 6,
+    "gains chosen by data: 1 + g": 4,
 }
 """Free classes of each."""
 

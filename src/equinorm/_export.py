@@ -111,8 +111,8 @@ def export(
             if owner is not None:  # a plain attribute that shares the memory of a parameter
                 held[owner] = OVERLAPS
             is_setting = value.is_floating_point() and memory_of(value) in attributes  # its numbers may be set anew
-            is_known = value.layout == torch.strided and not (value.is_meta or is_setting or {name, target} & changing)
-            if owner is not None or not is_known:
+            is_unknown = value.is_meta or value.layout != torch.strided or is_setting
+            if owner is not None or is_unknown or {name, target} & changing:
                 value = Label(tuple(value.shape))
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())
