@@ -2,11 +2,13 @@
 
 import pytest
 
+import cases_constants
 import cases_layers
 import cases_products
 from cases import CASES, INPUTS
 from oracle import verdict
 
+assert cases_constants
 assert cases_layers
 assert cases_products  # imported for what they enter into CASES
 

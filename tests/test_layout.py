@@ -29,6 +29,7 @@ CORE = [
     "rules._reduction",
     "rules._normalization",
     "rules._contraction",
+    "rules._algebra",
     "rules._recurrent",
     "rules",
     "_mutation",

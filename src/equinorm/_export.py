@@ -93,12 +93,10 @@ def export(
     fixed = {spec.arg.name for spec in specs if spec.kind == InputKind.CONSTANT_TENSOR} - changing
     unsteady = visibly_written(graph, fixed)
     if (unsteady or has_writing_subgraph(graph)) and not has_hidden_aliases(graph):  # it would lose writes through those
-        try:
+        with contextlib.suppress(Exception):  # it fails on an embedding's max_norm: then what is changed in place stays pinned
             program = program.run_decompositions({})
-        except Exception as error:
-            raise ExportError.of(model, args, kwargs, error, None) from None
-        graph, unsteady = program.graph_module, set()
-        mend_users(graph)
+            graph, unsteady = program.graph_module, set()
+            mend_users(graph)
     graph.graph.eliminate_dead_code(_acts)
     changing |= _changing(graph) | set(program.graph_signature.buffers_to_mutate.values())
     sources, held = _sources(model, known, leaves)
@@ -123,7 +121,8 @@ def export(
             if owner is not None:  # a plain attribute that shares the memory of a parameter
                 held.setdefault(owner, OVERLAPS)
             is_setting = value.is_floating_point() and memory_of(value) in attributes  # its numbers may be set anew
-            if owner is not None or value.is_meta or is_setting or {name, target} & changing:
+            is_unknown = value.is_meta or value.layout != torch.strided or is_setting
+            if owner is not None or is_unknown or {name, target} & changing:
                 value = Label(tuple(value.shape))
             else:  # integer buffers and constants: copied, because looking at the graph computes with them
                 value = Constant(value.detach().clone())

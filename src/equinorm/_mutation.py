@@ -18,6 +18,10 @@ _SOMETIMES_ALIASES = f"{_DROPOUTS} type_as atleast_1d atleast_2d atleast_3d mesh
 """Operations that may return their input itself although neither schema nor trace says so."""
 
 
+_LIFTED = "lift_fresh_copy"
+"""Makes a fresh copy of a constant, although the trace shows it in the constant's own memory."""
+
+
 def bind(target: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     """Arguments by the names of the operator's schema, defaults filled in."""
     bound = {}
@@ -49,11 +53,15 @@ def fill_value(node: fx.Node) -> float | None:
 
 
 def is_computable(node: fx.Node) -> bool:
-    """Can this operation be computed once its inputs are constants? Not if it draws random numbers, or makes too much."""
+    """Can this operation be computed once its inputs are constants? Not if it draws numbers, is sparse, or makes too much."""
     target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags and _is_small(node)
-    )
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    return _is_small(node) and all(_is_dense(part.meta.get("val")) for part in (node, *node.all_input_nodes))
+
+
+def _is_dense(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.layout == torch.strided
 
 
 def _is_small(node: fx.Node) -> bool:
@@ -69,6 +77,8 @@ def written(node: fx.Node) -> list[fx.Node]:
         bodies = [getattr(owner, str(inner.target), None) for inner in node.all_input_nodes if inner.op == "get_attr"]
         if any(written(inner) for body in bodies if isinstance(body, fx.GraphModule) for inner in body.graph.nodes):
             return [inner for inner in node.all_input_nodes if inner.op != "get_attr"]
+    if _packet(node) == "detach_":  # changes no entry
+        return []
     return [value for argument, value in _named(node) if argument.alias_info is not None and argument.alias_info.is_write]
 
 
@@ -84,6 +94,8 @@ def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
             shared = node.all_input_nodes
         memory = memory_of(node.meta.get("val"))
         owner = owners.get(memory) if memory is not None else None
+        if _packet(node) == _LIFTED and memory is not None and owner is not None:
+            owner = owners[memory] = owner if _packet(owner) == _LIFTED else node
         found[node] = owner or (found[shared[0]] if shared else node)
         if memory is not None:
             owners.setdefault(memory, found[node])
@@ -186,7 +198,7 @@ def _hides_aliases(graph: fx.GraphModule) -> bool:
     owners = {memory_of(node.meta.get("val")) for node in graph.graph.nodes if node.op == "placeholder"}
     for node in graph.graph.nodes:
         memory = memory_of(node.meta.get("val"))
-        if isinstance(node.target, torch._ops.OpOverload) and memory is not None:
+        if isinstance(node.target, torch._ops.OpOverload) and memory is not None and _packet(node) != _LIFTED:
             if memory in owners and not any(argument.alias_info is not None for argument, _ in _named(node)):
                 return True
             owners.add(memory)

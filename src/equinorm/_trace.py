@@ -76,17 +76,24 @@ class Trace:
         else:
             self.equal(self.label(value), wanted)
 
-    def shift(self, value: object, number: object) -> Source | None:
-        """w + number for a parameter that has no label yet: a tensor that scales by itself. None for anything else.
+    def affine(self, value: object, factor: float, number: float) -> View | None:
+        """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
 
-        Not in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
+        None for anything else, and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
         """
-        if not isinstance(value, Source) or not self.is_unlabelled(value) or value.offset or value.dtype in HALVES:
+        if not isinstance(value, (Source, View)) or not self.is_unlabelled(value):
             return None
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number) or not number:
+        view = value if isinstance(value, View) else View(value, tuple(range(len(value.shape))))
+        factor, source = view.factor * factor, view.source
+        if not factor or not math.isfinite(factor):
             return None
-        fresh = Source(value.names, value.shape, value.kind, value.dtype, offset=float(number))
-        return self.shifted.setdefault(value, {}).setdefault(fresh.offset, fresh)
+        if number:
+            offset = number / factor
+            if source.offset or source.dtype in HALVES or not offset or not math.isfinite(offset):
+                return None
+            fresh = Source(source.names, source.shape, source.kind, source.dtype, offset=offset)
+            source = self.shifted.setdefault(source, {}).setdefault(offset, fresh)
+        return replace(view, source=source, factor=factor)
 
     def settle(self) -> None:
         """Give shifted parameters their label and offset; pin those that the network also reads in another way."""
@@ -255,7 +262,7 @@ def _zeros(label: Label) -> Tensor | None:
 
 
 def _constant_label(value: Tensor) -> Label:
-    if value.is_meta or not (value.dtype.is_floating_point or value.dtype.is_complex):
+    if value.is_meta or value.layout != torch.strided or not (value.dtype.is_floating_point or value.dtype.is_complex):
         return Label(tuple(value.shape))
     value = value.cpu()  # labels live there, wherever the model does
     fits = (value == 0) | value.isinf()

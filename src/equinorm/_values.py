@@ -1,7 +1,7 @@
 """What the edges of a graph carry: labels, tensors of the model, views of them, and constants."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ class Source:
         label: how it scales; None until its first use.
         role: "weight", or "bias" if its first use adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
-        offset: number that the network adds before it uses the tensor, as in gains written 1 + w; what scales is w + offset.
+        offset: number that the network adds before it uses the tensor, as in gains written 1 + w, or 10 for 1 + 0.1·w; what
+            scales is w + offset.
         is_squared: does the network take norms of it, whose squares leave the dtype before its entries do?
     """
 
@@ -49,15 +50,17 @@ class Constant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A parameter without a label, its axes in another order: what it needs is decided where it is used.
+    """A parameter without a label, its axes in another order, times a number: what it needs is decided where it is used.
 
     Attributes:
         source: the parameter.
         order: its axis for each axis of the view; −1 for a new one of size 1. Axes of size 1 may be missing.
+        factor: finite, not 0.
     """
 
     source: Source
     order: tuple[int, ...]
+    factor: float = 1.0
 
     @staticmethod
     def of(value: "Source | View", operation: Callable[[Tensor], Any]) -> "View | None":
@@ -72,7 +75,7 @@ class View:
             return None
         if isinstance(value, Source):
             return View(value, order)
-        return View(value.source, tuple(value.order[axis] if axis >= 0 else -1 for axis in order))
+        return replace(value, order=tuple(value.order[axis] if axis >= 0 else -1 for axis in order))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -82,11 +82,11 @@ def linear(trace: Trace, call: Call) -> Label:
     return label.expand(call.shape)
 
 
-@rule("matmul mm bmm mv dot vdot")
+@rule("matmul mm bmm mv dot vdot linalg_matmul _sparse_mm")
 def matmul(trace: Trace, call: Call) -> Label:
     """Matrix products with broadcast batch axes."""
     left, right = list(call.arguments.values())[:2]
-    return _product(trace, left, right)
+    return matrix_product(trace, left, right)
 
 
 @rule("_grouped_mm transformers::grouped_mm_fallback.default")
@@ -114,7 +114,7 @@ def inner(trace: Trace, call: Call) -> Label:
     return contract(trace, left, rows + "Z", right, columns + "Z", rows + columns)
 
 
-def _product(trace: Trace, left: Value, right: Value) -> Label:
+def matrix_product(trace: Trace, left: Value, right: Value) -> Label:
     ranks = len(left.shape), len(right.shape)
     batch = ascii_letters[: max(max(ranks) - 2, 0)]
     row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
@@ -123,11 +123,23 @@ def _product(trace: Trace, left: Value, right: Value) -> Label:
     return contract(trace, left, left_axes, right, right_axes, batch + row + column)
 
 
-@rule("addmm addmv baddbmm")
+@rule("addmm addmv baddbmm _sparse_addmm")
 def add_matmul(trace: Trace, call: Call) -> Label:
     """bias + a @ b; for addmm and baddbmm the names of a and b differ, not their order."""
     bias, left, right = list(call.arguments.values())[:3]
-    return trace.add(_product(trace, left, right), bias).expand(call.shape)
+    return trace.add(matrix_product(trace, left, right), bias).expand(call.shape)
+
+
+@rule("addbmm")
+def add_batch_matmul(trace: Trace, call: Call) -> Label:
+    """bias + Σ_b a_b @ b_b."""
+    return trace.add(contract(trace, call.batch1, "bXZ", call.batch2, "bZY", "XY"), call.input).expand(call.shape)
+
+
+@rule("addr")
+def add_outer(trace: Trace, call: Call) -> Label:
+    """matrix + x yᵀ."""
+    return trace.add(contract(trace, call.vec1, "X", call.vec2, "Y", "XY"), call.input).expand(call.shape)
 
 
 @rule("outer ger")

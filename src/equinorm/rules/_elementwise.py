@@ -15,8 +15,8 @@ from equinorm._values import Constant, Value
 from equinorm.rules._registry import Call, Rule, rule
 
 DEGREES: dict[Fraction | int, str] = {
-    1: "relu leaky_relu rrelu abs absolute neg negative positive clone contiguous detach alias lift_fresh lift_fresh_copy "
-    "dropout feature_dropout conj resolve_conj resolve_neg real imag",
+    1: "relu leaky_relu rrelu abs absolute positive clone contiguous detach alias lift_fresh lift_fresh_copy "
+    "dropout feature_dropout conj conj_physical resolve_conj resolve_neg real imag deg2rad rad2deg",
     2: "square",
     Fraction(1, 2): "sqrt",
     Fraction(-1, 2): "rsqrt",
@@ -100,7 +100,7 @@ def glu(trace: Trace, call: Call) -> Label:
     return move_one(lambda ids: ids.chunk(2, dim)[0], label)
 
 
-@rule("pow")
+@rule("pow float_power")
 def power(trace: Trace, call: Call) -> Label:
     """x^k for a constant number k."""
     exponent = call.exponent
@@ -114,18 +114,69 @@ def power(trace: Trace, call: Call) -> Label:
     return trace.label(base).power(Fraction(exponent)).expand(call.shape)
 
 
+@rule("neg negative")
+def negated(trace: Trace, call: Call) -> Value:
+    """−x."""
+    return trace.affine(call.input, -1.0, 0.0) or trace.label(call.input)
+
+
 @rule("add sub subtract rsub maximum minimum fmax fmin hypot")
 def summed(trace: Trace, call: Call) -> Value:
     """Sums, differences, maxima of two: both sides must scale alike. A parameter plus a number may scale as a whole."""
-    name = call.operator.overloadpacket.__name__.removesuffix("_")
-    alpha = call.get("alpha", 1)
-    if name in ("add", "sub", "subtract", "rsub") and isinstance(call.other, (int, float)) and alpha:
-        # a − αw = −α (w − a/α)
-        number = {"add": call.other * alpha, "rsub": -call.other / alpha}.get(name, -call.other * alpha)
-        shifted = trace.shift(call.input, number)
-        if shifted is not None:
-            return shifted
+    name, alpha = call.operator.overloadpacket.__name__.removesuffix("_"), call.get("alpha", 1)
+    if name in ("add", "sub", "subtract", "rsub") and isinstance(alpha, (int, float)):
+        first, second = {"add": (1.0, alpha), "rsub": (-alpha, 1.0)}.get(name, (1.0, -alpha))
+        for value, factor, other, share in ((call.input, first, call.other, second), (call.other, second, call.input, first)):
+            number = _number_beside(value, other, trace, call)
+            shifted = None if number is None else trace.affine(value, factor, share * number)
+            if shifted is not None:
+                return shifted
     return trace.add(call.input, call.other).expand(call.shape)
+
+
+def _number_beside(value: Value, other: Value | float, trace: Trace, call: Call) -> float | None:
+    """The finite number that is joined with every entry of a parameter without a label; None if there is no such number."""
+    if not trace.is_unlabelled(value) or value.shape != call.shape:
+        return None
+    if isinstance(other, Constant) and other.value.numel() and not (other.value.is_meta or other.value.is_complex()):
+        first = other.value.reshape(-1)[0]
+        other = first.item() if bool((other.value == first).all()) else math.nan
+    return float(other) if isinstance(other, (int, float)) and math.isfinite(other) else None
+
+
+@rule("fmod remainder")
+def remainder(trace: Trace, call: Call) -> Label:
+    """What a quotient rounded to an integer leaves: both must scale alike."""
+    return trace.add(call.input, call.other).expand(call.shape)
+
+
+@rule("ldexp")
+def ldexp(trace: Trace, call: Call) -> Label:
+    """x·2^k; k must not scale."""
+    trace.pin(call.other, "an exponent")
+    return trace.label(call.input).expand(call.shape)
+
+
+@rule("heaviside")
+def heaviside(trace: Trace, call: Call) -> Label:
+    """0 below 0, 1 above, a given value at 0, which must not scale."""
+    return trace.pin(call.get("values"), "joins 0 and 1").expand(call.shape)
+
+
+@rule("nan_to_num")
+def without_nan(trace: Trace, call: Call) -> Label:
+    """x, with numbers in place of nan and ±inf: they must be 0 or infinite, as no other numbers scale with x."""
+    value: Value = call.input
+    for number in (call.nan or 0.0, call.posinf, call.neginf):
+        value = trace.add(value, 1.0 if number is None else number)  # None stands for the largest number of the dtype
+    return trace.label(value)
+
+
+@rule("polar")
+def polar(trace: Trace, call: Call) -> Label:
+    """r·e^{iφ}: the angle must not scale."""
+    trace.pin(call.angle, "an angle")
+    return trace.label(call.get("abs")).expand(call.shape)
 
 
 @rule("where")
@@ -169,18 +220,27 @@ def atan2(trace: Trace, call: Call) -> Label:
 
 
 @rule("mul multiply")
-def multiplied(trace: Trace, call: Call) -> Label:
+def multiplied(trace: Trace, call: Call) -> Value:
     """Products: scales multiply."""
+    for value, other in ((call.input, call.other), (call.other, call.input)):
+        number = _number_beside(value, other, trace, call)
+        scaled = None if number is None else trace.affine(value, number, 0.0)
+        if scaled is not None:
+            return scaled
     return trace.label(call.input).times(trace.label(call.other))
 
 
 @rule("div divide true_divide")
-def divided(trace: Trace, call: Call) -> Label:
+def divided(trace: Trace, call: Call) -> Value:
     """Quotients: scales divide. Rounding modes pin."""
     if call.get("rounding_mode") is not None:
         trace.pin(call.input, "rounds its quotient")
         trace.pin(call.other, "rounds its quotient")
         return Label(call.shape)
+    number = _number_beside(call.input, call.other, trace, call)
+    scaled = trace.affine(call.input, 1 / number, 0.0) if number else None
+    if scaled is not None:
+        return scaled
     return trace.label(call.input).times(trace.label(call.other).power(-1))
 
 

@@ -20,7 +20,9 @@ _RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view",
     "cat concat concatenate stack hstack vstack dstack column_stack atleast_1d atleast_2d atleast_3d "
     "roll flip fliplr flipud rot90 repeat tile movedim moveaxis swapaxes swapdims "
     "pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal diag_embed diag tril triu "
-    "slice_scatter select_scatter meshgrid view_copy _unsafe_view ravel unsafe_chunk unsafe_split"
+    "slice_scatter select_scatter diagonal_scatter meshgrid view_copy _unsafe_view ravel unsafe_chunk unsafe_split "
+    "broadcast_to broadcast_tensors block_diag cartesian_prod diagflat linalg_diagonal fft_fftshift fft_ifftshift "
+    "narrow_copy unfold_copy mH matrix_H adjoint"
 )
 def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
     """Data movement. Zeros that it brings in come out as the constant zero, whose id is 0."""

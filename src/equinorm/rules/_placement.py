@@ -45,9 +45,9 @@ def assigned(trace: Trace, call: Call) -> Label:
     return trace.add(there, here.reshape(here.shape[lead:])).expand(call.shape)
 
 
-@rule("masked_scatter")
+@rule("masked_scatter put")
 def scattered(trace: Trace, call: Call) -> Label:
-    """Where a mask says so, the next entry of another tensor."""
+    """Where a mask or an index into all entries says so, entries of another tensor, instead of what is there or added to it."""
     there, here = (trace.merge(value, range(len(trace.label(value).shape))) for value in (call.input, call.source))
     return trace.add(there, here.reshape(())).expand(call.shape)
 
@@ -74,6 +74,27 @@ def distances(trace: Trace, call: Call) -> Label:
     """Norms of the differences of all rows, up to the rounding of matrix products that may compute them; "norm" 0 counts."""
     label = trace.add(trace.merge(call.x1, [-2, -1]), trace.merge(call.x2, [-2, -1]))
     return label.power(0 if call.p == 0 else 1).expand(call.shape)
+
+
+@rule("dist")
+def distance(trace: Trace, call: Call) -> Label:
+    """The norm of a difference; the "norm" of order 0 counts."""
+    label = trace.add(call.input, call.other)
+    return trace.merge(label, range(len(label.shape))).power(0 if call.p == 0 else 1).reshape(())
+
+
+@rule("pdist _pdist_forward")
+def pairwise_distances(trace: Trace, call: Call) -> Label:
+    """Norms of the differences of all pairs of rows; "norm" 0 counts."""
+    return trace.merge(call.input, [0, 1]).power(0 if call.p == 0 else 1).reshape((1,)).expand(call.shape)
+
+
+@rule("pairwise_distance")
+def row_distances(trace: Trace, call: Call) -> Label:
+    """Norms of the differences of rows, of which each entry is a sum with eps."""
+    label = trace.add(trace.add(call.x1, call.x2), call.eps)
+    merged = trace.merge(label, [-1]).power(0 if call.p == 0 else 1)
+    return (merged if call.keepdim else merged.reshape(merged.shape[:-1])).expand(call.shape)
 
 
 def _all_pinned(trace: Trace, call: Call, detail: str) -> Label:
