@@ -32,6 +32,7 @@ CORE = [
     "_interpret",
     "_export",
     "_scaling",
+    "_casts",
     "_register",
     "_optimizers",
     "_compiled",

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from equinorm._classes import Reason
 from equinorm._labels import Label
 from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, subgraph, visibly_written, written
 from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Constant, Source, Value
+from equinorm._values import VALUES, Chosen, Constant, Source, Value, loses, source_of
 from equinorm.rules import Call, find
 
 _TORCH = os.path.dirname(torch.__file__)
@@ -98,11 +98,25 @@ class Interpreter:
             self.origins[node] = max(first, second, key=lambda origin: (origin.parameters is None, origin.depth))
         else:
             self.values[node] = _apply(node, args, kwargs, self.trace)
+            self._note_casts(node)
             self.origins[node] = self._meet(node)
             for target in written(node):
                 if self.roots[target].op == "placeholder":  # the next call reads what is written into a buffer or an input
                     for value in flat([self.values[node], self.values[self.roots[target]]]):
                         self.trace.pin(value, "writes into a tensor of the model or an input")
+
+    def _note_casts(self, node: fx.Node) -> None:
+        """Remember the values that lose bits here: by a conversion, or in an operation that autocast runs in fewer bits."""
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.overloadpacket.__name__.endswith("_like"):
+            return
+        results = [part.dtype for part in _floats(node.meta.get("val"))]
+        for argument in node.all_input_nodes if results else ():
+            value = self.values[argument]
+            for given in _floats(argument.meta.get("val")) if isinstance(value, VALUES) else ():
+                lossy = next((dtype for dtype in results if loses(given.dtype, dtype)), None)
+                if lossy is not None and not _is_pinned(value, self.trace):
+                    detail = f"rounds to {str(lossy).removeprefix('torch.')}"
+                    self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail)))
 
     def _inside(self, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
         """What a subgraph returns, run on the values of these nodes."""
@@ -179,11 +193,27 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     if rule is None or not is_static(result):
         return _unknown(node, tensors, trace)
     label = rule(trace, call)
-    if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
+    _note_reads(tensors, label, trace)
+    if isinstance(label, VALUES) and not (result.dtype.is_floating_point or result.dtype.is_complex):
         return trace.pin(label, "rounds to integers")  # for example a sum with dtype=torch.int64
+    if isinstance(label, VALUES) and result.dtype.itemsize == 1:
+        return trace.pin(label, "rounds to eight bits, which saturate")
     if isinstance(label, Label) and len(label.factors) > _MANY:
         return trace.reduced(label)
     return label
+
+
+def _note_reads(tensors: Iterable[Value], result: Any, trace: Trace) -> None:
+    """Remember parameters whose entries were read although nothing asked how they scale, as by sign(w)."""
+    shown = source_of(result)
+    for source in filter(None, map(source_of, tensors)):
+        if source.label is None and shown not in (source, *trace.shifted.get(source, {}).values()):
+            trace.read.add(source)
+
+
+def _floats(values: Any) -> list[Tensor]:
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    return [part for part in parts if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())]
 
 
 def _is_known(result: Any) -> bool:

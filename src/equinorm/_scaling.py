@@ -1,5 +1,6 @@
 """How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,17 @@ class Family:
     ids: range
 
 
+def share_moving(scaling: Scaling) -> float:
+    """Share of a tensor's entries that move."""
+    groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
+    for _, ids in scaling.factors:
+        axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
+        for other, mask in [group for group in groups if group[0] & axes]:
+            axes, still = axes | other, still & mask
+        groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
+    return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
+
+
 _UNUSED = Reason("no operation", "the graph does not use it")
 
 
@@ -97,7 +109,7 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
     index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
     scalings = (
-        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, _factors(s, classes, index), s.offset)
+        Scaling(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth, factors(s, classes, index), s.offset)
         for s in sources
     )
     return tuple(scalings), roots
@@ -118,7 +130,8 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
     return free[is_used[free]]
 
 
-def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+def factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+    """Exponents and ids of a label in the free classes, which `index` numbers from 1."""
     factors: list[tuple[float, Tensor]] = []
     for factor in source.label.factors if source.label is not None else ():
         ids, inverse = _distinct(factor.ids.numpy())

@@ -13,12 +13,13 @@ from torch.nn.parameter import is_lazy
 
 from equinorm import _balance, _rescale
 from equinorm._balance import Balance
+from equinorm._casts import Cast, casts, check, described
 from equinorm._classes import Reason
 from equinorm._errors import EquinormError, ExportError, RescaleError, describe
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._modules import Choice, chosen, in_mode, on_cpu, unwrapped
-from equinorm._scaling import Family, Pin, Scaling, families, resolve
+from equinorm._scaling import Family, Pin, Scaling, families, resolve, share_moving
 from equinorm._trace import Trace
 from equinorm._watch import Watch
 
@@ -35,6 +36,8 @@ class Symmetries:
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
+        casts: where the network rounds values that scale to fewer bits than their weights have (`h.bfloat16()`, autocast in a
+            forward): their classes take powers of two only.
     """
 
     model: nn.Module = field(repr=False)
@@ -44,6 +47,7 @@ class Symmetries:
     pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    casts: tuple[Cast, ...] = field(repr=False, default=())
     _watch: Watch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class Symmetries:
         """Share of all parameters that at least one free class moves."""
         parameters = [s for s in self.scalings if s.kind == "parameter"]
         total = sum(s.numel for s in parameters)
-        return sum(s.numel * _moving(s) for s in parameters) / total if total else 0.0
+        return sum(s.numel * share_moving(s) for s in parameters) / total if total else 0.0
 
     @on_cpu()
     def balance(
@@ -125,7 +129,8 @@ class Symmetries:
         Args:
             log_scales: natural logarithms of shape (num_free,); computed with in float64.
             optimizer: whose state to move along; gradients always move (by the inverse).
-            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding.
+            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding. Needed for
+                float16 and bfloat16 weights, and for classes that pass a cast.
 
         Raises:
             RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
@@ -143,7 +148,8 @@ class Symmetries:
         self._watch.check()
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
-            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
+            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
+        check(self.casts, moving, self.tensors, log_scales)
         _rescale.rescale_(self.tensors, moving, log_scales, optimizer)
 
     def __str__(self) -> str:
@@ -158,6 +164,7 @@ class Symmetries:
                 parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
                 shift = f" + {scaling.offset:g}" if scaling.offset else ""
                 lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
+        lines += described(self.casts)
         if self.pins:
             lines.append("pinned:")
             lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
@@ -174,17 +181,6 @@ def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, 
     share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
     where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
     return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
-
-
-def _moving(scaling: Scaling) -> float:
-    """Share of a tensor's entries that move."""
-    groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
-    for _, ids in scaling.factors:
-        axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
-        for other, mask in [group for group in groups if group[0] & axes]:
-            axes, still = axes | other, still & mask
-        groups = [group for group in groups if not group[0] & axes] + [(axes, still)]
-    return 1.0 - math.prod(float(still.double().mean()) for _, still in groups)
 
 
 @on_cpu()
@@ -278,7 +274,7 @@ def symmetries(
     found, pins = families(sources, scalings, trace.classes, roots)
     seconds = (exporting, time.perf_counter() - started - exporting)
     prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
-    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints)
+    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints, casts(trace, scalings, roots))
 
 
 def balance_(

@@ -26,6 +26,10 @@ class Trace:
     batch_norm: str = "affine"
     reason: Reason = field(default_factory=lambda: Reason("model"))
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
+    read: set[Source] = field(default_factory=set)
+    """Parameters of which operations read entries before they had a label, other than to shift them."""
+    casts: list[tuple[Value, torch.dtype, Reason]] = field(default_factory=list)
+    """Values that lose bits where an operation reads them, what it rounds to, and the operation."""
 
     # ------------------------------------------------------------------------------------------------------- labels
 
@@ -92,7 +96,7 @@ class Trace:
         """Give shifted parameters their label and offset; pin those that the network also reads in another way."""
         self.reason = Reason("several uses of one parameter", "with a number added and without, or with several")
         for source, shifts in self.shifted.items():
-            if source.label is not None or len(shifts) > 1:
+            if source.label is not None or source in self.read or len(shifts) > 1:
                 for value in (source, *shifts.values()):
                     self.pin(value)
             else:
