@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test lint types docs bench format clean
+.PHONY: demo test fuzz lint types docs bench format clean
 
 demo: $(VENV)/.stamp-run
 	$(BIN)/equinorm demo
@@ -13,6 +13,12 @@ demo: $(VENV)/.stamp-run
 # Two workers of one thread each; doctests in src are collected too (pyproject.toml).
 test: $(VENV)/.stamp-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Random networks for as long as asked; says which is unsound, with its seed.
+MINUTES ?= 10
+SEED ?= 0
+fuzz: $(VENV)/.stamp-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES) --first $(SEED)
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check

@@ -64,7 +64,8 @@ def check(network: Network) -> set[str]:
         _holds(network, symmetries, args, log_scales, LIMIT)
     entries = [*symmetries.scalings, *symmetries.casts]
     whole = all(exponent == round(exponent) for entry in entries for exponent, _ in entry.factors)
-    if network.is_exact and whole:
+    rounded = any(scaling.offset and scaling.factors for scaling in symmetries.scalings)  # s·(1 + w) − 1 is stored
+    if network.is_exact and whole and not rounded:
         seen.add("exact")
         _holds(network, symmetries, args, powers, 0.0)
     return seen

@@ -62,22 +62,21 @@ for _name, _run in {"gain_of_transformed_and_number": _shifted, "gain_and_sign":
         _run,
         choose=lambda draw, x: {**_transform(draw, x), "number": draw(st.sampled_from([1, 0.5, -1]))},
         part=lambda x, how, number: Vector(x.size(-1)),
-        exact=False,
-        often=2,
+        often=6,
     )
 op(
     "gain_of_number_less_transformed",
     lambda part, x, how: x * (1 - TRANSFORMS[how](part.w)),
     choose=_transform,
     part=lambda x, how: Vector(x.size(-1)),
-    exact=False,
+    often=4,
 )
 op(
     "gain_of_transformed",
     lambda part, x, how: x * TRANSFORMS[how](part.w),
     choose=_transform,
     part=lambda x, how: Vector(x.size(-1)),
-    often=2,
+    often=4,
 )
 op(
     "shift_of_transformed",
@@ -90,7 +89,7 @@ op(
     lambda part, x, how, out: x @ TRANSFORMS[how](part.w).reshape(x.size(-1), out),
     choose=lambda draw, x: {**_transform(draw, x), "out": draw(SIZES)},
     part=lambda x, how, out: Vector(x.size(-1), out),
-    often=2,
+    often=6,
 )
 
 
@@ -183,8 +182,7 @@ op(
     lambda part, x, how: USES[how](part, x),
     choose=lambda draw, x: {"how": draw(st.sampled_from(list(USES)))},
     part=_holder,
-    exact=False,
-    often=3,
+    often=8,
 )
 
 # ----------------------------------------------------------------------------------------------------------------------- casts

@@ -1,6 +1,5 @@
 """Casts inside of a network: where a value loses bits, rounding keeps to scales that are powers of two, and to no others."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from equinorm._classes import Reason
 from equinorm._errors import RescaleError
+from equinorm._rescale import LN2, unit_of_powers_of_two
 from equinorm._scaling import Scaling, factors
 from equinorm._trace import Trace
 from equinorm._values import Source, Value, loses, source_of
-
-LN2 = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +85,22 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
                     f"cannot rescale {cast.tensor}: the network casts it to {_name(cast.dtype)}, by {cast.reason}, where it would "
                     f"overflow (largest number {largest:.1e}). Use smaller log-scales."
                 )
+
+
+def check_training(found: Sequence[Cast], moving: Sequence[Scaling], power_of_two: bool) -> None:
+    """Refuse to rescale at every step what a cast does not keep.
+
+    Raises:
+        RescaleError: naming the first cast.
+    """
+    for cast in found:
+        if not power_of_two:
+            raise RescaleError(refusal(cast))
+        if unit_of_powers_of_two([*moving, cast]) != unit_of_powers_of_two(moving):
+            raise RescaleError(
+                f"cannot rescale exactly: the network rounds a value that moves with a fractional power of a scale to "
+                f"{_name(cast.dtype)}, by {cast.reason}. Leave its module out (modules=), or compute there in more bits."
+            )
 
 
 def _log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from torch.fx.node import map_arg
 from equinorm._choices import follow
 from equinorm._classes import Reason
 from equinorm._labels import Label
-from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, subgraph, visibly_written, written
+from equinorm._mutation import bind, fill_value, is_computable, is_static, module_of, roots, subgraph, visibly_written, written
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Source, Value, loses, source_of
-from equinorm.rules import Call, find
+from equinorm.rules import Call, find, key, why_not
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -31,6 +31,8 @@ _MANY = 4
 
 _MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
 """What operations of our own in a graph stand for."""
+
+_NO_RULE = "no rule: taken to fit no scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,10 @@ def _is_known(result: Any) -> bool:
 
 def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
     """Pin everything that goes in; what comes out does not scale."""
-    why = _MARKS.get(getattr(node.target, "__name__", ""), "no rule: taken to fit no scale")
+    target: Any = node.target
+    why = _MARKS.get(getattr(target, "__name__", "")) or _NO_RULE
+    if isinstance(target, torch._ops.OpOverload):
+        why = why_not(key(target)) or why
     for value in tensors:
         trace.pin(value, why)
     return pinned(node.meta.get("val"))
@@ -278,7 +283,8 @@ def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]
     used = {node.name for node in graph.graph.nodes if node.users}
     for name, (value, _) in inputs.items():
         if isinstance(value, Constant) and name in used:  # batch normalization's counter is in evaluation mode for nobody
-            content = value.value.detach().cpu().contiguous()
+            content = value.value.detach().cpu()
+            content = (content if content.layout == torch.strided else content.to_dense()).contiguous()
             digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b"")
     return digest.hexdigest()
@@ -292,6 +298,5 @@ def reason_of(node: fx.Node) -> Reason:
     frames = [frame for frame in frames if not frame[0].startswith("<")]  # generated code
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     path, line, code = users[-1] if users else ("", "", "")
-    modules = [module for module, _ in (node.meta.get("nn_module_stack") or {}).values() if module]
     source = f"{path.rsplit('/', 1)[-1]}:{line}" if path else ""
-    return Reason(name, "", source, code.strip(), modules[-1] if modules else "")
+    return Reason(name, "", source, code.strip(), module_of(node))

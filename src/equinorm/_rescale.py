@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,7 +35,12 @@ class _Write:
     offset: float = 0.0
 
 
-def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
+class _Moves(Protocol):
+    @property
+    def factors(self) -> tuple[tuple[float, Tensor], ...]: ...
+
+
+def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
     """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
 
     Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
@@ -43,7 +49,7 @@ def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
     return math.lcm(*denominators) * LN2
 
 
-def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
     """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
     unit = unit_of_powers_of_two(scalings)
     return torch.round(log_scales / unit) * unit

@@ -259,7 +259,7 @@ def _zeros(label: Label) -> Tensor | None:
 
 
 def _constant_label(value: Tensor) -> Label:
-    if value.is_meta or not (value.dtype.is_floating_point or value.dtype.is_complex):
+    if value.is_meta or value.layout != torch.strided or not (value.dtype.is_floating_point or value.dtype.is_complex):
         return Label(tuple(value.shape))
     value = value.cpu()  # labels live there, wherever the model does
     fits = (value == 0) | value.isinf()

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn, optim
 
 from equinorm._balance import check_options, counted, held_classes
+from equinorm._casts import check_training
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._layout import layouts
 from equinorm._modules import Choice, on_cpu, unwrapped
@@ -71,7 +72,7 @@ class ENorm:
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
-            weights.
+            weights, and where the model itself casts what scales to fewer bits, as by autocast in its forward.
         compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
             compiled here in a second or two, and need g++ or clang++. On a GPU torch.compile makes them at the first step.
 
@@ -142,6 +143,7 @@ class ENorm:
             reasons = reasons if modules is None else ["none moves within the chosen modules alone"]
             raise BalanceError(f"no hidden channel of {describe(self.model)} can be rescaled: {'; '.join(reasons)}.")
         layout = layouts(counted(moving, biases), found.family_ranges, found.num_free, held)
+        check_training([cast for cast in found.casts if bool((~held[cast.free()]).any())], moving, power_of_two)
         moving = [s for s in moving if match_biases or s.role != "bias"]
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
