@@ -17,8 +17,9 @@ test: $(VENV)/.stamp-test
 # Random networks for as long as asked; says which is unsound, with its seed.
 MINUTES ?= 10
 SEED ?= 0
+OUTPUT ?=
 fuzz: $(VENV)/.stamp-test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES) --first $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --minutes $(MINUTES) --first $(SEED) $(if $(OUTPUT),--output $(OUTPUT))
 
 lint: $(VENV)/.stamp-lint
 	$(BIN)/ruff check

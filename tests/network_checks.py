@@ -48,7 +48,8 @@ def check(network: Network) -> set[str]:
         UnsoundError: with the deviation and the symmetries.
     """
     args = arguments(network, seed=1)
-    if not network.casts and not condition(network, args) < CONDITION:
+    is_tame = condition(network, args) < CONDITION
+    if not is_tame and not network.casts:
         return {"ill-conditioned"}
     symmetries = equinorm.symmetries(network, args)
     if not symmetries.num_free:
@@ -60,7 +61,7 @@ def check(network: Network) -> set[str]:
     if symmetries.casts:
         seen.add("cast")
         _refuses(network, symmetries, log_scales)
-    elif condition(network, args) < CONDITION:
+    elif is_tame:
         _holds(network, symmetries, args, log_scales, LIMIT)
     entries = [*symmetries.scalings, *symmetries.casts]
     whole = all(exponent == round(exponent) for entry in entries for exponent, _ in entry.factors)
@@ -71,9 +72,7 @@ def check(network: Network) -> set[str]:
     return seen
 
 
-def _holds(
-    network: Network, symmetries: equinorm.Symmetries, args: tuple, log_scales: torch.Tensor, limit: float
-) -> None:
+def _holds(network: Network, symmetries: equinorm.Symmetries, args: tuple, log_scales: torch.Tensor, limit: float) -> None:
     found = equinorm.deviation(rescaled(network, symmetries, log_scales), network, args)
     if not found <= limit:
         raise UnsoundError(f"deviation {found:.1e}, limit {limit:g}\n{symmetries}")

@@ -193,14 +193,15 @@ def _narrow(draw, *values: Tensor) -> dict[str, Any]:
     return {"dtype": draw(st.sampled_from(NARROW))}
 
 
-op("cast_and_back", lambda part, x, dtype: x.to(dtype).to(x.dtype), choose=_narrow, casts=True)
-op("sum_narrowly", lambda part, x, dtype: x.sum(-1, keepdim=True, dtype=dtype).to(x.dtype), choose=_narrow, casts=True)
+op("cast_and_back", lambda part, x, dtype: x.to(dtype).to(x.dtype), choose=_narrow, casts=True, often=3)
+op("sum_narrowly", lambda part, x, dtype: x.sum(-1, keepdim=True, dtype=dtype).to(x.dtype), choose=_narrow, casts=True, often=3)
 op(
     "linear_narrowly",
     lambda part, x, dtype, out: F.linear(x.to(dtype), part.weight.to(dtype), part.bias.to(dtype)).to(x.dtype),
     choose=lambda draw, x: {**_narrow(draw), "out": draw(SIZES)},
     part=lambda x, dtype, out: nn.Linear(x.size(-1), out),
     casts=True,
+    often=3,
 )
 op(
     "write_narrowly",
@@ -208,5 +209,6 @@ op(
     arity=2,
     choose=_narrow,
     casts=True,
+    often=3,
 )
 op("cast_to_wider", lambda part, x: x.to(torch.complex128).real)

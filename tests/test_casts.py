@@ -1,4 +1,4 @@
-"""A value that scales and is rounded to fewer bits than its weights have: powers of two are exact there, nothing else is taken."""
+"""A value that scales and is rounded to fewer bits than its weights have: only powers of two are taken, and they are exact."""
 
 import copy
 import math
@@ -54,10 +54,11 @@ def made(run: Callable[[Net, Tensor], Tensor], dtype: torch.dtype) -> tuple[Net,
     return model, x, equinorm.symmetries(model, x)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [(name, dtype) for name in ROUNDED for dtype in (torch.float32, torch.float64) if (name, dtype) != ("autocast", torch.float64)],
-)  # autocast leaves float64 alone
+CASES = [(name, dtype) for name in ROUNDED for dtype in (torch.float32, torch.float64)]
+CASES.remove(("autocast", torch.float64))  # which autocast leaves alone
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_real_scales_are_refused_and_powers_of_two_are_exact(name, dtype):
     model, x, symmetries = made(ROUNDED[name], dtype)
     assert symmetries.num_free >= 4
@@ -87,7 +88,8 @@ def test_classes_that_pass_no_cast_take_real_scales():
     model, x = nn.Sequential(first, nn.Tanh(), last).double(), torch.randn(7, 3, dtype=torch.float64)
     symmetries = equinorm.symmetries(model, x)
     (cast,) = symmetries.casts
-    assert symmetries.num_free == 9 and len(cast.free()) == 4
+    assert symmetries.num_free == 9
+    assert len(cast.free()) == 4
     log_scales = torch.full((9,), 0.1, dtype=torch.float64)
     log_scales[cast.free() - 1] = math.log(2)
     original = copy.deepcopy(model)
@@ -121,7 +123,8 @@ def test_a_norm_in_float32_inside_of_a_bfloat16_model_leaves_its_classes_as_they
         return m.down((m.gain.float() * h).to(x.dtype))
 
     model, x, symmetries = made(normed, torch.bfloat16)
-    assert symmetries.num_free == 4 and not symmetries.casts
+    assert symmetries.num_free == 4
+    assert not symmetries.casts
     original = copy.deepcopy(model)
     symmetries.balance().apply_(power_of_two=True)
     assert equinorm.deviation(model, original, x) == 0.0
@@ -152,10 +155,17 @@ def test_a_root_that_is_rounded_needs_scales_whose_root_is_a_power_of_two():
     assert equinorm.deviation(model, original, x) == 0.0
 
 
-@pytest.mark.parametrize("cast", [lambda h: h.to(torch.float8_e4m3fn), lambda h: torch.zeros_like(h, dtype=torch.float8_e5m2).copy_(h)])
+EIGHT: dict[str, Callable[[Tensor], Tensor]] = {
+    "to": lambda h: h.to(torch.float8_e4m3fn),
+    "copy": lambda h: torch.zeros_like(h, dtype=torch.float8_e5m2).copy_(h),
+}
+
+
+@pytest.mark.parametrize("cast", EIGHT.values(), ids=EIGHT)
 def test_eight_bits_pin(cast):
     symmetries = made(_hidden(cast), torch.float32)[2]
-    assert symmetries.num_free == 0 and "rounds to eight bits" in str(symmetries)
+    assert symmetries.num_free == 0
+    assert "rounds to eight bits" in str(symmetries)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "autocast"])

@@ -1,4 +1,4 @@
-"""A parameter that a function stands in front of: it scales as the function's degree says, and a number is added to it alone."""
+"""A parameter that a function stands in front of: it scales as the function's degree says; numbers are added to it alone."""
 
 import copy
 from collections.abc import Callable
@@ -123,7 +123,7 @@ def test_a_weight_behind_a_function_takes_its_label_from_its_next_use(function, 
         def __init__(self) -> None:
             super().__init__()
             self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 2)
-            self.w = nn.Parameter(torch.randn(4, 4, 1) if use == "conv" else torch.randn(4) if use == "sum" else torch.randn(4, 4))
+            self.w = nn.Parameter(torch.randn({"conv": (4, 4, 1), "sum": (4,)}.get(use, (4, 4))))
 
         def forward(self, x: Tensor) -> Tensor:
             h, w = F.relu(self.up(x)), function(self.w)

@@ -12,7 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._rescale import LN2, unit_of_powers_of_two
 from equinorm._scaling import Scaling, factors
 from equinorm._trace import Trace
-from equinorm._values import Source, Value, loses, source_of
+from equinorm._values import Source, loses, source_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +82,8 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
             largest = torch.finfo(cast.dtype).max
             if bool(((after.abs() > largest) & (weight.abs() <= largest)).any()):
                 raise RescaleError(
-                    f"cannot rescale {cast.tensor}: the network casts it to {_name(cast.dtype)}, by {cast.reason}, where it would "
-                    f"overflow (largest number {largest:.1e}). Use smaller log-scales."
+                    f"cannot rescale {cast.tensor}: the network casts it to {_name(cast.dtype)}, by {cast.reason}, where it "
+                    f"would overflow (largest number {largest:.1e}). Use smaller log-scales."
                 )
 
 
@@ -113,13 +113,14 @@ def _name(dtype: torch.dtype) -> str:
 
 def refusal(cast: Cast) -> str:
     """Why real scales are refused, and what to do."""
+    info = torch.finfo(cast.dtype)
     text = (
-        f"cannot rescale exactly by real scales: the network rounds a value that scales to {_name(cast.dtype)}, by {cast.reason}. "
-        f"Only powers of two leave that as it is; others would change it by up to {torch.finfo(cast.dtype).eps / 2:.1e} of itself. "
+        f"cannot rescale exactly by real scales: the network rounds a value that scales to {_name(cast.dtype)}, by "
+        f"{cast.reason}. Only powers of two leave that as it is; others would change it by up to {info.eps / 2:.1e} of itself. "
         "Use powers of two (power_of_two=True)"
     )
     if cast.dtype == torch.float16:
-        text += f", and scales near 1: float16 overflows above {torch.finfo(cast.dtype).max:.0f}"
+        text += f", and scales near 1: float16 overflows above {info.max:.0f}"
     return text + "."
 
 

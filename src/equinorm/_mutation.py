@@ -205,8 +205,9 @@ def memory_of(value: Any, node: fx.Node | None = None) -> int | None:
         module = module_of(node) if node is not None else ""
         where = f" in {module}" if module else ""
         raise ExportError(
-            f"the network uses torch.vmap, torch.func.jvp, FlexAttention or the like{where}, inside of which what shares memory "
-            f"cannot be followed. Declare the submodule that does opaque (opaque={module or 'its.name'!r}), or write it without."
+            f"the network uses torch.vmap, torch.func.jvp, FlexAttention or the like{where}, inside of which what shares "
+            f"memory cannot be followed. Declare the submodule that does opaque (opaque={module or 'its.name'!r}), or write it "
+            "without."
         )
     return value.untyped_storage()._cdata
 

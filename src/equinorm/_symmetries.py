@@ -1,7 +1,6 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
