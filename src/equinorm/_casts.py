@@ -26,12 +26,14 @@ class Cast:
         reason: the operation that does, with the user's source line.
         factors: how the value scales, as those of a `Scaling`.
         tensor: name of the model's tensor that is cast as it is, or empty.
+        by_autocast: is it not the network that asks for fewer bits, but autocast, in its forward or around?
     """
 
     dtype: torch.dtype
     reason: Reason
     factors: tuple[tuple[float, Tensor], ...]
     tensor: str = ""
+    by_autocast: bool = False
 
     def free(self) -> Tensor:
         """Sorted ids of the free classes that move the value."""
@@ -51,10 +53,11 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
     index[roots] = np.arange(1, len(roots) + 1)
     wide: dict[torch.dtype, Tensor] = {}
     found = []
-    for value, dtype, reason in trace.casts:
+    for value, dtype, reason, by_autocast in trace.casts:
         stand_in = Source((), value.shape, "value", dtype, trace.label(value))
         source = source_of(value)
-        cast = Cast(dtype, reason, factors(stand_in, trace.classes, index), source.names[0] if source else "")
+        name = source.names[0] if source else ""
+        cast = Cast(dtype, reason, factors(stand_in, trace.classes, index), name, by_autocast)
         if dtype not in wide:
             free = [scaling.free() for scaling in scalings if loses(scaling.dtype, dtype)]
             wide[dtype] = torch.cat([torch.zeros(0, dtype=torch.long), *free])
@@ -90,10 +93,14 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
 def check_training(found: Sequence[Cast], moving: Sequence[Scaling], power_of_two: bool) -> None:
     """Refuse to rescale at every step what a cast does not keep.
 
+    Under autocast steps go on: weights are exact in their own dtype, and outputs as exact as autocast takes them to be.
+
     Raises:
-        RescaleError: naming the first cast.
+        RescaleError: naming the first cast that the network itself asks for.
     """
     for cast in found:
+        if cast.by_autocast:
+            continue
         if not power_of_two:
             raise RescaleError(refusal(cast))
         if unit_of_powers_of_two([*moving, cast]) != unit_of_powers_of_two(moving):

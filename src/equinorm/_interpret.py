@@ -32,6 +32,9 @@ _MANY = 4
 _MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
 """What operations of our own in a graph stand for."""
 
+_CONVERSIONS = "to _to_copy type_as copy"
+"""Operations by which a network itself asks for another dtype."""
+
 _NO_RULE = "no rule: taken to fit no scale"
 
 
@@ -112,13 +115,15 @@ class Interpreter:
         if not isinstance(node.target, torch._ops.OpOverload) or node.target.overloadpacket.__name__.endswith("_like"):
             return
         results = [part.dtype for part in _floats(node.meta.get("val"))]
+        asked = bind(node.target, node.args, node.kwargs).get("dtype") is not None or node.target._schema.is_mutable
+        by_autocast = not asked and key(node.target) not in _CONVERSIONS.split()
         for argument in node.all_input_nodes if results else ():
             value = self.values[argument]
             for given in _floats(argument.meta.get("val")) if isinstance(value, VALUES) else ():
                 lossy = next((dtype for dtype in results if loses(given.dtype, dtype)), None)
                 if lossy is not None and not _is_pinned(value, self.trace):
                     detail = f"rounds to {str(lossy).removeprefix('torch.')}"
-                    self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail)))
+                    self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail), by_autocast))
 
     def _inside(self, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
         """What a subgraph returns, run on the values of these nodes."""

@@ -28,8 +28,8 @@ class Trace:
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
     read: set[Source] = field(default_factory=set)
     """Parameters of which operations read entries before they had a label, other than to shift them."""
-    casts: list[tuple[Value, torch.dtype, Reason]] = field(default_factory=list)
-    """Values that lose bits where an operation reads them, what it rounds to, and the operation."""
+    casts: list[tuple[Value, torch.dtype, Reason, bool]] = field(default_factory=list)
+    """Values that lose bits where an operation reads them, what it rounds to, the operation, and whether by autocast."""
 
     # ------------------------------------------------------------------------------------------------------- labels
 

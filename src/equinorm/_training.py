@@ -72,7 +72,7 @@ class ENorm:
         averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
         gradients: rescale gradients that are still there after the step. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
-            weights, and where the model itself casts what scales to fewer bits, as by autocast in its forward.
+            weights, and where the model itself casts what scales to fewer bits, as by h.bfloat16(); not for autocast.
         compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
             compiled here in a second or two, and need g++ or clang++. On a GPU torch.compile makes them at the first step.
 
