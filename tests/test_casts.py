@@ -108,6 +108,41 @@ STEADY: dict[str, tuple[Callable[[Net, Tensor], Tensor], torch.dtype]] = {
 }
 
 
+def test_a_cast_of_a_value_whose_scales_cancel_does_not_matter():
+    """The output of two gains: each scales, along other axes, and their product does not."""
+
+    class Gains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.gain = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return ((x @ self.matrix) * self.gain).float()
+
+    model, x = Gains().double(), torch.randn(3, 4, dtype=torch.float64)
+    symmetries = equinorm.symmetries(model, x)
+    original = copy.deepcopy(model)
+    assert symmetries.num_free == 2
+    assert not symmetries.casts
+    symmetries.rescale_(torch.tensor([0.3, -0.7], dtype=torch.float64))
+    assert equinorm.deviation(model, original, x) <= 1e-6  # of the output's float32
+    assert equinorm.deviation(uncast(model), uncast(original), x) <= 1e-12
+
+
+def uncast(model: nn.Module) -> nn.Module:
+    """The product without its cast."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x @ self.inner.matrix) * self.inner.gain
+
+    return Wide()
+
+
 @pytest.mark.parametrize("name", STEADY)
 def test_casts_that_take_nothing_from_the_weights_do_not_matter(name):
     run, dtype = STEADY[name]

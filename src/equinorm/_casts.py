@@ -51,6 +51,8 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
     """
     index = np.zeros(int(trace.classes.free_roots().max(initial=1)) + 2, np.int64)
     index[roots] = np.arange(1, len(roots) + 1)
+    anywhere = torch.rand(len(roots) + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    anywhere[0] = 0.0
     wide: dict[torch.dtype, Tensor] = {}
     found = []
     for value, dtype, reason, by_autocast in trace.casts:
@@ -61,7 +63,8 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
         if dtype not in wide:
             free = [scaling.free() for scaling in scalings if loses(scaling.dtype, dtype)]
             wide[dtype] = torch.cat([torch.zeros(0, dtype=torch.long), *free])
-        if bool(torch.isin(cast.free(), wide[dtype]).any()):
+        scales = bool((_log_scales(cast.factors, anywhere).abs() > 1e-9).any())  # its factors may cancel
+        if scales and bool(torch.isin(cast.free(), wide[dtype]).any()):
             found.append(cast)
     return tuple(found)
 
