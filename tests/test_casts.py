@@ -117,7 +117,7 @@ def test_a_cast_of_a_value_whose_scales_cancel_does_not_matter():
             self.matrix, self.gain = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2))
 
         def forward(self, x: Tensor) -> Tensor:
-            matrix = torch.empty_like(self.matrix).copy_(self.matrix)  # whose scales are written as one for all and one for each
+            matrix = torch.empty_like(self.matrix).copy_(self.matrix)  # scales: one for all, one for each
             return ((x @ matrix) * self.gain).float()
 
     model, x = Gains().double(), torch.randn(3, 4, dtype=torch.float64)
