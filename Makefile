@@ -6,7 +6,7 @@ VENV := .venv
 TEST := .venv-test
 INSTALL := -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test lint types docs bench format clean
+.PHONY: demo test fuzz lint types docs bench format clean
 
 demo: $(VENV)/.stamp-run
 	$(VENV)/bin/equinorm demo
@@ -14,6 +14,13 @@ demo: $(VENV)/.stamp-run
 # Two workers of one thread each; doctests in src are collected too (pyproject.toml).
 test: $(TEST)/.stamp-test
 	OMP_NUM_THREADS=1 $(TEST)/bin/python -m pytest -n 2
+
+# Random networks for as long as asked; says which is unsound, with its seed.
+MINUTES ?= 10
+SEED ?= 0
+OUTPUT ?=
+fuzz: $(TEST)/.stamp-test
+	OMP_NUM_THREADS=1 $(TEST)/bin/python tests/fuzz.py --minutes $(MINUTES) --first $(SEED) $(if $(OUTPUT),--output $(OUTPUT))
 
 lint: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff check

@@ -38,7 +38,6 @@ op(
     lambda part, x: x * (1 + part.w),
     part=lambda x: Vector(x.size(-1)),
     also=lambda part, x: (part.w + 1) * x,
-    exact=False,  # what is stored is s·(1 + w) − 1, rounded
 )
 op("shift", lambda part, x: x + part.w, part=lambda x: Vector(x.size(-1)), also=lambda part, x: x - (-part.w), often=2)
 op("scalar_gain", lambda part, x: x * part.w, part=lambda x: Vector())

@@ -27,6 +27,8 @@ class Op:
     often: int = 1
     exact: bool = True
     """Is the result bitwise the same times a power of two if the values are? False for roots of odd powers."""
+    casts: bool = False
+    """Does it round its values to fewer bits, which powers of two alone leave as they are?"""
 
 
 OPS: dict[str, Op] = {}

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 import network_layers
 import network_moves
+import network_values
 from network_ops import OPS
 
 assert network_layers
-assert network_moves  # imported for what they enter into OPS
+assert network_moves
+assert network_values  # imported for what they enter into OPS
 
 INPUTS = {"vector": (5, 3), "sequence": (3, 4, 3), "map": (3, 2, 4, 4)}
 LARGEST = 600
@@ -66,6 +68,15 @@ class Network(nn.Module):
     @property
     def is_exact(self) -> bool:
         return all(OPS[step.op].exact for step in self.steps)
+
+    @property
+    def is_rewritable(self) -> bool:
+        """Must its other form give the same group?"""
+        return any(OPS[step.op].also for step in self.steps)
+
+    @property
+    def casts(self) -> bool:
+        return any(OPS[step.op].casts for step in self.steps)
 
     def __repr__(self) -> str:
         mode = "train" if self.training else "eval"
@@ -123,7 +134,7 @@ def _grow(draw, network: Network, pool: list[Tensor], name: str, fixed: int | No
         return False
     part = None
     if op.part is not None:
-        signature = "_".join(str(v) for v in (name, *operands[0].shape[1:], *options.values()))
+        signature = "_".join(str(v) for v in (name, *operands[0].shape[1:], *options.values())).replace(".", "-")
         used = [key for key in network.parts if key.rsplit("__", 1)[0] == signature]
         part = draw(st.sampled_from([f"{signature}__{len(used)}"] * 3 + used))
         if part not in network.parts:

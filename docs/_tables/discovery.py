@@ -3,6 +3,7 @@ families, and the models that cannot be exported, with the reason.
 """
 
 import json
+import re
 import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "zoo.jsonl"
 
 Record = dict[str, Any]
+
+_OBVIOUS = re.compile(r" \((no rule: taken to fit no scale|[^()]* is not homogeneous)\)$")
+"""Reasons that say no more than the name of the operation."""
 
 
 def zoo(part: str) -> str:
@@ -64,7 +68,7 @@ def _pins(record: Record) -> str:
     total = sum(record["pins"].values())
     reasons: Counter[str] = Counter()
     for reason, channels in record["pins"].items():
-        reasons[reason.removesuffix(" (no rule: taken to fit no scale)").removeprefix("aten.")] += channels
+        reasons[_OBVIOUS.sub("", reason).removeprefix("aten.")] += channels
     return ", ".join(f"{reason} {channels / total:.0%}" for reason, channels in reasons.most_common(3))
 
 

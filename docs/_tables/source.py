@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from equinorm._optimizers import LAWS
-from equinorm.rules import TABLE
+from equinorm.rules import NOT_HOMOGENEOUS, TABLE
 
 KINDS = {
     "_movement": "Entries only move",
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def operations() -> str:
-    """One table for each kind of rule, one row for each rule."""
+    """One table for each kind of rule, one row for each rule; and what is known to have none."""
     rules: dict[Callable[..., Any], list[str]] = {}
     for name, rule in TABLE.items():
         rules.setdefault(rule, []).append(name)
@@ -37,6 +37,8 @@ def operations() -> str:
         for rule, names in rules.items():
             if rule.__module__ == f"equinorm.rules.{module}":
                 parts.append(f"| {_cell(_law(rule))} | {' '.join(f'`{name}`' for name in names)} |")
+    names = " ".join(f"`{name}`" for name in NOT_HOMOGENEOUS)
+    parts += ["\n### Not homogeneous\n", f"These pin what they read, and have no rule for that reason: {names}."]
     return "\n".join(parts) + "\n"
 
 

@@ -5,7 +5,7 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch.fx.node import map_arg
 from equinorm._choices import follow
 from equinorm._classes import Reason
 from equinorm._labels import Label
-from equinorm._mutation import bind, fill_value, is_computable, is_static, roots, subgraph, visibly_written, written
+from equinorm._mutation import bind, fill_value, is_computable, is_static, module_of, roots, subgraph, visibly_written, written
 from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Constant, Source, Value
-from equinorm.rules import Call, find
+from equinorm._values import VALUES, Chosen, Constant, Source, Value, loses, source_of
+from equinorm.rules import Call, find, key, why_not
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -31,6 +31,11 @@ _MANY = 4
 
 _MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
 """What operations of our own in a graph stand for."""
+
+_CONVERSIONS = "to _to_copy type_as copy"
+"""Operations by which a network itself asks for another dtype."""
+
+_NO_RULE = "no rule: taken to fit no scale"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,27 @@ class Interpreter:
             self.origins[node] = max(first, second, key=lambda origin: (origin.parameters is None, origin.depth))
         else:
             self.values[node] = _apply(node, args, kwargs, self.trace)
+            self._note_casts(node)
             self.origins[node] = self._meet(node)
             for target in written(node):
                 if self.roots[target].op == "placeholder":  # the next call reads what is written into a buffer or an input
                     for value in flat([self.values[node], self.values[self.roots[target]]]):
                         self.trace.pin(value, "writes into a tensor of the model or an input")
+
+    def _note_casts(self, node: fx.Node) -> None:
+        """Remember the values that lose bits here: by a conversion, or in an operation that autocast runs in fewer bits."""
+        if not isinstance(node.target, torch._ops.OpOverload) or node.target.overloadpacket.__name__.endswith("_like"):
+            return
+        results = [part.dtype for part in _floats(node.meta.get("val"))]
+        asked = bind(node.target, node.args, node.kwargs).get("dtype") is not None or node.target._schema.is_mutable
+        by_autocast = not asked and key(node.target) not in _CONVERSIONS.split()
+        for argument in node.all_input_nodes if results else ():
+            value = self.values[argument]
+            for given in _floats(argument.meta.get("val")) if isinstance(value, VALUES) else ():
+                lossy = next((dtype for dtype in results if loses(given.dtype, dtype)), None)
+                if lossy is not None and not _is_pinned(value, self.trace):
+                    detail = f"rounds to {str(lossy).removeprefix('torch.')}"
+                    self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail), by_autocast))
 
     def _inside(self, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
         """What a subgraph returns, run on the values of these nodes."""
@@ -179,11 +200,27 @@ def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
     if rule is None or not is_static(result):
         return _unknown(node, tensors, trace)
     label = rule(trace, call)
-    if isinstance(label, Label) and not (result.dtype.is_floating_point or result.dtype.is_complex):
+    _note_reads(tensors, label, trace)
+    if isinstance(label, VALUES) and not (result.dtype.is_floating_point or result.dtype.is_complex):
         return trace.pin(label, "rounds to integers")  # for example a sum with dtype=torch.int64
+    if isinstance(label, VALUES) and result.dtype.itemsize == 1:
+        return trace.pin(label, "rounds to eight bits, which saturate")
     if isinstance(label, Label) and len(label.factors) > _MANY:
         return trace.reduced(label)
     return label
+
+
+def _note_reads(tensors: Iterable[Value], result: Any, trace: Trace) -> None:
+    """Remember parameters whose entries were read although nothing asked how they scale, as by sign(w)."""
+    shown = source_of(result)
+    for source in filter(None, map(source_of, tensors)):
+        if source.label is None and shown not in (source, *trace.shifted.get(source, {}).values()):
+            trace.read.add(source)
+
+
+def _floats(values: Any) -> list[Tensor]:
+    parts = values if isinstance(values, (list, tuple)) else [values]
+    return [part for part in parts if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())]
 
 
 def _is_known(result: Any) -> bool:
@@ -195,7 +232,10 @@ def _is_known(result: Any) -> bool:
 
 def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
     """Pin everything that goes in; what comes out does not scale."""
-    why = _MARKS.get(getattr(node.target, "__name__", ""), "no rule: taken to fit no scale")
+    target: Any = node.target
+    why = _MARKS.get(getattr(target, "__name__", "")) or _NO_RULE
+    if isinstance(target, torch._ops.OpOverload):
+        why = why_not(key(target)) or why
     for value in tensors:
         trace.pin(value, why)
     return pinned(node.meta.get("val"))
@@ -248,7 +288,8 @@ def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]
     used = {node.name for node in graph.graph.nodes if node.users}
     for name, (value, _) in inputs.items():
         if isinstance(value, Constant) and name in used:  # batch normalization's counter is in evaluation mode for nobody
-            content = value.value.detach().cpu().contiguous()
+            content = value.value.detach().cpu()
+            content = (content if content.layout == torch.strided else content.to_dense()).contiguous()
             digest.update(f"{name} {content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.reshape(-1).view(torch.uint8).numpy().tobytes() if content.numel() else b"")
     return digest.hexdigest()
@@ -262,6 +303,5 @@ def reason_of(node: fx.Node) -> Reason:
     frames = [frame for frame in frames if not frame[0].startswith("<")]  # generated code
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     path, line, code = users[-1] if users else ("", "", "")
-    modules = [module for module, _ in (node.meta.get("nn_module_stack") or {}).values() if module]
     source = f"{path.rsplit('/', 1)[-1]}:{line}" if path else ""
-    return Reason(name, "", source, code.strip(), modules[-1] if modules else "")
+    return Reason(name, "", source, code.strip(), module_of(node))

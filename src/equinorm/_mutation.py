@@ -92,7 +92,7 @@ def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
             shared = [_within(node) or node.all_input_nodes[0]]
         elif _packet(node) in _SOMETIMES_ALIASES.split():
             shared = node.all_input_nodes
-        memory = memory_of(node.meta.get("val"))
+        memory = memory_of(node.meta.get("val"), node)
         owner = owners.get(memory) if memory is not None else None
         if _packet(node) == _LIFTED and memory is not None and owner is not None:
             owner = owners[memory] = owner if _packet(owner) == _LIFTED else node
@@ -215,20 +215,29 @@ def _packet(node: fx.Node) -> str:
     return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
-def memory_of(value: Any) -> int | None:
-    """Identity of a tensor's memory.
+def memory_of(value: Any, node: fx.Node | None = None) -> int | None:
+    """Identity of a tensor's memory; the node that makes it is named in the error.
 
     Raises:
-        ExportError: for tensors of torch.vmap, torch.func.jvp and the like, which have none.
+        ExportError: for tensors of torch.vmap, torch.func.jvp, FlexAttention and the like, which have none.
     """
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         return None
     if torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+        module = module_of(node) if node is not None else ""
+        where = f" in {module}" if module else ""
         raise ExportError(
-            "the network uses torch.vmap, torch.func.jvp or the like, inside of which what shares memory cannot be followed. "
-            "Declare the submodule that does opaque (opaque='its.name'), or write it without."
+            f"the network uses torch.vmap, torch.func.jvp, FlexAttention or the like{where}, inside of which what shares "
+            f"memory cannot be followed. Declare the submodule that does opaque (opaque={module or 'its.name'!r}), or write it "
+            "without."
         )
     return value.untyped_storage()._cdata
+
+
+def module_of(node: fx.Node) -> str:
+    """Dotted path of the innermost module that an operation belongs to; empty for the model itself."""
+    modules = [module for module, _ in (node.meta.get("nn_module_stack") or {}).values() if module]
+    return modules[-1] if modules else ""
 
 
 def _named(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:

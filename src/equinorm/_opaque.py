@@ -125,7 +125,8 @@ def _records(model: nn.Module, modules: Mapping[str, nn.Module], args: tuple, kw
     records = {name: _Record() for name in modules}
     around, calling = _Watching(), list[str]()
     recording = {name: _recorded(name, module, model, records[name], around, calling) for name, module in modules.items()}
-    with _forwards(modules, recording), around:
+    eager = torch.compiler.set_stance("force_eager")  # what is compiled, as FlexAttention is, does not run while it is watched
+    with _forwards(modules, recording), around, eager:
         error = run_once(model, args, kwargs)
     if isinstance(error, ExportError):
         raise error

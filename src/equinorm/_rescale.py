@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, optim
@@ -17,7 +18,12 @@ EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 _WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
 
 
-def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
+class _Moves(Protocol):
+    @property
+    def factors(self) -> tuple[tuple[float, Tensor], ...]: ...
+
+
+def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
     """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
 
     Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
@@ -26,7 +32,7 @@ def unit_of_powers_of_two(scalings: Sequence[Scaling]) -> float:
     return math.lcm(*denominators) * LN2
 
 
-def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling]) -> Tensor:
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
     """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
     unit = unit_of_powers_of_two(scalings)
     return torch.round(log_scales / unit) * unit

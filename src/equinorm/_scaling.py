@@ -142,7 +142,7 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
     scalings = (
         Scaling(
             *(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth),
-            *(_factors(s, classes, index), s.offset, s.is_squared),
+            *(factors(s, classes, index), s.offset, s.is_squared),
         )
         for s in sources
     )
@@ -164,7 +164,8 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
     return free[is_used[free]]
 
 
-def _factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+def factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+    """Exponents and ids of a label in the free classes, which `index` numbers from 1."""
     factors: list[tuple[float, Tensor]] = []
     for factor in source.label.factors if source.label is not None else ():
         ids, inverse = _distinct(factor.ids.numpy())

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from equinorm import _balance, _rescale
 from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
+from equinorm._casts import Cast, casts, check, described
 from equinorm._classes import Reason
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._export import Exported, export
@@ -35,6 +36,8 @@ class Symmetries:
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
         backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
+        casts: where the network rounds values that scale to fewer bits than their weights have (`h.bfloat16()`, autocast in a
+            forward): their classes take powers of two only.
     """
 
     model: nn.Module = field(repr=False)
@@ -45,6 +48,7 @@ class Symmetries:
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
     backward: tuple[str, ...] = field(repr=False, default=())
+    casts: tuple[Cast, ...] = field(repr=False, default=())
     _watch: Watch = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -129,7 +133,8 @@ class Symmetries:
             log_scales: natural logarithms of shape (num_free,); computed with in float64.
             optimizer: whose state to move along; gradients always move (by the inverse), or are refused where the backward
                 pass may not be linear: hooks on it, autograd functions of the model's own.
-            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding.
+            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding. Needed for
+                float16 and bfloat16 weights, and for classes that pass a cast.
 
         Raises:
             RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
@@ -145,7 +150,8 @@ class Symmetries:
         self._watch.check()
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
-            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), moving)
+            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
+        check(self.casts, moving, self.tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
         _rescale.rescale_(self.tensors, moving, log_scales, optimizer, nonlinear)
 
@@ -161,6 +167,7 @@ class Symmetries:
                 parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
                 shift = f" + {scaling.offset:g}" if scaling.offset else ""
                 lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
+        lines += described(self.casts)
         if self.pins:
             lines.append("pinned:")
             lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
@@ -270,7 +277,11 @@ def symmetries(
     found, pins = families(sources, scalings, trace.classes, roots)
     seconds = (exporting, time.perf_counter() - started - exporting)
     prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
-    return Symmetries(model, len(roots), scalings, found, pins, seconds, prints, tuple(backward))
+    return Symmetries(
+        *(model, len(roots), scalings, found, pins, seconds, prints),
+        backward=tuple(backward),
+        casts=casts(trace, scalings, roots),
+    )
 
 
 def balance_(

@@ -26,6 +26,10 @@ class Trace:
     batch_norm: str = "affine"
     reason: Reason = field(default_factory=lambda: Reason("model"))
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
+    read: set[Source] = field(default_factory=set)
+    """Parameters of which operations read entries before they had a label, other than to shift them."""
+    casts: list[tuple[Value, torch.dtype, Reason, bool]] = field(default_factory=list)
+    """Values that lose bits where an operation reads them, what it rounds to, the operation, and whether by autocast."""
 
     # ------------------------------------------------------------------------------------------------------- labels
 
@@ -79,7 +83,7 @@ class Trace:
     def affine(self, value: object, factor: float, number: float) -> View | None:
         """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
 
-        None for anything else, and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
+        None for anything else (|w| + number does not scale at all), and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
         """
         if not isinstance(value, (Source, View)) or not self.is_unlabelled(value):
             return None
@@ -89,7 +93,7 @@ class Trace:
             return None
         if number:
             offset = number / factor
-            if source.offset or source.dtype in HALVES or not offset or not math.isfinite(offset):
+            if not view.is_itself or source.offset or source.dtype in HALVES or not offset or not math.isfinite(offset):
                 return None
             fresh = Source(source.names, source.shape, source.kind, source.dtype, offset=offset)
             source = self.shifted.setdefault(source, {}).setdefault(offset, fresh)
@@ -99,7 +103,7 @@ class Trace:
         """Give shifted parameters their label and offset; pin those that the network also reads in another way."""
         self.reason = Reason("several uses of one parameter", "with a number added and without, or with several")
         for source, shifts in self.shifted.items():
-            if source.label is not None or len(shifts) > 1:
+            if source.label is not None or source in self.read or len(shifts) > 1:
                 for value in (source, *shifts.values()):
                     self.pin(value)
             else:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn, optim
 
 from equinorm._balance import check_options, held_classes, nothing_moves
+from equinorm._casts import check_training
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._frozen import Selection, shown
 from equinorm._modules import Choice, on_cpu, unwrapped
@@ -77,7 +78,7 @@ class ENorm:
         gradients: rescale gradients that are still there after the step, those behind clamps in hooks or in autograd functions
             as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
-            weights.
+            weights, and where the model itself casts what scales to fewer bits, as by h.bfloat16(); not for autocast.
         compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
             compiled here in a second or two, and need g++ or clang++. On a GPU torch.compile makes them at the first step.
 
@@ -150,6 +151,8 @@ class ENorm:
                 f"every hidden channel of {describe(self.model)} that can be rescaled would move a frozen parameter, as "
                 f"{shown(selection.frozen)}. Unfreeze them before ENorm is made, or let them move: ENorm(..., frozen='move')."
             )
+        casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
+        check_training(casts, selection.candidates, power_of_two)
         copies = [averages] if isinstance(averages, nn.Module) else averages
         if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
             raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")

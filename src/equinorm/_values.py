@@ -56,11 +56,20 @@ class View:
         source: the parameter.
         order: its axis for each axis of the view; −1 for a new one of size 1. Axes of size 1 may be missing.
         factor: finite, not 0.
+        is_itself: are its entries those of the parameter, but for the factor? False behind a function of degree 1, such as |w|,
+            which scales as the parameter does but is another number.
     """
 
     source: Source
     order: tuple[int, ...]
     factor: float = 1.0
+    is_itself: bool = True
+
+    @staticmethod
+    def through(value: "Source | View") -> "View":
+        """What a function of degree 1 makes of each entry."""
+        view = value if isinstance(value, View) else View(value, tuple(range(len(value.shape))))
+        return replace(view, is_itself=False)
 
     @staticmethod
     def of(value: "Source | View", operation: Callable[[Tensor], Any]) -> "View | None":
@@ -80,6 +89,11 @@ class View:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.source.shape[axis] if axis >= 0 else 1 for axis in self.order)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameter's."""
+        return self.source.dtype
 
     @property
     def label(self) -> Label | None:
@@ -137,7 +151,23 @@ class Chosen:
         return (*self.value.shape[: self.axis], self.length, *self.value.shape[self.axis + 1 :])
 
 
+def source_of(value: object) -> Source | None:
+    """The tensor of the model that this value shows, if it does."""
+    while isinstance(value, (Chosen, View)):
+        value = value.source if isinstance(value, View) else value.value
+    return value if isinstance(value, Source) else None
+
+
 HALVES = (torch.float16, torch.bfloat16)
+
+
+def loses(given: torch.dtype, result: torch.dtype) -> bool:
+    """Does a float of this dtype lose bits or range in the other?"""
+    if not (given.is_floating_point or given.is_complex):
+        return True
+    before, after = torch.finfo(given), torch.finfo(result)
+    return after.eps > before.eps or after.max < before.max
+
 
 Value = Label | Source | View | Constant | Chosen
 VALUES = (Label, Source, View, Constant, Chosen)

@@ -11,12 +11,14 @@ import torch
 
 from equinorm._labels import Factor, Label, move_one
 from equinorm._trace import Trace
-from equinorm._values import Constant, Value
+from equinorm._values import Constant, Source, Value, View, loses
 from equinorm.rules._registry import Call, Rule, rule
 
+IDENTITIES = "positive clone contiguous detach alias lift_fresh lift_fresh_copy resolve_conj resolve_neg"
+"""Operations that return the same numbers."""
+
 DEGREES: dict[Fraction | int, str] = {
-    1: "relu leaky_relu rrelu abs absolute positive clone contiguous detach alias lift_fresh lift_fresh_copy "
-    "dropout feature_dropout conj conj_physical resolve_conj resolve_neg real imag deg2rad rad2deg",
+    1: f"{IDENTITIES} relu leaky_relu rrelu abs absolute dropout feature_dropout conj conj_physical real imag deg2rad rad2deg",
     2: "square",
     Fraction(1, 2): "sqrt",
     Fraction(-1, 2): "rsqrt",
@@ -31,8 +33,9 @@ def _homogeneous(degree: Fraction | int) -> Rule:
     def homogeneous(trace: Trace, call: Call) -> Value:
         if degree == 0:
             return Label(call.shape)
-        if degree == 1 and trace.is_unlabelled(call.input):
-            return call.input  # scales as the parameter itself, which its next use may still decide
+        if degree == 1 and isinstance(call.input, (Source, View)) and trace.is_unlabelled(call.input):
+            is_itself = call.operator.overloadpacket.__name__.removesuffix("_") in IDENTITIES.split()
+            return call.input if is_itself else View.through(call.input)  # how it scales, its next use may still decide
         return trace.label(call.input).power(degree)
 
     return homogeneous
@@ -58,10 +61,12 @@ def filled(trace: Trace, call: Call) -> Label:
 @rule("to _to_copy type_as")
 def converted(trace: Trace, call: Call) -> Value:
     """Conversion of dtype or device: exact for floats, a test against zero for bool, otherwise rounding."""
-    if call.result.dtype.is_floating_point and call.result.dtype.itemsize == 1:
-        return trace.pin(call.input, "rounds to eight bits, which saturate")
+    value = call.input
     if call.result.dtype.is_floating_point or call.result.dtype.is_complex:
-        return call.input if trace.is_unlabelled(call.input) else trace.label(call.input)
+        if not isinstance(value, (Source, View)) or not trace.is_unlabelled(value):
+            return trace.label(value)
+        is_itself = not loses(value.dtype, call.result.dtype)
+        return value if is_itself else View.through(value)
     if call.result.dtype == torch.bool:
         return Label(call.shape)
     return trace.pin(call.input, "rounds to integers")
