@@ -83,7 +83,8 @@ class Trace:
     def affine(self, value: object, factor: float, number: float) -> View | None:
         """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
 
-        None for anything else (|w| + number does not scale at all), and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the precision of 1 + w.
+        None for anything else, for |w| + number, and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the
+        precision of 1 + w.
         """
         if not isinstance(value, (Source, View)) or not self.is_unlabelled(value):
             return None
