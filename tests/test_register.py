@@ -112,7 +112,7 @@ def test_several_results():
         (torch.ops.aten.silu.default, [(torch.zeros(3),)], "'self' of the sample .* is empty or zero throughout"),
         (torch.ops.aten.silu.default, [torch.randn(3, 3)], "must be a tuple of positional arguments, not Tensor"),
         (torch.ops.aten.log.default, [(-torch.rand(3),)], "are not finite"),
-        (torch.ops.aten.block_diag.default, [([torch.randn(3)],)], "takes a list of tensors"),
+        (torch.ops.aten._chunk_cat.default, [([torch.randn(3)],)], "takes a list of tensors"),
     ],
 )
 def test_what_cannot_have_a_rule(operator, samples, says):
