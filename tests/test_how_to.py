@@ -47,15 +47,13 @@ def same_text(printed, expected):
     return all(a == b or max(abs(a), abs(b)) < SMALL or abs(a - b) <= 0.03 * max(abs(a), abs(b)) for a, b in pairs)
 
 
-def run_console(text, capsys):
+def run_console(text, monkeypatch, capsys):
     """Run each line after `$ equinorm`; other commands are for the reader."""
     for line in re.findall(r"^\$ equinorm (.*)$", text.replace("\\\n", " "), re.MULTILINE):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["equinorm", *shlex.split(line, comments=True)])
-            try:
-                main()
-            except SystemExit as ended:
-                assert not ended.code, f"equinorm {line} ended with {ended.code}: {capsys.readouterr()}"
+        monkeypatch.setattr(sys, "argv", ["equinorm", *shlex.split(line, comments=True)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, f"equinorm {line} ended with {ended.value.code}: {capsys.readouterr()}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -77,7 +75,7 @@ def test_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path, monkey
             if kind == "python":
                 exec(compile(text, page.name, "exec"), names)
             else:
-                run_console(text, capsys)
+                run_console(text, monkeypatch, capsys)
             printed, ran = capsys.readouterr().out, ran + 1
     finally:
         torch.random.set_rng_state(generator)

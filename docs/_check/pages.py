@@ -43,6 +43,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Anchors, links and what is loaded."""
         found = {name: value or "" for name, value in attrs}
         self.anchors.update(found[key] for key in ("id", "name") if found.get(key))
         self._verbatim += tag in ("code", "pre", "script", "style")
@@ -52,9 +53,11 @@ class Page(HTMLParser):
             self.loads.append(found[FETCHED[tag]])
 
     def handle_endtag(self, tag: str) -> None:
+        """The end of verbatim text."""
         self._verbatim -= tag in ("code", "pre", "script", "style")
 
     def handle_data(self, data: str) -> None:
+        """Text that is not verbatim."""
         if not self._verbatim:
             self.text.append(data)
 

@@ -197,7 +197,8 @@ def norms(experiment: Experiment) -> Figure:
     for series in shown_here:
         curve(axis, series, "residuals")
     axis.set_yscale("log")
-    axis.set_xlabel("epoch" + ("" if shown_here == measured else "; runs whose imbalance was measured at another c are left out"))
+    left_out = "; runs whose imbalance was measured at another c are left out"
+    axis.set_xlabel("epoch" if shown_here == measured else f"epoch{left_out}")
     axis.set_ylabel("imbalance ρ")
     grid(axis)
     if shown_here:
