@@ -22,10 +22,8 @@ import zoo_torchvision
 with contextlib.suppress(ImportError):  # transformers imports torchvision, whose compiled operators may be missing here
     zoo_torchvision.import_models()
 
-PAGES = sorted((ROOT / "docs").glob("how-to-*.md")) + [
-    ROOT / "docs" / f"{name}.md" for name in ("getting-started", "index", "models", "rules")
-]
-PAGES.append(ROOT / "README.md")
+PAGES = [*sorted((ROOT / "docs").glob("how-to-*.md")), ROOT / "README.md"]
+PAGES += [ROOT / "docs" / f"{name}.md" for name in ("getting-started", "index", "models", "rules")]
 
 NEEDS = {"how-to-onnx": ("onnx", "onnxscript", "onnxruntime"), "how-to-hugging-face": ("transformers",)}
 NEEDS |= dict.fromkeys(["how-to-quantize"], ("sklearn",))

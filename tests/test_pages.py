@@ -18,7 +18,7 @@ WHOLE = """<html><head><link rel="stylesheet" href="style.css"></head>
 
 
 def build(folder, **changed):
-    files = {"index.html": WHOLE, "sub/index.html": '<a href="../#top">back</a>', "style.css": "p { color: red }"}
+    files = {"index.html": WHOLE, "sub/index.html": '<a href="../">back</a>', "style.css": "p { color: red }"}
     for name, text in (files | {name.replace("_", "."): text for name, text in changed.items()}).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, "utf-8")

@@ -159,6 +159,8 @@ def browser() -> str | None:
 def too_wide(site: Path, program: str) -> list[str]:
     """Pages that scroll sideways, at each of the widths."""
     pages = [f"/{path.relative_to(site).as_posix()}" for path in sorted(site.rglob("*.html"))]
+    _Server.measured = None
+    _Server.done.clear()
     _Server.measure = (MEASURE % (json.dumps(pages), json.dumps(WIDTHS))).encode()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Server, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -170,6 +172,7 @@ def too_wide(site: Path, program: str) -> list[str]:
         running.terminate()
         running.wait()
     server.shutdown()
+    server.server_close()
     return [f"the browser gave no answer in {SECONDS} seconds"] if _Server.measured is None else _Server.measured
 
 
