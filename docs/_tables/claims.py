@@ -27,7 +27,7 @@ def table(file: str, name: str) -> str:
         return f"*{MISSING.capitalize()}.*"
     places = list(_places(sweep))
     labels = list(dict.fromkeys(s.label for s in series))
-    rows = [f"| | {' | '.join(_at(sweep, place) for place in places)} |", "| --- |" + " ---: |" * len(places)]
+    rows = [f"| | {' | '.join(_at(sweep, [place]) for place in places)} |", "| --- |" + " ---: |" * len(places)]
     for label in labels:
         cells = []
         for place in places:
@@ -48,8 +48,8 @@ def verdict(file: str, name: str, better: str, *worse: str) -> str:
     """
     sweep = preset(name)
     series = _series(file, sweep)
-    outcomes: dict[str, list[str]] = {"above": [], "equal": [], "below": []}
-    said = []
+    outcomes: dict[str, list[tuple[int, int]]] = {"above": [], "equal": [], "below": []}
+    said, measured = [], []
     for place in _places(sweep):
         one, two = (_find(series, sweep, method, place) for method in ((better,), worse))
         if one is None or two is None:
@@ -58,17 +58,17 @@ def verdict(file: str, name: str, better: str, *worse: str) -> str:
         error = math.hypot(*(_error(s) for s in (one, two)))
         if _diverged(one) != _diverged(two):  # a run at chance is no spread around the mean
             gap, error = _diverged(two) - _diverged(one), 0.0
-        outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(_at(sweep, place))
+        outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(place)
+        measured.append(place)
         few = " (one seed)" if len(one.results) == 1 else ""
-        said.append(f"{_at(sweep, place)}: {_value(one)}{few} against {_value(two)}")
+        said.append(f"{_at(sweep, [place])}: {_value(one)}{few} against {_value(two)}")
     if not said:
         return f"*{MISSING}*"
     words = {"above": "holds", "equal": "no difference", "below": "does not hold"}
     parts = [(words[key], places) for key, places in outcomes.items() if places]
-    word = parts[0][0] if len(parts) == 1 else ", ".join(f"{text} at {' and '.join(places)}" for text, places in parts)
-    measured = [text.partition(":")[0] for text in said]
-    missing = [at for at in (_at(sweep, place) for place in _places(sweep)) if at not in measured]
-    rest = f" ({MISSING}: {', '.join(missing)})" if missing else ""
+    word = parts[0][0] if len(parts) == 1 else ", ".join(f"{text} at {_at(sweep, places)}" for text, places in parts)
+    missing = [place for place in _places(sweep) if place not in measured]
+    rest = f" ({MISSING}: {_at(sweep, missing)})" if missing else ""
     return f"**{word}**{rest}<br><small>{'; '.join(said)}</small>"
 
 
@@ -88,8 +88,11 @@ def _places(sweep: Sweep) -> Iterator[tuple[int, int]]:
             yield depth, batch
 
 
-def _at(sweep: Sweep, place: tuple[int, int]) -> str:
-    return f"p = {place[0]}" if sweep.base.network == "fc" else f"batch {place[1]}"
+def _at(sweep: Sweep, places: Sequence[tuple[int, int]]) -> str:
+    """Places in words: 10 and 16 hidden layers, batch 16."""
+    if sweep.base.network == "fc":
+        return f"{' and '.join(str(depth + 1) for depth, _ in places)} hidden layers"
+    return f"batch {' and '.join(str(batch) for _, batch in places)}"
 
 
 def _find(series: list[Series], sweep: Sweep, methods: Sequence[str], place: tuple[int, int]) -> Series | None:

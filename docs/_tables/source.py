@@ -33,7 +33,7 @@ def operations() -> str:
         raise ValueError(f"modules of rules without a heading in the documentation: {sorted(unknown)}")
     parts = [f"{len(TABLE)} operators have a rule.\n"]
     for module, heading in KINDS.items():
-        parts += [f"\n### {heading}\n", "| Law | Operators (`aten`) |", "| --- | --- |"]
+        parts += [f"\n## {heading}\n", "| Law | Operators (`aten`) |", "| --- | --- |"]
         for rule, names in rules.items():
             if rule.__module__ == f"equinorm.rules.{module}":
                 parts.append(f"| {_cell(_law(rule))} | {' '.join(f'`{name}`' for name in names)} |")

@@ -22,6 +22,7 @@ from equinorm.experiments._axes import (
     grid,
     handles,
     heading,
+    hidden_layers,
     layers,
     legend,
     limit,
@@ -66,7 +67,7 @@ def depths(experiment: Experiment) -> Figure:
     """Test accuracy against depth."""
     batch = experiment.batches[-1]
     chosen = [series for series in experiment.series if series.run.batch == batch]
-    return _against(experiment, chosen, lambda series: series.run.depth, "depth p", log=False)
+    return _against(experiment, chosen, lambda series: hidden_layers(series.run), "hidden layers", log=False)
 
 
 def batches(experiment: Experiment) -> Figure:
@@ -158,7 +159,10 @@ def curves(experiment: Experiment) -> Figure:
 
 
 def norms(experiment: Experiment) -> Figure:
-    """ℓ2 norm of each weight and imbalance ρ while training, at the greatest depth and the last batch size."""
+    """ℓ2 norm of each weight and imbalance ρ while training, at the greatest depth and the last batch size.
+
+    Imbalance is that of a run's own p and c; a run for which another one was measured has no curve.
+    """
     members = experiment.at(experiment.depths[-1], experiment.batches[-1])
     if not members:
         members = [series for series in experiment.series if series.run.depth == experiment.depths[-1]]
@@ -188,14 +192,17 @@ def norms(experiment: Experiment) -> Figure:
     bar.ax.set_yticklabels(["first", "last layer"])
     bar.outline.set_visible(False)
     axis = lower.subplots()
-    for series in members:
-        if series.curve("residuals").size:
-            curve(axis, series, "residuals")
+    measured = [series for series in members if series.curve("residuals").size]
+    shown_here = [series for series in measured if series.results[0].curves.residuals_at == (series.run.p, series.run.c)]
+    for series in shown_here:
+        curve(axis, series, "residuals")
     axis.set_yscale("log")
-    axis.set_xlabel("epoch")
+    left_out = "; runs whose imbalance was measured at another c are left out"
+    axis.set_xlabel("epoch" if shown_here == measured else f"epoch{left_out}")
     axis.set_ylabel("imbalance ρ")
     grid(axis)
-    axis.legend(*handles([s for s in members if s.curve("residuals").size]), loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if shown_here:
+        axis.legend(*handles(shown_here), loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -26,13 +26,16 @@ class Curves:
         loss: mean training loss.
         accuracy: on the images that the run is scored on.
         norms: ℓ2 norm of each weight, by name.
-        residuals: imbalance ρ of the weights at p = 2, c = 1; empty where it was not measured.
+        residuals: imbalance ρ of the weights; empty where it was not measured.
+        residuals_at: p and c at which it was measured, those of the run; files without this were measured at p = 2, c = 1. A c
+            that changes while training is followed, and its first value stands here.
     """
 
     loss: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
     norms: dict[str, list[float]] = field(default_factory=dict)
     residuals: list[float] = field(default_factory=list)
+    residuals_at: tuple[float, float] = (2.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +214,8 @@ def _parse(line: bytes) -> Result | None:
         parts["run"] = Run(**found["run"])
         norms = {name: _floats(values) for name, values in found["curves"]["norms"].items()}
         lists = {name: _floats(found["curves"][name]) for name in ("loss", "accuracy", "residuals")}
-        parts["curves"] = Curves(**lists, norms=norms)
+        at = tuple(_floats(found["curves"].get("residuals_at", (2.0, 1.0))))
+        parts["curves"] = Curves(**lists, norms=norms, residuals_at=at)
         parts["images"] = tuple(found["images"])
         return Result(**parts)
     except (ValueError, KeyError, TypeError):

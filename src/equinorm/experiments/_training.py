@@ -50,7 +50,7 @@ class _Trainer:
             condition_(equinorm.symmetries(model, self.args), self.shape)
         elif self.method.init == "balanced":
             equinorm.balance_(model, self.args, p=run.p, c=run.c, biases=run.count_biases)
-        self.curves, self.symmetries = Curves(), None
+        self.curves, self.symmetries = Curves(residuals_at=(run.p, run.c)), None
         if not run.held_out and not self.method.weight_norm:  # imbalance of v in g·v/‖v‖ would compare with nothing
             self.symmetries = equinorm.symmetries(model, self.args, **options)
         self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
@@ -163,9 +163,10 @@ class _Trainer:
         return int(right) / len(self.scored)
 
     def _watch(self) -> None:
-        """Norms of the weights, and their imbalance."""
+        """Norms of the weights, and their imbalance at the p and c that the run balances for."""
         values = torch.stack([layer.weight.detach().norm() for layer in self.layers.values()]).tolist()
         for name, value in zip(self.layers, rounded(values), strict=True):
             self.curves.norms.setdefault(name, []).append(value)
         if self.symmetries is not None and self.symmetries.num_free and self._finite():
-            self.curves.residuals.append(*rounded([self.symmetries.balance(cycles=0).residual]))
+            c = self.hook.c if self.hook else self.run.c
+            self.curves.residuals.append(*rounded([self.symmetries.balance(self.run.p, c, cycles=0).residual]))
