@@ -18,6 +18,7 @@ KINDS = {
     "_reduction": "Along axes",
     "_normalization": "Normalization",
     "_contraction": "Products summed over an axis",
+    "_algebra": "Several products, and functions of whole matrices",
     "_recurrent": "Recurrent layers and cells",
 }
 """Heading of each module of rules."""
@@ -38,7 +39,7 @@ def operations() -> str:
             if rule.__module__ == f"equinorm.rules.{module}":
                 parts.append(f"| {_cell(_law(rule))} | {' '.join(f'`{name}`' for name in names)} |")
     names = " ".join(f"`{name}`" for name in NOT_HOMOGENEOUS)
-    parts += ["\n### Not homogeneous\n", f"These pin what they read, and have no rule for that reason: {names}."]
+    parts += ["\n## Not homogeneous\n", f"These pin what they read, and have no rule for that reason: {names}."]
     return "\n".join(parts) + "\n"
 
 
