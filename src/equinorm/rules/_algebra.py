@@ -18,7 +18,7 @@ _POWERS = 64
 @rule("linalg_multi_dot chain_matmul")
 def chain(trace: Trace, call: Call) -> Label:
     """Products of matrices, in whatever order: the first and the last may be vectors."""
-    value, *others = call.input
+    value, *others = call.get("tensors", call.get("matrices"))
     for other in others:
         value = matrix_product(trace, value, other)
     return trace.label(value)
