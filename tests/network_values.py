@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from network_ops import SIZES, F, Vector, op
 
-FOLLOWS_CONSTANTS = False
+FOLLOWS_CONSTANTS = True
 """Are constants made in forward known to be constants? Then writing them in another way must find the same group."""
 
-READS_ALIASES = False
+READS_ALIASES = True
 """Do numbers that a forward reads from an alias of a parameter pin it? Until then such networks are not drawn."""
 
 # ---------------------------------------------------------------------------------------------------- transformed parameters

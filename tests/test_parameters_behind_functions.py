@@ -68,7 +68,7 @@ def looked_at(gain: Callable[[Tensor], Tensor]) -> tuple[equinorm.Symmetries, fl
 def test_a_number_added_to_a_function_of_a_parameter_holds_the_parameter(name, number):
     symmetries, worst = looked_at(lambda w: number + BEHIND[name](w))
     assert worst <= 1e-12
-    assert symmetries.num_free == 4  # the hidden channels, not those of the gain
+    assert symmetries.num_free == (8 if name == "neg" else 4)  # 1 − w is a gain that scales
 
 
 @pytest.mark.parametrize("name", BEHIND)
