@@ -155,7 +155,7 @@ class Classes:
 
     def _are_independent(self, rows: np.ndarray) -> np.ndarray:
         """In which rows is no class expressed in others?"""
-        return ~self._dependent[np.abs(rows)].any(axis=1)
+        return np.logical_not(np.any(self._dependent[np.abs(rows)], axis=1))
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""

@@ -214,8 +214,8 @@ def _parse(line: bytes) -> Result | None:
         parts["run"] = Run(**found["run"])
         norms = {name: _floats(values) for name, values in found["curves"]["norms"].items()}
         lists = {name: _floats(found["curves"][name]) for name in ("loss", "accuracy", "residuals")}
-        at = tuple(_floats(found["curves"].get("residuals_at", (2.0, 1.0))))
-        parts["curves"] = Curves(**lists, norms=norms, residuals_at=at)
+        p, c = _floats(found["curves"].get("residuals_at", (2.0, 1.0)))
+        parts["curves"] = Curves(**lists, norms=norms, residuals_at=(p, c))
         parts["images"] = tuple(found["images"])
         return Result(**parts)
     except (ValueError, KeyError, TypeError):
