@@ -108,7 +108,7 @@ def strips(request, monkeypatch):
     """Strips of a few entries show mistakes at their edges."""
     monkeypatch.setattr("equinorm._reading.AT_ONCE", request.param)
     monkeypatch.setattr("equinorm._streams.AT_ONCE", request.param)
-    monkeypatch.setattr("equinorm._blocks.STRIP", request.param)
+    monkeypatch.setattr("equinorm._memory.STRIP", request.param)
     monkeypatch.setattr("equinorm._reading.STRIP", request.param)
 
 

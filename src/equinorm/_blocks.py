@@ -15,8 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-STRIP = 1 << 18
-"""Entries of a matrix that are worked on at a time where a temporary copy is needed."""
+from equinorm._memory import STRIP
 
 GROUND = -1
 """Family of what does not scale."""

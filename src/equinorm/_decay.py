@@ -18,6 +18,7 @@ from torch import Tensor, optim
 from equinorm import native
 from equinorm._compiled import compiled
 from equinorm._errors import EquinormError, RescaleError
+from equinorm._memory import is_dense
 from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 
 Parts = dict[int, Tensor]
@@ -251,7 +252,7 @@ def _follow_each(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) ->
 def _kernels(part: Tensor, weight: Tensor) -> native.Kernels | None:
     """Compiled kernels that know these; None for others."""
     alike = part.dtype == weight.dtype and part.stride() == weight.stride()
-    if part.device.type not in native.DEVICES or not alike or not native.is_dense(part):
+    if part.device.type not in native.DEVICES or not alike or not is_dense(part):
         return None
     return native.kernels(part.dtype, torch.promote_types(part.dtype, torch.float32))
 

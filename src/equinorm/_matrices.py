@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm import native
-from equinorm._blocks import STRIP
+from equinorm._memory import STRIP, is_dense, memory_order
 from equinorm._scaling import Scaling
 
 _FEW = 4096
@@ -99,8 +98,8 @@ def matrix_of(scaling: Scaling, tensor: Tensor, vectors: Vectors) -> Matrix | No
     """Where to cut the axes, as they lie in memory, into rows and columns; None if no cut tells the factors apart, or if that
     took nearly as many scales as the tensor has entries.
     """
-    order = native.memory_order(tensor)
-    if not native.is_dense(tensor):
+    order = memory_order(tensor)
+    if not is_dense(tensor):
         return None
     sizes = [tensor.size(axis) for axis in order]
     factors = [(exponent, ids.expand(scaling.shape).permute(order)) for exponent, ids in scaling.factors]

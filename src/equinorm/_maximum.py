@@ -15,8 +15,9 @@ from torch import Tensor
 
 from equinorm import _active
 from equinorm._active import Entries
-from equinorm._blocks import GROUND, STRIP, Block, HasSides, Problem, steps
+from equinorm._blocks import GROUND, Block, HasSides, Problem, steps
 from equinorm._families import colours
+from equinorm._memory import STRIP
 from equinorm._policies import Differences, largest_ratio, lifted
 
 WHOLE = 1 << 13

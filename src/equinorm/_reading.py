@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from equinorm import native
-from equinorm._blocks import STRIP
 from equinorm._errors import BalanceError
 from equinorm._layout import Layout
+from equinorm._memory import STRIP, is_dense, memory_order
 
 CHEAP = (1.0, 2.0)
 """Norms whose powers cost nothing beside reading."""
@@ -42,7 +41,7 @@ class Reading:
         tensor = layout.view(tensor)
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
-        self._order = native.memory_order(tensor)
+        self._order = memory_order(tensor)
         # Each axis that stays apart is a run of its own; neighbours that are summed are one.
         runs = [
             (place, [tensor.size(axis) for axis in axes])
@@ -82,8 +81,8 @@ class Reading:
     @property
     def has_strips(self) -> bool:
         """Can a matrix be read a strip at a time without a copy of the tensor?"""
-        is_dense = native.is_dense(self._tensor)
-        return len(self._kept) == 2 and 0 not in self._sums and is_dense and not self._layout.scaling.offset
+        lies_dense = is_dense(self._tensor)
+        return len(self._kept) == 2 and 0 not in self._sums and lies_dense and not self._layout.scaling.offset
 
     @property
     def slow_side(self) -> int:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import STRIP
 from equinorm._errors import RescaleError
+from equinorm._memory import STRIP
 
 LN2 = math.log(2.0)
 

@@ -146,16 +146,6 @@ class Kernels:
         torch.autograd.graph.increment_version(part)
 
 
-def is_dense(tensor: Tensor) -> bool:
-    """Does it fill its part of memory, in any order of its axes?"""
-    return tensor.is_contiguous() or tensor.permute(memory_order(tensor)).is_contiguous()
-
-
-def memory_order(tensor: Tensor) -> list[int]:
-    """Axes as they lie in memory, from the slowest to the fastest."""
-    return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
-
-
 def array(kind: Any, items: Sequence[Any]) -> ctypes.Array:
     """Structures end to end in memory."""
     return (kind * len(items))(*items)
