@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from equinorm import _trace
-from equinorm._classes import PINNED, Classes, Reason
+from equinorm._classes import PINNED, Classes
 from equinorm._labels import Factor
+from equinorm._scaling import Reason
 
 LAWS = [
     [(1, [2, 2]), (-1, [3, 4])],

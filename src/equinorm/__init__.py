@@ -3,7 +3,6 @@
 import importlib.metadata
 
 from equinorm._balance import Balance as Balance
-from equinorm._classes import Reason as Reason
 from equinorm._deviation import deviation as deviation
 from equinorm._equivalence import Equivalence as Equivalence, equivalence as equivalence
 from equinorm._errors import (
@@ -15,7 +14,7 @@ from equinorm._errors import (
 )
 from equinorm._optimizers import register_optimizer as register_optimizer
 from equinorm._register import register_rule as register_rule
-from equinorm._scaling import Family as Family, Pin as Pin, Scaling as Scaling
+from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
 from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
 from equinorm._training import ENorm as ENorm
 

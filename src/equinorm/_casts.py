@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._classes import Reason
 from equinorm._errors import RescaleError
 from equinorm._rescale import LN2, unit_of_powers_of_two
-from equinorm._scaling import Scaling, factors
+from equinorm._scaling import Reason, Scaling
 from equinorm._trace import Trace
 from equinorm._values import Source, loses, source_of
+from equinorm.discovery.resolve import factors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

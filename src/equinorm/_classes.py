@@ -13,10 +13,11 @@ as z = 2z needs no special case: its solution is z = 0, a pinned class.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+
+from equinorm._scaling import Reason
 
 ZERO = 0
 """Reserved id of the constants 0 and ±inf, which fit any scale. It is 0 so that zero-filling operations fill with it."""
@@ -28,30 +29,6 @@ Term = tuple[Fraction, np.ndarray]
 
 Rational = int | Fraction
 """Exact numbers; whole ones as int, which is many times faster."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a class is pinned: an operation and the user's source line.
-
-    Attributes:
-        operation: what did it, e.g. ``"aten.gelu"`` or ``"model output"``.
-        detail: the law that was broken, as a sentence fragment.
-        source: ``"file.py:12"`` of the user's innermost frame, or empty.
-        code: the text of that line, or empty.
-        module: dotted path of the innermost module, or empty.
-    """
-
-    operation: str
-    detail: str = ""
-    source: str = ""
-    code: str = ""
-    module: str = ""
-
-    def __str__(self) -> str:
-        place = " in ".join(part for part in (self.source, self.module) if part)
-        text = self.operation + (f" ({self.detail})" if self.detail else "")
-        return f"{text} at {place}" if place else text
 
 
 _CANCELS = Reason("a product", "scales that cancel")

@@ -13,9 +13,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from equinorm._choices import follow
-from equinorm._classes import Reason
 from equinorm._labels import Label
 from equinorm._mutation import bind, fill_value, is_computable, is_static, module_of, roots, subgraph, visibly_written, written
+from equinorm._scaling import Reason
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Chosen, Constant, Source, Value, loses, source_of
 from equinorm.rules import Call, find, key, why_not

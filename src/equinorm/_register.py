@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._classes import Reason
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._interpret import pinned
 from equinorm._labels import Label
 from equinorm._modules import on_cpu
 from equinorm._mutation import bind
-from equinorm._scaling import resolve
+from equinorm._scaling import Reason
 from equinorm._trace import Trace
 from equinorm._values import VALUES, Constant, Source
+from equinorm.discovery.resolve import resolve
 from equinorm.rules import TABLE, Call, find, qualified
 from equinorm.rules._registry import Rule
 

@@ -13,14 +13,14 @@ from equinorm import _balance, _rescale
 from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
 from equinorm._casts import Cast, casts, check, described
-from equinorm._classes import Reason
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._export import Exported, export
 from equinorm._interpret import Interpreter, fingerprint, flat
 from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
-from equinorm._scaling import Family, Pin, Scaling, families, resolve
+from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._trace import Trace
 from equinorm._watch import Watch
+from equinorm.discovery.resolve import families, resolve
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, ZERO, Classes, Reason
+from equinorm._classes import PINNED, ZERO, Classes
 from equinorm._labels import Factor, Label, compact
+from equinorm._scaling import Reason
 from equinorm._values import HALVES, Chosen, Constant, Source, Value, View
 
 
