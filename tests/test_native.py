@@ -12,7 +12,7 @@ from torch import nn
 
 import equinorm
 from equinorm import ENorm, EquinormError, native
-from equinorm.native._program import program
+from equinorm.training.native_cycle import program
 from networks import Network, arguments, networks
 from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 from test_training_kernels import NETWORKS, channels_last, follows_algorithm_1, spread, transposed

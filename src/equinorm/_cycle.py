@@ -17,7 +17,7 @@ from equinorm._errors import BalanceError
 from equinorm._families import red_black
 from equinorm._layout import Layout, Part
 from equinorm._reading import Reading
-from equinorm.native._program import program
+from equinorm.training.native_cycle import program
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5

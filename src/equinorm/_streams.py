@@ -15,7 +15,7 @@ from equinorm import native
 from equinorm._blocks import Side, log_sum
 from equinorm._layout import Layout, Pick
 from equinorm._reading import AT_ONCE, LARGEST, SMALLEST, Reading, check_finite
-from equinorm.native._dense import Dense, dense
+from equinorm.balancing.dense_blocks import Dense, dense
 
 KEPT = 8
 """Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""

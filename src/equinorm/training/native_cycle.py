@@ -11,7 +11,7 @@ from torch import Tensor
 from equinorm import native
 from equinorm._blocks import GROUND, Side
 from equinorm._layout import Layout, Part, Pick
-from equinorm.native._dense import Dense, dense
+from equinorm.balancing.dense_blocks import Dense, dense
 
 MOST_PIECES = 64
 """Into which one block may be cut."""
