@@ -118,7 +118,7 @@ def measure(
 
     read()
     for sums in (torch.float32, torch.float64):  # not while time is taken
-        _ = native.kernels(dtype, sums) if compile else None
+        _ = native.kernels_for(dtype, sums) if compile else None
     for p in norms:
         for tol in tols:
             reads, solving, applying, peaks = [], [], [], []

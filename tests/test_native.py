@@ -57,7 +57,7 @@ def test_sums_along_both_sides(dtype, sums, limit, shape, p, threads):
             out = tuple(
                 torch.full((size,), torch.nan, dtype=sums) if asked else None for size, asked in zip(shape, sides, strict=True)
             )
-            native.kernels(dtype, sums).sums(p, matrix.data_ptr(), shape, columns + 3, factors, out)
+            native.kernels_for(dtype, sums).sums(p, matrix.data_ptr(), shape, columns + 3, factors, out)
             results.append(out)
     for out in results:
         for found, right in zip(out, expected, strict=True):
@@ -81,7 +81,7 @@ def test_products_with_and_without_a_part(dtype, sums, limit, shape):
         native.Move(sum_.data_ptr(), kept.data_ptr(), *shape, *pointers),
         native.Move(alone.data_ptr(), None, *shape, *pointers),
     ]
-    native.kernels(dtype, sums).scale_(native.array(native.Move, moves))
+    native.kernels_for(dtype, sums).scale_(native.array(native.Move, moves))
     assert torch.equal(alone, whole.to(dtype)), "powers of two are exact"
     assert torch.equal(kept, moved.to(dtype))
     torch.testing.assert_close(sum_.double(), rest, rtol=2 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps * 8)
@@ -92,7 +92,7 @@ def test_bfloat16_is_rounded_to_the_nearest_even():
     scale = torch.tensor([1 + 2.0**-8 + 2.0**-16, 1 + 3 * 2.0**-8, 0.1]).repeat_interleave(6)
     found, one = values.clone(), torch.ones(1)
     move = native.Move(found.data_ptr(), None, 1, 18, one.data_ptr(), scale.data_ptr(), one.data_ptr(), scale.data_ptr())
-    native.kernels(torch.bfloat16, torch.float32).scale_(native.array(native.Move, [move]))
+    native.kernels_for(torch.bfloat16, torch.float32).scale_(native.array(native.Move, [move]))
     torch.testing.assert_close(found, (values.float() * scale).bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -101,13 +101,13 @@ def test_running_averages(dtype):
     torch.manual_seed(0)
     part, weight = (torch.randn(70_001).to(dtype) for _ in range(2))
     expected = 0.75 * part.double() - 0.5 * weight.double()
-    native.kernels(dtype, torch.promote_types(dtype, torch.float32)).follow_(part, weight, 0.75, -0.5)
+    native.kernels_for(dtype, torch.promote_types(dtype, torch.float32)).follow_(part, weight, 0.75, -0.5)
     torch.testing.assert_close(part.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
 def test_dtypes_without_kernels():
-    assert native.kernels(torch.float16, torch.float32) is None
-    assert native.kernels(torch.float64, torch.float32) is None
+    assert native.kernels_for(torch.float16, torch.float32) is None
+    assert native.kernels_for(torch.float64, torch.float32) is None
 
 
 def is_recorded(hook: ENorm) -> bool:
@@ -232,7 +232,7 @@ def test_weights_whose_memory_is_replaced():
 def test_a_compiler_that_fails_is_named(monkeypatch, compiler, reason):
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(EquinormError, match=reason):
-        native.kernels.__wrapped__(torch.float32, torch.float32)
+        native.kernels_for.__wrapped__(torch.float32, torch.float32)
 
 
 @pytest.mark.parametrize("named", [None, "", " "])
@@ -242,7 +242,7 @@ def test_no_compiler(monkeypatch, named):
         monkeypatch.setenv("CXX", named)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EquinormError, match="no c\\+\\+, g\\+\\+ or clang\\+\\+ on the PATH"):
-        native.kernels.__wrapped__(torch.float32, torch.float32)
+        native.kernels_for.__wrapped__(torch.float32, torch.float32)
 
 
 def test_norms_that_are_not_recorded():

@@ -48,7 +48,7 @@ def test_progress_must_be_called(progress):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_kernels_without_a_compiler_are_refused_alike(monkeypatch, p, dtype):
     model, inputs = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype), (torch.randn(4, 5, dtype=dtype),)
-    equinorm.native.kernels.cache_clear()
+    equinorm.native.kernels_for.cache_clear()
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     before = model[0].weight.detach().clone()

@@ -254,7 +254,7 @@ def _kernels(part: Tensor, weight: Tensor) -> native.Kernels | None:
     alike = part.dtype == weight.dtype and part.stride() == weight.stride()
     if part.device.type not in native.DEVICES or not alike or not is_dense(part):
         return None
-    return native.kernels(part.dtype, torch.promote_types(part.dtype, torch.float32))
+    return native.kernels_for(part.dtype, torch.promote_types(part.dtype, torch.float32))
 
 
 def _items(found: Any) -> list[tuple[Any, Any]]:

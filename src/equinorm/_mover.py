@@ -18,7 +18,7 @@ from equinorm._matrices import Scales, Vectors, matrix_of
 from equinorm._rescale import reduced, row_bounds, unit_of_powers_of_two
 from equinorm._scaling import Scaling
 from equinorm._writing import LN2
-from equinorm.native import kernels
+from equinorm.native import kernels_for
 
 LONG = 2.0
 """Log-scale of a step from which on it is looked whether a state would overflow."""
@@ -88,7 +88,7 @@ class Mover:
         power_of_two: bool,
         compiled: Iterable[torch.dtype] = (),
     ) -> None:
-        self._kernels = {name: found for name in {*compiled} if (found := kernels(name, dtype)) is not None}
+        self._kernels = {name: found for name in {*compiled} if (found := kernels_for(name, dtype)) is not None}
         self._factors = [[(exponent, ids.to(device)) for exponent, ids in scaling.factors] for scaling in scalings]
         self._unit = unit_of_powers_of_two(scalings) if power_of_two else None
         vectors = Vectors()

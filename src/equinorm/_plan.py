@@ -270,7 +270,7 @@ class Plan:
         self._mover = Mover(self._selection.moving, found.tensors, device, dtype, self._power_of_two, dtypes)
         if is_native:  # those of weight decay too, so that no step can fail for want of a compiler
             for _, kind, _ in place:
-                native.kernels(kind, torch.promote_types(kind, torch.float32))
+                native.kernels_for(kind, torch.promote_types(kind, torch.float32))
         self._cycles, self._move = self._cycle.run, self._mover.move_
         if self._compile and not is_native:
             self._cycles, self._move = compiled(self._cycles), compiled(self._move)

@@ -185,7 +185,7 @@ class Stream:
 
     def _compiled_products(self, matrix: Dense, factors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """The same by one compiled pass, where each side is one group."""
-        found = native.kernels(self._tensor.dtype, dtype)
+        found = native.kernels_for(self._tensor.dtype, dtype)
         assert found is not None
         spread = [line.spread(factor[:, 0].to(dtype)) for line, factor in zip(matrix.lines, factors, strict=True)]
         sums = [torch.empty(len(factor), dtype=dtype) for factor in spread]

@@ -117,7 +117,7 @@ def program(
     """
     weights = [tensors[layout.scaling.name] for layout in layouts]
     dtypes = {weight.dtype for weight in weights}
-    kernels = native.kernels(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
+    kernels = native.kernels_for(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
     if kernels is None:
         return None
     blocks: list[tuple[int, Dense, tuple[Side, ...]]] = []
