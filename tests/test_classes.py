@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from equinorm import _trace
-from equinorm._classes import PINNED, Classes
-from equinorm._labels import Factor
 from equinorm._scaling import Reason
+from equinorm.discovery import trace
+from equinorm.discovery.classes import PINNED, Classes
+from equinorm.discovery.labels import Factor
 
 LAWS = [
     [(1, [2, 2]), (-1, [3, 4])],
@@ -62,7 +62,7 @@ def test_random_systems(seed):
 
 def test_laws_without_repeated_slices_are_the_same_laws(monkeypatch):
     """Slices equal to the one before say nothing new; all others are kept, also where they come again later."""
-    monkeypatch.setattr(_trace, "_MANY", 0)
+    monkeypatch.setattr(trace, "_MANY", 0)
     generator = torch.Generator().manual_seed(0)
     fewer = 0
     for _ in range(200):
@@ -72,7 +72,7 @@ def test_laws_without_repeated_slices_are_the_same_laws(monkeypatch):
             runs = torch.randint(length, (length,), generator=generator).sort().values
             ids = [f.ids.index_select(axis, runs) if f.ids.size(axis) > 1 else f.ids for f in factors]
             factors = [Factor(f.exponent, own) for f, own in zip(factors, ids, strict=True)]
-        kept = _trace._without_repeats(factors)
+        kept = trace._without_repeats(factors)
         before, after = (torch.stack(torch.broadcast_tensors(*(f.ids for f in some))).flatten(1).T for some in (factors, kept))
         assert {*map(tuple, after.tolist())} == {*map(tuple, before.tolist())}
         fewer += len(after) < len(before)

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import fuzz
-from equinorm._trace import Trace
-from equinorm._values import View
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import View
 
 
 @pytest.fixture(autouse=True)

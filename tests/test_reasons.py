@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from equinorm.rules import NOT_HOMOGENEOUS, TABLE, why_not
+from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE, why_not
 
 F = nn.functional
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from equinorm.rules import TABLE, Call, Label, Trace, contract
+from equinorm.discovery.rules import TABLE, Call, Label, Trace, contract
 
 
 @torch.library.custom_op("equinorm_tests::scaled_relu", mutates_args=())

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import equinorm
-from equinorm.rules import TABLE
+from equinorm.discovery.rules import TABLE
 from op_samples import Wrapped, call, database, true_dimension
 
 pytest.importorskip("expecttest", reason="PyTorch's operator samples need the package expecttest")

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from equinorm._optimizers import LAWS
-from equinorm.rules import NOT_HOMOGENEOUS, TABLE
+from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE
 
 KINDS = {
     "_movement": "Entries only move",
@@ -29,14 +29,14 @@ def operations() -> str:
     rules: dict[Callable[..., Any], list[str]] = {}
     for name, rule in TABLE.items():
         rules.setdefault(rule, []).append(name)
-    unknown = {rule.__module__ for rule in rules} - {f"equinorm.rules.{module}" for module in KINDS}
+    unknown = {rule.__module__ for rule in rules} - {f"equinorm.discovery.rules.{module}" for module in KINDS}
     if unknown:
         raise ValueError(f"modules of rules without a heading in the documentation: {sorted(unknown)}")
     parts = [f"{len(TABLE)} operators have a rule.\n"]
     for module, heading in KINDS.items():
         parts += [f"\n## {heading}\n", "| Law | Operators (`aten`) |", "| --- | --- |"]
         for rule, names in rules.items():
-            if rule.__module__ == f"equinorm.rules.{module}":
+            if rule.__module__ == f"equinorm.discovery.rules.{module}":
                 parts.append(f"| {_cell(_law(rule))} | {' '.join(f'`{name}`' for name in names)} |")
     names = " ".join(f"`{name}`" for name in NOT_HOMOGENEOUS)
     parts += ["\n## Not homogeneous\n", f"These pin what they read, and have no rule for that reason: {names}."]

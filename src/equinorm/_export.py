@@ -16,8 +16,6 @@ from torch.export.graph_signature import InputKind
 
 from equinorm._addresses import overlapping, overlaps_itself, touched
 from equinorm._errors import ExportError
-from equinorm._interpret import Origin
-from equinorm._labels import Label
 from equinorm._modules import by_default, without_cache
 from equinorm._mutation import (
     has_hidden_aliases,
@@ -31,7 +29,8 @@ from equinorm._mutation import (
 )
 from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm._opaque import opaque as opaque_calls
-from equinorm._values import Constant, Source, Value
+from equinorm.discovery.labels import Label
+from equinorm.discovery.values import Constant, Origin, Source, Value
 
 OVERLAPS = "overlaps another tensor of the model"
 ATTRIBUTE = "a plain attribute of the model shares its memory"

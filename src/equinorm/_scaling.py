@@ -149,3 +149,29 @@ class Pin:
     axis: int
     channels: int
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cast:
+    """A value that scales and that the network rounds to fewer bits than the weights of its classes have.
+
+    round(s·x) = s·round(x) for powers of two s (under- and overflow aside), and for hardly any other s.
+
+    Attributes:
+        dtype: what the value is rounded to.
+        reason: the operation that does, with the user's source line.
+        factors: how the value scales, as those of a `Scaling`.
+        tensor: name of the model's tensor that is cast as it is, or empty.
+        by_autocast: is it not the network that asks for fewer bits, but autocast, in its forward or around?
+    """
+
+    dtype: torch.dtype
+    reason: Reason
+    factors: tuple[tuple[float, Tensor], ...]
+    tensor: str = ""
+    by_autocast: bool = False
+
+    def free(self) -> Tensor:
+        """Sorted ids of the free classes that move the value."""
+        ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(ids.flatten() for _, ids in self.factors)]))
+        return ids[ids > 0]

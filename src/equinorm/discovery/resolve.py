@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, Classes
-from equinorm._labels import compact
 from equinorm._scaling import Family, Pin, Reason, Scaling
-from equinorm._values import Source
+from equinorm.discovery.classes import PINNED, Classes
+from equinorm.discovery.labels import compact
+from equinorm.discovery.values import Source
 
 _UNUSED = Reason("no operation", "the graph does not use it")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from equinorm._trace import Trace
-from equinorm._values import Value
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Value
 
 Rule = Callable[[Trace, "Call"], Any]
 

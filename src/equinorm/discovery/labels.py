@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, ZERO
+from equinorm.discovery.classes import PINNED, ZERO
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,11 +10,11 @@ from string import ascii_letters
 
 import torch
 
-from equinorm._classes import ZERO
-from equinorm._labels import Factor, Label, move_one
-from equinorm._trace import Trace
-from equinorm._values import Chosen, Source, Value, View
-from equinorm.rules._registry import Call, rule
+from equinorm.discovery.classes import ZERO
+from equinorm.discovery.labels import Factor, Label, move_one
+from equinorm.discovery.rules.registry import Call, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Chosen, Source, Value, View
 
 
 def contract(trace: Trace, left: Value, left_axes: str, right: Value, right_axes: str, out_axes: str) -> Label:

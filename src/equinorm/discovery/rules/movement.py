@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, ZERO
-from equinorm._labels import Label, move
-from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Constant, Source, View
-from equinorm.rules._registry import Call, rule
+from equinorm.discovery.classes import PINNED, ZERO
+from equinorm.discovery.labels import Label, move
+from equinorm.discovery.rules.registry import Call, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES, Chosen, Constant, Source, View
 
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view", "view_copy", "squeeze", "unsqueeze")
 

@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED
-from equinorm._labels import Factor, Label, compact, move_one
-from equinorm._trace import Trace
-from equinorm._values import VALUES, squared
-from equinorm.rules._registry import Call, Rule, rule
+from equinorm.discovery.classes import PINNED
+from equinorm.discovery.labels import Factor, Label, compact, move_one
+from equinorm.discovery.rules.registry import Call, Rule, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES, squared
 
 REDUCTIONS: dict[int, str] = {
     1: "sum mean nansum nanmean amax amin max min median nanmedian mode kthvalue std std_mean aminmax",

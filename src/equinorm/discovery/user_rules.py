@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
-from equinorm._interpret import pinned
-from equinorm._labels import Label
 from equinorm._modules import on_cpu
 from equinorm._mutation import bind
 from equinorm._scaling import Reason
-from equinorm._trace import Trace
-from equinorm._values import VALUES, Constant, Source
+from equinorm.discovery.interpreter import pinned
+from equinorm.discovery.labels import Label
 from equinorm.discovery.resolve import resolve
-from equinorm.rules import TABLE, Call, find, qualified
-from equinorm.rules._registry import Rule
+from equinorm.discovery.rules import TABLE, Call, find, qualified
+from equinorm.discovery.rules.registry import Rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES, Constant, Source
 
 MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""

@@ -1,72 +1,13 @@
 """Casts inside of a network: where a value loses bits, rounding keeps to scales that are powers of two, and to no others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._rescale import LN2, unit_of_powers_of_two
-from equinorm._scaling import Reason, Scaling
-from equinorm._trace import Trace
-from equinorm._values import Source, loses, source_of
-from equinorm.discovery.resolve import factors
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cast:
-    """A value that scales and that the network rounds to fewer bits than the weights of its classes have.
-
-    round(s·x) = s·round(x) for powers of two s (under- and overflow aside), and for hardly any other s.
-
-    Attributes:
-        dtype: what the value is rounded to.
-        reason: the operation that does, with the user's source line.
-        factors: how the value scales, as those of a `Scaling`.
-        tensor: name of the model's tensor that is cast as it is, or empty.
-        by_autocast: is it not the network that asks for fewer bits, but autocast, in its forward or around?
-    """
-
-    dtype: torch.dtype
-    reason: Reason
-    factors: tuple[tuple[float, Tensor], ...]
-    tensor: str = ""
-    by_autocast: bool = False
-
-    def free(self) -> Tensor:
-        """Sorted ids of the free classes that move the value."""
-        ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(ids.flatten() for _, ids in self.factors)]))
-        return ids[ids > 0]
-
-
-def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple[Cast, ...]:
-    """Casts that matter: of values whose classes move weights of more bits. Others are as exact as weights of their own dtype.
-
-    Args:
-        trace: what was seen.
-        scalings: of the model's tensors.
-        roots: the free classes that these use.
-    """
-    index = np.zeros(int(trace.classes.free_roots().max(initial=1)) + 2, np.int64)
-    index[roots] = np.arange(1, len(roots) + 1)
-    anywhere = torch.rand(len(roots) + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    anywhere[0] = 0.0
-    wide: dict[torch.dtype, Tensor] = {}
-    found = []
-    for value, dtype, reason, by_autocast in trace.casts:
-        stand_in = Source((), value.shape, "value", dtype, trace.label(value))
-        source = source_of(value)
-        name = source.names[0] if source else ""
-        cast = Cast(dtype, reason, factors(stand_in, trace.classes, index), name, by_autocast)
-        if dtype not in wide:
-            free = [scaling.free() for scaling in scalings if loses(scaling.dtype, dtype)]
-            wide[dtype] = torch.cat([torch.zeros(0, dtype=torch.long), *free])
-        scales = bool((_log_scales(cast.factors, anywhere).abs() > 1e-9).any())  # its factors may cancel
-        if scales and bool(torch.isin(cast.free(), wide[dtype]).any()):
-            found.append(cast)
-    return tuple(found)
+from equinorm._scaling import Cast, Scaling
 
 
 def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> None:

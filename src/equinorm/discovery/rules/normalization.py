@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from equinorm._labels import Label, move_one
-from equinorm._trace import Trace
-from equinorm._values import Value, squared
-from equinorm.rules._registry import Call, rule
+from equinorm.discovery.labels import Label, move_one
+from equinorm.discovery.rules.registry import Call, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Value, squared
 
 
 def _normalize(trace: Trace, call: Call, value: Value, axes: Sequence[int] | None) -> Label:

@@ -5,20 +5,20 @@ import operator
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm._choices import follow
-from equinorm._labels import Label
 from equinorm._mutation import bind, fill_value, is_computable, is_static, module_of, roots, subgraph, visibly_written, written
 from equinorm._scaling import Reason
-from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Constant, Source, Value, loses, source_of
-from equinorm.rules import Call, find, key, why_not
+from equinorm.discovery.labels import Label
+from equinorm.discovery.rules import Call, find, key, why_not
+from equinorm.discovery.selected_rows import follow
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES, Chosen, Constant, Origin, Source, Value, loses, source_of
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -36,14 +36,6 @@ _CONVERSIONS = "to _to_copy type_as copy"
 """Operations by which a network itself asks for another dtype."""
 
 _NO_RULE = "no rule: taken to fit no scale"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a value comes from: weights on the longest path from an input, or the parameters that alone determine it."""
-
-    depth: int = 0
-    parameters: frozenset[Source] | None = None
 
 
 class Interpreter:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._labels import Label, compact
-from equinorm._trace import Trace
-from equinorm._values import VALUES, Chosen, Value
-from equinorm.rules import TABLE, Call, key
+from equinorm.discovery.labels import Label, compact
+from equinorm.discovery.rules import TABLE, Call, key
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES, Chosen, Value
 
 _EACH_ENTRY = """add sub mul div neg abs relu leaky_relu square sqrt reciprocal pow clamp clamp_min clamp_max maximum minimum
 where masked_fill clone detach alias contiguous dropout to _to_copy"""

@@ -9,10 +9,10 @@ from fractions import Fraction
 
 import torch
 
-from equinorm._labels import Factor, Label, move_one
-from equinorm._trace import Trace
-from equinorm._values import Constant, Source, Value, View, loses
-from equinorm.rules._registry import Call, Rule, rule
+from equinorm.discovery.labels import Factor, Label, move_one
+from equinorm.discovery.rules.registry import Call, Rule, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Constant, Source, Value, View, loses
 
 IDENTITIES = "positive clone contiguous detach alias lift_fresh lift_fresh_copy resolve_conj resolve_neg"
 """Operations that return the same numbers."""

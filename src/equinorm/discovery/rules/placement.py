@@ -1,9 +1,9 @@
 """Entries written to, or added at, places that an index names: whatever may land at one place must scale alike."""
 
-from equinorm._labels import Label
-from equinorm._trace import Trace
-from equinorm._values import VALUES
-from equinorm.rules._registry import Call, rule
+from equinorm.discovery.labels import Label
+from equinorm.discovery.rules.registry import Call, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import VALUES
 
 
 @rule("index_add index_copy index_reduce index_fill scatter scatter_add scatter_reduce")

@@ -5,11 +5,11 @@ from string import ascii_letters
 
 import torch
 
-from equinorm._labels import Label, move_one
-from equinorm._trace import Trace
-from equinorm._values import Constant
-from equinorm.rules._contraction import contract, matrix_product
-from equinorm.rules._registry import Call, Rule, rule
+from equinorm.discovery.labels import Label, move_one
+from equinorm.discovery.rules.contraction import contract, matrix_product
+from equinorm.discovery.rules.registry import Call, Rule, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Constant
 
 _POWERS = 64
 """Largest power of a matrix that is followed."""

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._classes import PINNED, ZERO, Classes
-from equinorm._labels import Factor, Label, compact
 from equinorm._scaling import Reason
-from equinorm._values import HALVES, Chosen, Constant, Source, Value, View
+from equinorm.discovery.classes import PINNED, ZERO, Classes
+from equinorm.discovery.labels import Factor, Label, compact
+from equinorm.discovery.values import HALVES, Chosen, Constant, Source, Value, View
 
 
 @dataclass(eq=False)

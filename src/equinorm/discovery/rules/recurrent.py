@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from equinorm._labels import Label, move, move_one
-from equinorm._trace import Trace
-from equinorm._values import Value
-from equinorm.rules._contraction import contract
-from equinorm.rules._registry import Call, rule
+from equinorm.discovery.labels import Label, move, move_one
+from equinorm.discovery.rules.contraction import contract
+from equinorm.discovery.rules.registry import Call, rule
+from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Value
 
 _GATES = "gates of a recurrent cell"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._labels import Factor, Label
+from equinorm.discovery.labels import Factor, Label
 
 
 @dataclass(eq=False)
@@ -179,3 +179,11 @@ def squared(value: Any) -> None:
     source = value.source if isinstance(value, View) else value
     if isinstance(source, Source):
         source.is_squared = True
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from: weights on the longest path from an input, or the parameters that alone determine it."""
+
+    depth: int = 0
+    parameters: frozenset[Source] | None = None

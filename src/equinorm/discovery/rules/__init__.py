@@ -1,0 +1,18 @@
+"""Rules: what each operation asks of the labels of its inputs, and the labels of what it returns.
+
+`TABLE` maps operators to rules. The modules, by kind: `movement` (entries only move), `placement` (to places that an index
+names), `elementwise` (each entry on its own), `reduction` (sums, maxima, pooling along axes), `normalization`,
+`contraction` (products summed over an axis), `algebra` (several products, functions of whole matrices), `recurrent`.
+`inhomogeneous` lists functions that have none for a reason.
+"""
+
+from equinorm.discovery.labels import Label
+from equinorm.discovery.rules import algebra, elementwise, movement, normalization, placement, recurrent, reduction
+from equinorm.discovery.rules.contraction import contract
+from equinorm.discovery.rules.inhomogeneous import NOT_HOMOGENEOUS, why_not
+from equinorm.discovery.rules.registry import TABLE, Call, find, key, qualified
+from equinorm.discovery.trace import Trace
+
+__all__ = ["NOT_HOMOGENEOUS", "TABLE", "Call", "Label", "Trace", "contract", "find", "key", "qualified", "why_not"]
+
+del algebra, elementwise, movement, normalization, placement, recurrent, reduction
