@@ -13,11 +13,11 @@ from equinorm import _balance, _rescale
 from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
-from equinorm._export import Exported, export
 from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm._watch import Watch
 from equinorm.discovery.casts import casts
+from equinorm.discovery.graph.export import Exported, export
 from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
 from equinorm.discovery.resolve import families, resolve
 from equinorm.discovery.trace import Trace

@@ -12,8 +12,18 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm._mutation import bind, fill_value, is_computable, is_static, module_of, roots, subgraph, visibly_written, written
 from equinorm._scaling import Reason
+from equinorm.discovery.graph.aliasing import (
+    bind,
+    fill_value,
+    is_computable,
+    is_static,
+    module_of,
+    roots,
+    subgraph,
+    visibly_written,
+    written,
+)
 from equinorm.discovery.labels import Label
 from equinorm.discovery.rules import Call, find, key, why_not
 from equinorm.discovery.selected_rows import follow

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._modules import on_cpu
-from equinorm._mutation import bind
 from equinorm._scaling import Reason
+from equinorm.discovery.graph.aliasing import bind
 from equinorm.discovery.interpreter import pinned
 from equinorm.discovery.labels import Label
 from equinorm.discovery.resolve import resolve

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equinorm._errors import ExportError, describe, describe_inputs
-from equinorm._observed import LIBRARY, run_once
-from equinorm._snapshot import Snapshot
+from equinorm.discovery.graph.side_effects import LIBRARY, run_once
+from equinorm.discovery.graph.snapshot import Snapshot
 
 _NEVER_COMPUTED = (torch.Tag.nondeterministic_seeded,)  # even where all that it reads are constants
 LIBRARY.define("opaque(Tensor[] read, str memories) -> Tensor[]", tags=_NEVER_COMPUTED)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from equinorm._addresses import overlapping, overlaps_itself, touched
 from equinorm._errors import ExportError
 from equinorm._modules import by_default, without_cache
-from equinorm._mutation import (
+from equinorm.discovery.graph.addresses import overlapping, overlaps_itself, touched
+from equinorm.discovery.graph.aliasing import (
     has_hidden_aliases,
     has_writing_subgraph,
     memory_of,
@@ -27,8 +27,9 @@ from equinorm._mutation import (
     visibly_written,
     written,
 )
-from equinorm._observed import LIBRARY, observed_hooks, run_once, unchanged_attributes
-from equinorm._opaque import opaque as opaque_calls
+from equinorm.discovery.graph.failures import failure
+from equinorm.discovery.graph.opaque import opaque as opaque_calls
+from equinorm.discovery.graph.side_effects import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm.discovery.labels import Label
 from equinorm.discovery.values import Constant, Origin, Source, Value
 
@@ -162,7 +163,7 @@ def _program(
         raise
     except Exception as error:
         eager = run_once(model, args, kwargs)
-        raise ExportError.of(model, args, kwargs, error, eager) from eager  # the exporter's traceback has hundreds of lines
+        raise failure(model, args, kwargs, error, eager) from eager  # the exporter's traceback has hundreds of lines
 
 
 @contextlib.contextmanager

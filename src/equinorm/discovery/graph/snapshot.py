@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._holders import CACHE, CLASS, CONTAINERS, DICT, SLOTTED, Kind, pairs, results, same, slots
+from equinorm.discovery.graph.holders import CACHE, CLASS, CONTAINERS, DICT, SLOTTED, Kind, pairs, results, same, slots
 
 LEAVES = (Tensor, np.ndarray, torch.UntypedStorage, torch.TypedStorage)
 """What holds numbers; not looked into."""

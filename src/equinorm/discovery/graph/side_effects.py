@@ -10,7 +10,7 @@ from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
 from equinorm._modules import by_default, only_looks, recomputed, undisturbed
-from equinorm._snapshot import Snapshot
+from equinorm.discovery.graph.snapshot import Snapshot
 
 
 class Attributes:

@@ -1,0 +1,102 @@
+"""Why a model could not be exported, and what to do: what the exporter says, in one sentence."""
+
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from equinorm._errors import ExportError, describe, describe_inputs
+
+
+def failure(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> ExportError:
+    """Restate the call and the exporter's first line; `eager` is what the model itself raises with these inputs."""
+    found = ExportError(_explain(model, args, kwargs, error, eager))
+    found.cause = eager or error
+    return found
+
+
+def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> str:
+    """What went wrong and what to do."""
+    inputs = describe_inputs(args, kwargs)
+    if eager is not None:
+        return f"{describe(model)} does not run on inputs {inputs}: {type(eager).__name__}: {_first_line(eager)}."
+    cannot, report = (
+        f"cannot export {describe(model)} with inputs {inputs}",
+        "The exporter's full report is in the attribute `cause`.",
+    )
+    text = str(error)
+    first = _first_line(error)
+    unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
+    if unknown:
+        return f"{cannot}: {_unknown_class(unknown.group(2), unknown.group(1))} {report}"
+    if "data-dependent" in first:
+        first = "the model branches on the value of a tensor"
+    frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)
+    where = f" at {frame.group(1).rsplit('/', 1)[-1]}:{frame.group(2)} `{frame.group(3)}`" if frame else ""
+    operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
+    blamed = f" The operation is {operator.group()}." if operator else ""
+    if "in output" in first or "output to be" in text:
+        return f"{cannot}: {first}. Let it return tensors in tuples, lists and dicts only. {report}"
+    packed = _packed(model) if "torch.classes" in text else []
+    if packed:
+        return (
+            f"{cannot}: torch.export cannot record packed weights. Declare the "
+            f"modules that hold them opaque (opaque={packed!r}) so that the rest can be analysed."
+        )
+    module = _innermost(model, error)
+    way = f"declare the submodule opaque (opaque={module!r}) so that the rest can be analysed, " if module else ""
+    return (
+        f"{cannot}: {type(error).__name__}: {first}{where}.{blamed} "
+        "The model runs with these inputs, but has control flow on data or an operation that torch.export cannot record: "
+        f"{way}pass the submodule without it, or rewrite that line. {report}"
+    )
+
+
+def _unknown_class(path: str, met: str) -> str:
+    """Advice where tensors come in objects of a class that torch.export cannot take apart."""
+    name = path.rpartition(".")[2]
+    does = {"Found": "returns", "Unsupported input type": "is given"}.get(met, "is given or returns")
+    if name.endswith("Cache"):
+        advice = "Leave it out: scales hold for every call alike."
+        if does == "returns":
+            advice = (
+                "Ask for none: kwargs={'use_cache': False}; on the command line, model.config.use_cache = False in the factory."
+            )
+        return f"it {does} a {name}, which torch.export does not know. {advice}"
+    return (
+        f"it {does} an object of class {name}, and torch.export does not know which tensors that holds. Register the class "
+        "before the analysis, with torch.export.register_dataclass, or torch.utils._pytree.register_pytree_node (with "
+        "flatten_with_keys_fn) for others than dataclasses; or wrap the model so that there are tensors, tuples, "
+        "lists and dicts only."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _packed(model: nn.Module) -> list[str]:
+    """Names of the outermost modules of torch.ao that hold packed weights."""
+    kinds = {name: type(module).__module__ for name, module in model.named_modules()}
+    found = []
+    for name, module in model.named_modules():
+        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()):
+            parts = name.split(".")
+            above = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+            found += [holder for holder in above if kinds[holder].startswith("torch.ao.")][:1]
+    return [*dict.fromkeys(found)]
+
+
+def _innermost(model: nn.Module, error: BaseException | None) -> str:
+    """Name of the innermost submodule whose forward raised this."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    while error is not None:
+        frames = traceback.walk_tb(error.__traceback__)
+        modules = [names[id(frame.f_locals["self"])] for frame, _ in frames if id(frame.f_locals.get("self")) in names]
+        if modules:
+            return modules[-1]
+        error = error.__cause__ or error.__context__
+    return ""
