@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from equinorm import _rescale, _writing
+from equinorm.rescaling import in_place, writing
 
 LN2 = math.log(2.0)
 
@@ -239,7 +239,7 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptibl
     symmetries, twin = equinorm.symmetries(net, args), equinorm.symmetries(expected, args)
     z = random_scales(symmetries)
     twin.rescale_(z)
-    writes, write_ = [], _writing._Piece.write_
+    writes, write_ = [], writing._Piece.write_
 
     def interrupted(piece, is_direct):
         writes.append(piece)
@@ -247,7 +247,7 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptibl
             signal.raise_signal(signal.SIGINT)
         write_(piece, is_direct)
 
-    monkeypatch.setattr(_writing._Piece, "write_", interrupted)
+    monkeypatch.setattr(writing._Piece, "write_", interrupted)
     with pytest.raises(KeyboardInterrupt):
         symmetries.rescale_(z)
     assert len(writes) > 3
@@ -300,7 +300,7 @@ def test_small_weights_of_half_precision_take_powers_of_two(width):
 def test_interrupt_while_checking_writes_nothing(monkeypatch):
     net, args = network(), inputs()
     before, symmetries = state(net), equinorm.symmetries(net, args)
-    check, seen = _rescale._check, []
+    check, seen = in_place._check, []
 
     def interrupted(write):
         seen.append(write)
@@ -308,7 +308,7 @@ def test_interrupt_while_checking_writes_nothing(monkeypatch):
             raise KeyboardInterrupt
         check(write)
 
-    monkeypatch.setattr(_rescale, "_check", interrupted)
+    monkeypatch.setattr(in_place, "_check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         symmetries.rescale_(random_scales(symmetries))
     assert all(torch.equal(a, b) for a, b in zip(state(net), before, strict=True))

@@ -12,7 +12,8 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 import equinorm
-from equinorm import ENorm, EquinormError, _matrices, _reading, native
+from equinorm import ENorm, EquinormError, _reading, native
+from equinorm.rescaling import memory_matrix
 from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 
 NETWORKS = {"fully connected": (mlp, (5,)), "convolutional": (convolutional, (2, 8, 8))}
@@ -59,9 +60,9 @@ def follows_algorithm_1(lay_out, network: str, p: float, **options) -> ENorm:
 @pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("strip", [1 << 18, 20])
 def test_layouts_and_strips(monkeypatch, lay_out, network, p, strip):
-    monkeypatch.setattr(_matrices, "STRIP", strip)
+    monkeypatch.setattr(memory_matrix, "STRIP", strip)
     monkeypatch.setattr(_reading, "STRIP", strip)
-    monkeypatch.setattr(_matrices, "_FEW", 0)
+    monkeypatch.setattr(memory_matrix, "_FEW", 0)
     follows_algorithm_1(lay_out, network, p)
 
 

@@ -161,7 +161,7 @@ def _warm(optimizer, state, scales):
 
 
 def test_cases_cover_every_known_optimizer():
-    assert {kind for kind, _ in CASES.values()} == set(equinorm._optimizers.LAWS)
+    assert {kind for kind, _ in CASES.values()} == set(equinorm.rescaling.optimizer_state.LAWS)
 
 
 def test_groups_have_their_own_decay():
@@ -266,8 +266,8 @@ class Mine(optim.SGD):
 
 
 def test_unknown_optimizers_are_refused_until_registered(monkeypatch):
-    monkeypatch.setattr(equinorm._optimizers, "LAWS", dict(equinorm._optimizers.LAWS))
-    monkeypatch.setattr(equinorm._optimizers, "_DECOUPLED", set(equinorm._optimizers._DECOUPLED))
+    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "LAWS", dict(equinorm.rescaling.optimizer_state.LAWS))
+    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "_DECOUPLED", set(equinorm.rescaling.optimizer_state._DECOUPLED))
     model, inputs = unbalanced()
     with pytest.raises(RescaleError, match=r"Mine: how it scales is not known.*register_optimizer"):
         ENorm(Mine(model.parameters(), lr=0.05), model, (inputs,))

@@ -8,7 +8,7 @@ from torch import nn, optim
 
 import equinorm
 from equinorm import ENorm, RescaleError
-from equinorm._mover import Mover
+from equinorm.rescaling.recorded import Mover
 from reference import mlp
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm import RescaleError, _writing
+from equinorm import RescaleError
+from equinorm.rescaling import writing
 
 
 def trained(dtype=torch.float64):
@@ -34,7 +35,7 @@ def copies(tensors):
 
 def failing_at(monkeypatch, number, after=False, error=None):
     """The write of this number fails, before or after it has changed its tensor; returns how many there were."""
-    done, write_ = [], _writing._Piece.write_
+    done, write_ = [], writing._Piece.write_
 
     def fail(piece, is_direct):
         done.append(piece)
@@ -43,19 +44,19 @@ def failing_at(monkeypatch, number, after=False, error=None):
         if len(done) == number + 1:
             raise error or RuntimeError("device lost")
 
-    monkeypatch.setattr(_writing._Piece, "write_", fail)
+    monkeypatch.setattr(writing._Piece, "write_", fail)
     return done
 
 
 @pytest.mark.parametrize("number", [*range(0, 24, 3), 23])
-@pytest.mark.parametrize(("kept", "after"), [(_writing.KEPT, False), (_writing.KEPT, True), (0, False)])
+@pytest.mark.parametrize(("kept", "after"), [(writing.KEPT, False), (writing.KEPT, True), (0, False)])
 @pytest.mark.parametrize("twos", [False, True])
 def test_a_write_that_fails_leaves_the_old_point(monkeypatch, number, after, kept, twos):
     net, inputs, optimizer = trained()
     before = copies(everything(net, optimizer))
     symmetries = equinorm.symmetries(net, (inputs,))
     z = torch.randn(symmetries.num_free, dtype=torch.float64) * 3
-    monkeypatch.setattr(_writing, "KEPT", kept)
+    monkeypatch.setattr(writing, "KEPT", kept)
     done = failing_at(monkeypatch, number, after)
     with pytest.raises(RescaleError, match=r"writing .* failed: RuntimeError: device lost\. All is as it was before") as caught:
         symmetries.rescale_(z, optimizer, power_of_two=twos)
@@ -74,7 +75,7 @@ def test_what_could_not_be_put_back_is_named(monkeypatch):
     net, inputs, optimizer = trained()
     symmetries = equinorm.symmetries(net, (inputs,))
     failing_at(monkeypatch, 3)
-    put_back_, broken = _writing._Piece.put_back_, []
+    put_back_, broken = writing._Piece.put_back_, []
 
     def fail(piece):
         if piece.write.what == "0.weight":
@@ -82,7 +83,7 @@ def test_what_could_not_be_put_back_is_named(monkeypatch):
             raise RuntimeError("device lost")
         put_back_(piece)
 
-    monkeypatch.setattr(_writing._Piece, "put_back_", fail)
+    monkeypatch.setattr(writing._Piece, "put_back_", fail)
     with pytest.raises(RescaleError, match=r"could not be put back, load them again: 0\.weight\."):
         symmetries.rescale_(torch.ones(symmetries.num_free), optimizer)
     assert broken
@@ -112,7 +113,7 @@ def test_gains_with_an_offset_are_put_back(monkeypatch):
     before = copy.deepcopy(net)
     symmetries = equinorm.symmetries(net, (torch.randn(2, 4).double(),))
     assert any(scaling.offset and scaling.factors for scaling in symmetries.scalings)
-    monkeypatch.setattr(_writing, "KEPT", 0)
+    monkeypatch.setattr(writing, "KEPT", 0)
     done = failing_at(monkeypatch, 1)
     with pytest.raises(RescaleError, match="All is as it was before"):
         symmetries.rescale_(torch.randn(symmetries.num_free))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from equinorm._optimizers import LAWS
 from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE
+from equinorm.rescaling.optimizer_state import LAWS
 
 KINDS = {
     "_movement": "Entries only move",

@@ -12,10 +12,10 @@ from equinorm._errors import (
     ExportError as ExportError,
     RescaleError as RescaleError,
 )
-from equinorm._optimizers import register_optimizer as register_optimizer
 from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
 from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
 from equinorm._training import ENorm as ENorm
 from equinorm.discovery.user_rules import register_rule as register_rule
+from equinorm.rescaling.optimizer_state import register_optimizer as register_optimizer
 
 __version__ = importlib.metadata.version("equinorm")

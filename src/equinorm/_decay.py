@@ -19,7 +19,7 @@ from equinorm import native
 from equinorm._compiled import compiled
 from equinorm._errors import EquinormError, RescaleError
 from equinorm._memory import is_dense
-from equinorm._optimizers import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
+from equinorm.rescaling.optimizer_state import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""

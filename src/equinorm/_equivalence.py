@@ -13,7 +13,7 @@ from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import on_cpu
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm._writing import scaled
+from equinorm.rescaling.writing import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}

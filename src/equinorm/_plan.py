@@ -17,14 +17,14 @@ from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
 from equinorm._frozen import Selection
 from equinorm._modules import on_cpu, unwrapped
-from equinorm._mover import Move, Mover
-from equinorm._optimizers import shift, state_of, update_exponent
 from equinorm._reading import fits_float32
-from equinorm._rescale import check_writable
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
-from equinorm._watch import Watch
-from equinorm._writing import uninterrupted
+from equinorm.rescaling.in_place import check_writable
+from equinorm.rescaling.model_guard import Watch
+from equinorm.rescaling.optimizer_state import shift, state_of, update_exponent
+from equinorm.rescaling.recorded import Move, Mover
+from equinorm.rescaling.writing import uninterrupted
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""

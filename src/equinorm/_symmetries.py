@@ -9,19 +9,20 @@ from typing import Any
 from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
-from equinorm import _balance, _rescale
+from equinorm import _balance
 from equinorm._arguments import further_inputs, real_numbers
 from equinorm._balance import Balance
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
-from equinorm._watch import Watch
 from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, export
 from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
 from equinorm.discovery.resolve import families, resolve
 from equinorm.discovery.trace import Trace
 from equinorm.rescaling.casts import check, described
+from equinorm.rescaling.model_guard import Watch
+from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,10 +152,10 @@ class Symmetries:
         self._watch.check()
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
-            log_scales = _rescale.round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
+            log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
         check(self.casts, moving, self.tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
-        _rescale.rescale_(self.tensors, moving, log_scales, optimizer, nonlinear)
+        rescale_tensors_(self.tensors, moving, log_scales, optimizer, nonlinear)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"

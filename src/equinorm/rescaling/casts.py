@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
-from equinorm._rescale import LN2, unit_of_powers_of_two
 from equinorm._scaling import Cast, Scaling
+from equinorm.rescaling.in_place import LN2
+from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
 
 
 def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> None:

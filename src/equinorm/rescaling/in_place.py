@@ -2,40 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
-from equinorm._optimizers import scaled_state
 from equinorm._scaling import Scaling
-from equinorm._writing import LN2, Write, is_power_of_two, scaled, write_
+from equinorm.rescaling.optimizer_state import scaled_state
+from equinorm.rescaling.powers_of_two import is_power_of_two
+from equinorm.rescaling.writing import Write, scaled, write_
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
 
 _WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
-
-
-class _Moves(Protocol):
-    @property
-    def factors(self) -> tuple[tuple[float, Tensor], ...]: ...
-
-
-def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
-    """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
-
-    Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
-    """
-    denominators = {float(e).as_integer_ratio()[1] for scaling in scalings for e, _ in scaling.factors}
-    return math.lcm(*denominators) * LN2
-
-
-def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
-    """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
-    unit = unit_of_powers_of_two(scalings)
-    return torch.round(log_scales / unit) * unit
 
 
 def rescale_(

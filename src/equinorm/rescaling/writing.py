@@ -1,21 +1,18 @@
 """Writing in place, all or nothing: what was written is put back where a write fails, and Ctrl-C waits."""
 
 import contextlib
-import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
-
-LN2 = math.log(2.0)
+from equinorm.rescaling.powers_of_two import LN2, is_power_of_two, scale_of
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
@@ -47,19 +44,6 @@ class Write:
     def shifted(self) -> Tensor:
         """What a tensor with an offset becomes."""
         return (scaled(self.tensor.double() + self.offset, self.logs) - self.offset).to(self.tensor.dtype)
-
-
-def scale_of(log: Tensor) -> Tensor:
-    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
-    if is_power_of_two(log):
-        return torch.from_numpy(np.asarray(np.ldexp(1.0, torch.round(log / LN2).numpy().astype(np.int32))))
-    return torch.exp(log)
-
-
-def is_power_of_two(log: Tensor) -> bool:
-    """Are these logarithms multiples of ln 2, to 1e-12?"""
-    twos = log / LN2
-    return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
 
 
 def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:

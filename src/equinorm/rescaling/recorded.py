@@ -14,11 +14,11 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import RescaleError
-from equinorm._matrices import Scales, Vectors, matrix_of
-from equinorm._rescale import reduced, row_bounds, unit_of_powers_of_two
 from equinorm._scaling import Scaling
-from equinorm._writing import LN2
 from equinorm.native import kernels_for
+from equinorm.rescaling.in_place import reduced, row_bounds
+from equinorm.rescaling.memory_matrix import Scales, Vectors, matrix_of
+from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
 
 LONG = 2.0
 """Log-scale of a step from which on it is looked whether a state would overflow."""

@@ -1,0 +1,44 @@
+"""Scales that are powers of two, which change no bit of a product."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LN2 = math.log(2.0)
+
+
+def scale_of(log: Tensor) -> Tensor:
+    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
+    if is_power_of_two(log):
+        return torch.from_numpy(np.asarray(np.ldexp(1.0, torch.round(log / LN2).numpy().astype(np.int32))))
+    return torch.exp(log)
+
+
+def is_power_of_two(log: Tensor) -> bool:
+    """Are these logarithms multiples of ln 2, to 1e-12?"""
+    twos = log / LN2
+    return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
+
+
+class _Moves(Protocol):
+    @property
+    def factors(self) -> tuple[tuple[float, Tensor], ...]: ...
+
+
+def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
+    """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
+
+    Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
+    """
+    denominators = {float(e).as_integer_ratio()[1] for scaling in scalings for e, _ in scaling.factors}
+    return math.lcm(*denominators) * LN2
+
+
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
+    """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
+    unit = unit_of_powers_of_two(scalings)
+    return torch.round(log_scales / unit) * unit
