@@ -28,9 +28,9 @@ from torch import nn
 
 import equinorm
 from common import machine, report
-from equinorm._balance import counted
-from equinorm._energy import problem
-from equinorm._layout import layouts
+from equinorm.balancing.assemble import problem
+from equinorm.balancing.balance import counted
+from equinorm.balancing.layout import layouts
 from zoo_torchvision import import_models
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import equinorm
 from equinorm import ENorm
-from equinorm._blocks import GROUND, Block, Problem, Side
-from equinorm._solve import Solution, solve
+from equinorm.balancing.problem import GROUND, Block, Problem, Side
+from equinorm.balancing.solver import Solution, solve
 
 Program = tuple[list[Tensor], list[list[tuple[Tensor, float]]]]
 """log |w| of entries, and what moves them: ids and exponents, block by block."""

@@ -11,7 +11,7 @@ from scipy import optimize
 from torch import Tensor, nn
 
 import equinorm
-from equinorm._rank_one import RankOne
+from equinorm.balancing.rank_one import RankOne
 
 NORMS = [0.5, 1.0, 1.5, 2.0, 3.0]
 

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import equinorm
-from equinorm import _streams
-from equinorm._balance import counted
-from equinorm._blocks import Block, Problem
-from equinorm._energy import problem
-from equinorm._layout import layouts
-from equinorm._reading import AT_ONCE
-from equinorm._streams import Stream, StreamedBlock
+from equinorm.balancing import streamed
+from equinorm.balancing.assemble import problem
+from equinorm.balancing.balance import counted
+from equinorm.balancing.energy_reader import AT_ONCE
+from equinorm.balancing.layout import layouts
+from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.streamed import Stream, StreamedBlock
 from reference import needs_compiler
 
 
@@ -106,10 +106,10 @@ def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, compile: 
 @pytest.fixture(params=[AT_ONCE, 50], ids=["strips", "tiny strips"])
 def strips(request, monkeypatch):
     """Strips of a few entries show mistakes at their edges."""
-    monkeypatch.setattr("equinorm._reading.AT_ONCE", request.param)
-    monkeypatch.setattr("equinorm._streams.AT_ONCE", request.param)
+    monkeypatch.setattr("equinorm.balancing.energy_reader.AT_ONCE", request.param)
+    monkeypatch.setattr("equinorm.balancing.streamed.AT_ONCE", request.param)
     monkeypatch.setattr("equinorm._memory.STRIP", request.param)
-    monkeypatch.setattr("equinorm._reading.STRIP", request.param)
+    monkeypatch.setattr("equinorm.balancing.energy_reader.STRIP", request.param)
 
 
 both_ways = pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)], ids=["plain", "compiled"])
@@ -234,7 +234,7 @@ def test_energies_of_kernels_are_kept_only_where_they_are_small():
     half = analysed("3 x 3", torch.bfloat16)
     streams = [stream for stream in energies(half, 2.0, True).streams if isinstance(stream, Stream)]
     assert [stream._keeps for stream in streams] == [False]  # 4 of 18
-    assert _streams.KEPT == 8
+    assert streamed.KEPT == 8
 
 
 def test_runs_of_equal_scales_are_summed():

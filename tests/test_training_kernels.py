@@ -12,7 +12,8 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 import equinorm
-from equinorm import ENorm, EquinormError, _reading, native
+from equinorm import ENorm, EquinormError, native
+from equinorm.balancing import energy_reader
 from equinorm.rescaling import memory_matrix
 from reference import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 
@@ -61,7 +62,7 @@ def follows_algorithm_1(lay_out, network: str, p: float, **options) -> ENorm:
 @pytest.mark.parametrize("strip", [1 << 18, 20])
 def test_layouts_and_strips(monkeypatch, lay_out, network, p, strip):
     monkeypatch.setattr(memory_matrix, "STRIP", strip)
-    monkeypatch.setattr(_reading, "STRIP", strip)
+    monkeypatch.setattr(energy_reader, "STRIP", strip)
     monkeypatch.setattr(memory_matrix, "_FEW", 0)
     follows_algorithm_1(lay_out, network, p)
 

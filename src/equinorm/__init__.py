@@ -2,7 +2,6 @@
 
 import importlib.metadata
 
-from equinorm._balance import Balance as Balance
 from equinorm._deviation import deviation as deviation
 from equinorm._equivalence import Equivalence as Equivalence, equivalence as equivalence
 from equinorm._errors import (
@@ -15,6 +14,7 @@ from equinorm._errors import (
 from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
 from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
 from equinorm._training import ENorm as ENorm
+from equinorm.balancing.balance import Balance as Balance
 from equinorm.discovery.user_rules import register_rule as register_rule
 from equinorm.rescaling.optimizer_state import register_optimizer as register_optimizer
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND
-from equinorm._families import minimise_families
-from equinorm._layout import Layout
 from equinorm._scaling import Scaling
+from equinorm.balancing.families import minimise_families
+from equinorm.balancing.layout import Layout
+from equinorm.balancing.problem import GROUND
 
 
 def drift(layouts: Sequence[Layout], families: Sequence[tuple[int, int]], q: float, c: float) -> Tensor:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Side, steps
 from equinorm._errors import BalanceError
-from equinorm._families import red_black
-from equinorm._layout import Layout, Part
-from equinorm._reading import Reading
+from equinorm.balancing.energy_reader import Reading
+from equinorm.balancing.families import red_black
+from equinorm.balancing.layout import Layout, Part
+from equinorm.balancing.problem import GROUND, Side, steps
 from equinorm.training.native_cycle import program
 
 NEWTON_STEPS = 3

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from equinorm._balance import counted
 from equinorm._errors import BalanceError
-from equinorm._layout import Layout, layouts
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
+from equinorm.balancing.balance import counted
+from equinorm.balancing.layout import Layout, layouts
 
 FROZEN = ("hold", "move")
 

@@ -17,9 +17,9 @@ from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
 from equinorm._frozen import Selection
 from equinorm._modules import on_cpu, unwrapped
-from equinorm._reading import fits_float32
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
+from equinorm.balancing.energy_reader import fits_float32
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import Watch
 from equinorm.rescaling.optimizer_state import shift, state_of, update_exponent

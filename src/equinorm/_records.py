@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from equinorm._balance import TensorEnergy
+from equinorm.balancing.balance import TensorEnergy
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
-from equinorm import _balance
 from equinorm._arguments import further_inputs, real_numbers
-from equinorm._balance import Balance
 from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
 from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
+from equinorm.balancing import balance
+from equinorm.balancing.balance import Balance
 from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, export
 from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
@@ -125,7 +125,7 @@ class Symmetries:
         """
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
-        return _balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
+        return balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     @on_cpu()
     def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:

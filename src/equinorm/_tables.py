@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from equinorm import _errors
-from equinorm._balance import TensorEnergy
 from equinorm._demo import Demonstration
 from equinorm._records import Balancing, Comparison, Inspection
+from equinorm.balancing.balance import TensorEnergy
 
 
 def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> Table:

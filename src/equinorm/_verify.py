@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from equinorm._balance import Balance, TensorEnergy
 from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
@@ -18,6 +17,7 @@ from equinorm._records import Balancing, Comparison, Difference, FamilyRow, Insp
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm._weights import InputError
+from equinorm.balancing.balance import Balance, TensorEnergy
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single

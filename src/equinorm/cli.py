@@ -13,7 +13,6 @@ import typer
 from rich.console import RenderableType
 
 from equinorm import _demo, _report, _tables, _verify
-from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import BalanceError
 from equinorm._files import check_target, make_folder, save, write_atomically
 from equinorm._models import load
@@ -21,6 +20,7 @@ from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
 from equinorm._terminal import INTERRUPTED, Commands, Steps, run
 from equinorm._weights import WEIGHTS, InputError
+from equinorm.balancing.balance import LARGEST_P, LEAST_P
 from equinorm.experiments import _command as _experiments
 from equinorm.experiments._command import SHARED
 from equinorm.experiments._presets import PRESETS

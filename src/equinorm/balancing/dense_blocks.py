@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equinorm._layout import Layout
 from equinorm._memory import is_dense, memory_order
+from equinorm.balancing.layout import Layout
 
 FEW_COLUMNS = 8
 """Fewer make short rows, each of which costs some work of its own."""

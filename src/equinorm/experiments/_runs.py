@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from equinorm._balance import LARGEST_P, LEAST_P
 from equinorm._errors import EquinormError
+from equinorm.balancing.balance import LARGEST_P, LEAST_P
 
 
 class ExperimentError(EquinormError):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._blocks import GROUND, Side
-from equinorm._layout import Layout, Part, Pick
 from equinorm.balancing.dense_blocks import Dense, dense
+from equinorm.balancing.layout import Layout, Part, Pick
+from equinorm.balancing.problem import GROUND, Side
 
 MOST_PIECES = 64
 """Into which one block may be cut."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._blocks import Problem
-from equinorm._families import red_black
-from equinorm._maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
-from equinorm._rank_one import RankOne
-from equinorm._system import System, apart
+from equinorm.balancing.families import red_black
+from equinorm.balancing.least_maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
+from equinorm.balancing.problem import Problem
+from equinorm.balancing.rank_one import RankOne
+from equinorm.balancing.sweeps import System, apart
 
 DEPTH = 8
 """Iterates that the acceleration remembers."""

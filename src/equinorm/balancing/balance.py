@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, optim
 
 from equinorm import native
-from equinorm._blocks import Problem
-from equinorm._energy import problem
 from equinorm._errors import BalanceError, RescaleError, describe
-from equinorm._layout import layouts
 from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
-from equinorm._solve import solve
+from equinorm.balancing.assemble import problem
+from equinorm.balancing.layout import layouts
+from equinorm.balancing.problem import Problem
+from equinorm.balancing.solver import solve
 
 if TYPE_CHECKING:
     from equinorm._symmetries import Symmetries

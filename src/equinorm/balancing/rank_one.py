@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, Side, steps
-from equinorm._families import colours, minimise_families
+from equinorm.balancing.families import colours, minimise_families
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, steps
 
 SWEEPS = 20
 """Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import BalanceError
-from equinorm._layout import Layout
 from equinorm._memory import STRIP, is_dense, memory_order
+from equinorm.balancing.layout import Layout
 
 CHEAP = (1.0, 2.0)
 """Norms whose powers cost nothing beside reading."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._blocks import Side, log_sum
-from equinorm._layout import Layout, Pick
-from equinorm._reading import AT_ONCE, LARGEST, SMALLEST, Reading, check_finite
 from equinorm.balancing.dense_blocks import Dense, dense
+from equinorm.balancing.energy_reader import AT_ONCE, LARGEST, SMALLEST, Reading, check_finite
+from equinorm.balancing.layout import Layout, Pick
+from equinorm.balancing.problem import Side, log_sum
 
 KEPT = 8
 """Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock, Problem, steps
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem, steps
 
 
 class System:

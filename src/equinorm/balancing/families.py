@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, AnyBlock
-from equinorm._layout import Part
+from equinorm.balancing.layout import Part
+from equinorm.balancing.problem import GROUND, AnyBlock
 
 DISPARATE = 1.0
 """Imbalance of a family, as a logarithm, from which on Newton's method has a long way to go."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm import _active
-from equinorm._active import Entries
-from equinorm._blocks import GROUND, Block, HasSides, Problem, steps
-from equinorm._families import colours
 from equinorm._memory import STRIP
-from equinorm._policies import Differences, largest_ratio, lifted
+from equinorm.balancing import active_set
+from equinorm.balancing.active_set import Entries
+from equinorm.balancing.families import colours
+from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
+from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, steps
 
 WHOLE = 1 << 13
 """Matrices of so many entries are taken as a whole."""
@@ -44,7 +44,7 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         entries = _joined(found)
         if not len(entries.logs):
             return bound, z
-        bound, values = _active.least(entries, values) if gains is None else _by_policies(entries, gains, values)
+        bound, values = active_set.least(entries, values) if gains is None else _by_policies(entries, gains, values)
         largest = float((entries.logs + entries.moved(values)).max())
         more = [_above(block, torch.from_numpy(values), largest + APART * max(1.0, abs(largest))) for block in blocks]
         more = [added for added in more if added is not None]
@@ -69,7 +69,7 @@ def least_by_families(problem: Problem, z: Tensor) -> Tensor:
                 ids[row, place], exponents[row, place] = side.family + 1, side.exponent
     logs = np.array([block.log_total(z, 1.0, True) for block in blocks])
     live = np.isfinite(logs)
-    _, shifts = _active.least(Entries(ids[live], exponents[live], logs[live]), np.zeros(len(problem.families) + 1))
+    _, shifts = active_set.least(Entries(ids[live], exponents[live], logs[live]), np.zeros(len(problem.families) + 1))
     return z + torch.from_numpy(shifts)[torch.from_numpy(_family_of(problem) + 1)]
 
 

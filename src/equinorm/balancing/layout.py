@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equinorm._blocks import GROUND, Side
 from equinorm._scaling import Scaling
+from equinorm.balancing.problem import GROUND, Side
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""

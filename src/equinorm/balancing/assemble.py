@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from equinorm._blocks import AnyBlock, Block, Problem
 from equinorm._errors import BalanceError
-from equinorm._layout import Layout
-from equinorm._reading import CHEAP, LARGEST, SMALLEST, Reading, check_finite, totals
-from equinorm._streams import Stream, streamed
+from equinorm.balancing.energy_reader import CHEAP, LARGEST, SMALLEST, Reading, check_finite, totals
+from equinorm.balancing.layout import Layout
+from equinorm.balancing.problem import AnyBlock, Block, Problem
+from equinorm.balancing.streamed import Stream, streamed
 
 
 def problem(
