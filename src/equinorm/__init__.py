@@ -13,9 +13,9 @@ from equinorm._errors import (
 )
 from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
 from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
-from equinorm._training import ENorm as ENorm
 from equinorm.balancing.balance import Balance as Balance
 from equinorm.discovery.user_rules import register_rule as register_rule
 from equinorm.rescaling.optimizer_state import register_optimizer as register_optimizer
+from equinorm.training.enorm import ENorm as ENorm
 
 __version__ = importlib.metadata.version("equinorm")

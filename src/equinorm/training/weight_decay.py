@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, optim
 
 from equinorm import native
-from equinorm._compiled import compiled
 from equinorm._errors import EquinormError, RescaleError
 from equinorm._memory import is_dense
 from equinorm.rescaling.optimizer_state import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
+from equinorm.training.torch_compile import compiled
 
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""

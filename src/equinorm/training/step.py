@@ -10,12 +10,7 @@ from torch import Tensor, nn, optim
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm import native
-from equinorm._biases import BiasSteps
-from equinorm._compiled import compiled
-from equinorm._cycle import Cycle
-from equinorm._decay import DecayParts
 from equinorm._errors import RescaleError
-from equinorm._frozen import Selection
 from equinorm._modules import on_cpu, unwrapped
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
@@ -25,6 +20,11 @@ from equinorm.rescaling.model_guard import Watch
 from equinorm.rescaling.optimizer_state import shift, state_of, update_exponent
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.rescaling.writing import uninterrupted
+from equinorm.training.bias_steps import BiasSteps
+from equinorm.training.frozen import Selection
+from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.torch_compile import compiled
+from equinorm.training.weight_decay import DecayParts
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""

@@ -8,13 +8,13 @@ from typing import Any, NoReturn
 from torch import Tensor, nn, optim
 
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
-from equinorm._frozen import Selection, shown
 from equinorm._modules import Choice, on_cpu, unwrapped
-from equinorm._plan import Plan
 from equinorm._symmetries import symmetries
 from equinorm.balancing.balance import check_options, held_classes, nothing_moves
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_state import unwrapped_optimizer
+from equinorm.training.frozen import Selection, shown
+from equinorm.training.step import Plan
 
 
 @dataclass(frozen=True, slots=True)
