@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from equinorm._records import as_json
 from equinorm.experiments import _axes, _figures
 from equinorm.experiments._groups import experiments
 from equinorm.experiments._networks import build
 from equinorm.experiments._results import _parse
 from equinorm.experiments._training import train
+from equinorm.reporting.records import as_json
 from experiment_tools import TINY, digits
 
 DATA = digits()

@@ -1,8 +1,6 @@
 """What the command line reports, as plain records: numbers, strings and lists, ready for a renderer or for JSON."""
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -139,16 +137,3 @@ class Weights:
     name: str
     before: Tensor
     after: Tensor
-
-
-def as_json(record: Any) -> dict[str, Any]:
-    """A record as JSON holds it: numbers that are not finite become the strings "inf", "-inf" and "nan"."""
-    return _plain(asdict(record))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

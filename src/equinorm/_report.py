@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,35 +10,15 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from equinorm._records import Balancing, Weights
-from equinorm._tables import deviation, energy_name, norm_name, number
+from equinorm.reporting.style import AFTER, BEFORE, FAINT, GREY, STYLE, render
+from equinorm.reporting.words import deviation, energy_name, norm_name, number
 
-BEFORE, AFTER, INK, GREY, FAINT = "#9aa5b1", "#1f5f8b", "#22272e", "#66707c", "#d5dae0"
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 _PIXELS = 192
 """Larger matrices are pictured by the rms of blocks."""
 
@@ -235,10 +214,3 @@ def _plain(title: str) -> str:
 
 def _short(name: str, most: int) -> str:
     return name if len(name) <= most else "…" + name[-(most - 1) :]
-
-
-def render(figure: Figure) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.25, metadata={"Software": None})
-    return buffer.getvalue()

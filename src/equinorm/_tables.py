@@ -3,59 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from equinorm import _errors
 from equinorm._demo import Demonstration
 from equinorm._records import Balancing, Comparison, Inspection
 from equinorm.balancing.balance import TensorEnergy
-
-
-def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> Table:
-    """A table of strings; a column is its header and whether it holds numbers (aligned right)."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    made.show_footer = bool(total)
-    for position, (header, numeric) in enumerate(columns):
-        footer = total[position] if total else ""
-        made.add_column(header, footer=footer, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for row in rows:
-        made.add_row(*map(Text, row))
-    return made
-
-
-def facts(pairs: Sequence[tuple[str, str]]) -> Table:
-    """Names and values, aligned."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in pairs:
-        grid.add_row(name, Text(value))
-    return grid
-
-
-def number(value: float) -> str:
-    """Four decimals for everyday sizes, else five significant digits."""
-    return numbers([value])[0]
-
-
-def numbers(values: Sequence[float]) -> list[str]:
-    """A column of numbers in one format: four decimals if that shows them all, else five significant digits."""
-    sizes = [abs(value) for value in values if value]
-    everyday = all(1e-2 <= size < 1e6 for size in sizes)
-    return [(f"{value:,.4f}" if everyday else f"{value:.4e}") if value else "0" for value in values]
-
-
-def percent(part: float, whole: float) -> str:
-    """A share in percent with one decimal; 100.0 % is all of it."""
-    return _errors.percent(part, whole).replace("%", " %") if whole else "–"
-
-
-def deviation(value: float) -> str:
-    """A relative deviation; zero is bitwise."""
-    return "0 (bitwise equal)" if value == 0 else f"{value:.1e}"
+from equinorm.reporting.tables import facts, table
+from equinorm.reporting.words import deviation, energy_name, norm_name, number, numbers, percent
 
 
 def inspection(record: Inspection) -> RenderableType:
@@ -221,14 +177,3 @@ def demonstration(record: Demonstration) -> RenderableType:
 
 def _notes(notes: Sequence[str]) -> list[tuple[str, str]]:
     return [("note", note) for note in notes]
-
-
-def norm_name(p: float) -> str:
-    """ℓ2, ℓ1.5, ℓ∞."""
-    return f"ℓ{'∞' if math.isinf(p) else f'{p:g}'}"
-
-
-def energy_name(p: float, c: float) -> str:
-    """The formula of a tensor's energy."""
-    factor = "" if c == 1 else "c_k "
-    return f"{factor}‖W‖_∞" if math.isinf(p) else f"{factor}‖W‖_{p:g}^{p:g}"

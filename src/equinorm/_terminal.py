@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 
 from equinorm._errors import EquinormError
 from equinorm._options import worded
-from equinorm._records import as_json
 from equinorm._weights import first_line
+from equinorm.reporting.records import as_json
 
 FAILED, INTERRUPTED = 2, 130
 """Exit codes; 1 is the verdict of a command that did what it was asked to."""

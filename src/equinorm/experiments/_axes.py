@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from equinorm._report import FAINT
 from equinorm.experiments._groups import Experiment, Series
 from equinorm.experiments._runs import Run
+from equinorm.reporting.style import FAINT
 
 COLORS = {
     "baseline": "#7d8793",

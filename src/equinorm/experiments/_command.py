@@ -11,7 +11,6 @@ import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from equinorm._tables import facts, table
 from equinorm.experiments._figures import overview_png, pictures
 from equinorm.experiments._groups import experiments
 from equinorm.experiments._presets import preset
@@ -19,6 +18,7 @@ from equinorm.experiments._protocol import Cell, Comparison, Report, compare
 from equinorm.experiments._results import Results, read
 from equinorm.experiments._runs import DEFAULTS, ExperimentError, Sweep, convert
 from equinorm.experiments._workers import Here, Pool
+from equinorm.reporting.tables import facts, table
 
 SHARED = [name for name in DEFAULTS if name not in ("method", "depth", "batch", "lr", "seed", "held_out")]
 """Settings that all runs of a sweep share; the others have options of their own."""

@@ -10,7 +10,6 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from equinorm._report import FAINT, INK, STYLE, render
 from equinorm.experiments._axes import (
     COLORS,
     MARKERS,
@@ -35,6 +34,7 @@ from equinorm.experiments._axes import (
 )
 from equinorm.experiments._groups import Experiment, Series
 from equinorm.experiments._pictures import decode
+from equinorm.reporting.style import FAINT, INK, STYLE, render
 
 
 def pictures(experiment: Experiment) -> dict[str, bytes]:

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from equinorm._records import as_json
 from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.reporting.records import as_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,39 @@
+"""Numbers and names as text."""
+
+import math
+from collections.abc import Sequence
+
+from equinorm import _errors
+
+
+def number(value: float) -> str:
+    """Four decimals for everyday sizes, else five significant digits."""
+    return numbers([value])[0]
+
+
+def numbers(values: Sequence[float]) -> list[str]:
+    """A column of numbers in one format: four decimals if that shows them all, else five significant digits."""
+    sizes = [abs(value) for value in values if value]
+    everyday = all(1e-2 <= size < 1e6 for size in sizes)
+    return [(f"{value:,.4f}" if everyday else f"{value:.4e}") if value else "0" for value in values]
+
+
+def percent(part: float, whole: float) -> str:
+    """A share in percent with one decimal; 100.0 % is all of it."""
+    return _errors.percent(part, whole).replace("%", " %") if whole else "–"
+
+
+def deviation(value: float) -> str:
+    """A relative deviation; zero is bitwise."""
+    return "0 (bitwise equal)" if value == 0 else f"{value:.1e}"
+
+
+def norm_name(p: float) -> str:
+    """ℓ2, ℓ1.5, ℓ∞."""
+    return f"ℓ{'∞' if math.isinf(p) else f'{p:g}'}"
+
+
+def energy_name(p: float, c: float) -> str:
+    """The formula of a tensor's energy."""
+    factor = "" if c == 1 else "c_k "
+    return f"{factor}‖W‖_∞" if math.isinf(p) else f"{factor}‖W‖_{p:g}^{p:g}"
