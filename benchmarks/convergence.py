@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import equinorm
 from common import machine, read, report
 from equinorm import native
-from equinorm.experiments._networks import build
-from equinorm.experiments._runs import Run
+from equinorm.experiments.config import Run
+from equinorm.experiments.networks import build
 
 
 class Attention(nn.Module):

@@ -21,8 +21,8 @@ from torch import nn
 
 import equinorm
 from common import machine, report, summary
-from equinorm.experiments._networks import build
-from equinorm.experiments._runs import Run
+from equinorm.experiments.config import Run
+from equinorm.experiments.networks import build
 from zoo_torchvision import import_models
 
 HOOKS = {

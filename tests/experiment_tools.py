@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from equinorm.experiments import _data
-from equinorm.experiments._results import Curves, Result
-from equinorm.experiments._runs import Run
-from equinorm.experiments._workers import Epoch
+from equinorm.experiments.config import Run
+from equinorm.experiments.datasets import in_memory
+from equinorm.experiments.results import Curves, Result
+from equinorm.experiments.workers import Epoch
 
 TINY = Run(data="digits", depth=2, width=32, batch=128, epochs=2, lr=0.1)
 """A run of a fifth of a second."""
 
 
 def digits():
-    return _data.load(TINY, None)
+    return in_memory.load(TINY, None)
 
 
 def result(run, accuracy=0.5, diverged=False, **changes):

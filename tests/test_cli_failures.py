@@ -17,7 +17,7 @@ import cli_models
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from equinorm import _options, _verify
 from equinorm._options import worded
-from equinorm.experiments import _results
+from equinorm.experiments import results
 from experiment_tools import TINY, result
 
 __all__ = ["folder"]
@@ -109,7 +109,7 @@ def test_experiments_refuse_what_cannot_be_run(folder, arguments, part):
     (folder / "file").touch()
     (folder / "folder.jsonl").mkdir()
     (folder / "sweep.json").write_text('{"depths": 3}')
-    results = _results.Results(folder / "results.jsonl")
+    results = results.Results(folder / "results.jsonl")
     results.append(result(TINY))
     assert part in refusal(
         *arguments, *(["--workers", "1"] if arguments[0] == "train" and "--workers" not in arguments else [])
@@ -342,4 +342,4 @@ def test_results_need_locks(monkeypatch, folder):
     assert "fcntl" in message
     assert "Leave out --results" in message
     assert os.listdir(folder) == []
-    assert _results.Results(Path("r.jsonl")).by_run == {}  # reading needs none
+    assert results.Results(Path("r.jsonl")).by_run == {}  # reading needs none

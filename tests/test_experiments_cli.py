@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from cli_tools import folder, invoke, record, refusal
-from equinorm.experiments import _presets
-from equinorm.experiments._figures import pictures
-from equinorm.experiments._groups import experiments
-from equinorm.experiments._results import Results, read
-from equinorm.experiments._runs import Run, asymmetry
+from equinorm.experiments import presets
+from equinorm.experiments.config import Run, asymmetry
+from equinorm.experiments.figures import pictures
+from equinorm.experiments.results import Results, read
+from equinorm.experiments.series import experiments
 from experiment_tools import TINY, result
 
 __all__ = ["folder"]
@@ -73,14 +73,14 @@ def test_presets_from_files(folder):
     assert found["sweep"]["base"]["clip"] == 1
     yaml = pytest.importorskip("yaml")
     (folder / "s.yaml").write_text(yaml.safe_dump(sweep))
-    assert _presets.preset("s.yaml") == _presets.preset("s.json")
+    assert presets.preset("s.yaml") == presets.preset("s.json")
     for content in ("[1]", "{", '{"base": {"x": 1}}'):
         (folder / "s.json").write_text(content)
         assert "s.json" in refusal("train", "--preset", "s.json")
 
 
 def test_every_preset_is_valid():
-    for name, sweep in _presets.PRESETS.items():
+    for name, sweep in presets.PRESETS.items():
         assert sweep.cells(), name
         assert len(set(sweep.cells())) == len(sweep.methods) * len(sweep.depths) * len(sweep.batches)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from equinorm.experiments import _data, _folders
-from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.experiments.config import ExperimentError, Run
+from equinorm.experiments.datasets import folders, in_memory
 from experiment_tools import TINY, digits, write_cifar10
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -21,7 +21,7 @@ CIFAR = Run(data="cifar10")
 
 @pytest.fixture(autouse=True)
 def forget():
-    _data._memory.cache_clear()
+    in_memory._memory.cache_clear()
 
 
 def everything(images, size=64, **options):
@@ -42,22 +42,22 @@ def test_held_out_images_are_apart():
     rows = torch.cat([data.kept.rows, data.held_out.rows])
     assert torch.equal(rows.sort().values, torch.arange(1438))
     assert len(data.held_out) == 287
-    kept, held_out = _data.split(50_000)
+    kept, held_out = in_memory.split(50_000)
     assert (len(kept), len(held_out)) == (45_000, 5_000)
     assert not set(kept.tolist()) & set(held_out.tolist())
-    assert torch.equal(held_out, _data.split(50_000)[1])  # always the same
+    assert torch.equal(held_out, in_memory.split(50_000)[1])  # always the same
 
 
 def test_cifar10_is_read_and_standardised(tmp_path):
     images, labels = write_cifar10(tmp_path)
-    data = _data.load(CIFAR, tmp_path)
+    data = in_memory.load(CIFAR, tmp_path)
     assert (len(data.train), len(data.test), data.shape, data.classes) == (100, 20, (3, 32, 32), 10)
     found, targets = everything(data.train, size=7)
-    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (_data.CIFAR_MEAN, _data.CIFAR_STD))
+    mean, std = (torch.tensor(values).double().view(3, 1, 1) for values in (in_memory.CIFAR_MEAN, in_memory.CIFAR_STD))
     expected = (images.double() / 255 - mean) / std
     assert float((found - expected).abs().max()) < 1e-6
     assert torch.equal(targets, labels)
-    assert _data.load(CIFAR, tmp_path / "cifar-10-batches-py").digest == data.digest
+    assert in_memory.load(CIFAR, tmp_path / "cifar-10-batches-py").digest == data.digest
 
 
 def test_order_decides_what_comes_when():
@@ -73,7 +73,7 @@ def test_crops_are_windows_of_the_padded_image():
     """Every crop is found, flipped or not, at exactly one place; all 9 × 9 places and both ways occur."""
     torch.manual_seed(0)
     images = torch.randint(1, 256, (400, 3, 32, 32), dtype=torch.uint8)
-    found = _data.crop(images)
+    found = in_memory.crop(images)
     assert found.shape == (400, 3, 28, 28)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     windows = padded.unfold(2, 28, 1).unfold(3, 28, 1)  # image, channel, row, column, 28, 28
@@ -91,7 +91,7 @@ def test_crops_are_windows_of_the_padded_image():
 
 def test_scoring_takes_the_middle(tmp_path):
     write_cifar10(tmp_path)
-    data = _data.load(CIFAR, tmp_path)
+    data = in_memory.load(CIFAR, tmp_path)
     whole, _ = everything(data.test)
     middle, _ = everything(data.test, augment=True)
     assert torch.equal(middle, whole[..., 2:30, 2:30])
@@ -101,15 +101,15 @@ def test_scoring_takes_the_middle(tmp_path):
 
 def test_files_that_are_not_cifar10_are_refused(tmp_path):
     with pytest.raises(ExperimentError, match="--data"):
-        _data.load(CIFAR, None)
+        in_memory.load(CIFAR, None)
     with pytest.raises(ExperimentError, match=r"data_batch_1.*official layout"):
-        _data.load(CIFAR, tmp_path)
+        in_memory.load(CIFAR, tmp_path)
     write_cifar10(tmp_path)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     for content in (b"no pickle", pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"labels": [0, 1]}), pickle.dumps([1])):
         batch.write_bytes(content)
         with pytest.raises(ExperimentError, match="data_batch_3"):
-            _data.load(CIFAR, tmp_path)
+            in_memory.load(CIFAR, tmp_path)
 
 
 class Attack:
@@ -121,7 +121,7 @@ def test_pickles_cannot_run_code(tmp_path):
     write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Attack()))
     with pytest.raises(ExperimentError, match=r"wants to import builtins\.exec"):
-        _data.load(CIFAR, tmp_path)
+        in_memory.load(CIFAR, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------- folders of images
@@ -145,7 +145,7 @@ def folder(tmp_path):
 
 
 def test_folders_of_images(folder):
-    data = _folders.load(Run(data="images", network="resnet18"), folder)
+    data = folders.load(Run(data="images", network="resnet18"), folder)
     assert (len(data.train), len(data.kept), len(data.held_out), len(data.test)) == (20, 16, 4, 6)
     assert (data.shape, data.classes) == ((3, 224, 224), 2)
     images, labels = everything(data.test, size=4)
@@ -168,16 +168,16 @@ def test_folders_need_both_parts(folder):
     for path in sorted((folder / "val" / "dog").iterdir()):
         path.unlink()
     with pytest.raises(ExperimentError, match="val"):
-        _folders.load(Run(data="images", network="resnet18"), folder)
+        folders.load(Run(data="images", network="resnet18"), folder)
 
 
 def test_folders_need_torchvision(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ExperimentError, match="torchvision"):
-        _folders.load(Run(data="images", network="resnet18"), tmp_path)
+        folders.load(Run(data="images", network="resnet18"), tmp_path)
 
 
 def test_digits_need_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ExperimentError, match="scikit-learn"):
-        _data.load(TINY, None)
+        in_memory.load(TINY, None)

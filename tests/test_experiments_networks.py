@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm.experiments import _networks
-from equinorm.experiments._runs import METHODS, Run
+from equinorm.experiments import networks
+from equinorm.experiments.config import METHODS, Run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import zoo_torchvision
@@ -23,7 +23,7 @@ CONV = Run(network="conv", width=128)
 
 def build(run, shape=CIFAR, classes=10, seed=0):
     torch.manual_seed(seed)
-    return _networks.build(run, shape, classes)
+    return networks.build(run, shape, classes)
 
 
 def count(model):
@@ -108,7 +108,7 @@ def test_fully_convolutional_network_is_normalised_after_each_third_convolution(
     ("channels", "least", "expected"), [(64, 2, 32), (128, 2, 32), (500, 16, 25), (64, 16, 4), (16, 2, 8), (7, 2, 1)]
 )
 def test_groups(channels, least, expected):
-    assert _networks.groups(channels, least) == expected
+    assert networks.groups(channels, least) == expected
 
 
 def test_type_c_has_no_identity_skip():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm.experiments._paths import PathSGD, condition_, kappa
+from equinorm.experiments.path_norms import PathSGD, condition_, kappa
 
 
 def chain(widths=(4, 6, 5, 3), bias=False, seed=0):

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from equinorm.experiments import _axes, _figures
-from equinorm.experiments._groups import experiments
-from equinorm.experiments._networks import build
-from equinorm.experiments._results import _parse
-from equinorm.experiments._training import train
+from equinorm.experiments import figures, plot_parts
+from equinorm.experiments.networks import build
+from equinorm.experiments.results import _parse
+from equinorm.experiments.series import experiments
+from equinorm.experiments.trainer import train
 from equinorm.reporting.records import as_json
 from experiment_tools import TINY, digits
 
@@ -36,7 +36,7 @@ def test_results_keep_at_which_c_imbalance_was_measured(result):
 @pytest.mark.parametrize("at", [(2.0, 1.3), (2.0, 1.0)])
 def test_imbalance_at_another_c_is_not_drawn(result, at):
     measured = replace(result, curves=replace(result.curves, residuals_at=at))
-    (axis,) = _figures.norms(experiments([measured])[0]).subfigs[1].axes
+    (axis,) = figures.norms(experiments([measured])[0]).subfigs[1].axes
     own = at == (2.0, 1.3)
     assert len(axis.lines) == own
     assert ("left out" in axis.get_xlabel()) is not own
@@ -44,5 +44,5 @@ def test_imbalance_at_another_c_is_not_drawn(result, at):
 
 def test_depth_is_counted_in_hidden_layers(result):
     linear = [layer for layer in build(result.run, DATA.shape, DATA.classes).modules() if hasattr(layer, "in_features")]
-    assert _axes.hidden_layers(result.run) == len(linear) - 1
-    assert _axes.where(experiments([result])[0].series[0]).startswith(f"{len(linear) - 1} hidden layers")
+    assert plot_parts.hidden_layers(result.run) == len(linear) - 1
+    assert plot_parts.where(experiments([result])[0].series[0]).startswith(f"{len(linear) - 1} hidden layers")

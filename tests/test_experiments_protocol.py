@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 
 import pytest
 
-from equinorm.experiments._protocol import compare, label
-from equinorm.experiments._results import Curves, Results, provenance, read
-from equinorm.experiments._runs import DEFAULTS, ExperimentError, Run, Sweep, decade, parse, place
-from equinorm.experiments._workers import Pool
+from equinorm.experiments.config import DEFAULTS, ExperimentError, Run, Sweep, decade, parse, place
+from equinorm.experiments.protocol import compare, label
+from equinorm.experiments.results import Curves, Results, provenance, read
+from equinorm.experiments.workers import Pool
 from experiment_tools import TINY, Pretend, result
 
 SWEEP = Sweep(TINY, ("baseline",), depths=(2,), batches=(128,), seeds=3, select_epochs=1, lrs=(0.01, 0.1))

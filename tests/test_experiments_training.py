@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm.experiments import _data, _networks, _training
-from equinorm.experiments._paths import kappa
-from equinorm.experiments._pictures import decode
-from equinorm.experiments._runs import METHODS, Run
-from equinorm.experiments._training import train
+from equinorm.experiments import networks, trainer
+from equinorm.experiments.config import METHODS, Run
+from equinorm.experiments.datasets import in_memory
+from equinorm.experiments.path_norms import kappa
+from equinorm.experiments.thumbnails import decode
+from equinorm.experiments.trainer import train
 from experiment_tools import TINY, digits, write_cifar10
 
 DATA = digits()
@@ -22,7 +23,7 @@ DATA = digits()
 def plain_loop(run, adjust=lambda model: None, after=lambda model: None):
     """Weights, accuracy and mean losses of SGD written out: schedule, clipping, decay, momentum."""
     torch.manual_seed(run.seed)
-    model = _networks.build(run, DATA.shape, DATA.classes)
+    model = networks.build(run, DATA.shape, DATA.classes)
     trained, scored = (DATA.kept, DATA.held_out) if run.held_out else (DATA.train, DATA.test)
     images, labels = next(trained.batches(len(trained)))
     order = torch.Generator().manual_seed(run.seed)
@@ -175,8 +176,8 @@ def test_asymmetry_over_time(monkeypatch):
         seen.append(self.hook.c)
         return original(self, *args)
 
-    original = _training._Trainer._epoch
-    monkeypatch.setattr(_training._Trainer, "_epoch", epoch)
+    original = trainer._Trainer._epoch
+    monkeypatch.setattr(trainer._Trainer, "_epoch", epoch)
     train(replace(TINY, method="enorm", c=1.4, c_end=1.0, epochs=3), DATA)
     assert seen == pytest.approx([1.4, 1.2, 1.0])
 
@@ -185,7 +186,7 @@ def test_pictures_are_the_weights():
     run = Run(data="digits", depth=1, width=20, batch=128, epochs=1, lr=0.01)
     found = train(run, DATA)
     torch.manual_seed(0)
-    start = _networks.build(run, DATA.shape, DATA.classes)
+    start = networks.build(run, DATA.shape, DATA.classes)
     assert list(found.pictures) == ["1", "3", "5"]
     before, after = (decode(text) for text in found.pictures["3"])
     assert torch.allclose(torch.from_numpy(before).float(), start[3].weight.abs(), rtol=2e-3)
@@ -199,9 +200,9 @@ def test_centralised_gradients_leave_the_mean_of_each_neuron():
     for centralise in (False, True):
         run = Run(depth=2, width=8, epochs=2, lr=0.1, weight_decay=0.0, batch=64, centralise=centralise)
         torch.manual_seed(run.seed)
-        model = _networks.build(run, DATA.shape, DATA.classes)
+        model = networks.build(run, DATA.shape, DATA.classes)
         before = [p.detach().mean(1) for p in model.parameters()]
-        _training._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+        trainer._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
         after = [p.detach().mean(1) for p in model.parameters()]
         results[centralise] = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
     assert min(results[False]) > 1e-4
@@ -213,7 +214,7 @@ def test_the_head_starts_smaller():
     weights = []
     for head in (1.0, 0.1):
         torch.manual_seed(0)
-        weights.append(list(_networks.build(Run(depth=2, width=8, head=head), DATA.shape, DATA.classes).parameters()))
+        weights.append(list(networks.build(Run(depth=2, width=8, head=head), DATA.shape, DATA.classes).parameters()))
     assert all(torch.equal(a, b) for a, b in zip(weights[0][:-1], weights[1][:-1], strict=True))
     torch.testing.assert_close(weights[0][-1] * 0.1, weights[1][-1])
 
@@ -227,7 +228,7 @@ PAIRS += [("resnet18c", "path_sgd"), ("resnet18c", "enorm"), ("resnet18c", "enor
 def test_convolutional_networks_train(network, method, tmp_path):
     """8 channels: with 4, in channels-last memory, PyTorch 2.13 itself crashes in the backward pass on some AVX2 processors."""
     write_cifar10(tmp_path)
-    data = _data._memory.__wrapped__("cifar10", tmp_path, "cpu")
+    data = in_memory._memory.__wrapped__("cifar10", tmp_path, "cpu")
     run = Run(data="cifar10", network=network, method=method, width=8, batch=25, epochs=2, lr=0.01, momentum=0.9, augment=True)
     found = train(run, data)
     assert not found.diverged

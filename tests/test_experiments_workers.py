@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import time
-from equinorm.experiments._workers import Pool
+from equinorm.experiments.workers import Pool
 if __name__ == "__main__":
     pool = Pool(2, None, "cpu")
     print(*[process.pid for process in pool._processes], flush=True)

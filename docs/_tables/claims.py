@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from equinorm.experiments._groups import Series, experiments
-from equinorm.experiments._presets import EXTRAS, preset
-from equinorm.experiments._results import read
-from equinorm.experiments._runs import Run, Sweep
+from equinorm.experiments.config import Run, Sweep
+from equinorm.experiments.presets import EXTRAS, preset
+from equinorm.experiments.results import read
+from equinorm.experiments.series import Series, experiments
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

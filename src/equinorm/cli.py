@@ -23,8 +23,8 @@ from equinorm._weights import WEIGHTS, InputError
 from equinorm.balancing.balance import LARGEST_P, LEAST_P
 from equinorm.experiments import _command as _experiments
 from equinorm.experiments._command import SHARED
-from equinorm.experiments._presets import PRESETS
-from equinorm.experiments._runs import METHODS
+from equinorm.experiments.config import METHODS
+from equinorm.experiments.presets import PRESETS
 
 Result = tuple[Any, RenderableType, int]
 

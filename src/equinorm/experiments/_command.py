@@ -11,13 +11,13 @@ import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from equinorm.experiments._figures import overview_png, pictures
-from equinorm.experiments._groups import experiments
-from equinorm.experiments._presets import preset
-from equinorm.experiments._protocol import Cell, Comparison, Report, compare
-from equinorm.experiments._results import Results, read
-from equinorm.experiments._runs import DEFAULTS, ExperimentError, Sweep, convert
-from equinorm.experiments._workers import Here, Pool
+from equinorm.experiments.config import DEFAULTS, ExperimentError, Sweep, convert
+from equinorm.experiments.figures import overview_png, pictures
+from equinorm.experiments.presets import preset
+from equinorm.experiments.protocol import Cell, Comparison, Report, compare
+from equinorm.experiments.results import Results, read
+from equinorm.experiments.series import experiments
+from equinorm.experiments.workers import Here, Pool
 from equinorm.reporting.tables import facts, table
 
 SHARED = [name for name in DEFAULTS if name not in ("method", "depth", "batch", "lr", "seed", "held_out")]

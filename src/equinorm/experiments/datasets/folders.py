@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from equinorm.experiments import _data
-from equinorm.experiments._data import Data, needed, split
-from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.experiments.config import ExperimentError, Run
+from equinorm.experiments.datasets import in_memory
+from equinorm.experiments.datasets.in_memory import Data, needed, split
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, RESIZED = 224, 256
@@ -55,12 +55,12 @@ class Folder:
 
 
 def load(run: Run, folder: Path | None, device: str = "cpu") -> Data:
-    """The images of a run: those below `folder/train` and `folder/val`, or those of `_data.load`.
+    """The images of a run: those below `folder/train` and `folder/val`, or those of `in_memory.load`.
 
     Raises:
         ExperimentError: if they cannot be read, torchvision is missing, or the classes of the two folders differ.
     """
-    return _folder(needed(folder, run.data), device) if run.data == "images" else _data.load(run, folder, device)
+    return _folder(needed(folder, run.data), device) if run.data == "images" else in_memory.load(run, folder, device)
 
 
 def _folder(folder: Path, device: str) -> Data:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from equinorm.experiments._runs import METHODS, ExperimentError, Run
+from equinorm.experiments.config import METHODS, ExperimentError, Run
 
 GROUPS = 32
 

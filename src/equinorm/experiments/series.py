@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from equinorm.experiments._results import Result
-from equinorm.experiments._runs import DEFAULTS, METHODS, Run, asymmetry
+from equinorm.experiments.config import DEFAULTS, METHODS, Run, asymmetry
+from equinorm.experiments.results import Result
 
 _SHARED = ("data", "network", "width", "epochs", "augment")
 _APART = (*_SHARED, "method", "depth", "batch", "lr", "held_out", "seed")

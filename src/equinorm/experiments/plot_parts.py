@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from equinorm.experiments._groups import Experiment, Series
-from equinorm.experiments._runs import Run
+from equinorm.experiments.config import Run
+from equinorm.experiments.series import Experiment, Series
 from equinorm.reporting.style import FAINT
 
 COLORS = {

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.experiments.config import ExperimentError, Run
 from equinorm.reporting.records import as_json
 
 
@@ -103,7 +103,7 @@ def _commit() -> tuple[str | None, bool | None]:
             return None
         return found.stdout.strip() if found.returncode == 0 else None
 
-    if git("ls-files", "--error-unmatch", "_results.py") is None:  # installed inside of another repository
+    if git("ls-files", "--error-unmatch", "results.py") is None:  # installed inside of another repository
         return None, None
     changes = git("status", "--porcelain", "--untracked-files=no", "--", "..")
     return git("rev-parse", "HEAD"), None if changes is None else bool(changes)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from equinorm._errors import EquinormError
-from equinorm.experiments import _folders
-from equinorm.experiments._results import Result
-from equinorm.experiments._runs import ExperimentError, Run
-from equinorm.experiments._training import train
+from equinorm.experiments.config import ExperimentError, Run
+from equinorm.experiments.datasets import folders
+from equinorm.experiments.results import Result
+from equinorm.experiments.trainer import train
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Here:
     def finish(self, listen: Listen) -> Result:
         """Do the next run."""
         run = self._waiting.get()
-        data = _folders.load(run, self._folder, self._device)
+        data = folders.load(run, self._folder, self._device)
         return train(run, data, self._device, lambda *state: listen(Epoch(run, *state)))
 
     def stop(self) -> None:
@@ -117,7 +117,7 @@ def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
     while True:
         run = tasks.get()
         try:
-            data = _folders.load(run, folder, device)
+            data = folders.load(run, folder, device)
             messages.put(train(run, data, device, lambda *state, run=run: messages.put(Epoch(run, *state))))
         except ExperimentError as error:  # of the images or the settings, which all runs share
             messages.put(_Failure(str(error), traceback.format_exc()))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equinorm.experiments._runs import METHODS, ExperimentError, Run, Sweep
+from equinorm.experiments.config import METHODS, ExperimentError, Run, Sweep
 
 _FC = Run(data="cifar10", network="fc", width=500, batch=256, epochs=60, weight_decay=1e-3, c=1.2)
 _CONV = Run(

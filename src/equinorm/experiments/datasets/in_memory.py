@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm.experiments._runs import ExperimentError, Run
+from equinorm.experiments.config import ExperimentError, Run
 
 HELD_OUT = 5000
 """Training images that choose learning rates; at most a fifth."""

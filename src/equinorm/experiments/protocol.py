@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from equinorm.experiments._results import Result, Results
-from equinorm.experiments._runs import DEFAULTS, METHODS, Run, Sweep, decade, place
-from equinorm.experiments._workers import Epoch, Here, Pool, describe
+from equinorm.experiments.config import DEFAULTS, METHODS, Run, Sweep, decade, place
+from equinorm.experiments.results import Result, Results
+from equinorm.experiments.workers import Epoch, Here, Pool, describe
 
 LOWEST, HIGHEST = place(1e-5), place(100.0)
 """The search ends here, whatever it finds."""

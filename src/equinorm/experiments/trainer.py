@@ -10,11 +10,11 @@ from torch import Tensor, nn, optim
 
 import equinorm
 from equinorm._errors import EquinormError
-from equinorm.experiments import _networks, _pictures
-from equinorm.experiments._data import Data, Images
-from equinorm.experiments._paths import PathSGD, condition_
-from equinorm.experiments._results import Curves, Result, provenance, rounded
-from equinorm.experiments._runs import METHODS, Run
+from equinorm.experiments import networks, thumbnails
+from equinorm.experiments.config import METHODS, Run
+from equinorm.experiments.datasets.in_memory import Data, Images
+from equinorm.experiments.path_norms import PathSGD, condition_
+from equinorm.experiments.results import Curves, Result, provenance, rounded
 
 Progress = Callable[[int, float, float], None]
 """Called after every epoch with its number, the training loss and the accuracy."""
@@ -32,7 +32,7 @@ def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda
     methods of one seed start from the same weights and see the same batches.
     """
     torch.manual_seed(run.seed)
-    model = _networks.build(run, data.shape, data.classes).to(device)
+    model = networks.build(run, data.shape, data.classes).to(device)
     if run.network != "fc":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster
     trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
@@ -79,7 +79,7 @@ class _Trainer:
 
     def train(self, progress: Progress) -> Result:
         run, started = self.run, time.perf_counter()
-        pictures = _pictures.matrices(self.model) if run.seed == 0 and not run.held_out else {}
+        pictures = thumbnails.matrices(self.model) if run.seed == 0 and not run.held_out else {}
         order = torch.Generator().manual_seed(run.seed)
         per_epoch = -(-len(self.trained) // run.batch)
         seconds, steps, diverged = 0.0, 0, False
@@ -100,7 +100,7 @@ class _Trainer:
             progress(epoch + 1, loss, accuracy)
             if diverged:
                 break
-        after = _pictures.matrices(self.model) if pictures and not diverged else {}
+        after = thumbnails.matrices(self.model) if pictures and not diverged else {}
         return Result(
             run=run,
             accuracy=self.curves.accuracy[-1] if self.curves.accuracy else self._accuracy(),
@@ -109,7 +109,7 @@ class _Trainer:
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             num_free=None if self.symmetries is None else self.symmetries.num_free,
             curves=self.curves,
-            pictures={name: [_pictures.encode(pictures[name]), _pictures.encode(last)] for name, last in after.items()},
+            pictures={name: [thumbnails.encode(pictures[name]), thumbnails.encode(last)] for name, last in after.items()},
             seconds=round(seconds, 3),
             images_per_second=round(steps * run.batch / seconds, 1) if seconds else 0.0,
             images=(len(self.trained), len(self.scored)),

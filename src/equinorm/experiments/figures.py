@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from equinorm.experiments._axes import (
+from equinorm.experiments.plot_parts import (
     COLORS,
     MARKERS,
     PANELS,
@@ -32,8 +32,8 @@ from equinorm.experiments._axes import (
     single,
     where,
 )
-from equinorm.experiments._groups import Experiment, Series
-from equinorm.experiments._pictures import decode
+from equinorm.experiments.series import Experiment, Series
+from equinorm.experiments.thumbnails import decode
 from equinorm.reporting.style import FAINT, INK, STYLE, render
 
 

@@ -1,0 +1,1 @@
+"""Images to train on: in memory, or read from folders."""
