@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from equinorm.cli import app
+from equinorm.cli.app import app
 
 HERE = Path(__file__).parent
 

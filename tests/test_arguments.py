@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm import BalanceError, EquinormError, RescaleError, _tables
+from equinorm import BalanceError, EquinormError, RescaleError
 from equinorm._errors import percent
+from equinorm.cli import tables
 
 
 def network():
@@ -95,7 +96,7 @@ def test_progress_is_called():
 )
 def test_shares(part, whole, shown):
     assert percent(part, whole) == shown
-    assert not whole or _tables.percent(part, whole) == shown.replace("%", " %")
+    assert not whole or tables.percent(part, whole) == shown.replace("%", " %")
 
 
 def test_all_but_a_few_is_not_all():

@@ -15,8 +15,8 @@ import torch
 
 import cli_models
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
-from equinorm import _options, _verify
-from equinorm._options import worded
+from equinorm.cli import exactness, wording
+from equinorm.cli.wording import worded
 from equinorm.experiments import results
 from experiment_tools import TINY, result
 
@@ -35,7 +35,7 @@ def broken(monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(_verify, "deviation", fail)
+    monkeypatch.setattr(exactness, "deviation", fail)
 
 
 # -------------------------------------------------------------------------------------------------------------- exit codes
@@ -53,7 +53,7 @@ def test_whatever_ends_a_comparison_is_no_verdict(monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(_verify, "deviation", fail)
+    monkeypatch.setattr(exactness, "deviation", fail)
     assert invoke("compare", "cli_models:mlp", *MLP, code=2).stdout == ""
 
 
@@ -176,7 +176,7 @@ def test_arguments_are_worded_as_options(text, expected):
 
 def test_every_option_exists():
     text = "".join(invoke(command, "--help").stdout for command in ("inspect", "balance", "compare"))
-    for option in _options.OPTIONS.values():
+    for option in wording.OPTIONS.values():
         assert re.search(rf"{option}\s", text), option
 
 
@@ -337,7 +337,7 @@ def test_commands_start_without_what_only_unix_has():
 def test_results_need_locks(monkeypatch, folder):
     """Said before the first run, not after it."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setattr("equinorm.experiments._command.compare", lambda *arguments: pytest.fail("a run was started"))
+    monkeypatch.setattr("equinorm.cli.experiments.compare", lambda *arguments: pytest.fail("a run was started"))
     message = refusal("train", "--workers", "1", "--results", "r.jsonl")
     assert "fcntl" in message
     assert "Leave out --results" in message

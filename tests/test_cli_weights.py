@@ -11,7 +11,7 @@ from torch import nn
 
 import cli_models
 from cli_tools import folder, record, refusal
-from equinorm._weights import InputError, load_weights
+from equinorm.cli.weights import InputError, load_weights
 
 __all__ = ["folder"]
 

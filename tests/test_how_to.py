@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equinorm.cli import main
+from equinorm.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -16,18 +16,18 @@ from typer.testing import CliRunner
 
 import cli_models
 import equinorm
-from equinorm import _demo, _models, _report, _tables, _verify
-from equinorm.cli import app
+from equinorm.cli import demo, exactness, loading, report, tables
+from equinorm.cli.app import app
 
 
 def balanced(model, x, **options):
-    loaded = _models.Loaded("net", model.eval(), (x,))
-    return _verify.balancing(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
+    loaded = loading.Loaded("net", model.eval(), (x,))
+    return exactness.balancing(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
 
 
 @pytest.fixture(scope="module")
 def demonstration():
-    return _demo.demonstrate(epochs=2)
+    return demo.demonstrate(epochs=2)
 
 
 class Page(html.parser.HTMLParser):
@@ -77,7 +77,7 @@ def is_self_contained(text):
 
 def test_page_shows_the_record():
     record, pictures = balanced(cli_models.convolutional(), torch.randn(2, 3, 12, 12))
-    text = _report.page(record, pictures)
+    text = report.page(record, pictures)
     assert is_self_contained(text)
     page = Page(text)
     assert len(page.images()) == 3
@@ -104,13 +104,13 @@ def test_page_shows_the_record():
 def test_both_formats_of_every_kind_of_result(factory, options, pictures):
     record, weights = balanced(getattr(cli_models, factory)(), torch.randn(2, 8), **options)
     assert len(weights) <= 5
-    picture(_report.png(record, weights))
-    assert len(Page(_report.page(record, weights)).images()) == pictures
+    picture(report.png(record, weights))
+    assert len(Page(report.page(record, weights)).images()) == pictures
 
 
 def test_names_are_escaped():
     record, weights = balanced(cli_models.mlp(), torch.randn(2, 8))
-    text = _report.page(replace(record, model="<script src='https://x.y/z.js'></script>"), weights)
+    text = report.page(replace(record, model="<script src='https://x.y/z.js'></script>"), weights)
     assert "<script" not in text
 
 
@@ -131,14 +131,14 @@ def test_run_of_layers_that_changed_most():
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     with torch.no_grad():
         model[40].weight.mul_(100)
-    names = [weight.name for weight in _verify.pictures(symmetries, before)]
+    names = [weight.name for weight in exactness.pictures(symmetries, before)]
     assert len(names) == 5
     assert "40.weight" in names
 
 
 def test_large_matrices_keep_their_rms():
     matrix = torch.rand(768, 384, dtype=torch.float64)
-    shrunk = _report._shrunk(matrix)
+    shrunk = report._shrunk(matrix)
     assert shrunk.shape == (192, 192)
     assert np.sqrt((shrunk**2).mean()) == pytest.approx(float(matrix.square().mean().sqrt()), rel=1e-12)
 
@@ -152,7 +152,7 @@ def test_large_matrices_keep_their_rms():
     ],
 )
 def test_columns_of_numbers_share_a_format(values, shown):
-    assert _tables.numbers(values) == shown
+    assert tables.numbers(values) == shown
 
 
 def test_demonstration_keeps_every_prediction(demonstration):
@@ -172,7 +172,7 @@ def test_demonstration_keeps_every_prediction(demonstration):
 
 def test_demo_command(tmp_path, monkeypatch, demonstration):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_demo, "demonstrate", lambda say: demonstration)
+    monkeypatch.setattr(demo, "demonstrate", lambda say: demonstration)
     for _ in range(2):  # the default report is replaced
         result = CliRunner().invoke(app, ["demo"])
         assert result.exit_code == 0, result.stderr

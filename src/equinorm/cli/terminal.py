@@ -18,8 +18,8 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from equinorm._errors import EquinormError
-from equinorm._options import worded
-from equinorm._weights import first_line
+from equinorm.cli.weights import first_line
+from equinorm.cli.wording import worded
 from equinorm.reporting.records import as_json
 
 FAILED, INTERRUPTED = 2, 130

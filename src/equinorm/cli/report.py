@@ -15,7 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from equinorm._records import Balancing, Weights
+from equinorm.cli.records import Balancing, Weights
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, GREY, STYLE, render
 from equinorm.reporting.words import deviation, energy_name, norm_name, number
 

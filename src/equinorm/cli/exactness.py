@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
-from equinorm._models import Loaded
-from equinorm._options import worded
-from equinorm._records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
-from equinorm._weights import InputError
 from equinorm.balancing.balance import Balance, TensorEnergy
+from equinorm.cli.loading import Loaded
+from equinorm.cli.records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
+from equinorm.cli.weights import InputError
+from equinorm.cli.wording import worded
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single

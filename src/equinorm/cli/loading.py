@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._weights import InputError, first_line, first_sentence, load_weights, read, readable, shorten
+from equinorm.cli.weights import InputError, first_line, first_sentence, load_weights, read, readable, shorten
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import deviation
-from equinorm._models import Loaded
-from equinorm._records import Balancing, Weights
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm._verify import balancing, duplicate
-from equinorm._weights import InputError
+from equinorm.cli.exactness import balancing, duplicate
+from equinorm.cli.loading import Loaded
+from equinorm.cli.records import Balancing, Weights
+from equinorm.cli.weights import InputError
 
 WIDTHS = (64, 128, 128, 64, 10)
 DECADES = 2.0

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from equinorm._demo import Demonstration
-from equinorm._records import Balancing, Comparison, Inspection
 from equinorm.balancing.balance import TensorEnergy
+from equinorm.cli.demo import Demonstration
+from equinorm.cli.records import Balancing, Comparison, Inspection
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation, energy_name, norm_name, number, numbers, percent
 

@@ -12,17 +12,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from equinorm import _demo, _report, _tables, _verify
 from equinorm._errors import BalanceError
-from equinorm._files import check_target, make_folder, save, write_atomically
-from equinorm._models import load
-from equinorm._records import Balancing, Weights as Pictures
 from equinorm._symmetries import symmetries
-from equinorm._terminal import INTERRUPTED, Commands, Steps, run
-from equinorm._weights import WEIGHTS, InputError
 from equinorm.balancing.balance import LARGEST_P, LEAST_P
-from equinorm.experiments import _command as _experiments
-from equinorm.experiments._command import SHARED
+from equinorm.cli import demo, exactness, experiments as _experiments, report, tables
+from equinorm.cli.experiments import SHARED
+from equinorm.cli.loading import load
+from equinorm.cli.records import Balancing, Weights as Pictures
+from equinorm.cli.terminal import INTERRUPTED, Commands, Steps, run
+from equinorm.cli.weights import WEIGHTS, InputError
+from equinorm.cli.writing import check_target, make_folder, save, write_atomically
 from equinorm.experiments.config import METHODS
 from equinorm.experiments.presets import PRESETS
 
@@ -89,8 +88,8 @@ def inspect(
         steps.say(f"loading {model}")
         loaded = load(model, weights, inputs or [], train)
         steps.say("finding symmetries")
-        record = _verify.inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
-        return record, _tables.inspection(record), 0
+        record = exactness.inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
+        return record, tables.inspection(record), 0
 
     run(work, json, debug)
 
@@ -132,7 +131,7 @@ def balance(
         steps.say("finding symmetries")
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
-        record, pictures = _verify.balancing(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
+        record, pictures = exactness.balancing(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
         steps.say("writing")
         record = replace(record, output=str(output), report=str(report) if report else None)
         files = [(output, lambda path: save(loaded.model, path))]
@@ -140,7 +139,7 @@ def balance(
             content = _drawn(report, record, pictures)
             files.append((report, lambda path: path.write_bytes(content)))
         write_atomically(files, force)
-        return record, _tables.balancing(record), 0
+        return record, tables.balancing(record), 0
 
     run(work, json, debug)
 
@@ -179,8 +178,8 @@ def compare(
         if file is not None and weights is None and not model_a.endswith(".pt2"):
             hint = f"A has the weights that {model_a} gives it. Name the file that {file} was made from with --weights."
         steps.say("comparing")
-        record = _verify.comparison(a, replace(b, name=model_b), opaque or (), hint)
-        return record, _tables.comparison(record), int(not record.same_outputs)
+        record = exactness.comparison(a, replace(b, name=model_b), opaque or (), hint)
+        return record, tables.comparison(record), int(not record.same_outputs)
 
     run(work, json, debug)
 
@@ -200,11 +199,11 @@ def demo(
     def work(steps: Steps) -> Result:
         replaces = force or report == _REPORT
         check_target(report, (".html", ".png"), replaces)
-        record, pictures = _demo.demonstrate(say=steps.say)
+        record, pictures = demo.demonstrate(say=steps.say)
         content = _drawn(report, record.balancing, pictures)
         write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
         record = replace(record, report=str(report))
-        return record, _tables.demonstration(record), int(record.predictions_unchanged < record.images)
+        return record, tables.demonstration(record), int(record.predictions_unchanged < record.images)
 
     run(work, json, debug)
 
@@ -279,8 +278,8 @@ def _norm(text: str) -> float:
 
 def _drawn(path: Path, record: Balancing, pictures: list[Pictures]) -> bytes:
     if path.suffix == ".png":
-        return _report.png(record, pictures)
-    return _report.page(record, pictures).encode()
+        return report.png(record, pictures)
+    return report.page(record, pictures).encode()
 
 
 def main() -> None:

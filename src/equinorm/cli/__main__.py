@@ -1,0 +1,5 @@
+"""`python -m equinorm.cli`."""
+
+from equinorm.cli.app import main
+
+main()
