@@ -11,10 +11,10 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _leave)
-    from equinorm import cli
+    from equinorm.cli import app
 
     signal.signal(signal.SIGINT, before)
-    cli.main()
+    app.main()
 
 
 def _leave(number: int, frame: object) -> None:

@@ -109,8 +109,8 @@ def test_experiments_refuse_what_cannot_be_run(folder, arguments, part):
     (folder / "file").touch()
     (folder / "folder.jsonl").mkdir()
     (folder / "sweep.json").write_text('{"depths": 3}')
-    results = results.Results(folder / "results.jsonl")
-    results.append(result(TINY))
+    kept = results.Results(folder / "results.jsonl")
+    kept.append(result(TINY))
     assert part in refusal(
         *arguments, *(["--workers", "1"] if arguments[0] == "train" and "--workers" not in arguments else [])
     )

@@ -1,6 +1,7 @@
 """How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,3 +176,8 @@ class Cast:
         """Sorted ids of the free classes that move the value."""
         ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(ids.flatten() for _, ids in self.factors)]))
         return ids[ids > 0]
+
+
+def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:
+    """Σ_f exponent_f · padded[ids_f], with 0 in front of the free log-scales."""
+    return sum((exponent * padded[ids] for exponent, ids in factors), start=torch.zeros((), dtype=torch.float64))

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
-from equinorm._arguments import further_inputs, real_numbers
-from equinorm._errors import BalanceError, EquinormError, ExportError, RescaleError, describe, percent
-from equinorm._modules import Choice, backward_hooks, chosen, in_mode, on_cpu, own_backward, unwrapped
-from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
+from equinorm._arguments import further_inputs
+from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
+from equinorm._modules import Choice, chosen, in_mode, on_cpu, own_backward, unwrapped
+from equinorm._scaling import Reason, Scaling
 from equinorm.balancing import balance
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.casts import casts
@@ -20,13 +20,12 @@ from equinorm.discovery.graph.export import Exported, export
 from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
 from equinorm.discovery.resolve import families, resolve
 from equinorm.discovery.trace import Trace
-from equinorm.rescaling.casts import check, described
-from equinorm.rescaling.model_guard import Watch
-from equinorm.rescaling.powers_of_two import round_to_powers_of_two
+from equinorm.rescaling.casts import described
+from equinorm.rescaling.orbit import Orbit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Symmetries:
+class Symmetries(Orbit):
     """The group of rescalings that `symmetries` discovered.
 
     Attributes:
@@ -42,30 +41,8 @@ class Symmetries:
             forward): their classes take powers of two only.
     """
 
-    model: nn.Module = field(repr=False)
-    num_free: int
-    scalings: tuple[Scaling, ...] = field(repr=False)
-    families: tuple[Family, ...] = field(repr=False)
-    pins: tuple[Pin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
-    backward: tuple[str, ...] = field(repr=False, default=())
-    casts: tuple[Cast, ...] = field(repr=False, default=())
-    _watch: Watch = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        advice = "since the model was analysed, so its symmetries may be others now. Analyse it again."
-        object.__setattr__(self, "_watch", Watch(self.model, {}, same_tensors=False, advice=advice))
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The model's tensors by every name."""
-        return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
-
-    @property
-    def family_ranges(self) -> list[tuple[int, int]]:
-        """First and last + 1 id of each family; ids of a family are consecutive."""
-        return [(family.ids[0], family.ids[-1] + 1) for family in self.families]
 
     @property
     def coverage(self) -> float:
@@ -126,36 +103,6 @@ class Symmetries:
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         return balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
-
-    @on_cpu()
-    def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
-        """Apply one member of the group to the model in place: W ← D_in^−1 W D_out, all tensors or none.
-
-        Args:
-            log_scales: natural logarithms of shape (num_free,); computed with in float64.
-            optimizer: whose state to move along; gradients always move (by the inverse), or are refused where the backward
-                pass may not be linear: hooks on it, autograd functions of the model's own.
-            power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding. Needed for
-                float16 and bfloat16 weights, and for classes that pass a cast.
-
-        Raises:
-            RescaleError: if log_scales has another shape or is not finite, if the model has changed since it was analysed, or
-                if a tensor cannot be rescaled exactly; nothing is written then.
-        """
-        log_scales = real_numbers(log_scales, self.num_free)
-        if tuple(log_scales.shape) != (self.num_free,):
-            raise RescaleError(
-                f"log_scales must have shape ({self.num_free},), one entry for each free class, not {tuple(log_scales.shape)}."
-            )
-        if not bool(log_scales.isfinite().all()):
-            raise RescaleError("log_scales must be finite: they are natural logarithms of positive scales.")
-        self._watch.check()
-        moving = [scaling for scaling in self.scalings if scaling.factors]
-        if power_of_two:
-            log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
-        check(self.casts, moving, self.tensors, log_scales)
-        nonlinear = (*self.backward, *backward_hooks(self.model))
-        rescale_tensors_(self.tensors, moving, log_scales, optimizer, nonlinear)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"

@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, optim
@@ -17,9 +16,7 @@ from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import layouts
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.solver import solve
-
-if TYPE_CHECKING:
-    from equinorm._symmetries import Symmetries
+from equinorm.rescaling.orbit import Orbit
 
 METHODS = ("two-level", "cyclic")
 
@@ -60,7 +57,7 @@ class Balance:
         versions: counters of the weights' in-place changes when they were read; `apply_` refuses others.
     """
 
-    symmetries: "Symmetries" = field(repr=False)
+    symmetries: Orbit = field(repr=False)
     log_scales: Tensor = field(repr=False)
     p: float
     c: float
@@ -96,7 +93,7 @@ class Balance:
             RescaleError: if the weights have changed since they were read, or if the result would not be exact; nothing is
                 written then.
         """
-        if self.versions != _versions(self.symmetries):
+        if self.versions != self.symmetries.versions():
             raise RescaleError(
                 "the weights have changed since this balance was computed. Compute it again: symmetries.balance()."
             )
@@ -115,7 +112,7 @@ class Balance:
 
 
 def balance(
-    symmetries: "Symmetries",
+    symmetries: Orbit,
     p: float,
     c: float,
     cycles: int | None,
@@ -151,13 +148,13 @@ def balance(
             nothing_moves(symmetries, modules),
             (),
             (),
-            _versions(symmetries),
+            symmetries.versions(),
         )
     precision = torch.float32 if tol >= 1e-6 else torch.float64
     ranges, tensors = symmetries.family_ranges, symmetries.tensors
     laid = layouts(scalings, ranges, symmetries.num_free, held)
     streams = method == "two-level" and not math.isinf(p)
-    versions = _versions(symmetries)
+    versions = symmetries.versions()
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
     with contextlib.ExitStack() as stack:
         for device in {tensors[scaling.name].device.type for scaling in scalings}:
@@ -207,13 +204,6 @@ def _way(method: str) -> str:
     return "method='two-level' reaches it" if method == "cyclic" else "that is as far as rounding lets it"
 
 
-def _versions(symmetries: "Symmetries") -> tuple[int, ...]:
-    """Counters of in-place changes of every tensor that moves."""
-    tensors = symmetries.tensors
-    moving = (tensors[s.name] for s in symmetries.scalings if s.factors and s.name in tensors)
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in moving)
-
-
 def _norm(found: Problem, logs: Iterable[float]) -> float:
     return _exp(found.join(list(logs)) / found.q)
 
@@ -232,7 +222,7 @@ def counted(scalings: Iterable[Scaling], biases: bool) -> list[Scaling]:
     return [s for s in scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")]
 
 
-def nothing_moves(symmetries: "Symmetries", modules: Choice | None) -> str:
+def nothing_moves(symmetries: Orbit, modules: Choice | None) -> str:
     """Why there is nothing to balance, in a sentence without its full stop: what pins most channels, and by what."""
     model = describe(symmetries.model)
     if not symmetries.num_free:
@@ -263,7 +253,7 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
         raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
 
 
-def held_classes(symmetries: "Symmetries", modules: Choice | None) -> Tensor:
+def held_classes(symmetries: Orbit, modules: Choice | None) -> Tensor:
     """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     if modules is None:

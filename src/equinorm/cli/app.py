@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.balance import LARGEST_P, LEAST_P
-from equinorm.cli import demo, exactness, experiments as _experiments, report, tables
+from equinorm.cli import demo as demonstrations, exactness, experiments as _experiments, report, tables
 from equinorm.cli.experiments import SHARED
 from equinorm.cli.loading import load
 from equinorm.cli.records import Balancing, Weights as Pictures
@@ -199,7 +199,7 @@ def demo(
     def work(steps: Steps) -> Result:
         replaces = force or report == _REPORT
         check_target(report, (".html", ".png"), replaces)
-        record, pictures = demo.demonstrate(say=steps.say)
+        record, pictures = demonstrations.demonstrate(say=steps.say)
         content = _drawn(report, record.balancing, pictures)
         write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
         record = replace(record, report=str(report))

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Cast, Scaling
+from equinorm._scaling import Cast, Scaling, joint_log_scales
 from equinorm.discovery.resolve import factors
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import Source, loses, source_of
-from equinorm.rescaling.casts import _log_scales
 
 
 def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple[Cast, ...]:
@@ -35,7 +34,7 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
         if dtype not in wide:
             free = [scaling.free() for scaling in scalings if loses(scaling.dtype, dtype)]
             wide[dtype] = torch.cat([torch.zeros(0, dtype=torch.long), *free])
-        scales = bool((_log_scales(cast.factors, anywhere).abs() > 1e-9).any())  # its factors may cancel
+        scales = bool((joint_log_scales(cast.factors, anywhere).abs() > 1e-9).any())  # its factors may cancel
         if scales and bool(torch.isin(cast.free(), wide[dtype]).any()):
             found.append(cast)
     return tuple(found)

@@ -31,6 +31,7 @@ STYLE: Any = {
 
 
 def render(figure: Figure) -> bytes:
+    """A figure as PNG."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", pad_inches=0.25, metadata={"Software": None})

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
-from equinorm._scaling import Cast, Scaling
-from equinorm.rescaling.in_place import LN2
-from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
+from equinorm._scaling import Cast, Scaling, joint_log_scales
+from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
 
 
 def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> None:
@@ -20,13 +19,13 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
     padded = torch.cat([torch.zeros(1, dtype=torch.float64), log_scales.detach().to("cpu", torch.float64)])
     by_name = {name: scaling for scaling in scalings for name in scaling.names}
     for cast in found:
-        twos = _log_scales(cast.factors, padded) / LN2
+        twos = joint_log_scales(cast.factors, padded) / LN2
         if not bool(((twos - twos.round()).abs() <= 1e-12 * twos.abs().clamp(min=1)).all()):
             raise RescaleError(refusal(cast))
         if cast.tensor in by_name:
             scaling = by_name[cast.tensor]
             weight = scaling.effective(tensors[cast.tensor]).to("cpu", torch.float64)
-            after = weight * _log_scales(scaling.factors, padded).exp()
+            after = weight * joint_log_scales(scaling.factors, padded).exp()
             largest = torch.finfo(cast.dtype).max
             if bool(((after.abs() > largest) & (weight.abs() <= largest)).any()):
                 raise RescaleError(
@@ -53,10 +52,6 @@ def check_training(found: Sequence[Cast], moving: Sequence[Scaling], power_of_tw
                 f"cannot rescale exactly: the network rounds a value that moves with a fractional power of a scale to "
                 f"{_name(cast.dtype)}, by {cast.reason}. Leave its module out (modules=), or compute there in more bits."
             )
-
-
-def _log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:
-    return sum((exponent * padded[ids] for exponent, ids in factors), start=torch.zeros((), dtype=torch.float64))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -13,7 +13,7 @@ CLASS = "its class"
 """What stands for the class of a module among the names of what it holds."""
 
 
-class Watch:
+class ModelGuard:
     """Notices modules and parameters that were added, removed, replaced or tied.
 
     It looks at the kind of every module, its children and parameters, at buffers that move or appear, and at which tensors
@@ -48,7 +48,7 @@ class Watch:
         self._memory = self._shared()
 
     def __reduce__(self) -> tuple:
-        return Watch, self._arguments  # a copy watches the copied model
+        return ModelGuard, self._arguments  # a copy watches the copied model
 
     def check(self) -> None:
         """Raise if the model is not what it was.

@@ -16,7 +16,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.energy_reader import fits_float32
 from equinorm.rescaling.in_place import check_writable
-from equinorm.rescaling.model_guard import Watch
+from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of, update_exponent
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.rescaling.writing import uninterrupted
@@ -80,11 +80,13 @@ class Plan:
         tensors = symmetries.tensors
         self._all = [found for scaling in selection.candidates for found in _distinct(scaling, tensors)]
         self._copies: list[_Bound] = []
-        self._watches = [Watch(symmetries.model, {bound.name: bound.tensor for bound in self._all})]
+        self._watches = [ModelGuard(symmetries.model, {bound.name: bound.tensor for bound in self._all})]
         for module in averages:
             copies = self._averaged(module)
             self._copies += copies
-            self._watches.append(Watch(unwrapped(module), {copy.name: copy.tensor for copy in copies}, "the averaged model"))
+            self._watches.append(
+                ModelGuard(unwrapped(module), {copy.name: copy.tensor for copy in copies}, "the averaged model")
+            )
         offsets = {bound.name: bound.scaling.offset for bound in self._all if bound.scaling.offset}
         self.parts = DecayParts(optimizer, {id(bound.tensor): bound.name for bound in self._all}, offsets, compile)
         self._select()

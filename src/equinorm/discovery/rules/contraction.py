@@ -115,6 +115,7 @@ def inner(trace: Trace, call: Call) -> Label:
 
 
 def matrix_product(trace: Trace, left: Value, right: Value) -> Label:
+    """The label of `left @ right` with broadcast batch axes."""
     ranks = len(left.shape), len(right.shape)
     batch = ascii_letters[: max(max(ranks) - 2, 0)]
     row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
