@@ -1,7 +1,5 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
-import itertools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +9,11 @@ from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs
 from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
-from equinorm._modules import Choice, chosen, in_mode, on_cpu, own_backward, unwrapped
-from equinorm._scaling import Reason, Scaling
+from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._scaling import Scaling
 from equinorm.balancing import balance
 from equinorm.balancing.balance import Balance
-from equinorm.discovery.casts import casts
-from equinorm.discovery.graph.export import Exported, export
-from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
-from equinorm.discovery.resolve import families, resolve
-from equinorm.discovery.trace import Trace
+from equinorm.discovery.discover import discover
 from equinorm.rescaling.casts import described
 from equinorm.rescaling.orbit import Orbit
 
@@ -197,39 +191,15 @@ def symmetries(
     if lazy:
         raise ExportError(f"{describe(model)} has tensors without a shape yet, as {lazy[0]}: run it once on its inputs first.")
     hidden = chosen(model, opaque, ExportError, "opaque")
-    started = time.perf_counter()
-    trace = Trace(batch_norm=batch_norm)
-    exports: list[Exported] = []
-    outputs: list[Any] = []
-    backward: dict[str, None] = {}
-    exporting = 0.0
-    further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
-    for training, (inputs, named) in itertools.product((True, False) if both_modes else (None,), [(args, kwargs), *further]):
-        with in_mode(model, training), own_backward() as called:
-            entered = time.perf_counter()
-            inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-            exported = export(model, inputs, named, exports[0].sources if exports else None, hidden)
-            exporting += time.perf_counter() - entered
-        backward |= called
-        exports.append(exported)
-        outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
-    trace.reason = Reason("model output")
-    for value in flat(outputs):
-        trace.pin(value)
-    trace.settle()
-    trace.reason = Reason("storage")
-    for exported in exports:
-        for source, why in exported.held.items():
-            trace.pin(source, why)
-    sources = list(exports[0].sources)
-    scalings, roots = resolve(sources, trace.classes)
-    found, pins = families(sources, scalings, trace.classes, roots)
-    seconds = (exporting, time.perf_counter() - started - exporting)
-    prints = "+".join(fingerprint(exported.graph, exported.inputs) for exported in exports)
+    calls = [
+        (args, kwargs),
+        *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)),
+    ]
+    found = discover(model, calls, (True, False) if both_modes else (None,), hidden, batch_norm)
     return Symmetries(
-        *(model, len(roots), scalings, found, pins, seconds, prints),
-        backward=tuple(backward),
-        casts=casts(trace, scalings, roots),
+        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint),
+        backward=found.backward,
+        casts=found.casts,
     )
 
 

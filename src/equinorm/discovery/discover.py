@@ -1,0 +1,87 @@
+"""From a model to its scalings: export it for every call and mode, run the graphs on labels, resolve these."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from equinorm._modules import in_mode, own_backward
+from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
+from equinorm.discovery.casts import casts
+from equinorm.discovery.graph.export import Exported, export
+from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
+from equinorm.discovery.resolve import families, resolve
+from equinorm.discovery.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Discovery:
+    """What was found; see `Symmetries`, which has the same attributes."""
+
+    num_free: int
+    scalings: tuple[Scaling, ...]
+    families: tuple[Family, ...]
+    pins: tuple[Pin, ...]
+    seconds: tuple[float, float]
+    fingerprint: str
+    backward: tuple[str, ...]
+    casts: tuple[Cast, ...]
+
+
+def discover(
+    model: nn.Module,
+    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
+    modes: Sequence[bool | None],
+    opaque: Mapping[str, nn.Module],
+    batch_norm: str,
+) -> Discovery:
+    """Find what holds for all of these calls in all of these modes.
+
+    Args:
+        model: the network.
+        calls: positional and keyword inputs of each.
+        modes: training (True), evaluation (False), or as the model is (None).
+        opaque: submodules that are not looked into, by name.
+        batch_norm: how batch normalization is read, "affine" or "statistics".
+
+    Raises:
+        ExportError: if the model cannot be exported.
+    """
+    started, exporting = time.perf_counter(), 0.0
+    trace = Trace(batch_norm=batch_norm)
+    exports: list[Exported] = []
+    outputs: list[Any] = []
+    backward: dict[str, None] = {}
+    for training, (args, kwargs) in itertools.product(modes, calls):
+        with in_mode(model, training), own_backward() as called:
+            entered = time.perf_counter()
+            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
+            exported = export(model, inputs, kwargs, exports[0].sources if exports else None, opaque)
+            exporting += time.perf_counter() - entered
+        backward |= called
+        exports.append(exported)
+        outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
+    trace.reason = Reason("model output")
+    for value in flat(outputs):
+        trace.pin(value)
+    trace.settle()
+    trace.reason = Reason("storage")
+    for exported in exports:
+        for source, why in exported.held.items():
+            trace.pin(source, why)
+    sources = list(exports[0].sources)
+    scalings, roots = resolve(sources, trace.classes)
+    found, pins = families(sources, scalings, trace.classes, roots)
+    return Discovery(
+        num_free=len(roots),
+        scalings=scalings,
+        families=found,
+        pins=pins,
+        seconds=(exporting, time.perf_counter() - started - exporting),
+        fingerprint="+".join(fingerprint(exported.graph, exported.inputs) for exported in exports),
+        backward=tuple(backward),
+        casts=casts(trace, scalings, roots),
+    )
