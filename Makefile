@@ -20,7 +20,7 @@ MINUTES ?= 10
 SEED ?= 0
 OUTPUT ?=
 fuzz: $(TEST)/.stamp-test
-	OMP_NUM_THREADS=1 $(TEST)/bin/python tests/fuzz.py --minutes $(MINUTES) --first $(SEED) $(if $(OUTPUT),--output $(OUTPUT))
+	OMP_NUM_THREADS=1 $(TEST)/bin/python tests/support/fuzz.py --minutes $(MINUTES) --first $(SEED) $(if $(OUTPUT),--output $(OUTPUT))
 
 lint: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff check
@@ -37,10 +37,10 @@ docs: $(TEST)/.stamp-docs
 
 # What a training step and a balance cost on this machine; about twenty minutes when nothing else runs.
 bench: $(TEST)/.stamp-test
-	$(TEST)/bin/python benchmarks/step.py --output benchmarks/results/step.jsonl
-	$(TEST)/bin/python benchmarks/step.py --norms --output benchmarks/results/norms.jsonl
-	$(TEST)/bin/python benchmarks/traffic.py --output benchmarks/results/traffic.jsonl
-	$(TEST)/bin/python benchmarks/convergence.py --sizes 1e6 1e7 1e8 --output benchmarks/results/convergence.jsonl
+	$(TEST)/bin/python benchmarks/training_step.py --output benchmarks/results/step.jsonl
+	$(TEST)/bin/python benchmarks/training_step.py --norms --output benchmarks/results/norms.jsonl
+	$(TEST)/bin/python benchmarks/memory_traffic.py --output benchmarks/results/traffic.jsonl
+	$(TEST)/bin/python benchmarks/balancing.py --sizes 1e6 1e7 1e8 --output benchmarks/results/convergence.jsonl
 
 format: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff check --fix

@@ -31,7 +31,7 @@ from common import machine, report
 from equinorm.balancing.assemble import problem
 from equinorm.balancing.balance import counted
 from equinorm.balancing.layout import layouts
-from zoo_torchvision import import_models
+from zoo.from_torchvision import import_models
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:

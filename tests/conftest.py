@@ -9,12 +9,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import zoo_torchvision
+from zoo import from_torchvision as zoo_torchvision
 
 torch.set_num_threads(1)  # several workers share the cores
 zoo_torchvision.declare_operators()  # before anything imports torchvision: transformers, timm and lightning do
 
-collect_ignore_glob = ["blocks*.py"]  # need timm, as tests/test_completeness_vision.py sees to
+collect_ignore_glob = ["blocks*.py"]  # need timm, as tests/discovery/test_completeness_vision.py sees to
 
 
 @pytest.fixture

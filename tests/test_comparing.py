@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from algorithm_1 import mlp
 from torch import nn
 
 import equinorm
 from equinorm import EquivalenceError
-from reference import mlp
 
 
 def pair(change=None, **options):

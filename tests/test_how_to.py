@@ -17,7 +17,7 @@ from equinorm.cli.app import main
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import zoo_torchvision
+from zoo import from_torchvision as zoo_torchvision
 
 with contextlib.suppress(ImportError):  # transformers imports torchvision, whose compiled operators may be missing here
     zoo_torchvision.import_models()

@@ -1,0 +1,173 @@
+"""What ENorm costs in a training step, side by side in one run.
+
+    python benchmarks/training_step.py [--networks fc conv resnet18 resnet50 vit] [--dtypes float32 bfloat16] [--decays 0 1e-4]
+        [--threads 2] [--device cpu] [--rounds 20] [--output benchmarks/results/step.jsonl]
+    python benchmarks/training_step.py --norms [--batch 32] ...
+
+The floor is one in-place product with all weights and momentum buffers. The cost of the hook is a step of SGD (momentum 0.9)
+with it, minus one without it, in the same round; all contestants of one network take turns. With --norms: seconds of one
+training iteration of ResNet-18 (identity skips, 224 × 224) without normalization, with batch and with group normalization, and
+of ENorm's hook on the first. Medians and quartiles over rounds, after a warm-up; only ratios carry over to other machines.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import equinorm
+from common import machine, report, summary
+from equinorm.experiments.config import Run
+from equinorm.experiments.networks import build
+from zoo.from_torchvision import import_models
+
+HOOKS = {
+    "cyclic": {"method": "cyclic"},
+    "two-level": {"method": "two-level"},
+    "cyclic, compiled": {"method": "cyclic", "compile": True},
+    "two-level, compiled": {"method": "two-level", "compile": True},
+}
+WARM_UP = 3
+
+
+def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network without normalization (but ViT's own), and the shape of its input."""
+    if name == "fc":
+        return build(Run(depth=15, width=500), (3, 32, 32), 10), (3, 32, 32)
+    if name == "conv":
+        return build(Run(network="conv", width=128), (3, 28, 28), 10), (3, 28, 28)
+    if name == "vit":
+        return import_models().vit_b_16(weights=None), (3, 224, 224)
+    return build(Run(network=name, width=64), (3, 224, 224), 1000), (3, 224, 224)
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """Of one call, with everything that it has started on the device."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    function()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def rounds(contestants: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every contestant in every round, after the warm-up."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(WARM_UP + count):
+        for name, function in contestants.items():
+            taken = seconds(function, device)
+            if number >= WARM_UP:
+                found[name].append(taken)
+    return found
+
+
+def step(name: str, dtype: torch.dtype, decay: float, device: str, count: int) -> dict[str, Any]:
+    """Floor, SGD and the hooks on one network."""
+    torch.manual_seed(0)
+    model, shape = network(name)
+    model = model.to(device, dtype)
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter) * 1e-4
+    options = {"lr": 1e-6, "momentum": 0.9, "weight_decay": decay}
+    plain = torch.optim.SGD(parameters, **options)
+    fused = torch.optim.SGD(parameters, **options, fused=True)
+    contestants: dict[str, Callable[[], Any]] = {"SGD": plain.step, "SGD fused": fused.step}
+    example = (torch.zeros(2, *shape, device=device, dtype=dtype),)
+    exact = {"power_of_two": True} if dtype == torch.bfloat16 else {}
+    for hook, kind in HOOKS.items():
+        optimizer = torch.optim.SGD(parameters, **options)
+        equinorm.ENorm(optimizer, model, example, gradients=False, **kind, **exact)
+        contestants[hook] = optimizer.step
+    plain.step()
+    weights = [parameter.detach() for parameter in parameters]
+    momentum = [plain.state[parameter]["momentum_buffer"] for parameter in parameters]
+
+    def floor() -> None:
+        torch._foreach_mul_(weights, 1.0)
+        torch._foreach_mul_(momentum, 1.0)
+
+    found = rounds({"floor": floor, **contestants}, count, device)
+    pairs = {hook: list(zip(found[hook], found["SGD"], found["floor"], strict=True)) for hook in HOOKS}
+    return {
+        "network": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "weight_decay": decay,
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "seconds": {key: summary(found[key]) for key in ("floor", "SGD", "SGD fused")}
+        | {hook: summary([whole - without for whole, without, _ in pairs[hook]]) for hook in HOOKS},
+        "hook / floor": {hook: summary([(w - s) / f for w, s, f in pairs[hook]]) for hook in HOOKS},
+        "hook / SGD": {hook: summary([(w - s) / s for w, s, _ in pairs[hook]]) for hook in HOOKS},
+    }
+
+
+def norms(batch: int, device: str, count: int) -> dict[str, Any]:
+    """Iterations of ResNet-18 without and with normalization, and the hook."""
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    labels = torch.randint(1000, (batch,), device=device)
+    contestants: dict[str, Callable[[], Any]] = {}
+    for method in ("baseline", "bn", "gn", "enorm"):
+        torch.manual_seed(0)
+        model = build(Run(network="resnet18", width=64, method=method), (3, 224, 224), 1000).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+        if method == "enorm":
+            equinorm.ENorm(optimizer, model, (images[:2],), gradients=False, compile=True)
+
+        def forward(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+
+        forward()
+        contestants[method] = optimizer.step if method == "enorm" else forward
+        if method == "baseline":
+            contestants["SGD"] = optimizer.step
+    found = rounds(contestants, count, device)
+    pairs = {"bn": "baseline", "gn": "baseline", "enorm": "SGD"}
+    costs = {
+        name: [whole - without for whole, without in zip(found[name], found[base], strict=True)] for name, base in pairs.items()
+    }
+    middle = {name: summary(values)["median"] for name, values in costs.items()}
+    return {
+        "network": "resnet18 at 224",
+        "batch": batch,
+        "seconds": {name: summary(found[name]) for name in ("baseline", "bn", "gn", "SGD")},
+        "cost": {name: summary(values) for name, values in costs.items()},
+        "BN / ENorm": middle["bn"] / middle["enorm"],
+        "GN / ENorm": middle["gn"] / middle["enorm"],
+    }
+
+
+def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if options.norms:
+        yield norms(options.batch, options.device, options.rounds)
+        return
+    for name in options.networks:
+        for dtype in options.dtypes:
+            for decay in options.decays:
+                yield step(name, getattr(torch, dtype), decay, options.device, options.rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["fc", "conv", "resnet18", "resnet50", "vit"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--decays", nargs="+", type=float, default=[0.0, 1e-4])
+    parser.add_argument("--norms", action="store_true")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report((record | machine(options.device) for record in records(options)), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Every model of torchvision, timm and transformers: exported, looked at, moved. Run `python benchmarks/zoo`."""

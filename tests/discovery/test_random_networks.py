@@ -1,0 +1,48 @@
+"""Properties of discovery on random networks: what is found never changes the outputs, however the network is written."""
+
+import os
+from collections import Counter
+
+from hypothesis import HealthCheck, given, note, settings
+from random_networks.checks import CONDITION, check, condition
+from random_networks.networks import Network, arguments, networks
+
+import equinorm
+
+EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "200"))
+SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 200)
+
+
+def test_random_members_leave_outputs_unchanged() -> None:
+    seen: Counter[str] = Counter()
+
+    @SETTINGS
+    @given(networks())
+    def holds(network: Network) -> None:
+        seen["networks"] += 1
+        seen.update(check(network))
+
+    holds()
+    print(dict(seen))  # noqa: T201  # shown by pytest -s
+    assert seen["free"] >= 0.3 * seen["networks"], f"too few networks with symmetries to say anything: {seen}"
+    assert seen["exact"] >= 0.2 * seen["networks"], f"too few exact networks: {seen}"
+
+
+def test_the_same_network_written_in_another_way() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(SETTINGS, max_examples=max(EXAMPLES // 2, 1))  # the member test is the important one; this one traces twice
+    @given(networks())
+    def holds(network: Network) -> None:
+        args = arguments(network, seed=1)
+        other = network.rewrite()
+        if not condition(network, args) < CONDITION:
+            return
+        assert equinorm.deviation(other, network, args) <= 1e-10  # the two ways compute the same
+        left, right = equinorm.symmetries(network, args), equinorm.symmetries(other, args)
+        note(f"{left}\n---\n{right}")
+        seen["free"] += left.num_free > 0
+        assert left.num_free == right.num_free
+
+    holds()
+    assert seen["free"] > 0

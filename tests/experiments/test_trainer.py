@@ -1,0 +1,238 @@
+"""One training run against a plain loop, and what a run must record."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from experiment_tools import TINY, digits, write_cifar10
+from torch import nn
+
+import equinorm
+from equinorm.experiments import networks, trainer
+from equinorm.experiments.config import METHODS, Run
+from equinorm.experiments.datasets import in_memory
+from equinorm.experiments.path_norms import kappa
+from equinorm.experiments.thumbnails import decode
+from equinorm.experiments.trainer import train
+
+DATA = digits()
+
+
+def plain_loop(run, adjust=lambda model: None, after=lambda model: None):
+    """Weights, accuracy and mean losses of SGD written out: schedule, clipping, decay, momentum."""
+    torch.manual_seed(run.seed)
+    model = networks.build(run, DATA.shape, DATA.classes)
+    trained, scored = (DATA.kept, DATA.held_out) if run.held_out else (DATA.train, DATA.test)
+    images, labels = next(trained.batches(len(trained)))
+    order = torch.Generator().manual_seed(run.seed)
+    per_epoch = math.ceil(len(images) / run.batch)
+    total, step, losses = per_epoch * run.epochs, 0, []
+    buffers = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for _ in range(run.epochs):
+        places, mean = torch.randperm(len(images), generator=order), 0.0
+        for part in places.split(run.batch):
+            rate = run.lr * (1 - step / total)
+            if run.warmup:
+                rate *= min(1, (step + 1) / (run.warmup * per_epoch))
+            model.zero_grad()
+            loss = nn.functional.cross_entropy(model(images[part]), labels[part])
+            loss.backward()
+            adjust(model)
+            norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    gradient = p.grad * min(1, run.clip / norm) if run.clip else p.grad
+                    gradient = gradient + run.weight_decay * p
+                    buffers[name] = run.momentum * buffers[name] + gradient
+                    p -= rate * buffers[name]
+            after(model)
+            step += 1
+            mean += float(loss.detach()) / per_epoch
+        losses.append(mean)
+    images, labels = next(scored.batches(len(scored)))
+    return model, float((model(images).argmax(1) == labels).double().mean()), losses
+
+
+def norms(model):
+    return {name: float(layer.weight.detach().norm()) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def agrees(run, model, accuracy, losses):
+    found = train(run, DATA)
+    assert found.accuracy == pytest.approx(accuracy, abs=1e-9)
+    assert found.curves.loss == pytest.approx(losses, rel=1e-4)  # float32, another order of sums
+    assert {name: values[-1] for name, values in found.curves.norms.items()} == pytest.approx(norms(model), rel=1e-4)
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"momentum": 0.9, "lr": 0.02}, {"clip": 0.5}, {"warmup": 1.5}, {"held_out": True, "seed": 3}, {"biases": True}],
+)
+def test_a_run_is_the_plain_loop(changes):
+    run = replace(TINY, weight_decay=0.01, **changes)
+    found = agrees(run, *plain_loop(run))
+    sizes = (len(DATA.kept), len(DATA.held_out)) if run.held_out else (len(DATA.train), len(DATA.test))
+    assert found.images == sizes
+    assert found.steps == 2 * math.ceil(sizes[0] / 128)
+
+
+def test_path_sgd_is_the_plain_loop():
+    run = replace(TINY, method="path_sgd", lr=0.05)
+    unit = []
+
+    def adjust(model):
+        found = kappa(model, DATA.shape)
+        if not unit:
+            unit.append(torch.cat([part.flatten() for part in found.values()]).mean())
+        for name, parameter in model.named_parameters():
+            parameter.grad *= unit[0] / found[name]
+
+    agrees(run, *plain_loop(run, adjust))
+
+
+def test_enorm_is_the_plain_loop_with_algorithm_1():
+    """Layer by layer on current weights: D = √(R / cL), W_k ← W_k D, W_{k+1} ← D⁻¹ W_{k+1}."""
+    run = replace(TINY, method="enorm", c=1.2)
+
+    @torch.no_grad()
+    def cycle(model):
+        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+        for before, after in itertools.pairwise(layers):
+            scale = (after.weight.norm(dim=0) / (run.c * before.weight.norm(dim=1))).sqrt()
+            before.weight.mul_(scale[:, None])
+            after.weight.div_(scale)
+
+    agrees(run, *plain_loop(run, after=cycle))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns(method):
+    found = train(replace(TINY, method=method, epochs=6), DATA)
+    assert found.accuracy > 0.6
+    assert not found.diverged
+    assert found.accuracy == found.curves.accuracy[-1]
+    assert len(found.curves.loss) == len(found.curves.accuracy) == 6
+    assert {len(values) for values in found.curves.norms.values()} == {7}
+    assert list(found.curves.norms) == list(found.curves.norms)
+    assert found.source["torch"] == torch.__version__
+    assert found.source["threads"] == torch.get_num_threads()
+
+
+def test_balancing_balances():
+    baseline, exact = (train(replace(TINY, method=method), DATA).curves.residuals for method in ("baseline", "enorm_exact"))
+    assert baseline[0] == exact[0] > 0.01  # the same weights at the start
+    assert baseline[-1] > 0.01
+    assert exact[-1] < 1e-5
+    assert len(baseline) == len(exact) == 3
+
+
+def test_initialisations():
+    start = {
+        method: train(replace(TINY, method=method), DATA).curves.residuals[0] for method in ("baseline", "balanced", "pathcond")
+    }
+    assert start["balanced"] < 1e-6 < start["baseline"]
+    assert start["pathcond"] not in (start["balanced"], start["baseline"])
+
+
+def test_batch_norm_and_enorm_use_the_statistics():
+    """The weights in front of the normalization move too: the first layer's, which nothing else could move."""
+    found = train(replace(TINY, method="enorm_bn", cycles=20, lr=1e-4), DATA)
+    before, *_, after = found.curves.norms["1"]
+    assert abs(after - before) > 0.1 * before
+    assert found.curves.residuals[-1] < 0.1 * found.curves.residuals[0]
+
+
+def test_runs_repeat_exactly():
+    one, other = train(TINY, DATA), train(TINY, DATA)
+    assert (one.curves, one.accuracy) == (other.curves, other.accuracy)
+    assert one.curves.loss != train(replace(TINY, seed=1), DATA).curves.loss
+
+
+@pytest.mark.parametrize("method", ["baseline", "enorm", "bn"])
+def test_divergence_is_a_result(method):
+    found = train(replace(TINY, method=method, lr=1e30, epochs=5), DATA)
+    assert found.diverged
+    assert found.accuracy == 0.1
+    assert found.steps < 5 * math.ceil(len(DATA.train) / 128)
+    assert found.pictures == {}
+
+
+def test_errors_are_not_divergence(monkeypatch):
+    def broken(*args, **kwargs):
+        raise equinorm.RescaleError("broken")
+
+    monkeypatch.setattr(equinorm.ENorm, "cycle_", broken)
+    with pytest.raises(equinorm.RescaleError, match="broken"):
+        train(replace(TINY, method="enorm"), DATA)
+
+
+def test_asymmetry_over_time(monkeypatch):
+    seen = []
+
+    def epoch(self, *args):
+        seen.append(self.hook.c)
+        return original(self, *args)
+
+    original = trainer._Trainer._epoch
+    monkeypatch.setattr(trainer._Trainer, "_epoch", epoch)
+    train(replace(TINY, method="enorm", c=1.4, c_end=1.0, epochs=3), DATA)
+    assert seen == pytest.approx([1.4, 1.2, 1.0])
+
+
+def test_pictures_are_the_weights():
+    run = Run(data="digits", depth=1, width=20, batch=128, epochs=1, lr=0.01)
+    found = train(run, DATA)
+    torch.manual_seed(0)
+    start = networks.build(run, DATA.shape, DATA.classes)
+    assert list(found.pictures) == ["1", "3", "5"]
+    before, after = (decode(text) for text in found.pictures["3"])
+    assert torch.allclose(torch.from_numpy(before).float(), start[3].weight.abs(), rtol=2e-3)
+    assert (before != after).any()
+    assert train(replace(run, seed=1), DATA).pictures == {}
+
+
+def test_centralised_gradients_leave_the_mean_of_each_neuron():
+    """Without weight decay the mean of each hidden neuron's weights never changes; the first layer's does."""
+    results = {}
+    for centralise in (False, True):
+        run = Run(depth=2, width=8, epochs=2, lr=0.1, weight_decay=0.0, batch=64, centralise=centralise)
+        torch.manual_seed(run.seed)
+        model = networks.build(run, DATA.shape, DATA.classes)
+        before = [p.detach().mean(1) for p in model.parameters()]
+        trainer._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+        after = [p.detach().mean(1) for p in model.parameters()]
+        results[centralise] = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
+    assert min(results[False]) > 1e-4
+    assert results[True][0] > 1e-4
+    assert max(results[True][1:]) < 1e-6
+
+
+def test_the_head_starts_smaller():
+    weights = []
+    for head in (1.0, 0.1):
+        torch.manual_seed(0)
+        weights.append(list(networks.build(Run(depth=2, width=8, head=head), DATA.shape, DATA.classes).parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(weights[0][:-1], weights[1][:-1], strict=True))
+    torch.testing.assert_close(weights[0][-1] * 0.1, weights[1][-1])
+
+
+SEVERAL = ["baseline", "bn", "path_sgd", "pathcond", "enorm", "enorm_exact", "enorm_bn", "enorm_gn"]
+PAIRS = [*((network, method) for network in ("conv", "resnet18") for method in SEVERAL)]
+PAIRS += [("resnet18c", "path_sgd"), ("resnet18c", "enorm"), ("resnet18c", "enorm_bn"), ("resnet50", "enorm_bn")]
+
+
+@pytest.mark.parametrize(("network", "method"), PAIRS)
+def test_convolutional_networks_train(network, method, tmp_path):
+    """8 channels: with 4, in channels-last memory, PyTorch 2.13 itself crashes in the backward pass on some AVX2 processors."""
+    write_cifar10(tmp_path)
+    data = in_memory._memory.__wrapped__("cifar10", tmp_path, "cpu")
+    run = Run(data="cifar10", network=network, method=method, width=8, batch=25, epochs=2, lr=0.01, momentum=0.9, augment=True)
+    found = train(run, data)
+    assert not found.diverged
+    assert found.steps == 8
+    assert found.num_free > 0
+    if method == "enorm_exact":
+        assert found.curves.residuals[-1] < 1e-3 * found.curves.residuals[0]

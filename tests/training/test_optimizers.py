@@ -1,0 +1,312 @@
+"""The state of every optimizer moves so that its next update is the one of that optimizer carried in the new coordinates."""
+
+import copy
+import io
+import math
+import sys
+
+import pytest
+import torch
+from algorithm_1 import mlp
+from torch import nn, optim
+
+import equinorm
+from equinorm import ENorm, EquinormError, RescaleError
+
+TINY = 1e-300
+"""ε of adaptive optimizers: it does not scale, so the laws hold up to it."""
+
+STEPS = 4
+
+CASES = {
+    "SGD": (optim.SGD, {}),
+    "SGD momentum": (optim.SGD, {"momentum": 0.9}),
+    "SGD dampening": (optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+    "SGD Nesterov": (optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "SGD decay": (optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+    "SGD decay without momentum": (optim.SGD, {"weight_decay": 0.1}),
+    "SGD decay dampening": (optim.SGD, {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}),
+    "SGD decay Nesterov": (optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "SGD decay maximize": (optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
+    "SGD decay foreach": (optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "foreach": True}),
+    "SGD decay fused": (optim.SGD, {"momentum": 0.9, "weight_decay": 0.1, "fused": True}),
+    "Adam": (optim.Adam, {"eps": TINY}),
+    "Adam foreach": (optim.Adam, {"eps": TINY, "foreach": True}),
+    "Adam fused": (optim.Adam, {"eps": TINY, "fused": True}),
+    "Adam amsgrad": (optim.Adam, {"eps": TINY, "amsgrad": True}),
+    "Adam decay": (optim.Adam, {"eps": TINY, "weight_decay": 0.1}),
+    "Adam decay maximize": (optim.Adam, {"eps": TINY, "weight_decay": 0.1, "maximize": True}),
+    "Adam decay fused": (optim.Adam, {"eps": TINY, "weight_decay": 0.1, "fused": True}),
+    "AdamW": (optim.AdamW, {"eps": TINY, "weight_decay": 0.1}),
+    "AdamW amsgrad": (optim.AdamW, {"eps": TINY, "weight_decay": 0.1, "amsgrad": True}),
+    "Adamax": (optim.Adamax, {"eps": TINY}),
+    "NAdam": (optim.NAdam, {"eps": TINY}),
+    "NAdam decay": (optim.NAdam, {"eps": TINY, "weight_decay": 0.1}),
+    "NAdam decoupled": (optim.NAdam, {"eps": TINY, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "RAdam": (optim.RAdam, {"eps": TINY}),
+    "RAdam decay": (optim.RAdam, {"eps": TINY, "weight_decay": 0.1}),
+    "Adagrad": (optim.Adagrad, {"eps": TINY}),
+    "Adagrad decay": (optim.Adagrad, {"eps": TINY, "weight_decay": 0.1}),
+    "RMSprop": (optim.RMSprop, {"eps": TINY}),
+    "RMSprop decay": (optim.RMSprop, {"eps": TINY, "weight_decay": 0.1}),
+    "RMSprop centered momentum": (optim.RMSprop, {"eps": TINY, "centered": True, "momentum": 0.9}),
+    "RMSprop centered decay": (optim.RMSprop, {"eps": TINY, "centered": True, "weight_decay": 0.1}),
+    "Adadelta": (optim.Adadelta, {"eps": TINY}),
+}
+
+CAPTURABLE = {
+    f"{kind.__name__} capturable{' foreach' if foreach else ''}": (kind, {"eps": 1e-30, "capturable": True, "foreach": foreach})
+    for kind in (optim.Adam, optim.AdamW, optim.Adamax, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adadelta)
+    for foreach in (False, True)
+}
+"""Their steps count in float32 tensors, so that a CUDA graph can record them; PyTorch allows that on accelerators only."""
+
+CASES |= CAPTURABLE
+
+CANCEL = {f"{name} decay{form}" for name in ("Adam", "NAdam", "RAdam", "Adagrad") for form in ("", " maximize", " fused")}
+"""Averages of (g + λw)²: where g is about −λw they lose digits, in whatever coordinates."""
+
+
+def gradients_(model: nn.Module, inputs: torch.Tensor) -> None:
+    model.zero_grad()
+    (model(inputs) - 1).square().mean().backward()
+
+
+def unbalanced() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    model, inputs = mlp(depth=2, width=6), torch.randn(64, 5, dtype=torch.float64)
+    found = equinorm.symmetries(model, (inputs,))
+    found.rescale_(torch.randn(found.num_free, dtype=torch.float64))
+    return model, inputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_updates_are_those_of_the_new_coordinates(case, monkeypatch):
+    kind, options = CASES[case]
+    if case in CAPTURABLE:  # the same formulas, on this device
+        for base in kind.__mro__[:-1]:
+            module = sys.modules[base.__module__]
+            monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"], raising=False)
+    check_updates(kind, options, 1e-10 if case in CANCEL else 1e-12)
+
+
+@pytest.mark.parametrize("decays", [[0, 0.1, 0.1, 0.2], [0.1, 0, 0, 0], [0, 0, 0, 0.1], [0.1, 0.1, 0, 0.1]], ids=str)
+@pytest.mark.parametrize("case", ["SGD momentum", "SGD dampening", "SGD Nesterov", "Adam", "RMSprop centered momentum"])
+def test_weight_decay_may_change(case, decays):
+    """From 0 too: what was followed from its start is known to hold none."""
+    kind, options = CASES[case]
+    if kind is optim.RMSprop:
+        options = options | {"momentum": 0}
+    check_updates(kind, options, 1e-10, decays)
+
+
+def check_updates(kind: type[optim.Optimizer], options: dict, rtol: float, decays: list[float] | None = None) -> None:
+    """The update after a cycle, against that of the same optimizer in the new coordinates."""
+    model, inputs = unbalanced()
+    lr = 0.05
+    optimizer = kind(model.parameters(), lr=lr, **options)
+    hook = ENorm(optimizer, model, (inputs,), every=100)
+    twin = [nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()]
+    history: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    warm = {}
+    if kind is optim.Adadelta:  # ε alone gets it going: start with averages instead
+        warm = {"step": torch.tensor(1.0), "square_avg": 0.5, "acc_delta": 0.02}
+        _warm(optimizer, warm, [torch.ones_like(p) for p in twin])
+    for step in range(STEPS):
+        gradients_(model, inputs)
+        if decays:
+            optimizer.param_groups[0]["weight_decay"] = decays[step]
+        history.append(([p.detach().clone() for p in model.parameters()], [p.grad.clone() for p in model.parameters()]))
+        optimizer.step()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    hook.cycle_()
+    scales = [now.detach() / start for now, start in zip(model.parameters(), before, strict=True)]
+    assert any(bool((scale - 1).abs().max() > 0.1) for scale in scales)
+
+    # The same optimizer in the new coordinates s·w: it is shown the same history there.
+    carried = kind(twin, lr=lr, **options)
+    if warm:
+        _warm(carried, warm, scales)
+    for step, (weights, gradients) in enumerate(history):
+        if decays:
+            carried.param_groups[0]["weight_decay"] = decays[step]
+        for parameter, weight, gradient, scale in zip(twin, weights, gradients, scales, strict=True):
+            parameter.data.copy_(weight * scale)
+            parameter.grad = gradient / scale
+        carried.step()
+    for parameter, moved in zip(twin, model.parameters(), strict=True):
+        parameter.data.copy_(moved)
+
+    gradients_(model, inputs)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter, moved in zip(twin, model.parameters(), strict=True):
+        parameter.grad = moved.grad.clone()
+    hook.remove()
+    optimizer.step()
+    carried.step()
+    for parameter, moved, start in zip(twin, model.parameters(), before, strict=True):
+        update, expected = moved.detach() - start, parameter.detach() - start
+        assert bool(expected.abs().max() > 0)
+        torch.testing.assert_close(update, expected, rtol=rtol, atol=1e-12 * float(expected.abs().max()))
+
+
+def _warm(optimizer, state, scales):
+    """Averages that a longer run would have: of squared gradients, and of squared updates, in coordinates s·w."""
+    for parameter, scale in zip(optimizer.param_groups[0]["params"], scales, strict=True):
+        optimizer.state[parameter] = {
+            "step": state["step"].clone(),
+            "square_avg": state["square_avg"] / scale.square(),
+            "acc_delta": torch.full_like(scale, state["acc_delta"]),  # ε sets its size, and does not scale
+        }
+
+
+def test_cases_cover_every_known_optimizer():
+    assert {kind for kind, _ in CASES.values()} == set(equinorm.rescaling.optimizer_state.LAWS)
+
+
+def test_groups_have_their_own_decay():
+    """The decay part of a buffer is λ Σ μ^i w, with λ and μ of the group."""
+    model, inputs = unbalanced()
+    groups = [
+        {"params": [model[0].weight], "weight_decay": 0.1, "momentum": 0.5},
+        {"params": [p for name, p in model.named_parameters() if name != "0.weight"]},
+    ]
+    optimizer = optim.SGD(groups, lr=0.05, momentum=0.9)
+    hook = ENorm(optimizer, model, (inputs,), every=100)
+    weights = []
+    for _ in range(3):
+        weights.append(model[0].weight.detach().clone())
+        gradients_(model, inputs)
+        optimizer.step()
+    decay = hook.state_dict()["decay"]
+    assert [name for name, parts in decay.items() if parts] == ["0.weight"]
+    expected = 0.1 * (0.25 * weights[0] + 0.5 * weights[1] + weights[2])
+    torch.testing.assert_close(decay["0.weight"]["momentum_buffer"][1], expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9, "weight_decay": 0.1}, {"momentum": 0.9}], ids=["decay", "plain"])
+def test_resumed_training_is_bitwise_the_same(options):
+    def build():
+        model, inputs = unbalanced()
+        optimizer = optim.SGD(model.parameters(), lr=0.05, **options)
+        return model, inputs, optimizer, ENorm(optimizer, model, (inputs,), every=2, c=1.1)
+
+    def train(model, inputs, optimizer, steps):
+        for _ in range(steps):
+            gradients_(model, inputs)
+            optimizer.step()
+
+    model, inputs, optimizer, hook = build()
+    train(model, inputs, optimizer, 3)
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in (model, optimizer, hook)], file)
+    train(model, inputs, optimizer, 3)
+    resumed, _, other, again = build()
+    file.seek(0)
+    for part, state in zip((resumed, other, again), torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    assert again.steps == 3
+    train(resumed, inputs, other, 3)
+    for a, b in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_decay_that_was_not_followed_is_refused():
+    model, inputs = unbalanced()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    gradients_(model, inputs)
+    optimizer.step()
+    ENorm(optimizer, model, (inputs,))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RescaleError, match=r"momentum_buffer.*0\.weight.*How much of it is weight decay is not known"):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_attaching_later_works_without_coupled_decay():
+    model, inputs = unbalanced()
+    optimizer = optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    gradients_(model, inputs)
+    optimizer.step()
+    hook = ENorm(optimizer, model, (inputs,))
+    gradients_(model, inputs)
+    optimizer.step()
+    assert hook.steps == 1
+
+
+REFUSED = [
+    (optim.Adam, {"amsgrad": True, "weight_decay": 0.1}, "max_exp_avg_sq"),
+    (optim.Adamax, {"weight_decay": 0.1}, "exp_inf"),
+    (optim.RMSprop, {"momentum": 0.9, "weight_decay": 0.1}, "momentum_buffer"),
+    (optim.Adadelta, {"weight_decay": 0.1}, "acc_delta"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "key"), REFUSED, ids=[f"{kind.__name__}" for kind, _, _ in REFUSED])
+def test_decay_in_no_sum_is_refused(kind, options, key):
+    model, inputs = unbalanced()
+    optimizer = kind(model.parameters(), lr=0.05, **options)
+    ENorm(optimizer, model, (inputs,))
+    gradients_(model, inputs)
+    with pytest.raises(RescaleError, match=rf"{key}.*exactly: its weight decay of 0\.1 is mixed into it"):
+        optimizer.step()
+
+
+def test_initial_accumulators_are_refused():
+    model, inputs = unbalanced()
+    optimizer = optim.Adagrad(model.parameters(), lr=0.05, initial_accumulator_value=0.1)
+    ENorm(optimizer, model, (inputs,))
+    gradients_(model, inputs)
+    with pytest.raises(RescaleError, match="initial_accumulator_value"):
+        optimizer.step()
+
+
+class Mine(optim.SGD):
+    """An optimizer that is not known, although it derives from one that is."""
+
+
+def test_unknown_optimizers_are_refused_until_registered(monkeypatch):
+    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "LAWS", dict(equinorm.rescaling.optimizer_state.LAWS))
+    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "_DECOUPLED", set(equinorm.rescaling.optimizer_state._DECOUPLED))
+    model, inputs = unbalanced()
+    with pytest.raises(RescaleError, match=r"Mine: how it scales is not known.*register_optimizer"):
+        ENorm(Mine(model.parameters(), lr=0.05), model, (inputs,))
+    equinorm.register_optimizer(Mine, {"other": -1})
+    optimizer = Mine(model.parameters(), lr=0.05, momentum=0.9)
+    ENorm(optimizer, model, (inputs,))
+    gradients_(model, inputs)
+    with pytest.raises(RescaleError, match=r"state .momentum_buffer. of Mine for 0\.weight"):
+        optimizer.step()
+    equinorm.register_optimizer(Mine, {"momentum_buffer": -1})
+    optimizer = Mine(model.parameters(), lr=0.05, momentum=0.9)
+    ENorm(optimizer, model, (inputs,))
+    gradients_(model, inputs)
+    optimizer.step()
+    decayed = Mine(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    ENorm(decayed, model, (inputs,))
+    with pytest.raises(RescaleError, match="mixed into it"):
+        decayed.step()
+    with pytest.raises(EquinormError, match=r"must be an integer, not 0\.5"):
+        equinorm.register_optimizer(Mine, {"momentum_buffer": 0.5})
+    with pytest.raises(EquinormError, match="must be a subclass"):
+        equinorm.register_optimizer(nn.Linear, {})
+
+
+@pytest.mark.parametrize("kind", [optim.Adam, optim.NAdam, optim.RAdam, optim.Adagrad, optim.RMSprop])
+def test_second_moments_stay_positive_where_gradients_and_decay_cancel(kind):
+    """In float32 the parts of an average of (g + λw)² round to more than the average itself where g is about −λw."""
+    torch.manual_seed(0)
+    model, decay = mlp(dtype=torch.float32), 0.1
+    equinorm.balance_(model, (torch.randn(4, 5),))  # near the minimum scales are near 1, and all that is left cancels
+    optimizer = kind(model.parameters(), lr=1e-6, weight_decay=decay)
+    ENorm(optimizer, model, (torch.randn(4, 5),), gradients=False)
+    least = math.inf
+    for _ in range(100):
+        for parameter in model.parameters():
+            parameter.grad = (1e-5 * torch.randn_like(parameter) - 1) * decay * parameter.detach()
+        optimizer.step()
+        for state in optimizer.state.values():
+            key = next(key for key in ("exp_avg_sq", "sum", "square_avg") if key in state)
+            least = min(least, float(state[key].min()))
+    assert least >= 0
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
