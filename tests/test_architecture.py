@@ -1,121 +1,49 @@
-"""The architecture: a stack of modules, each of which knows only those below it, and a core without output or files."""
+"""The architecture: floors that know only those below them, folders without circles, and a core without output or files."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
-CORE = [
-    "_errors",
-    "_arguments",
-    "native",
-    "_modules",
-    "_addresses",
-    "_holders",
-    "_snapshot",
-    "_observed",
-    "_opaque",
-    "_classes",
-    "_labels",
-    "_values",
-    "_trace",
-    "rules._registry",
-    "rules._movement",
-    "rules._placement",
-    "rules._inhomogeneous",
-    "rules._elementwise",
-    "rules._reduction",
-    "rules._normalization",
-    "rules._contraction",
-    "rules._algebra",
-    "rules._recurrent",
-    "rules",
-    "_mutation",
-    "_choices",
-    "_interpret",
-    "_export",
-    "_scaling",
-    "_register",
-    "_optimizers",
-    "_compiled",
-    "_decay",
-    "_blocks",
-    "_writing",
-    "_rescale",
-    "_casts",
-    "_layout",
-    "native._dense",
-    "native._program",
-    "_reading",
-    "_streams",
-    "_energy",
-    "_families",
-    "_rank_one",
-    "_policies",
-    "_active",
-    "_maximum",
-    "_system",
-    "_solve",
-    "_balance",
-    "_watch",
-    "_symmetries",
-    "_deviation",
-    "_equivalence",
-    "_cycle",
-    "_biases",
-    "_matrices",
-    "_mover",
-    "_frozen",
-    "_plan",
-    "_training",
-    "equinorm",
+FLOORS = [
+    *["_errors", "native", "_memory", "_modules", "_arguments", "_scaling"],
+    *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
+    *["reporting", "experiments", "cli", "integrations"],
 ]
-"""From graphs to results, bottom up: classes, labels, rules, discovery, rescaling, solving, the public names."""
+"""Folders and files at the package's root, from the ground up."""
 
-EXPERIMENTS = [
-    "_runs",
-    "_data",
-    "_folders",
-    "_networks",
-    "_paths",
-    "_results",
-    "_pictures",
-    "_training",
-    "_workers",
-    "_protocol",
-    "_groups",
-    "_axes",
-    "_figures",
-    "_presets",
-    "_command",
-]
-"""Configurations, data, networks, one run, many runs, what the commands do with them."""
+CORE = FLOORS[: FLOORS.index("__init__") + 1]
+"""Floors that neither print nor touch files."""
 
-COMMAND_LINE = [
-    *["_records", "_weights", "_models", "_options", "_files", "_terminal", "_verify", "_demo", "_tables", "_report"],
-    *["experiments", *(f"experiments.{name}" for name in EXPERIMENTS)],
-    "cli",
-]
-"""On top of the public names: records, reading, writing, printing, what each command does, how it looks."""
+STRANGERS = {
+    "native": ["_memory", "_modules", "_scaling"],
+    "rescaling": ["discovery"],
+    "balancing": ["discovery"],
+    "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
+    "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],
+    "experiments": [],
+}
+"""What stands below a folder and is none of its business."""
 
-INTEGRATIONS = ["integrations", "integrations.lightning", "integrations.transformers"]
-"""ENorm in other training loops; nothing else imports them."""
+LINES, WIDTH, ARGUMENTS, AT_THE_ROOT = 320, 128, 6, 12
+"""Most lines and columns of a file, positional arguments of a function, and files beside the folders."""
 
-ORDER = CORE + COMMAND_LINE + INTEGRATIONS
+OUTPUT_CALLS = {"print", "open", "input", "unlink", "read_text", "read_bytes", "write_text", "write_bytes", "load", "save"}
+OUTPUT_PACKAGES = {"io", "logging", "matplotlib", "pathlib", "rich", "safetensors", "shutil", "subprocess", "tempfile", "typer"}
+ALLOWED = {"discovery.graph.export": {"io", "logging"}, "native.kernels": {"pathlib", "shutil", "subprocess", "tempfile"}}
+"""To keep the exporter quiet; to compile."""
 
-LIMIT = 320
-"""Lines of one file."""
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""Every file by its dotted name below the package."""
 
-OUTPUT_CALLS = "print open input unlink read_text read_bytes write_text write_bytes load save"
-OUTPUT_PACKAGES = "io logging matplotlib pathlib rich safetensors shutil subprocess tempfile typer"
-
-
-def path_of(name: str) -> Path:
-    inner = PACKAGE if name == "equinorm" else PACKAGE.joinpath(*name.split("."))
-    return inner / "__init__.py" if inner.is_dir() else inner.with_suffix(".py")
+FOLDERS = sorted(name for name, path in FILES.items() if path.name == "__init__.py" and name != "__init__")
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -127,47 +55,82 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
         yield from nodes(node)
 
 
-def imported(name: str) -> Iterator[str]:
-    """Dotted names that a module imports, at the top or inside of functions."""
-    for node in nodes(ast.parse(path_of(name).read_text("utf-8"))):
+def imported(name: str) -> set[str]:
+    """Dotted names of what a file imports, at the top or inside of functions; files of ours by their place in the package."""
+    found = set()
+    for node in nodes(ast.parse(FILES[name].read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} has a relative import"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole.removeprefix("equinorm.") in ORDER else str(node.module)
+                found.add(whole if whole.removeprefix("equinorm.") in FILES else str(node.module))
+    return {"__init__" if target == "equinorm" else target.removeprefix("equinorm.") for target in found}
 
 
-def test_order_names_every_module():
-    found = set(PACKAGE.rglob("*.py"))
-    assert found == {path_of(name) for name in ORDER}
-    assert len(ORDER) == len(set(ORDER))
+def floor(name: str) -> str:
+    return name.split(".")[0]
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_imports_only_from_modules_below(name):
-    own = {target.removeprefix("equinorm.") for target in imported(name) if target.split(".")[0] == "equinorm"}
-    assert own <= set(ORDER[: ORDER.index(name)])
+def is_within(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}.")
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_files_stay_short(name):
-    assert len(path_of(name).read_text("utf-8").splitlines()) <= LIMIT
+def test_floors_name_everything_at_the_root():
+    assert sorted(FLOORS) == sorted({floor(name) for name in FILES})
+    assert sum("." not in name and name not in FOLDERS for name in FILES) <= AT_THE_ROOT
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_come_from_below(name):
+    above = {target for target in imported(name) & FILES.keys() if FLOORS.index(floor(target)) > FLOORS.index(floor(name))}
+    assert not above
+
+
+@pytest.mark.parametrize("folder", STRANGERS)
+def test_folders_keep_to_themselves(folder):
+    assert folder in FOLDERS
+    for name in FILES:
+        if is_within(name, folder):
+            assert not [t for t in imported(name) for stranger in STRANGERS[folder] if is_within(t, stranger)], name
+
+
+def test_no_two_files_import_each_other():
+    graph = {name: imported(name) & FILES.keys() - {name} for name in FILES}
+    assert [*TopologicalSorter(graph).static_order()]  # raises CycleError
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_folders_say_what_they_take_give_and_never_import(folder):
+    text = ast.get_docstring(ast.parse(FILES[folder].read_text("utf-8"))) or ""
+    assert "Takes" in text
+    assert "Gives" in text
+    assert "imports" in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_and_signatures_stay_short(name):
+    text = FILES[name].read_text("utf-8")
+    assert len(text.splitlines()) <= LINES
+    if name.startswith("cli."):  # typer reads a command's options from its arguments
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            given = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            assert len([argument for argument in given if argument not in ("self", "cls")]) <= ARGUMENTS, node.name
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.[ch]pp")), ids=lambda path: path.name)
 def test_sources_of_kernels_stay_short(path):
     lines = path.read_text("utf-8").splitlines()
-    assert len(lines) <= LIMIT
-    assert max(map(len, lines)) <= 128
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= WIDTH
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", [name for name in FILES if floor(name) in CORE])
 def test_core_neither_prints_nor_touches_files(name):
-    tree = ast.parse(path_of(name).read_text("utf-8"))
+    tree = ast.parse(FILES[name].read_text("utf-8"))
     called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes(tree) if isinstance(node, ast.Call)}
-    assert not called & set(OUTPUT_CALLS.split())
-    compiler = {"pathlib", "shutil", "subprocess", "tempfile"}
-    allowed = {"_export": {"io", "logging"}, "native": compiler}.get(name, set())  # to keep the exporter quiet; to compile
-    assert not {target.split(".")[0] for target in imported(name)} & set(OUTPUT_PACKAGES.split()) - allowed
+    assert not called & OUTPUT_CALLS
+    assert not {target.split(".")[0] for target in imported(name)} & OUTPUT_PACKAGES - ALLOWED.get(name, set())

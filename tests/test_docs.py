@@ -1,13 +1,11 @@
 """What the pages say of measurements is what the files of results say."""
 # ruff: noqa: E402 -- the script that fills the pages is no part of the package
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs" / "_tables"))
 
 import fill
 

@@ -2,7 +2,6 @@
 # ruff: noqa: E402 -- the scripts of the pages are no part of the package
 
 import inspect
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 import equinorm
 
 TABLES = Path(__file__).parents[1] / "docs" / "_tables"
-sys.path.insert(0, str(TABLES))
 
 import check
 

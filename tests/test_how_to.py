@@ -15,7 +15,6 @@ import torch
 from equinorm.cli.app import main
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from zoo import from_torchvision as zoo_torchvision
 

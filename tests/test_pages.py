@@ -2,13 +2,11 @@
 # ruff: noqa: E402 -- the check is no part of the package
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs" / "_check"))
 
 import pages
 

@@ -1,6 +1,6 @@
 """A real, trained network: the ResNet-20 and the CIFAR-10 test images that lie beside the project, where they do."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def resnet20():
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import resnet20
-    finally:
-        sys.path.pop(0)
-    return resnet20
+    return importlib.import_module("resnet20")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import gc
 import importlib
 import math
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,12 +28,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import common
 import equinorm
 
-ZOOS = ("torchvision", "timm", "transformers", "large")
+ZOOS = {
+    "torchvision": "from_torchvision",
+    "timm": "from_timm",
+    "transformers": "from_transformers",
+    "large": "large_language_models",
+}
+"""Module that builds the models of each."""
 LARGEST, LARGEST_OF_FAMILY = 120e6, 600e6
 """Parameters of the largest model that is run: more for the only one of a family."""
+
+
+def _builder(zoo: str) -> Any:
+    return importlib.import_module(f"zoo.{ZOOS[zoo]}")
 
 
 class Double(TorchDispatchMode):
@@ -76,7 +89,7 @@ def randomise_(model: nn.Module) -> None:
 def build(zoo: str, name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """A model in evaluation mode and float64, none of whose tensors is zero or constant, and its inputs."""
     torch.manual_seed(seed)
-    model, args, kwargs = importlib.import_module(f"zoo_{zoo}").build(name)
+    model, args, kwargs = _builder(zoo).build(name)
     model.double().eval()
     randomise_(model)
     args, kwargs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs))
@@ -86,7 +99,7 @@ def build(zoo: str, name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...
 def look(zoo: str, name: str) -> dict[str, Any]:
     """What is found in a model on the meta device."""
     with torch.device("meta"):
-        model, args, kwargs = importlib.import_module(f"zoo_{zoo}").build(name)
+        model, args, kwargs = _builder(zoo).build(name)
     return _found(equinorm.symmetries(model.eval(), args, kwargs))
 
 
@@ -151,7 +164,7 @@ def outputs(model: nn.Module, args: tuple, kwargs: dict[str, Any], seed: int) ->
 
 def record(zoo: str, name: str, run: bool, seed: int = 0) -> dict[str, Any]:
     """One line of results; a model that fails yields its error."""
-    subject = {"zoo": zoo, "model": name, "family": importlib.import_module(f"zoo_{zoo}").family(name), "run": run}
+    subject = {"zoo": zoo, "model": name, "family": _builder(zoo).family(name), "run": run}
     started = time.perf_counter()
     try:
         found = measure(zoo, name, seed) if run else look(zoo, name)
@@ -170,7 +183,7 @@ def record(zoo: str, name: str, run: bool, seed: int = 0) -> dict[str, Any]:
 
 def sweep(zoo: str, models: list[str] | None, known: list[dict[str, Any]], seed: int = 0) -> Iterator[dict[str, Any]]:
     """First every model on the meta device; then those that are run, one in memory at a time."""
-    names = models or importlib.import_module(f"zoo_{zoo}").names()
+    names = models or _builder(zoo).names()
     known = [record for record in known if record["zoo"] == zoo]
     looked = {record["model"]: record for record in known if not record["run"]}
     ran = {record["model"] for record in known if record["run"]}

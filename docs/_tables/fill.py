@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import claims
-import discovery
 import source
 import speed
+
+import discovery
 
 PAGES = Path(__file__).parents[1]
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_samples import Wrapped, call, true_dimension
-from test_rules import check_sound, moved
+from operator_samples import Wrapped, call, check_sound, moved, true_dimension
 from torch import Tensor, nn
 
 import equinorm

@@ -4,14 +4,12 @@ Unsound: a rescaling that `symmetries` offers changes an output. Missed: a resca
 to first order at every random point, is not offered. Both are judged by running the operator, never by its rule.
 """
 
-import copy
-import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from operator_samples import Wrapped, call, database, true_dimension
+from operator_samples import Wrapped, call, check_sound, database, moved, true_dimension
 from torch import Tensor, nn
 
 import equinorm
@@ -20,7 +18,6 @@ from equinorm.discovery.rules import TABLE
 pytest.importorskip("expecttest", reason="PyTorch's operator samples need the package expecttest")
 
 aten = torch.ops.aten
-TOLERANCE = 1e-12  # relative, float64: rounding only
 
 UNDEFINED = {"empty_like", "new_empty", "new_empty_strided", "rand_like", "randn_like", "randint_like"}
 """Operators whose samples return whatever memory holds, or noise."""
@@ -42,28 +39,6 @@ def names() -> list[str]:
         return name.removeprefix("nn.functional.").replace(".", "_") in TABLE
 
     return sorted({info.name for info in op_db if info.name in SPECIAL or reaches(info.name)} - UNDEFINED)
-
-
-def moved(model: nn.Module, args: tuple, std: float, power_of_two: bool = False) -> tuple[nn.Module, int]:
-    """A copy at a random point of the discovered group, and the dimension of the group."""
-    twin = copy.deepcopy(model)
-    group = equinorm.symmetries(twin, args)
-    generator = torch.Generator().manual_seed(5)
-    group.rescale_(std * torch.randn(group.num_free, generator=generator, dtype=torch.float64), power_of_two=power_of_two)
-    return twin, group.num_free
-
-
-def check_sound(model: Wrapped, title: str) -> int:
-    """Random members of the group at three magnitudes leave the outputs where they are; returns the group's dimension."""
-    group = equinorm.symmetries(model, model.inputs)
-    generator = torch.Generator().manual_seed(5)
-    for std in (0.1, 1.0, 5.0):
-        twin = copy.deepcopy(model)
-        logs = std * torch.randn(group.num_free, generator=generator, dtype=torch.float64)
-        dataclasses.replace(group, model=twin).rescale_(logs)
-        deviation = equinorm.deviation(twin, model, model.inputs)
-        assert deviation <= TOLERANCE, f"{title}: log-scales of size {std} change the outputs by {deviation:.1e}"
-    return group.num_free
 
 
 def some(name: str, count: int) -> list:

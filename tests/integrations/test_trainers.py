@@ -24,7 +24,6 @@ for package in ("lightning", "transformers", "accelerate"):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 if importlib.util.find_spec("torchvision") is not None:  # both import it, and it may come without its operators
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     from zoo import from_torchvision as zoo_torchvision
 
     zoo_torchvision.import_models()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from algorithm_1 import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
 from hypothesis import HealthCheck, given, settings
+from kernel_checks import NETWORKS, channels_last, follows_algorithm_1, spread, transposed
 from random_networks.networks import Network, arguments, networks
-from test_training_kernels import NETWORKS, channels_last, follows_algorithm_1, spread, transposed
 from torch import nn
 
 import equinorm

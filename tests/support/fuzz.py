@@ -1,7 +1,7 @@
 """Random networks for as long as asked, or once more.
 
     python tests/support/fuzz.py --minutes 60 --output benchmarks/results/fuzz.jsonl
-    python tests/support/fuzz.py --seed 17              # the networks of one seed again; --smallest looks for a smaller one that fails
+    python tests/support/fuzz.py --seed 17   # the networks of one seed again; --smallest looks for a smaller one
 
 Every seed draws a hundred networks. What discovery finds in each is tried with numbers (`network_checks`). With --rewrites each
 is looked at once more, written in another way, which must give the same group: a difference is counted as missed. Returns 1 if

@@ -1,5 +1,7 @@
 """PyTorch's own operator samples as small networks, and the ground truth of how they may be rescaled."""
 
+import copy
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+import equinorm
+
+TOLERANCE = 1e-12  # relative, float64: rounding only
 
 
 @dataclass(frozen=True)
@@ -142,3 +148,25 @@ def true_dimension(model: Wrapped, found: int, draws: int = 1000) -> int:
         with torch.no_grad():
             parameter.copy_(value)
     return basis.size(1)
+
+
+def moved(model: nn.Module, args: tuple, std: float, power_of_two: bool = False) -> tuple[nn.Module, int]:
+    """A copy at a random point of the discovered group, and the dimension of the group."""
+    twin = copy.deepcopy(model)
+    group = equinorm.symmetries(twin, args)
+    generator = torch.Generator().manual_seed(5)
+    group.rescale_(std * torch.randn(group.num_free, generator=generator, dtype=torch.float64), power_of_two=power_of_two)
+    return twin, group.num_free
+
+
+def check_sound(model: Wrapped, title: str) -> int:
+    """Random members of the group at three magnitudes leave the outputs where they are; returns the group's dimension."""
+    group = equinorm.symmetries(model, model.inputs)
+    generator = torch.Generator().manual_seed(5)
+    for std in (0.1, 1.0, 5.0):
+        twin = copy.deepcopy(model)
+        logs = std * torch.randn(group.num_free, generator=generator, dtype=torch.float64)
+        dataclasses.replace(group, model=twin).rescale_(logs)
+        deviation = equinorm.deviation(twin, model, model.inputs)
+        assert deviation <= TOLERANCE, f"{title}: log-scales of size {std} change the outputs by {deviation:.1e}"
+    return group.num_free

@@ -3,8 +3,6 @@
 import copy
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ import equinorm
 from equinorm import ENorm, RescaleError, symmetries
 
 if importlib.util.find_spec("torchvision") is not None:  # timm and lightning import it, and it may come without its operators
-    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
     from zoo import from_torchvision as zoo_torchvision
 
     zoo_torchvision.import_models()

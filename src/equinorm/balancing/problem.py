@@ -40,7 +40,9 @@ class HasSides(Protocol):
     """A block, or the layout of one."""
 
     @property
-    def sides(self) -> tuple[Side, ...]: ...
+    def sides(self) -> tuple[Side, ...]:
+        """Who moves the energies."""
+        ...
 
 
 def steps(blocks: Iterable[HasSides], count: int, p: float) -> list[float]:
@@ -79,10 +81,12 @@ class Block:
 
     @property
     def is_matrix(self) -> bool:
+        """Is it a matrix, not a list of terms?"""
         return self.energies.dim() == 2
 
     @property
     def is_empty(self) -> bool:
+        """Has it no entries?"""
         return not self.energies.numel()
 
     def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
@@ -161,15 +165,35 @@ class AnyBlock(Protocol):
     tensor: int
 
     @property
-    def sides(self) -> tuple[Side, ...]: ...
+    def sides(self) -> tuple[Side, ...]:
+        """Who moves the energies."""
+        ...
+
     @property
-    def is_matrix(self) -> bool: ...
+    def is_matrix(self) -> bool:
+        """Is it a matrix, not a list of terms?"""
+        ...
+
     @property
-    def is_empty(self) -> bool: ...
-    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor: ...
-    def log_total(self, z: Tensor, q: float, maximum: bool) -> float: ...
-    def hits(self, place: int, ready: list[Tensor]) -> Tensor: ...
-    def without(self, dead: Tensor) -> "AnyBlock": ...
+    def is_empty(self) -> bool:
+        """Has it no entries?"""
+        ...
+
+    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
+        """Logarithm of the energy of each channel (of each term) along one side."""
+        ...
+
+    def log_total(self, z: Tensor, q: float, maximum: bool) -> float:
+        """Logarithm of the whole energy."""
+        ...
+
+    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
+        """Channels (terms) along one side that a nonzero energy joins to places of all other sides that are ready."""
+        ...
+
+    def without(self, dead: Tensor) -> "AnyBlock":
+        """The same with no energy where a dead class takes part."""
+        ...
 
 
 class Precise(Protocol):
@@ -200,10 +224,12 @@ class Problem:
 
     @property
     def q(self) -> float:
+        """The power of scales in an energy."""
         return 1.0 if math.isinf(self.p) else self.p
 
     @property
     def maximum(self) -> bool:
+        """Is the largest energy minimised, not their sum?"""
         return math.isinf(self.p)
 
     def log_energies(self, z: Tensor) -> dict[int, float]:

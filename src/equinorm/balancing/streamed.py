@@ -214,6 +214,7 @@ class StreamedBlock:
 
     @property
     def is_empty(self) -> bool:
+        """Has it no entries?"""
         return not all(side.ids.numel() for side in self.sides)
 
     def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:

@@ -62,6 +62,7 @@ class Commands(TyperGroup):
     """Commands whose wrong use is JSON, too, with --json."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run a command; wrong use is an error like any other."""
         given = list(sys.argv[1:] if args is None else args)
         if "--json" not in given or not standalone_mode:
             return super().main(args, *rest, standalone_mode=standalone_mode, **options)

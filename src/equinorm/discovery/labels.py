@@ -24,10 +24,12 @@ class Factor:
     ids: Tensor
 
     def varies(self, axes: Sequence[int]) -> bool:
+        """Do its ids differ along any of these axes?"""
         return any(self.ids.size(axis) > 1 for axis in axes)
 
     @property
     def has_zero(self) -> bool:
+        """Is an entry the constant zero?"""
         return bool((self.ids == ZERO).any())
 
 

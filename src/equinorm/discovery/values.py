@@ -45,6 +45,7 @@ class Constant:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
         return tuple(self.value.shape)
 
 
@@ -88,6 +89,7 @@ class View:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
         return tuple(self.source.shape[axis] if axis >= 0 else 1 for axis in self.order)
 
     @property
@@ -148,6 +150,7 @@ class Chosen:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
         return (*self.value.shape[: self.axis], self.length, *self.value.shape[self.axis + 1 :])
 
 

@@ -1,1 +1,4 @@
-"""The paper's experiments: networks, data, methods, a fair protocol, results as JSON lines, and pictures of them."""
+"""The paper's experiments: networks, data, methods, a fair protocol, results, and pictures of them.
+
+Takes presets. Gives results as JSON lines, tables and figures. Never imports cli.
+"""

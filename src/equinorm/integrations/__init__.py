@@ -1,4 +1,7 @@
-"""ENorm in other training loops. Each module needs the package it is named after and nothing else imports it."""
+"""ENorm in other training loops. Each module needs the package it is named after.
+
+Takes a trainer of another library. Gives callbacks that keep its weights balanced. Never imports cli, and nothing imports it.
+"""
 
 import importlib
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """Rules: what each operation asks of the labels of its inputs, and the labels of what it returns.
 
+Takes a `Trace` and a `Call`. Gives labels, and laws between them. Never imports the graph nor the interpreter.
+
 `TABLE` maps operators to rules. The modules, by kind: `movement` (entries only move), `placement` (to places that an index
 names), `elementwise` (each entry on its own), `reduction` (sums, maxima, pooling along axes), `normalization`,
 `contraction` (products summed over an axis), `algebra` (several products, functions of whole matrices), `recurrent`.

@@ -37,6 +37,7 @@ class Call:
             raise AttributeError(f"{self.operator} has no argument {name!r}") from None
 
     def get(self, name: str, default: Any = None) -> Any:
+        """An argument, if the operator has it."""
         return self.arguments.get(name, default)
 
     @property
