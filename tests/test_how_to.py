@@ -62,7 +62,7 @@ def test_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    generator = torch.random.get_rng_state()
+    generator, dtype = torch.random.get_rng_state(), torch.get_default_dtype()
     names, printed, ran = {"__name__": "__main__"}, None, 0
     try:
         for kind, text in BLOCK.findall(page.read_text("utf-8")):
@@ -78,6 +78,7 @@ def test_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path, monkey
             printed, ran = capsys.readouterr().out, ran + 1
     finally:
         torch.random.set_rng_state(generator)
+        torch.set_default_dtype(dtype)
     assert ran
 
 

@@ -44,5 +44,5 @@ def test_imbalance_at_another_c_is_not_drawn(result, at):
 
 def test_depth_is_counted_in_hidden_layers(result):
     linear = [layer for layer in build(result.run, DATA.shape, DATA.classes).modules() if hasattr(layer, "in_features")]
-    assert plot_parts.hidden_layers(result.run) == len(linear) - 1
+    assert result.run.hidden_layers == len(linear) - 1
     assert plot_parts.where(experiments([result])[0].series[0]).startswith(f"{len(linear) - 1} hidden layers")

@@ -111,7 +111,7 @@ def summary(record: Comparison) -> RenderableType:
     fc = base.network == "fc"
     columns = [
         ("method", False),
-        *([("p", True)] if fc else []),
+        *([("hidden layers", True)] if fc else []),
         ("batch", True),
         ("learning rate", True),
         ("test accuracy", True),
@@ -120,7 +120,7 @@ def summary(record: Comparison) -> RenderableType:
     rows = [
         (
             cell.label,
-            *([str(cell.run.depth)] if fc else []),
+            *([str(cell.run.hidden_layers)] if fc else []),
             str(cell.run.batch),
             f"{cell.run.lr:g}",
             f"{cell.mean:.2%}",

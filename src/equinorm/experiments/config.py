@@ -65,7 +65,7 @@ class Run:
         data: "digits", "cifar10", or "images" (a folder of images).
         network: one of `NETWORKS`.
         method: one of `METHODS`.
-        depth: number p of width × width layers of the fully connected network.
+        depth: number of width × width layers of the fully connected network.
         width: features of its hidden layers; channels of the first convolution of the others.
         biases: of linear and convolution layers.
         batch: images in a batch.
@@ -118,6 +118,11 @@ class Run:
     augment: bool = False
     held_out: bool = False
     seed: int = 0
+
+    @property
+    def hidden_layers(self) -> int:
+        """Of the fully connected network: one in front of its square weights, and one behind each of them."""
+        return self.depth + 1
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("network", NETWORKS), ("data", ("digits", "cifar10", "images"))):

@@ -21,7 +21,6 @@ from equinorm.experiments.plot_parts import (
     grid,
     handles,
     heading,
-    hidden_layers,
     layers,
     legend,
     limit,
@@ -67,7 +66,7 @@ def depths(experiment: Experiment) -> Figure:
     """Test accuracy against depth."""
     batch = experiment.batches[-1]
     chosen = [series for series in experiment.series if series.run.batch == batch]
-    return _against(experiment, chosen, lambda series: hidden_layers(series.run), "hidden layers", log=False)
+    return _against(experiment, chosen, lambda series: series.run.hidden_layers, "hidden layers", log=False)
 
 
 def batches(experiment: Experiment) -> Figure:

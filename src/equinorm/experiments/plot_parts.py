@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from equinorm.experiments.config import Run
 from equinorm.experiments.series import Experiment, Series
 from equinorm.reporting.style import FAINT
 
@@ -49,12 +48,7 @@ def panels(experiment: Experiment) -> list[tuple[str, list[Series]]]:
 def where(series: Series) -> str:
     """Depth and batch size in words."""
     run = series.run
-    return (f"{hidden_layers(run)} hidden layers, " if run.network == "fc" else "") + f"batch {run.batch}"
-
-
-def hidden_layers(run: Run) -> int:
-    """Of the fully connected network: one before its width × width weights and one behind each of them."""
-    return run.depth + 1
+    return (f"{run.hidden_layers} hidden layers, " if run.network == "fc" else "") + f"batch {run.batch}"
 
 
 def by_label(chosen: Sequence[Series]) -> dict[str, list[Series]]:
