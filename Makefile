@@ -34,6 +34,7 @@ docs: $(TEST)/.stamp-docs
 	$(TEST)/bin/python docs/_tables/fill.py
 	NO_MKDOCS_2_WARNING=1 $(TEST)/bin/mkdocs build --strict
 	$(TEST)/bin/python docs/_tables/check.py site
+	$(TEST)/bin/python docs/_check/pages.py site
 
 # What a training step and a balance cost on this machine; about twenty minutes when nothing else runs.
 bench: $(TEST)/.stamp-test
