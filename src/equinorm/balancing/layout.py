@@ -8,14 +8,14 @@ where families of channels change. A training hook works this out once and reads
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.problem import GROUND, Side
+from equinorm.balancing.problem import GROUND, Side, family_of_classes
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -72,9 +72,31 @@ class Layout:
         return self.view(tensor) + self.scaling.offset if self.scaling.offset else self.view(tensor)
 
 
-def layouts(
-    scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], num_free: int, held: Tensor
-) -> tuple[Layout, ...]:
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkLayout:
+    """The layouts of a network's tensors.
+
+    Attributes:
+        layouts: of the tensors whose norm counts.
+        families: first and last + 1 id of every family.
+        num_free: number of free classes.
+    """
+
+    layouts: tuple[Layout, ...]
+    families: tuple[tuple[int, int], ...]
+    num_free: int
+
+    @property
+    def moving(self) -> list[tuple[int, Part]]:
+        """Every part that moves, with the index of its layout."""
+        return [(index, part) for index, layout in enumerate(self.layouts) for part in layout.parts if not part.is_still]
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors themselves, one for each layout, from all by name."""
+        return [tensors[layout.scaling.name] for layout in self.layouts]
+
+
+def lay_out(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], num_free: int, held: Tensor) -> NetworkLayout:
     """Lay out the energies of tensors.
 
     Args:
@@ -83,11 +105,9 @@ def layouts(
         num_free: number of free classes.
         held: mask over 0..num_free of classes that must not move; they count as ground.
     """
-    family_of = torch.full((num_free + 1,), GROUND)
-    for number, (first, last) in enumerate(families):
-        family_of[first:last] = number
+    family_of = family_of_classes(families, num_free)
     family_of[held] = GROUND
-    return tuple(_layout(scaling, family_of) for scaling in scalings)
+    return NetworkLayout(tuple(_layout(scaling, family_of) for scaling in scalings), tuple(families), num_free)
 
 
 _Channels = tuple[Tensor, Tensor]

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm.balancing.families import colours, minimise_families
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, steps
+from equinorm.balancing.families import FamilyStructure, minimise_families
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, family_of_classes
 
 SWEEPS = 20
 """Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""
@@ -35,7 +35,7 @@ class RankOne:
     """
 
     def __init__(self, problem: Problem, live: Tensor) -> None:
-        self._problem, self._q = problem, problem.q
+        self._problem, self._norm = problem, problem.norm
         self._live, self._count = live.numpy(), problem.num_free + 1
         blocks = [block for block in problem.blocks if not block.is_empty]
         self._matrices = [block for block in blocks if block.is_matrix and len(_moving(block)) > 1]
@@ -65,31 +65,26 @@ class RankOne:
         self._into, self._out = (_Gather(self._ids, keep) for keep in (self._exponents > 0, self._exponents < 0))
 
     def _prepare_families(self) -> None:
-        families, blocks = self._problem.families, [*self._matrices, *self._lists]
-        self._levels = torch.zeros(len(blocks), len(families), dtype=torch.float64)
-        for row, block in enumerate(blocks):
-            for side in block.sides:
-                if side.family != GROUND:
-                    self._levels[row, side.family] += self._q * side.exponent
-        self._is_chained = bool((self._levels != 0).sum(1).gt(1).any())
-        self._family = np.full(self._count, GROUND)  # GROUND reads the last entry of what is by family
-        for number, (first, last) in enumerate(families):
-            self._family[first:last] = number
-        shade = np.array([*colours(blocks, len(families)), -1])[self._family]
+        problem = self._problem
+        structure = FamilyStructure([*self._matrices, *self._lists], len(problem.families), problem.norm)
+        self._levels, self._is_chained = structure.exponents, structure.is_chained
+        # GROUND reads the last entry of what is by family.
+        self._family = family_of_classes(problem.families, problem.num_free).numpy()
+        shade = np.array([*structure.colours, -1])[self._family]
         self._masks = [self._live & (shade == colour) for colour in range(shade.max() + 1)]
-        self._steps = np.array([*steps(blocks, len(families), self._problem.p), 0.0])[self._family]
+        self._steps = np.array([*structure.steps, 0.0])[self._family]
 
-    def read(self, z: Tensor) -> None:
+    def read_energies_at(self, z: Tensor) -> None:
         """Take the numbers of the blocks at these log-scales."""
-        pairs = [[block.log_energies(place, z, self._q, False) for place in (0, 1)] for block in self._matrices]
+        pairs = [[block.log_energies(place, z, self._norm) for place in (0, 1)] for block in self._matrices]
         self._totals = np.array([float(rows.logsumexp(0)) for rows, _ in pairs])
         finite = np.where(np.isfinite(self._totals), self._totals, 0.0)
         self._shares = _joined([logs.numpy() for pair in pairs for logs in pair]) - finite[self._matrix]
         if self._base is None or self._is_base_precise != self._problem.is_precise:
             start, lists = torch.zeros_like(z), zip(self._lists, self._places, strict=True)
-            self._base = _joined([block.log_energies(place, start, self._q, False).numpy() for block, place in lists])
+            self._base = _joined([block.log_energies(place, start, self._norm).numpy() for block, place in lists])
             self._is_base_precise = self._problem.is_precise
-        self._terms = self._base + self._by_term(self._q * self._exponents * z.numpy()[self._ids])
+        self._terms = self._base + self._by_term(self._norm.q * self._exponents * z.numpy()[self._ids])
 
     def value(self) -> float:
         """Logarithm of all energies at the last reading."""
@@ -146,7 +141,7 @@ class RankOne:
 
     def _moved(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shares, their sums by side, and terms, all as logarithms, after a shift."""
-        moves = self._q * self._exponents * shift[self._ids]
+        moves = self._norm.q * self._exponents * shift[self._ids]
         shares = self._shares + moves[: len(self._shares)]
         return shares, self._sides.log_sums(shares), self._terms + self._by_term(moves)
 
