@@ -68,6 +68,16 @@ def runs_of(tensor: Tensor, axes: Sequence[int]) -> Runs:
 class Reading:
     """Reads |w|^p of a tensor, summed (p = ∞: maximised) over the axes that no scale tells apart.
 
+    A vector of two channels, as a bias or a gain has them, is a matrix of one column on the ground:
+
+    >>> from equinorm._scaling import Scaling
+    >>> from equinorm.balancing.layout import lay_out
+    >>> scaling = Scaling(("gain",), (2,), torch.float32, "parameter", "weight", 1, ((1.0, torch.tensor([1, 2])),))
+    >>> (layout,) = lay_out([scaling], [(1, 3)], 2, torch.zeros(3, dtype=torch.bool)).layouts
+    >>> Reading(layout, torch.tensor([3.0, -4.0]), Norm(2.0), torch.float64).read_energies()
+    tensor([[ 9.],
+            [16.]], dtype=torch.float64)
+
     Args:
         layout: of the tensor.
         tensor: the tensor itself; its strides must stay what they are.

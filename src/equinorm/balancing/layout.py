@@ -25,6 +25,9 @@ Pick = slice | Tensor
 class Part:
     """One block of a tensor's energies.
 
+    A linear layer behind a concatenation of 3 channels of family 0 and 2 of family 1, whose 4 outputs are family 2, is cut in
+    two: `picks` (0:4, 0:3) and (0:4, 3:5), `sides` (family 2, exponent 1; family 0, exponent −1) and (2, 1; 1, −1).
+
     Attributes:
         picks: rows and columns of the matrix, or places in the list of terms.
         sides: who moves them.
@@ -44,6 +47,19 @@ class Part:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """How one tensor's energies are laid out.
+
+    The second of three convolutions, of 16 outputs, 8 inputs and a kernel of 3 by 3, is a matrix of 16 rows and 8 columns, each
+    entry the sum of |w|^p over 9 weights. Classes 1 to 8 move its columns, and 9 to 24 its rows:
+
+    >>> columns, rows = torch.arange(1, 9).reshape(1, 8, 1, 1), torch.arange(9, 25).reshape(16, 1, 1, 1)
+    >>> scaling = Scaling(("1.weight",), (16, 8, 3, 3), torch.float32, "parameter", "weight", 2, ((-1.0, columns), (1.0, rows)))
+    >>> network = lay_out([scaling], [(1, 9), (9, 25)], 24, torch.zeros(25, dtype=torch.bool))
+    >>> (layout,) = network.layouts
+    >>> layout.axes, layout.others, layout.is_matrix
+    ((0, 1), (2, 3), True)
+    >>> (part,) = layout.parts
+    >>> [(side.family, side.exponent, len(side.ids)) for side in part.sides]
+    [(1, 1.0, 16), (0, -1.0, 8)]
 
     Attributes:
         scaling: of the tensor, as `view` shows it.
