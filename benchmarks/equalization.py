@@ -29,8 +29,9 @@ from torch import nn
 import equinorm
 from common import machine, report
 from equinorm.balancing.assemble import problem
-from equinorm.balancing.balance import counted
-from equinorm.balancing.layout import layouts
+from equinorm.balancing.layout import lay_out
+from equinorm.balancing.options import BalanceOptions
+from equinorm.balancing.scope import counted
 from zoo.from_torchvision import import_models
 
 
@@ -79,8 +80,8 @@ def lbfgs(model: nn.Module, args: tuple, limit: float = 60.0) -> dict[str, float
     scalings = counted(symmetries.scalings, biases=False)
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     started = time.perf_counter()
-    laid = layouts(scalings, symmetries.family_ranges, symmetries.num_free, held)
-    found = problem(laid, symmetries.tensors, symmetries.family_ranges, symmetries.num_free, 2.0, 1.0, torch.float32, False)
+    network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
+    found = problem(network, symmetries.tensors, BalanceOptions(method="cyclic"))
     evaluations, residual, best = 0, 1.0, torch.zeros(symmetries.num_free, dtype=torch.float64)
 
     def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -89,7 +90,7 @@ def lbfgs(model: nn.Module, args: tuple, limit: float = 60.0) -> dict[str, float
         total, gradient, both = 0.0, torch.zeros_like(padded), 0.0
         for block in found.blocks:
             for place, side in enumerate(block.sides):
-                energies = block.log_energies(0 if not block.is_matrix else place, padded, 2.0, False).exp()
+                energies = block.log_energies(0 if not block.is_matrix else place, padded, found.norm).exp()
                 gradient.index_add_(0, side.ids, 2 * side.exponent * energies)
                 both += 2 * float(energies[side.ids > 0].sum())
                 total += float(energies.sum()) if place == 0 else 0.0

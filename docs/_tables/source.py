@@ -59,9 +59,9 @@ def _cell(text: str) -> str:
 def optimizers() -> str:
     """How the state of each known optimizer scales where its parameter scales by s."""
     rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
-    for kind, states in LAWS.items():
+    for kind, known in LAWS.items():
         laws = ", ".join(
-            f"`{name}` " + (f"↦ s^{law.exponent}·" if law.exponent else "unchanged") for name, law in states.items()
+            f"`{name}` " + (f"↦ s^{law.exponent}·" if law.exponent else "unchanged") for name, law in known.states.items()
         )
         rows.append(f"| `{kind.__name__}` | {laws} |")
     return "\n".join(rows) + "\n"

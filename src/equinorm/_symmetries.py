@@ -11,8 +11,8 @@ from equinorm._arguments import further_inputs
 from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm._scaling import Scaling
-from equinorm.balancing import balance
-from equinorm.balancing.balance import Balance
+from equinorm.balancing.balance import Balance, balance as balance_orbit
+from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.discover import discover
 from equinorm.rescaling.casts import described
 from equinorm.rescaling.orbit import Orbit
@@ -96,7 +96,8 @@ class Symmetries(Orbit):
         """
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
-        return balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
+        options = BalanceOptions(p, c, cycles, tol, method, biases, modules, compile)
+        return balance_orbit(self, options, progress)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"

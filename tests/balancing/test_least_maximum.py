@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import equinorm
 from equinorm import ENorm
+from equinorm.balancing.norm import Norm
+from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import GROUND, Block, Problem, Side
 from equinorm.balancing.solver import Solution, solve
 
@@ -88,9 +90,9 @@ class Draw:
 
     def solved(self) -> tuple[Solution, float, float]:
         """The solution, seconds of this thread, and the largest entry there."""
-        problem = Problem(tuple(self.blocks), tuple(self.families), {}, self.families[-1][1] - 1, math.inf)
+        problem = Problem(tuple(self.blocks), tuple(self.families), {}, self.families[-1][1] - 1, Norm(math.inf))
         started = time.thread_time()
-        solution = solve(problem, "two-level", None, 1e-9, 10_000)
+        solution = solve(problem, BalanceOptions(math.inf, tol=1e-9))
         seconds = time.thread_time() - started
         for log, sides in zip(self.logs, self.moves, strict=True):  # entries of dead classes are left out
             log[torch.stack([solution.dead[ids].flatten() for ids, _ in sides]).any(0)] = -math.inf

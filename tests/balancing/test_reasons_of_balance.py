@@ -40,7 +40,7 @@ def test_norms_that_are_none(p, reason):
 @pytest.mark.parametrize("progress", [3, "bar", True])
 def test_progress_must_be_called(progress):
     found = equinorm.symmetries(nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), (torch.randn(4, 5),))
-    with pytest.raises(BalanceError, match="progress must be called"):
+    with pytest.raises(BalanceError, match="progress must be a function"):
         found.balance(progress=progress)
 
 

@@ -15,7 +15,9 @@ from torch import nn
 
 import equinorm
 from equinorm import ENorm, EquinormError, native
-from equinorm.training.native_cycle import program
+from equinorm.balancing.layout import NetworkLayout
+from equinorm.balancing.norm import Norm
+from equinorm.training.native_cycle import Schedule, program
 
 pytestmark = needs_compiler
 
@@ -111,7 +113,7 @@ def test_dtypes_without_kernels():
 
 
 def is_recorded(hook: ENorm) -> bool:
-    return hook._plan._cycle._program is not None
+    return hook._plan._recording.cycle._program is not None
 
 
 @pytest.mark.parametrize("lay_out", [transposed, channels_last, spread, lambda model: model])
@@ -248,7 +250,7 @@ def test_no_compiler(monkeypatch, named):
 def test_norms_that_are_not_recorded():
     model = mlp()
     found = equinorm.symmetries(model, (torch.randn(1, 5, dtype=torch.float64),))
-    assert program((), found.tensors, found.family_ranges, (), (), 3.0, torch.float64) is None
+    assert program(NetworkLayout((), (), 0), found.tensors, Norm(3.0), torch.float64, Schedule((), (), False, 0, 0.0)) is None
 
 
 def test_autograd_and_balances_see_that_weights_have_moved():

@@ -100,14 +100,14 @@ def test_kernels_are_put_back(monkeypatch):
     """The compiled kernels have run, and an operation behind them fails."""
     net, _, optimizer, hook = unbalanced("kernels")
     before = [tensor.detach().clone() for tensor in numbers(hook, net, optimizer)]
-    run_ = Mover._run_
+    run_ = Mover._move_natively_
 
     def fail(self, recorded, done):
         run_(self, recorded, done)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Mover, "_run_", fail)
+        patch.setattr(Mover, "_move_natively_", fail)
         with pytest.raises(RescaleError, match="MemoryError"):
             hook.cycle_()
     for tensor, old in zip(numbers(hook, net, optimizer), before, strict=True):

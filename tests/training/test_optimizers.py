@@ -267,7 +267,6 @@ class Mine(optim.SGD):
 
 def test_unknown_optimizers_are_refused_until_registered(monkeypatch):
     monkeypatch.setattr(equinorm.rescaling.optimizer_state, "LAWS", dict(equinorm.rescaling.optimizer_state.LAWS))
-    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "_DECOUPLED", set(equinorm.rescaling.optimizer_state._DECOUPLED))
     model, inputs = unbalanced()
     with pytest.raises(RescaleError, match=r"Mine: how it scales is not known.*register_optimizer"):
         ENorm(Mine(model.parameters(), lr=0.05), model, (inputs,))

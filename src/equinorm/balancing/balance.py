@@ -2,28 +2,21 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, optim
 
 from equinorm import native
-from equinorm._errors import BalanceError, RescaleError, describe
-from equinorm._modules import Choice, chosen
-from equinorm._scaling import Scaling
+from equinorm._errors import RescaleError, amount
 from equinorm.balancing.assemble import problem
-from equinorm.balancing.layout import layouts
+from equinorm.balancing.layout import lay_out
+from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
-from equinorm.balancing.solver import solve
+from equinorm.balancing.scope import counted, held_classes, nothing_moves
+from equinorm.balancing.solver import Progress, Solution, solve
 from equinorm.rescaling.orbit import Orbit
-
-METHODS = ("two-level", "cyclic")
-
-LEAST_P, LARGEST_P = 0.01, 100
-
-LIMIT = 10_000
-"""Largest number of cycles when none is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,98 +99,96 @@ class Balance:
         asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
         return (
             f"ℓ{p} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
-            f"after {_count(self.cycles, f'{self.method} cycle')}: {self.reason}"
-            + (f"; {_count(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
+            f"after {amount(self.cycles, f'{self.method} cycle')}: {self.reason}"
+            + (f"; {amount(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
         )
 
 
-def balance(
-    symmetries: Orbit,
-    p: float,
-    c: float,
-    cycles: int | None,
-    tol: float,
-    method: str,
-    biases: bool,
-    modules: Choice | None,
-    progress: Callable[[int, float], None] | None,
-    compile: bool,
-) -> Balance:
+def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | None = None) -> Balance:
     """See `Symmetries.balance`."""
-    check_options(p, c, cycles, tol, method)
-    if progress is not None and not callable(progress):
-        raise BalanceError(f"progress must be called with the number of a cycle and the residual, not be {progress!r}.")
-    held = held_classes(symmetries, modules)
-    scalings = counted(symmetries.scalings, biases)
-    if modules is not None:
+    held = held_classes(symmetries, options.modules)
+    scalings = counted(symmetries.scalings, options.biases)
+    if options.modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
-    if compile and any(symmetries.tensors[scaling.name].device.type in native.DEVICES for scaling in scalings):
+    tensors, versions = symmetries.tensors, symmetries.versions()
+    devices = {tensors[scaling.name].device.type for scaling in scalings}
+    if options.compile and not devices.isdisjoint(native.DEVICES):
         native.require()
     if not scalings:
-        zero = torch.zeros(symmetries.num_free, dtype=torch.float64)
-        return Balance(
-            symmetries,
-            zero,
-            p,
-            c,
-            method,
-            0.0,
-            0.0,
-            (0.0,),
-            True,
-            nothing_moves(symmetries, modules),
-            (),
-            (),
-            symmetries.versions(),
-        )
-    precision = torch.float32 if tol >= 1e-6 else torch.float64
-    ranges, tensors = symmetries.family_ranges, symmetries.tensors
-    laid = layouts(scalings, ranges, symmetries.num_free, held)
-    streams = method == "two-level" and not math.isinf(p)
-    versions = symmetries.versions()
+        return _unmoved(symmetries, options)
+    network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
     start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
-    with contextlib.ExitStack() as stack:
-        for device in {tensors[scaling.name].device.type for scaling in scalings}:
-            if not torch.amp.is_autocast_available(device):
-                continue
-            stack.enter_context(torch.autocast(device, enabled=False))  # which would sum in half precision
-        found = problem(laid, tensors, ranges, symmetries.num_free, p, c, precision, streams, compile)
+    with _full_precision(devices):
+        found = problem(network, tensors, options)
         before = found.log_energies(start)
-        solution = solve(found, method, cycles, tol, LIMIT, progress)
+        solution = solve(found, options, progress)
         if solution.problem is not found:  # edges of dead channels are not part of the norms
             found = solution.problem
             before = found.log_energies(start)
         after = found.log_energies(solution.z)
-    is_void = bool(solution.dead.any()) and found.join(list(after.values())) == -math.inf
-    converged = solution.residuals[-1] <= tol and not is_void
-    if is_void:
-        count = _count(int(solution.dead.sum()), "channel")
-        reason = f"no path of nonzero weights joins any of {count} to an input and an output: the norm has no minimum"
-    elif converged:
-        reason = f"residual at most {tol:g}"
-    elif cycles is not None:
-        reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
-    elif math.isinf(p) and solution.residuals[-1] > tol and len(solution.residuals) <= LIMIT:
-        reason = f"stands still {solution.residuals[-1]:.1e} above the least maximum; {_way(method)}"
-    elif len(solution.residuals) <= LIMIT:
-        reason = f"stopped where rounding keeps the residual at {min(solution.residuals):.1e}, above {tol:g}"
-    else:
-        reason = f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
+    is_void = bool(solution.dead.any()) and found.norm.join(list(after.values())) == -math.inf
+    converged = solution.residuals[-1] <= options.tol and not is_void
     return Balance(
         symmetries=symmetries,
         log_scales=solution.z[1:].clone(),
-        p=p,
-        c=c,
-        method=method,
+        p=options.p,
+        c=options.c,
+        method=options.method,
         norm_before=_norm(found, before.values()),
         norm_after=_norm(found, after.values()),
         residuals=solution.residuals,
         converged=converged,
-        reason=reason,
+        reason=_reason(solution, options, converged, is_void),
         dead=tuple(solution.dead.nonzero().flatten().tolist()),
         versions=versions,
         energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
+
+
+def _unmoved(symmetries: Orbit, options: BalanceOptions) -> Balance:
+    """The record where nothing is to be balanced."""
+    return Balance(
+        symmetries=symmetries,
+        log_scales=torch.zeros(symmetries.num_free, dtype=torch.float64),
+        p=options.p,
+        c=options.c,
+        method=options.method,
+        norm_before=0.0,
+        norm_after=0.0,
+        residuals=(0.0,),
+        converged=True,
+        reason=nothing_moves(symmetries, options.modules),
+        dead=(),
+        energies=(),
+        versions=symmetries.versions(),
+    )
+
+
+@contextlib.contextmanager
+def _full_precision(devices: Iterable[str]) -> Iterator[None]:
+    """Without autocast, which would sum in half precision."""
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            if torch.amp.is_autocast_available(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _reason(solution: Solution, options: BalanceOptions, converged: bool, is_void: bool) -> str:
+    """Why the iteration stopped, in words."""
+    residuals, tol = solution.residuals, options.tol
+    if is_void:
+        count = amount(int(solution.dead.sum()), "channel")
+        return f"no path of nonzero weights joins any of {count} to an input and an output: the norm has no minimum"
+    if converged:
+        return f"residual at most {tol:g}"
+    if options.cycles is not None:
+        return f"stopped after the {amount(options.cycles, 'cycle')} asked for, residual above {tol:g}"
+    if len(residuals) > LIMIT:
+        return f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
+    if options.norm.is_max and residuals[-1] > tol:
+        return f"stands still {residuals[-1]:.1e} above the least maximum; {_way(options.method)}"
+    return f"stopped where rounding keeps the residual at {min(residuals):.1e}, above {tol:g}"
 
 
 def _way(method: str) -> str:
@@ -205,62 +196,9 @@ def _way(method: str) -> str:
 
 
 def _norm(found: Problem, logs: Iterable[float]) -> float:
-    return _exp(found.join(list(logs)) / found.q)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    return _exp(found.norm.join(list(logs)) / found.norm.q)
 
 
 def _exp(log: float) -> float:
     """exp, inf beyond the largest float."""
     return math.exp(log) if log < 709.0 else math.inf
-
-
-def counted(scalings: Iterable[Scaling], biases: bool) -> list[Scaling]:
-    """Scalings of the tensors whose norm counts: weights that move, and biases if they are asked for."""
-    return [s for s in scalings if s.factors and s.numel and s.kind == "parameter" and (biases or s.role == "weight")]
-
-
-def nothing_moves(symmetries: Orbit, modules: Choice | None) -> str:
-    """Why there is nothing to balance, in a sentence without its full stop: what pins most channels, and by what."""
-    model = describe(symmetries.model)
-    if not symmetries.num_free:
-        pins = sorted(symmetries.pins, key=lambda pin: -pin.channels)
-        shown = [f"{_count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
-        more = [f"and {len(pins) - 3} more"] if len(pins) > 3 else []
-        return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or 'it has none'}"
-    if modules is not None:
-        return f"no hidden channel of {model} can be rescaled: none moves within the chosen modules alone"
-    return f"no weight of {model} is to be balanced: what moves are biases, which do not count without biases=True, and buffers"
-
-
-def check_options(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
-    """Refuse options that are out of range."""
-    for name, value in (("p", p), ("c", c), ("tol", tol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BalanceError(f"{name} must be a number, not {value!r}.")
-    if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
-        why = ": powers would underflow" if p > 0 else ": only positive p make a norm" if p <= 0 else ""
-        raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}{why}.")
-    if not (c > 0 and math.isfinite(c)):
-        raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
-    if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):
-        raise BalanceError(f"cycles must be None or an integer of at least 0, not {cycles!r}.")
-    if not tol >= 0:
-        raise BalanceError(f"tol must be at least 0, not {tol!r}.")
-    if method not in METHODS:
-        raise BalanceError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}.")
-
-
-def held_classes(symmetries: Orbit, modules: Choice | None) -> Tensor:
-    """Mask over 0..num_free of classes that move a tensor outside of the chosen modules."""
-    held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
-    if modules is None:
-        return held
-    inside = chosen(symmetries.model, modules, BalanceError, "modules").values()
-    moving = {id(tensor) for module in inside for tensor in (*module.parameters(), *module.buffers())}
-    for scaling in symmetries.scalings:
-        if id(symmetries.tensors[scaling.name]) not in moving:
-            held[scaling.free()] = True
-    return held

@@ -7,6 +7,7 @@ few entries each are ten times slower.
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,9 +15,7 @@ from torch import Tensor
 from equinorm._errors import BalanceError
 from equinorm._memory import STRIP, is_dense, memory_order
 from equinorm.balancing.layout import Layout
-
-CHEAP = (1.0, 2.0)
-"""Norms whose powers cost nothing beside reading."""
+from equinorm.balancing.norm import Norm
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sums in float32 beyond these are taken again in float64."""
@@ -25,85 +24,125 @@ AT_ONCE = 1 << 20
 """Entries of a strip that is read for both of its sides: it fits a larger cache."""
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """A tensor's memory as runs: each axis that stays apart is one, and neighbours that are summed are one together.
+
+    Attributes:
+        order: axes of the tensor as they lie, from the slowest to the fastest.
+        sizes: entries of each run.
+        summed: places of the runs to sum over.
+        kept: sizes of the axes that stay apart, as they lie.
+        back: place among `kept` of each axis that stays apart.
+
+    A convolution of 8 by 4 channels, in memory as (out, in, kernel) and as (out, kernel, in):
+
+    >>> weight = torch.zeros(8, 4, 3, 3)
+    >>> runs_of(weight, (0, 1)).sizes, runs_of(weight, (0, 1)).summed
+    ((8, 4, 9), (2,))
+    >>> runs_of(weight.to(memory_format=torch.channels_last), (0, 1)).sizes
+    (8, 9, 4)
+    """
+
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    summed: tuple[int, ...]
+    kept: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+def runs_of(tensor: Tensor, axes: Sequence[int]) -> Runs:
+    """The runs of a tensor of which some axes stay apart."""
+    order = memory_order(tensor)
+    runs = [(axis, [*group]) for axis, group in itertools.groupby(order, lambda axis: axis if axis in axes else None)]
+    kept = [axis for axis in order if axis in axes]
+    return Runs(
+        tuple(order),
+        tuple(math.prod(tensor.size(axis) for axis in group) for _, group in runs),
+        tuple(place for place, (axis, _) in enumerate(runs) if axis is None),
+        tuple(tensor.size(axis) for axis in kept),
+        tuple(kept.index(axis) for axis in axes),
+    )
+
+
 class Reading:
     """Reads |w|^p of a tensor, summed (p = ∞: maximised) over the axes that no scale tells apart.
+
+    A vector of two channels, as a bias or a gain has them, is a matrix of one column on the ground:
+
+    >>> from equinorm._scaling import Scaling
+    >>> from equinorm.balancing.layout import lay_out
+    >>> scaling = Scaling(("gain",), (2,), torch.float32, "parameter", "weight", 1, ((1.0, torch.tensor([1, 2])),))
+    >>> (layout,) = lay_out([scaling], [(1, 3)], 2, torch.zeros(3, dtype=torch.bool)).layouts
+    >>> Reading(layout, torch.tensor([3.0, -4.0]), Norm(2.0), torch.float64).read_energies()
+    tensor([[ 9.],
+            [16.]], dtype=torch.float64)
 
     Args:
         layout: of the tensor.
         tensor: the tensor itself; its strides must stay what they are.
-        p: the norm.
+        norm: whose energies these are.
         dtype: of the sums.
         keeps: read into the same memory every time, which spares getting it where energies live for a whole step.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, p: float, dtype: torch.dtype, keeps: bool) -> None:
-        self._layout, self._tensor, self._p, self._dtype = layout, tensor, p, dtype
+    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, dtype: torch.dtype, keeps: bool = False) -> None:
+        self._layout, self._tensor, self._dtype = layout, tensor, dtype
+        self._p, self._is_max, self._is_cheap = norm.p, norm.is_max, norm.is_cheap
         tensor = layout.view(tensor)
         sizes = [tensor.size(axis) for axis in layout.axes]
         self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
-        self._order = memory_order(tensor)
-        # Each axis that stays apart is a run of its own; neighbours that are summed are one.
-        runs = [
-            (place, [tensor.size(axis) for axis in axes])
-            for place, axes in itertools.groupby(self._order, lambda axis: axis if axis in layout.axes else None)
-        ]
-        self._runs = [math.prod(sizes) for _, sizes in runs]
-        self._sums = [number for number, (place, _) in enumerate(runs) if place is None]
-        self._ones = {
-            number: torch.ones(self._runs[number], device=tensor.device, dtype=dtype) for number in self._sums if number
-        }
-        kept = [axis for axis in self._order if axis in layout.axes]
-        self._kept = [tensor.size(axis) for axis in kept]
-        self._back = [kept.index(axis) for axis in layout.axes]
+        self._runs = runs = runs_of(tensor, layout.axes)
+        self._ones = {place: torch.ones(runs.sizes[place], device=tensor.device, dtype=dtype) for place in runs.summed if place}
         # Strips that fit the cache; on an accelerator, where launches cost, all in one.
-        rows, rest = (self._runs or [1])[0], math.prod(self._runs[1:])
+        rows, rest = (*runs.sizes, 1)[0], math.prod(runs.sizes[1:])
         self._strip = max(1, STRIP // rest) if tensor.device.type == "cpu" else rows
-        keeps = keeps and not self._sums and p == 2 and tensor.dtype == dtype
+        keeps = keeps and not runs.summed and norm.p == 2 and tensor.dtype == dtype
         self._memory = torch.empty_like(tensor, requires_grad=False) if keeps else None
 
-    def read(self) -> Tensor:
-        """Energies: a matrix of two sides, or a list of terms."""
+    def read_energies(self) -> Tensor:
+        """Read them: a matrix of two sides, or a list of terms."""
         weight = self._layout.effective(self._tensor)
         if self._memory is not None and not torch.compiler.is_compiling():
             return torch.mul(weight, weight, out=self._memory).reshape(self._shape)
-        if not self._sums:
+        if not self._runs.summed:
             return self._power(weight).reshape(self._shape)
-        strips = weight.permute(self._order).reshape(self._runs).split(self._strip)
-        if math.isinf(self._p):  # exact in any dtype
-            strips = [strip.abs().amax(self._sums) for strip in strips]
-            whole = (torch.stack(strips).amax(0) if self._sums[0] == 0 else torch.cat(strips)).to(self._dtype)
-            return whole.view(self._kept).permute(self._back).reshape(self._shape)
-        room = self._room(self._strip) if self._p in CHEAP and not torch.compiler.is_compiling() else None
+        strips = weight.permute(self._runs.order).reshape(self._runs.sizes).split(self._strip)
+        if self._is_max:  # exact in any dtype
+            strips = [strip.abs().amax(self._runs.summed) for strip in strips]
+            whole = (torch.stack(strips).amax(0) if self._runs.summed[0] == 0 else torch.cat(strips)).to(self._dtype)
+            return whole.view(self._runs.kept).permute(self._runs.back).reshape(self._shape)
+        room = self._room(self._strip) if self._is_cheap and not torch.compiler.is_compiling() else None
         strips = [self._summed(strip, None if room is None else room[: len(strip)]) for strip in strips]
-        whole = sum(strips[1:], strips[0]) if self._sums[0] == 0 else torch.cat(strips)
-        return whole.view(self._kept).permute(self._back).reshape(self._shape)
+        whole = sum(strips[1:], strips[0]) if self._runs.summed[0] == 0 else torch.cat(strips)
+        return whole.view(self._runs.kept).permute(self._runs.back).reshape(self._shape)
 
     @property
     def has_strips(self) -> bool:
         """Can a matrix be read a strip at a time without a copy of the tensor?"""
         lies_dense = is_dense(self._tensor)
-        return len(self._kept) == 2 and 0 not in self._sums and lies_dense and not self._layout.scaling.offset
+        return len(self._runs.kept) == 2 and 0 not in self._runs.summed and lies_dense and not self._layout.scaling.offset
 
     @property
     def slow_side(self) -> int:
         """The side of the matrix, 0 or 1, that strips run along."""
-        return self._back.index(0)
+        return self._runs.back.index(0)
 
     def strips(self) -> Iterator[tuple[int, Tensor]]:
         """First place along the slow side, and the energies of a strip of shape (slow, fast) that fits the cache.
 
         Only where `has_strips`, for p = 1 and 2. A strip holds until the next one is asked for.
         """
-        weight = self._layout.view(self._tensor).permute(self._order).view(self._runs)
-        rows = max(1, AT_ONCE // math.prod(self._runs[1:]))
+        weight = self._layout.view(self._tensor).permute(self._runs.order).view(self._runs.sizes)
+        rows = max(1, AT_ONCE // math.prod(self._runs.sizes[1:]))
         memory = self._room(rows)
-        for first in range(0, self._runs[0], rows):
+        for first in range(0, self._runs.sizes[0], rows):
             strip = weight[first : first + rows]
             yield first, self._summed(strip, memory[: len(strip)])
 
     def _room(self, rows: int) -> Tensor:
         """Memory for the powers of one strip after the other: fresh pages cost more than the powers themselves."""
-        return torch.empty(min(rows, self._runs[0]), *self._runs[1:], device=self._tensor.device, dtype=self._dtype)
+        return torch.empty(min(rows, self._runs.sizes[0]), *self._runs.sizes[1:], device=self._tensor.device, dtype=self._dtype)
 
     def _power(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """|w|^p in the dtype of the sums; |w| for p = ∞."""
@@ -117,12 +156,12 @@ class Reading:
 
     def _raised(self, magnitude: Tensor) -> Tensor:
         """magnitude^p in place; p = 1 and ∞ leave it."""
-        return magnitude if self._p in (1, math.inf) else magnitude.pow_(self._p)
+        return magnitude if self._p == 1 or self._is_max else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
         """Sums over some of the axes of a contiguous strip, from the last to the first."""
         powers = self._power(weight, memory)
-        for axis in reversed(self._sums):
+        for axis in reversed(self._runs.summed):
             if axis == 0:
                 powers = powers.sum(0)
             elif axis == powers.dim() - 1:
@@ -132,11 +171,12 @@ class Reading:
         return powers
 
 
-def fits_float32(layout: Layout, tensor: Tensor, p: float) -> bool:
+def fits_float32(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
     """Are the energies of all channels that have any in the middle of float32's range?"""
-    return _is_between(totals(Reading(layout, tensor, p, torch.float32, False).read())) or _is_between(
-        [torch.where(total == 0, 1.0, total) for total in totals(Reading(layout, tensor, p, torch.float64, False).read())]
-    )
+    if are_between(totals(Reading(layout, tensor, norm, torch.float32).read_energies())):
+        return True
+    sums = totals(Reading(layout, tensor, norm, torch.float64).read_energies())
+    return are_between([torch.where(total == 0, 1.0, total) for total in sums])
 
 
 def totals(energies: Tensor) -> list[Tensor]:
@@ -147,7 +187,8 @@ def totals(energies: Tensor) -> list[Tensor]:
     return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
 
 
-def _is_between(sums: Sequence[Tensor]) -> bool:
+def are_between(sums: Sequence[Tensor]) -> bool:
+    """Are sums in float32 safe, neither zero nor beyond its range?"""
     return all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in sums)
 
 

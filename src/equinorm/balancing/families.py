@@ -6,41 +6,90 @@ families, and is solved by sweeps and then Newton steps.
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm.balancing.layout import Part
-from equinorm.balancing.problem import GROUND, AnyBlock
+from equinorm.balancing.norm import Norm
+from equinorm.balancing.problem import GROUND, HasSides
 
 DISPARATE = 1.0
 """Imbalance of a family, as a logarithm, from which on Newton's method has a long way to go."""
 
 
-def colours(blocks: Sequence[AnyBlock | Part], count: int) -> list[int]:
-    """A colour for each family so that no block joins two of one colour: two where that is possible, else few."""
-    neighbours: list[set[int]] = [set() for _ in range(count)]
-    for block in blocks:
-        families = {side.family for side in block.sides} - {GROUND}
-        for family in families:
-            neighbours[family] |= families - {family}
-    colour: dict[int, int] = {}
-    for start in range(count):
-        queue = deque([start])
-        while queue:
-            family = queue.popleft()
-            if family not in colour:
-                taken = {colour[other] for other in neighbours[family] if other in colour}
-                colour[family] = next(shade for shade in range(count) if shade not in taken)
-                queue += sorted(neighbours[family])
-    return [colour[family] for family in range(count)]
+@dataclass(frozen=True, eq=False)
+class FamilyStructure:
+    """How blocks join families: what a solver needs to know before it reads a number.
 
+    Attributes:
+        blocks: of the energies.
+        count: number of families.
+        norm: of the energies.
+    """
 
-def red_black(blocks: Sequence[AnyBlock | Part], count: int) -> list[int]:
-    """Families in an order for sweeps: by colour where two colours do, otherwise as they were made."""
-    colour = colours(blocks, count)
-    return sorted(range(count), key=colour.__getitem__) if max(colour, default=0) < 2 else list(range(count))
+    blocks: Sequence[HasSides]
+    count: int
+    norm: Norm
+
+    @cached_property
+    def exponents(self) -> Tensor:
+        """By which each block's energy scales with one scalar for each family: float64, (blocks, families)."""
+        rows = [[0.0] * self.count for _ in self.blocks]
+        for row, block in zip(rows, self.blocks, strict=True):
+            for side in block.sides:
+                if side.family != GROUND:
+                    row[side.family] += self.norm.q * side.exponent
+        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), self.count)
+
+    @property
+    def is_chained(self) -> bool:
+        """Does some block join families, so that one scalar for each is a problem of its own?"""
+        return bool((self.exponents != 0).sum(1).gt(1).any())
+
+    @cached_property
+    def steps(self) -> list[float]:
+        """By what log(out / in) is multiplied for the coordinate step of a family, so that the objective never increases.
+
+        With a and b the largest sums of positive and of negative exponents by which a family enters one term:
+        1 / (2p · max(a, b)), at least for a and b of 1, and 1 / (a + b) for p = ∞.
+        """
+        up, down = [0.0] * self.count, [0.0] * self.count
+        for block in self.blocks:
+            for family in {side.family for side in block.sides} - {GROUND}:
+                exponents = [side.exponent for side in block.sides if side.family == family]
+                up[family] = max(up[family], sum(e for e in exponents if e > 0))
+                down[family] = max(down[family], -sum(e for e in exponents if e < 0))
+        if self.norm.is_max:
+            return [1.0 / (a + b) if a + b else 0.0 for a, b in zip(up, down, strict=True)]
+        return [1.0 / (2 * self.norm.p * max(1.0, a, b)) for a, b in zip(up, down, strict=True)]
+
+    @cached_property
+    def colours(self) -> list[int]:
+        """A colour for each family so that no block joins two of one colour: two where that is possible, else few."""
+        neighbours: list[set[int]] = [set() for _ in range(self.count)]
+        for block in self.blocks:
+            families = {side.family for side in block.sides} - {GROUND}
+            for family in families:
+                neighbours[family] |= families - {family}
+        colour: dict[int, int] = {}
+        for start in range(self.count):
+            queue = deque([start])
+            while queue:
+                family = queue.popleft()
+                if family not in colour:
+                    taken = {colour[other] for other in neighbours[family] if other in colour}
+                    colour[family] = next(shade for shade in range(self.count) if shade not in taken)
+                    queue += sorted(neighbours[family])
+        return [colour[family] for family in range(self.count)]
+
+    def order(self, method: str) -> list[int]:
+        """Families in the order of a sweep: by colour where two colours do; as they were made for Algorithm 1."""
+        families = list(range(self.count))
+        is_by_colour = method == "two-level" and max(self.colours, default=0) < 2
+        return sorted(families, key=self.colours.__getitem__) if is_by_colour else families
 
 
 def minimise_families(logs: Tensor, exponents: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ where families of channels change. A training hook works this out once and reads
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.problem import GROUND, Side
+from equinorm.balancing.problem import GROUND, Side, family_of_classes
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -24,6 +24,9 @@ Pick = slice | Tensor
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """One block of a tensor's energies.
+
+    A linear layer behind a concatenation of 3 channels of family 0 and 2 of family 1, whose 4 outputs are family 2, is cut in
+    two: `picks` (0:4, 0:3) and (0:4, 3:5), `sides` (family 2, exponent 1; family 0, exponent −1) and (2, 1; 1, −1).
 
     Attributes:
         picks: rows and columns of the matrix, or places in the list of terms.
@@ -44,6 +47,19 @@ class Part:
 @dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """How one tensor's energies are laid out.
+
+    The second of three convolutions, of 16 outputs, 8 inputs and a kernel of 3 by 3, is a matrix of 16 rows and 8 columns, each
+    entry the sum of |w|^p over 9 weights. Classes 1 to 8 move its columns, and 9 to 24 its rows:
+
+    >>> columns, rows = torch.arange(1, 9).reshape(1, 8, 1, 1), torch.arange(9, 25).reshape(16, 1, 1, 1)
+    >>> scaling = Scaling(("1.weight",), (16, 8, 3, 3), torch.float32, "parameter", "weight", 2, ((-1.0, columns), (1.0, rows)))
+    >>> network = lay_out([scaling], [(1, 9), (9, 25)], 24, torch.zeros(25, dtype=torch.bool))
+    >>> (layout,) = network.layouts
+    >>> layout.axes, layout.others, layout.is_matrix
+    ((0, 1), (2, 3), True)
+    >>> (part,) = layout.parts
+    >>> [(side.family, side.exponent, len(side.ids)) for side in part.sides]
+    [(1, 1.0, 16), (0, -1.0, 8)]
 
     Attributes:
         scaling: of the tensor, as `view` shows it.
@@ -72,9 +88,31 @@ class Layout:
         return self.view(tensor) + self.scaling.offset if self.scaling.offset else self.view(tensor)
 
 
-def layouts(
-    scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], num_free: int, held: Tensor
-) -> tuple[Layout, ...]:
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkLayout:
+    """The layouts of a network's tensors.
+
+    Attributes:
+        layouts: of the tensors whose norm counts.
+        families: first and last + 1 id of every family.
+        num_free: number of free classes.
+    """
+
+    layouts: tuple[Layout, ...]
+    families: tuple[tuple[int, int], ...]
+    num_free: int
+
+    @property
+    def moving(self) -> list[tuple[int, Part]]:
+        """Every part that moves, with the index of its layout."""
+        return [(index, part) for index, layout in enumerate(self.layouts) for part in layout.parts if not part.is_still]
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors themselves, one for each layout, from all by name."""
+        return [tensors[layout.scaling.name] for layout in self.layouts]
+
+
+def lay_out(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], num_free: int, held: Tensor) -> NetworkLayout:
     """Lay out the energies of tensors.
 
     Args:
@@ -83,11 +121,9 @@ def layouts(
         num_free: number of free classes.
         held: mask over 0..num_free of classes that must not move; they count as ground.
     """
-    family_of = torch.full((num_free + 1,), GROUND)
-    for number, (first, last) in enumerate(families):
-        family_of[first:last] = number
+    family_of = family_of_classes(families, num_free)
     family_of[held] = GROUND
-    return tuple(_layout(scaling, family_of) for scaling in scalings)
+    return NetworkLayout(tuple(_layout(scaling, family_of) for scaling in scalings), tuple(families), num_free)
 
 
 _Channels = tuple[Tensor, Tensor]

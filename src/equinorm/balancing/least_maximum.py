@@ -1,12 +1,13 @@
 """p = ∞: the least maximum of a network's weights, t* = min_z max_e log|w_e| + Σ_s a_es · z_s, and the proof that it is that.
 
 It is a linear program. Where every entry is moved by two scales at most, and there are factors u = z / g by which each entry
-depends on a difference c · (u − u'), the largest ratio of a cycle solves it (`_policies`): with exponents ±1 the largest
+depends on a difference c · (u − u'), the largest ratio of a cycle solves it (`policy_iteration`): with exponents ±1 the largest
 geometric mean of weights along a path from the ground to the ground, or around a cycle. What remains (products of scales, or
-cycles that multiply exponents) is solved by an active set (`_active`). Both take the largest entries of large matrices only,
+cycles that multiply exponents) is solved by an active set (`active_set`). Both take the largest entries of large matrices only,
 and then others that turn out to be larger.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +17,12 @@ from torch import Tensor
 from equinorm._memory import STRIP
 from equinorm.balancing import active_set
 from equinorm.balancing.active_set import Entries
-from equinorm.balancing.families import colours
+from equinorm.balancing.families import FamilyStructure
+from equinorm.balancing.norm import Norm
 from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
-from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, steps
+from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, family_of_classes
+
+MAX_NORM = Norm(math.inf)
 
 WHOLE = 1 << 13
 """Matrices of so many entries are taken as a whole."""
@@ -67,7 +71,7 @@ def least_by_families(problem: Problem, z: Tensor) -> Tensor:
         for place, side in enumerate(block.sides):
             if side.family != GROUND:
                 ids[row, place], exponents[row, place] = side.family + 1, side.exponent
-    logs = np.array([block.log_total(z, 1.0, True) for block in blocks])
+    logs = np.array([block.log_total(z, MAX_NORM) for block in blocks])
     live = np.isfinite(logs)
     _, shifts = active_set.least(Entries(ids[live], exponents[live], logs[live]), np.zeros(len(problem.families) + 1))
     return z + torch.from_numpy(shifts)[torch.from_numpy(_family_of(problem) + 1)]
@@ -85,10 +89,11 @@ class FlatSweeps:
         self._entries = _joined([_entries(block, torch.zeros(0)) for block in blocks])
         owner, width = _family_of(problem), self._entries.ids.shape[1]
         exponents, ids = self._entries.exponents.ravel(), self._entries.ids.ravel()
+        structure = FamilyStructure(blocks, len(problem.families), problem.norm)
         self._gathers = [Gather(ids, keep, width) for keep in (exponents > 0, exponents < 0)]
-        shades = np.array([*colours(blocks, len(problem.families)), -1])[owner]
+        shades = np.array([*structure.colours, -1])[owner]
         self._masks = [shades == shade for shade in range(shades.max() + 1)]
-        self._steps = np.array([*steps(blocks, len(problem.families), problem.p), 0.0])[owner]
+        self._steps = np.array([*structure.steps, 0.0])[owner]
 
     def sweep(self, z: Tensor) -> tuple[Tensor, float]:
         """Log-scales after one sweep, and how far in and out were apart, ρ = ‖in − out‖₁ / ‖in + out‖₁, when it met them."""
@@ -137,10 +142,7 @@ def are_few(problem: Problem) -> bool:
 
 def _family_of(problem: Problem) -> np.ndarray:
     """Family of classes 0..num_free."""
-    found = np.full(problem.num_free + 1, GROUND)
-    for number, (first, last) in enumerate(problem.families):
-        found[first:last] = number
-    return found
+    return family_of_classes(problem.families, problem.num_free).numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------ entries
@@ -161,7 +163,7 @@ def _above(block: Block, z: Tensor, limit: float) -> Entries | None:
     """The largest entry of every row of a large matrix that is above a limit at z."""
     if not block.is_matrix or block.energies.numel() <= WHOLE:
         return None
-    rows = (block.log_energies(0, z, 1.0, True) > limit).nonzero()[:, 0]
+    rows = (block.log_energies(0, z, MAX_NORM) > limit).nonzero()[:, 0]
     if not len(rows):
         return None
     factors = _factors(block, 1, z)

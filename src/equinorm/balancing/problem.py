@@ -4,11 +4,11 @@
 
 A block is a matrix of energies between an out-axis and an in-axis (linear layers, convolutions), or a list of terms (grouped
 convolutions, monomials). Every side of a block belongs to one family of channels, or to the ground, whose log-scale is 0. The
-solver sees blocks only; their energies are kept here, or read from the weights each time (`_streams`).
+solver sees blocks only; their energies are kept here, or read from the weights each time (`streamed`).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from equinorm._memory import STRIP
+from equinorm.balancing.norm import Norm
 
 GROUND = -1
 """Family of what does not scale."""
@@ -45,21 +46,12 @@ class HasSides(Protocol):
         ...
 
 
-def steps(blocks: Iterable[HasSides], count: int, p: float) -> list[float]:
-    """By what log(out / in) is multiplied for the coordinate step of each family, so that the objective never increases.
-
-    With a and b the largest sums of positive and of negative exponents by which a family enters one term: 1 / (2p · max(a, b)),
-    at least for a and b of 1, and 1 / (a + b) for p = ∞.
-    """
-    up, down = [0.0] * count, [0.0] * count
-    for block in blocks:
-        for family in {side.family for side in block.sides} - {GROUND}:
-            exponents = [side.exponent for side in block.sides if side.family == family]
-            up[family] = max(up[family], sum(e for e in exponents if e > 0))
-            down[family] = max(down[family], -sum(e for e in exponents if e < 0))
-    if math.isinf(p):
-        return [1.0 / (a + b) if a + b else 0.0 for a, b in zip(up, down, strict=True)]
-    return [1.0 / (2 * p * max(1.0, a, b)) for a, b in zip(up, down, strict=True)]
+def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Tensor:
+    """Family of each class 0..num_free, from first and last + 1 id of every family; GROUND for class 0."""
+    found = torch.full((num_free + 1,), GROUND)
+    for number, (first, last) in enumerate(families):
+        found[first:last] = number
+    return found
 
 
 @dataclass(eq=False)
@@ -89,11 +81,12 @@ class Block:
         """Has it no entries?"""
         return not self.energies.numel()
 
-    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
+    def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
         """Logarithm of the energy of each channel (of each term) along one side, at log-scales z.
 
         The product with the matrix is kept: it stays valid while the other side has moved as a whole at most.
         """
+        q = norm.q
         if not self.is_matrix:
             total = self.energies.double().log() + self.offsets[0]
             for part in self.sides:
@@ -112,16 +105,16 @@ class Block:
         top = logs.max()
         factors = torch.exp(logs - top).to(self.energies.dtype)
         matrix = self.energies if side == 0 else self.energies.T
-        sums = _largest(matrix, factors) if maximum else matrix @ factors
+        sums = _largest(matrix, factors) if norm.is_max else matrix @ factors
         base = sums.double().log() + top + self.offsets[side]
         self._kept[side] = (there.clone(), base)
         return base + q * own.exponent * z[own.ids]
 
-    def log_total(self, z: Tensor, q: float, maximum: bool) -> float:
+    def log_total(self, z: Tensor, norm: Norm) -> float:
         """Logarithm of the block's whole energy."""
         side = next(iter(self._kept), 0)
-        logs = self.log_energies(side, z, q, maximum)
-        return float(logs.max()) if maximum else log_sum(logs)
+        logs = self.log_energies(side, z, norm)
+        return float(logs.max()) if norm.is_max else log_sum(logs)
 
     def hits(self, place: int, ready: list[Tensor]) -> Tensor:
         """Channels (terms) along one side that a nonzero energy joins to places of all other sides that are ready."""
@@ -179,11 +172,11 @@ class AnyBlock(Protocol):
         """Has it no entries?"""
         ...
 
-    def log_energies(self, side: int, z: Tensor, q: float, maximum: bool) -> Tensor:
+    def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
         """Logarithm of the energy of each channel (of each term) along one side."""
         ...
 
-    def log_total(self, z: Tensor, q: float, maximum: bool) -> float:
+    def log_total(self, z: Tensor, norm: Norm) -> float:
         """Logarithm of the whole energy."""
         ...
 
@@ -211,7 +204,7 @@ class Problem:
         families: first and last + 1 id of every family.
         constants: logarithm of each tensor's energy that no free class changes, by tensor index.
         num_free: number of free classes.
-        p: the norm, finite or inf.
+        norm: whose energies they are.
         streams: weights whose sums are taken in float32 until `refine`.
     """
 
@@ -219,30 +212,15 @@ class Problem:
     families: tuple[tuple[int, int], ...]
     constants: Mapping[int, float]
     num_free: int
-    p: float
+    norm: Norm
     streams: tuple["Precise", ...] = ()
-
-    @property
-    def q(self) -> float:
-        """The power of scales in an energy."""
-        return 1.0 if math.isinf(self.p) else self.p
-
-    @property
-    def maximum(self) -> bool:
-        """Is the largest energy minimised, not their sum?"""
-        return math.isinf(self.p)
 
     def log_energies(self, z: Tensor) -> dict[int, float]:
         """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""
         parts: dict[int, list[float]] = {index: [value] for index, value in self.constants.items()}
         for block in self.blocks:
-            parts.setdefault(block.tensor, []).append(block.log_total(z, self.q, self.maximum))
-        return {index: self.join(values) for index, values in parts.items()}
-
-    def join(self, logs: Sequence[float]) -> float:
-        """Logarithm of the sum (maximum) of energies."""
-        values = torch.tensor(logs, dtype=torch.float64)
-        return float(values.max() if self.maximum else values.logsumexp(0))
+            parts.setdefault(block.tensor, []).append(block.log_total(z, self.norm))
+        return {index: self.norm.join(values) for index, values in parts.items()}
 
     @property
     def is_precise(self) -> bool:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm.balancing.families import colours, minimise_families
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, steps
+from equinorm.balancing.families import FamilyStructure, minimise_families
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, family_of_classes
 
 SWEEPS = 20
 """Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""
@@ -26,70 +26,44 @@ SWEEPS = 20
 class RankOne:
     """The model; its structure is worked out once, its numbers come with each reading.
 
-    Entries are channels along the sides of matrices, one side after the other, and then, for each list and each of its
-    sides, terms.
-
     Args:
         problem: whose blocks it describes.
         live: mask over 0..num_free of the classes that may move.
     """
 
     def __init__(self, problem: Problem, live: Tensor) -> None:
-        self._problem, self._q = problem, problem.q
+        self._problem, self._norm = problem, problem.norm
         self._live, self._count = live.numpy(), problem.num_free + 1
         blocks = [block for block in problem.blocks if not block.is_empty]
         self._matrices = [block for block in blocks if block.is_matrix and len(_moving(block)) > 1]
+        # What a matrix holds between free channels and the ground is a list along the free side.
         self._lists = [block for block in blocks if not block.is_matrix or len(_moving(block)) < 2]
-        self._prepare_entries()
+        self._entries = _Entries(self._matrices, self._lists)
         self._prepare_families()
         self._base: np.ndarray | None = None  # logarithms of the terms at z = 0
         self._is_base_precise = False
 
-    def _prepare_entries(self) -> None:
-        sides = [side for block in self._matrices for side in block.sides]
-        self._sides = _segments([len(side.ids) for side in sides])
-        self._matrix = np.arange(len(self._matrices)).repeat(2)[self._sides.of]  # of each entry
-        # What a matrix holds between free channels and the ground is a list along the free side.
-        self._places = [_moving(block)[0] for block in self._lists]
-        self._terms_of = _segments([len(b.sides[place].ids) for b, place in zip(self._lists, self._places, strict=True)])
-        term: list[np.ndarray] = [np.zeros(0, np.int64)]
-        for number, block in enumerate(self._lists):
-            for place in _moving(block):
-                sides.append(block.sides[place])
-                term.append(self._terms_of.starts[number] + np.arange(len(block.sides[place].ids)))
-        self._term = np.concatenate(term)
-        self._ids = _joined([side.ids.numpy() for side in sides]).astype(np.int64)
-        self._exponents = _joined([np.full(len(side.ids), _exponent(side)) for side in sides])
-        with np.errstate(divide="ignore"):
-            self._log_exponents = np.log(np.abs(self._exponents))
-        self._into, self._out = (_Gather(self._ids, keep) for keep in (self._exponents > 0, self._exponents < 0))
-
     def _prepare_families(self) -> None:
-        families, blocks = self._problem.families, [*self._matrices, *self._lists]
-        self._levels = torch.zeros(len(blocks), len(families), dtype=torch.float64)
-        for row, block in enumerate(blocks):
-            for side in block.sides:
-                if side.family != GROUND:
-                    self._levels[row, side.family] += self._q * side.exponent
-        self._is_chained = bool((self._levels != 0).sum(1).gt(1).any())
-        self._family = np.full(self._count, GROUND)  # GROUND reads the last entry of what is by family
-        for number, (first, last) in enumerate(families):
-            self._family[first:last] = number
-        shade = np.array([*colours(blocks, len(families)), -1])[self._family]
+        problem = self._problem
+        structure = FamilyStructure([*self._matrices, *self._lists], len(problem.families), problem.norm)
+        self._levels, self._is_chained = structure.exponents, structure.is_chained
+        # GROUND reads the last entry of what is by family.
+        self._family = family_of_classes(problem.families, problem.num_free).numpy()
+        shade = np.array([*structure.colours, -1])[self._family]
         self._masks = [self._live & (shade == colour) for colour in range(shade.max() + 1)]
-        self._steps = np.array([*steps(blocks, len(families), self._problem.p), 0.0])[self._family]
+        self._steps = np.array([*structure.steps, 0.0])[self._family]
 
-    def read(self, z: Tensor) -> None:
+    def read_energies_at(self, z: Tensor) -> None:
         """Take the numbers of the blocks at these log-scales."""
-        pairs = [[block.log_energies(place, z, self._q, False) for place in (0, 1)] for block in self._matrices]
+        pairs = [[block.log_energies(place, z, self._norm) for place in (0, 1)] for block in self._matrices]
         self._totals = np.array([float(rows.logsumexp(0)) for rows, _ in pairs])
         finite = np.where(np.isfinite(self._totals), self._totals, 0.0)
-        self._shares = _joined([logs.numpy() for pair in pairs for logs in pair]) - finite[self._matrix]
+        self._shares = _joined([logs.numpy() for pair in pairs for logs in pair]) - finite[self._entries.matrix]
         if self._base is None or self._is_base_precise != self._problem.is_precise:
-            start, lists = torch.zeros_like(z), zip(self._lists, self._places, strict=True)
-            self._base = _joined([block.log_energies(place, start, self._q, False).numpy() for block, place in lists])
+            start = torch.zeros_like(z)
+            self._base = _joined([block.log_energies(_moving(block)[0], start, self._norm).numpy() for block in self._lists])
             self._is_base_precise = self._problem.is_precise
-        self._terms = self._base + self._by_term(self._q * self._exponents * z.numpy()[self._ids])
+        self._terms = self._base + self._entries.by_term(self._moves(z.numpy()))
 
     def value(self) -> float:
         """Logarithm of all energies at the last reading."""
@@ -112,7 +86,7 @@ class RankOne:
     def minimise(self, tol: float) -> Tensor:
         """The shift of all log-scales that minimises the model, to a residual of `tol`."""
         shift = np.zeros(self._count)
-        for _ in range(2 if len(self._term) > len(self._shares) else SWEEPS):
+        for _ in range(2 if len(self._entries.term) > len(self._shares) else SWEEPS):
             if self._is_chained:
                 self._level(shift)
             for mask in self._masks:
@@ -131,7 +105,7 @@ class RankOne:
     def _level(self, shift: np.ndarray) -> None:
         """Minimise over one scalar for each family."""
         _, sums, terms = self._moved(shift)
-        logs = np.concatenate([self._totals + sums.reshape(-1, 2).sum(1), self._terms_of.log_sums(terms)])
+        logs = np.concatenate([self._totals + sums.reshape(-1, 2).sum(1), self._entries.terms.log_sums(terms)])
         live = torch.from_numpy(np.isfinite(logs)) & self._levels.any(1)
         moves = minimise_families(torch.from_numpy(logs)[live], self._levels[live]).numpy()
         shift += np.where(self._live, np.append(moves, 0.0)[self._family], 0.0)
@@ -141,18 +115,59 @@ class RankOne:
         shares, sums, terms = self._moved(shift)
         others = sums.reshape(-1, 2)[:, ::-1].reshape(-1)  # of the other side of the same matrix
         scale = self._totals.repeat(2) + others
-        amounts = np.concatenate([shares + scale[self._sides.of], terms[self._term]]) + self._log_exponents
-        return self._into.log_sums(amounts, self._count), self._out.log_sums(amounts, self._count)
+        logs = np.concatenate([shares + scale[self._entries.sides.of], terms[self._entries.term]])
+        return self._entries.by_class(logs, self._count)
 
     def _moved(self, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Shares, their sums by side, and terms, all as logarithms, after a shift."""
-        moves = self._q * self._exponents * shift[self._ids]
+        moves = self._moves(shift)
         shares = self._shares + moves[: len(self._shares)]
-        return shares, self._sides.log_sums(shares), self._terms + self._by_term(moves)
+        return shares, self._entries.sides.log_sums(shares), self._terms + self._entries.by_term(moves)
 
-    def _by_term(self, moves: np.ndarray) -> np.ndarray:
+    def _moves(self, shift: np.ndarray) -> np.ndarray:
+        """By how much a shift raises the logarithm of every entry."""
+        return self._norm.q * self._entries.exponents * shift[self._entries.ids]
+
+
+class _Entries:
+    """Channels along the sides of matrices, one side after the other, and then, for each list and each of its sides, terms.
+
+    A matrix of 2 rows and 3 columns and a list of 4 terms that 2 sides move have 2 + 3 + 4 + 4 entries: `sides` are runs of 2
+    and 3, `matrix` is 0 for these 5, `terms` is one run of 4, and `term` is 0, 1, 2, 3, 0, 1, 2, 3 for the other 8.
+
+    Attributes:
+        sides: the runs of channels.
+        matrix: number of the matrix of each channel.
+        terms: the runs of terms, one for each list.
+        term: of each entry that belongs to a list.
+        ids: class of each entry.
+        exponents: by which its scale enters.
+    """
+
+    def __init__(self, matrices: Sequence[AnyBlock], lists: Sequence[AnyBlock]) -> None:
+        sides = [side for block in matrices for side in block.sides]
+        self.sides = _segments([len(side.ids) for side in sides])
+        self.matrix = np.arange(len(matrices)).repeat(2)[self.sides.of]
+        moved = [[block.sides[place] for place in _moving(block)] for block in lists]
+        self.terms = _segments([len(own[0].ids) for own in moved])
+        starts = zip(moved, self.terms.starts, strict=True)
+        terms = [first + np.arange(len(side.ids)) for own, first in starts for side in own]
+        self.term = np.concatenate([np.zeros(0, np.int64), *terms])
+        sides += [side for own in moved for side in own]
+        self.ids = _joined([side.ids.numpy() for side in sides]).astype(np.int64)
+        self.exponents = _joined([np.full(len(side.ids), _exponent(side)) for side in sides])
+        with np.errstate(divide="ignore"):
+            self._log_exponents = np.log(np.abs(self.exponents))
+        self._into, self._out = (_Gather(self.ids, keep) for keep in (self.exponents > 0, self.exponents < 0))
+
+    def by_term(self, moves: np.ndarray) -> np.ndarray:
         """What moves of all entries do to each term."""
-        return np.bincount(self._term, moves[len(self._sides.of) :], len(self._terms_of.of))
+        return np.bincount(self.term, moves[len(self.sides.of) :], len(self.terms.of))
+
+    def by_class(self, logs: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log-energies into and out of every class, from those of all entries."""
+        amounts = logs + self._log_exponents
+        return self._into.log_sums(amounts, count), self._out.log_sums(amounts, count)
 
 
 class _Segments:

@@ -6,8 +6,9 @@ once: by Cauchy-Schwarz the objective never increases, even if terms join them, 
 term sum to at most 1 on either sign (otherwise divide the step by that sum).
 
 Slow modes are one scalar for each family. For finite p the two-level method minimises over those first. It works on the
-rank-one model (`_rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses,
-and is undone where it fails. For p = ∞ the least maximum is found first (`_maximum`), and sweeps make channels below it even.
+rank-one model (`rank_one`) that each reading of the weights gives; Anderson's acceleration takes over what the model misses,
+and is undone where it fails (`model_descent`). For p = ∞ the least maximum is found first (`least_maximum`), and sweeps make
+channels below it even.
 
 Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JACM 1965.
 """
@@ -15,24 +16,16 @@ Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JAC
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from equinorm.balancing.families import red_black
 from equinorm.balancing.least_maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
+from equinorm.balancing.model_descent import ROUNDING, ModelDescent
+from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
-from equinorm.balancing.rank_one import RankOne
 from equinorm.balancing.sweeps import System, apart
-
-DEPTH = 8
-"""Iterates that the acceleration remembers."""
-
-COARSE = 3e-6
-"""Residual from which on sums in float32 no longer show the way."""
-
-ROUNDING = 1e-14
-"""Residual that a model cannot be asked to go below."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,17 +63,13 @@ STALLED = 1e-10
 Progress = Callable[[int, float], None]
 
 
-def solve(
-    problem: Problem, method: str, cycles: int | None, tol: float, limit: int, progress: Progress | None = None
-) -> Solution:
+def solve(problem: Problem, options: BalanceOptions, progress: Progress | None = None) -> Solution:
     """Run cycles until the residual is at most `tol`, or exactly `cycles` of them.
 
     Args:
         problem: the energies.
-        method: "two-level" or "cyclic" (Algorithm 1).
-        cycles: number of cycles; None for as many as `tol` takes, at most `limit`.
-        tol: on the residual; for p = ∞ also on ρ = ‖in − out‖₁ / ‖in + out‖₁, or as far as `EVEN` sweeps lead.
-        limit: largest number of cycles when `cycles` is None.
+        options: the method ("cyclic" is Algorithm 1), how many cycles, and `tol`, on the residual; for p = ∞ also on
+            ρ = ‖in − out‖₁ / ‖in + out‖₁, or as far as `EVEN` sweeps lead.
         progress: called with the number of the cycle and the residual.
     """
     system = System(problem)
@@ -91,16 +80,9 @@ def solve(
         problem = problem.without(dead)
         system = System(problem)
         system.live &= ~dead
-    if problem.maximum:
-        descent = _Least(system, method, z, tol)
-    else:
-        descent = _Modelled(problem, system.live, z, tol) if method == "two-level" else _Sweeps(system, z, tol)
+    descent = _descent(system, options, z)
     residuals = [descent.residual]
-    while (
-        len(residuals) - 1 < cycles
-        if cycles is not None
-        else not descent.is_done and len(residuals) - 1 < limit and not _is_stalled(residuals)
-    ):
+    while not _is_over(descent, residuals, options.cycles):
         descent.cycle()
         residuals.append(descent.residual)
         if progress is not None:
@@ -108,9 +90,40 @@ def solve(
     return Solution(problem, descent.z, tuple(residuals), dead)
 
 
+def _descent(system: System, options: BalanceOptions, z: Tensor) -> "_Descent":
+    """Cycles of a method for a norm."""
+    if system.norm.is_max:
+        return _Least(system, options.method, z, options.tol)
+    if options.method == "two-level":
+        return ModelDescent(system.problem, system.live, z, options.tol)
+    return _Sweeps(system, z, options.tol)
+
+
+def _is_over(descent: "_Descent", residuals: Sequence[float], cycles: int | None) -> bool:
+    """Have all cycles run that were asked for, or as many as make sense?"""
+    done = len(residuals) - 1
+    return done >= cycles if cycles is not None else descent.is_done or done >= LIMIT or _is_stalled(residuals)
+
+
 def _is_stalled(residuals: Sequence[float]) -> bool:
     """Has rounding kept the residual where it is for a while?"""
     return len(residuals) > PATIENCE and STALLED > min(residuals[:-PATIENCE]) <= min(residuals[-PATIENCE:])
+
+
+class _Descent(Protocol):
+    """Cycles that go down, and where they are."""
+
+    z: Tensor
+    residual: float
+
+    @property
+    def is_done(self) -> bool:
+        """Is more of them of no use?"""
+        ...
+
+    def cycle(self) -> None:
+        """Run one."""
+        ...
 
 
 class _Sweeps:
@@ -141,8 +154,7 @@ class _Least:
     def __init__(self, system: System, method: str, z: Tensor, tol: float) -> None:
         self._system, self._tol, self.z = system, tol, z
         problem = system.problem
-        count = len(problem.families)
-        self._order = red_black(system.blocks, count) if method == "two-level" else range(count)
+        self._order = system.structure.order(method)
         self._flat = FlatSweeps(problem) if method == "two-level" and system.blocks and are_few(problem) else None
         start = self._swept(z, FIRST)
         if system.blocks and not are_differences(problem):
@@ -182,69 +194,5 @@ class _Least:
         if self._flat is not None:
             largest = self._flat.largest(self.z)
         else:
-            largest = max((block.log_total(self.z, 1.0, True) for block in self._system.blocks), default=-math.inf)
+            largest = max((block.log_total(self.z, self._system.norm) for block in self._system.blocks), default=-math.inf)
         return max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
-
-
-class _Modelled:
-    """Minima of the rank-one models that readings give. A cycle uses every weight twice, as one of Algorithm 1 does."""
-
-    def __init__(self, problem: Problem, live: Tensor, z: Tensor, tol: float) -> None:
-        self._problem, self._tol = problem, tol
-        self._model, self._mixer = RankOne(problem, live), _Mixer()
-        self._read(z)
-
-    @property
-    def is_done(self) -> bool:
-        return self.residual <= self._tol
-
-    def cycle(self) -> None:
-        """Two steps; one if that is enough."""
-        self._step()
-        if self.residual > self._tol:
-            self._step()
-
-    def _step(self) -> None:
-        """Go to the model's minimum, or where the acceleration expects the true one; read again there."""
-        start, value, before = self.z, self._value, self.residual
-        end = start + self._model.minimise(max(before / 100, self._tol / 10, ROUNDING))
-        careful = start + self._model.parallel_step()
-        jump = self._mixer.propose(start, end)
-        for target in [end, careful] if jump is None else [jump, end, careful]:
-            self._read(target)
-            # Near the minimum the objective is all rounding; there the residual tells.
-            if self._value <= value + 1e-12 or self.residual < before:
-                return
-            if target is end:
-                self._mixer.forget()
-
-    def _read(self, z: Tensor) -> None:
-        self._model.read(z)
-        self.z, self._value, self.residual = z, self._model.value(), self._model.residual()
-        if self.residual <= COARSE and self._tol < 1e-6 and not self._problem.is_precise:
-            self._problem.refine()
-            self._read(z)
-
-
-class _Mixer:
-    """Anderson's acceleration of a fixed-point iteration."""
-
-    def __init__(self) -> None:
-        self._starts: list[Tensor] = []
-        self._ends: list[Tensor] = []
-
-    def propose(self, start: Tensor, end: Tensor) -> Tensor | None:
-        """Where the fixed point should be, after a step from start to end and those before it; None if they do not tell."""
-        self._starts, self._ends = [*self._starts, start][-DEPTH:], [*self._ends, end][-DEPTH:]
-        if len(self._starts) < 2:
-            return None
-        ends = torch.stack(self._ends, 1)
-        moves = ends - torch.stack(self._starts, 1)
-        weights = torch.linalg.lstsq(moves.diff(dim=1), moves[:, -1:], driver="gelsd").solution
-        mixed = end - (ends.diff(dim=1) @ weights)[:, 0]
-        return mixed if bool(mixed.isfinite().all()) else None
-
-    def forget(self) -> None:
-        """Start anew: the steps so far do not lead on."""
-        self._starts.clear()
-        self._ends.clear()

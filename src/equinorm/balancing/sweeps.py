@@ -6,17 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem, steps
+from equinorm.balancing.families import FamilyStructure
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem
 
 
 class System:
     """Energies by family, as the sweeps read them."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.q, self.maximum = problem, problem.q, problem.maximum
+        self.problem, self.norm = problem, problem.norm
         self.blocks = [block for block in problem.blocks if not block.is_empty]
         self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
-        self.steps = steps(self.blocks, len(problem.families), problem.p)
+        self.structure = FamilyStructure(self.blocks, len(problem.families), problem.norm)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
         for block in self.blocks:
             for place, side in enumerate(block.sides):
@@ -30,8 +31,8 @@ class System:
         parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
         for block, place in self.touching[family]:
             side = block.sides[place]
-            logs = block.log_energies(place, z, self.q, self.maximum)
-            if not self.maximum:  # an exponent belongs to the gradient of a sum; a maximum is what it is
+            logs = block.log_energies(place, z, self.norm)
+            if not self.norm.is_max:  # an exponent belongs to the gradient of a sum; a maximum is what it is
                 logs = logs + math.log(abs(side.exponent))
             parts[side.exponent < 0].append((side.ids - first, logs))
         return self._gather(parts[0], last - first), self._gather(parts[1], last - first)
@@ -43,7 +44,7 @@ class System:
             return empty
         ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
         top = empty.scatter_reduce(0, ids, logs, "amax")
-        if self.maximum:
+        if self.norm.is_max:
             return top
         safe = torch.where(top.isfinite(), top, 0.0)
         return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
@@ -52,7 +53,7 @@ class System:
         """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
         first, last = self.problem.families[family]
         into, out = self.energies(z, family)
-        step = (out - into) * self.steps[family]
+        step = (out - into) * self.structure.steps[family]
         z[first:last] += torch.where(step.isfinite(), step, 0.0)
         return into, out
 
@@ -90,7 +91,7 @@ class System:
             for side in block.sides
         ]
         if block.is_matrix and bool(ready[1 - place].all()):
-            return block.log_energies(place, z, self.q, self.maximum) > -math.inf
+            return block.log_energies(place, z, self.norm) > -math.inf
         if block.is_matrix and not bool(ready[1 - place].any()):
             return torch.zeros_like(ready[place])
         return block.hits(place, ready)

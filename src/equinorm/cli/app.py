@@ -14,7 +14,7 @@ from rich.console import RenderableType
 
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
-from equinorm.balancing.balance import LARGEST_P, LEAST_P
+from equinorm.balancing.options import LARGEST_P, LEAST_P
 from equinorm.cli import demo as demonstrations, exactness, experiments as _experiments, report, tables
 from equinorm.cli.experiments import SHARED
 from equinorm.cli.loading import load

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from equinorm._errors import EquinormError
-from equinorm.balancing.balance import LARGEST_P, LEAST_P
+from equinorm.balancing.options import LARGEST_P, LEAST_P
 
 
 class ExperimentError(EquinormError):

@@ -71,11 +71,10 @@ class Kernels:
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in (*factors, *out))
         self._library.equinorm_sum(p, first, *shape, pitch, *pointers, torch.get_num_threads())
 
-    def cycle(
-        self, program: Program, tensors: ctypes.Array, weights: Tensor, z: Tensor, u: Tensor, cycles: int, levels: bool
-    ) -> None:
-        """Cycles of coordinate steps, after one of a scalar for each family if `levels`; z and u = exp(pz), float64, follow."""
-        pointers = (ctypes.addressof(program), ctypes.addressof(tensors), weights.data_ptr(), z.data_ptr(), u.data_ptr())
+    def cycle(self, program: Program, tensors: ctypes.Array, weights: Tensor, z: Tensor, cycles: int, levels: bool) -> None:
+        """Cycles of coordinate steps, after one of a scalar for each family if `levels`; z, float64, from 0, follows."""
+        scales = torch.ones_like(z)  # exp(pz)
+        pointers = (ctypes.addressof(program), ctypes.addressof(tensors), weights.data_ptr(), z.data_ptr(), scales.data_ptr())
         self._library.equinorm_cycle(*pointers, cycles, levels, torch.get_num_threads())
 
     def scale_(self, moves: ctypes.Array) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, optim
@@ -57,7 +58,8 @@ def rescale_(
     if optimizer is not None:
         for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
             writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
-    write_(writes, [_check(write) for write in writes])
+    reaches = [_check(write) for write in writes]
+    write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
@@ -100,48 +102,82 @@ def check_writable(what: str, tensor: Tensor) -> None:
         raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
 
 
-def _check(write: Write) -> bool:
-    """Refuse what cannot be written or would not be exact; says whether it can be multiplied by one factor after the other.
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """Bounds on the logarithm of the largest entry of any row, while some of the factors are applied.
 
-    In half precision factors that are not powers of two would be rounded twice.
+    Attributes:
+        low: of the row whose largest entry may become smallest; inf if all are zero.
+        high: of the row whose largest entry may become largest.
+    """
+
+    low: float
+    high: float
+
+    def is_within(self, info: torch.finfo) -> bool:
+        """Can no entry overflow, and no row underflow?"""
+        return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
+
+
+def _check(write: Write) -> _Reach | None:
+    """Refuse what cannot be written or would not be exact.
+
+    Returns:
+        How large and small what is written may become; None where there are no entries, or they are shifted.
     """
     what, tensor = write.what, write.tensor
     check_writable(what, tensor)
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
-        return False
+        return None
     rows = row_bounds(tensor.detach())
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
         _check_shifted(write, info)
-        return False
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    is_rounded = half and not all(is_power_of_two(log) for log in write.logs)
-    if is_rounded and write.is_weight:
+        return None
+    if write.is_weight and _is_rounded(write):
         raise RescaleError(
             f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
-    # Bounds on the largest entry of each row and on each factor, while some of the factors are applied.
+    reach = _reach(write, rows)
+    if write.is_squared and reach.low < math.inf:
+        _check_squares(write, reach)
+    if not reach.is_within(info):
+        _check_exactly(write, info)
+    return reach
+
+
+def _is_direct(write: Write, reach: _Reach | None) -> bool:
+    """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
+    info = torch.finfo(write.tensor.dtype)
+    if reach is None or not reach.is_within(info) or _is_rounded(write):
+        return False
+    return all(float(log.abs().max()) < math.log(info.max) / 2 for log in write.logs)
+
+
+def _is_rounded(write: Write) -> bool:
+    """Would half precision round the factors?"""
+    half = write.tensor.dtype in (torch.float16, torch.bfloat16)
+    return half and not all(is_power_of_two(log) for log in write.logs)
+
+
+def _reach(write: Write, rows: Tensor) -> _Reach:
+    """From bounds on the largest entry of each row, and those of the factors."""
+    tensor = write.tensor
     high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
-    if write.is_squared and low.numel():
-        _check_squares(write, float(high.max()), float(low.min()))
-    largest, smallest = math.log(info.max), math.log(info.tiny / info.eps)
-    is_safe = not low.numel() or (float(high.max()) < largest and float(low.min()) > smallest)
-    if not is_safe:
-        _check_exactly(write, info)
-    return is_safe and not is_rounded and all(float(log.abs().max()) < largest / 2 for log in write.logs)
+    return _Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
 
 
-def _check_squares(write: Write, high: float, low: float) -> None:
+def _check_squares(write: Write, reach: _Reach) -> None:
     """Norms of the tensor must stay in range, whose squares are summed in float32 at least."""
     info = torch.finfo(torch.promote_types(write.tensor.dtype, torch.float32))
     most = 0.5 * math.log(write.tensor.numel())
-    if not (high + most < 0.5 * math.log(info.max) and low > 0.5 * math.log(info.tiny / info.eps)):
+    if not (reach.high + most < 0.5 * math.log(info.max) and reach.low > 0.5 * math.log(info.tiny / info.eps)):
         raise RescaleError(
             f"cannot rescale {write.what}: the network takes norms of it, as weight normalization does, and its squares would "
             f"leave {info.dtype} ({info.tiny:.1e} to {info.max:.1e}). Use smaller log-scales, or a wider dtype."

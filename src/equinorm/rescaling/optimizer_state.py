@@ -4,7 +4,7 @@ Where w ↦ s·w, gradients scale by 1/s. A state tensor that is homogeneous of 
 is an average of weights scales by s. The exponent of s is tabulated here for every state of every optimizer that is known.
 
 Coupled weight decay feeds g + λw to the averages instead of g, and λw scales by s. Such an average is a sum of parts that
-scale differently, which have to be told apart (`_decay`). States that are no such sum are refused.
+scale differently, which have to be told apart (`training.weight_decay`). States that are no such sum are refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +51,23 @@ class Law:
     is_copy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class OptimizerLaw:
+    """How an optimizer scales with its parameters.
+
+    Attributes:
+        states: the law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale.
+        update: exponent of s in its updates.
+        is_decoupled: does weight decay never enter its state, whatever its groups say?
+        is_registered: was it told by `register_optimizer`, so that it may be told anew?
+    """
+
+    states: Mapping[str, Law]
+    update: int = 0
+    is_decoupled: bool = False
+    is_registered: bool = False
+
+
 def _moving_average(degree: int, keep: Callable[[Group], float]) -> Law:
     return Law(-degree, Average(degree, keep, lambda group: 1 - keep(group)))
 
@@ -60,22 +77,26 @@ _FIRST = _moving_average(1, lambda g: float(g["betas"][0]))
 _SECOND = _moving_average(2, lambda g: float(g["betas"][1]))
 _SUM = Average(2, lambda g: 1.0, lambda g: 1.0)
 
-LAWS: dict[type[optim.Optimizer], Mapping[str, Law]] = {
-    optim.SGD: {"momentum_buffer": Law(-1, _MOMENTUM)},
-    optim.Adam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)},
-    optim.AdamW: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)},
-    optim.Adamax: {"exp_avg": _FIRST, "exp_inf": Law(-1)},
-    optim.NAdam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND},
-    optim.RAdam: {"exp_avg": _FIRST, "exp_avg_sq": _SECOND},
-    optim.Adagrad: {"sum": Law(-2, _SUM)},
-    optim.RMSprop: {
-        "square_avg": _moving_average(2, lambda g: float(g["alpha"])),
-        "grad_avg": _moving_average(1, lambda g: float(g["alpha"])),
-        "momentum_buffer": Law(0),
-    },
-    optim.Adadelta: {"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(0)},
+_ADAM = {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)}
+
+LAWS: dict[type[optim.Optimizer], OptimizerLaw] = {
+    optim.SGD: OptimizerLaw({"momentum_buffer": Law(-1, _MOMENTUM)}, update=-1),
+    optim.Adam: OptimizerLaw(_ADAM),
+    optim.AdamW: OptimizerLaw(_ADAM, is_decoupled=True),
+    optim.Adamax: OptimizerLaw({"exp_avg": _FIRST, "exp_inf": Law(-1)}),
+    optim.NAdam: OptimizerLaw({"exp_avg": _FIRST, "exp_avg_sq": _SECOND}),
+    optim.RAdam: OptimizerLaw({"exp_avg": _FIRST, "exp_avg_sq": _SECOND}),
+    optim.Adagrad: OptimizerLaw({"sum": Law(-2, _SUM)}),
+    optim.RMSprop: OptimizerLaw(
+        {
+            "square_avg": _moving_average(2, lambda g: float(g["alpha"])),
+            "grad_avg": _moving_average(1, lambda g: float(g["alpha"])),
+            "momentum_buffer": Law(0),
+        }
+    ),
+    optim.Adadelta: OptimizerLaw({"square_avg": _moving_average(2, lambda g: float(g["rho"])), "acc_delta": Law(0)}),
 }
-"""The law of every state tensor of the shape of its parameter. Scalars such as step counts do not scale."""
+"""The law of every optimizer that is known."""
 
 _COPIES = dict.fromkeys(["lookahead_slow_buff", "slow_params", "backup_params"], Law(1, is_copy=True))
 """What Lookahead adds to the state of the optimizer that it wraps, or keeps beside it, in timm and in pytorch_optimizer."""
@@ -94,15 +115,6 @@ _INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer", "inne
 
 _COUNTERS = ("step", "mu_product")
 """Scalars of the known optimizers, which have the shape of a parameter that is a scalar."""
-
-_OWN = frozenset(LAWS)
-
-_DECOUPLED: set[type[optim.Optimizer]] = {optim.AdamW}
-"""Optimizers whose weight decay never enters their state, whatever their groups say."""
-
-
-_UPDATES: dict[type[optim.Optimizer], int] = {optim.SGD: -1}
-"""Exponent of s in an optimizer's updates, where it is not 0."""
 
 
 def register_optimizer(
@@ -128,16 +140,15 @@ def register_optimizer(
     """
     if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
         raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
-    if kind in _OWN:
+    if kind in LAWS and not LAWS[kind].is_registered:
         raise EquinormError(f"the state of {kind.__name__} is known already; register a subclass of it for another law.")
     if not isinstance(exponents, Mapping):
         raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
     for key, exponent in [*exponents.items(), ("update", update)]:
         if isinstance(exponent, bool) or not isinstance(exponent, int):
             raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
-    LAWS[kind] = {key: Law(exponent) for key, exponent in exponents.items()}
-    _UPDATES[kind] = update
-    (_DECOUPLED.add if decoupled_weight_decay else _DECOUPLED.discard)(kind)
+    states = {key: Law(exponent) for key, exponent in exponents.items()}
+    LAWS[kind] = OptimizerLaw(states, update, decoupled_weight_decay, is_registered=True)
 
 
 def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
@@ -153,7 +164,7 @@ def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
             f"cannot rescale the state of {kind.__name__}: how it scales is not known. Known: {known}. "
             "Register it: equinorm.register_optimizer(kind, {state key: exponent})."
         )
-    return LAWS[kind]
+    return LAWS[kind].states
 
 
 def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
@@ -194,12 +205,13 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
 
 def update_exponent(optimizer: optim.Optimizer) -> int:
     """Exponent of s in the updates of a known optimizer."""
-    return _UPDATES.get(type(optimizer), 0)
+    return LAWS[type(optimizer)].update
 
 
 def coupled_decay(optimizer: optim.Optimizer, group: Group) -> float:
     """The weight decay that enters the state of a parameter group; 0 if none does."""
-    decoupled = type(optimizer) in _DECOUPLED or group.get("decoupled_weight_decay", False)
+    law = LAWS.get(type(optimizer))
+    decoupled = (law is not None and law.is_decoupled) or group.get("decoupled_weight_decay", False)
     return 0.0 if decoupled else float(group.get("weight_decay", 0.0))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
-from equinorm.native import kernels_for
+from equinorm.native import Compute, kernels_for
 from equinorm.rescaling.in_place import reduced, row_bounds
 from equinorm.rescaling.memory_matrix import Scales, Vectors, matrix_of
 from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
@@ -73,22 +73,15 @@ class Mover:
     Args:
         scalings: how they move; tensors refer to them by index.
         tensors: by name. What belongs to them may lie in memory as they do, or otherwise, which takes longer.
-        device: of the tensors.
-        dtype: of the scales.
+        compute: where the tensors are, the dtype of the scales, and what compiled kernels shall move.
         power_of_two: round every scale to a power of two.
-        compiled: dtypes of the tensors that compiled kernels shall move.
     """
 
     def __init__(
-        self,
-        scalings: Sequence[Scaling],
-        tensors: Mapping[str, Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        power_of_two: bool,
-        compiled: Iterable[torch.dtype] = (),
+        self, scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], compute: Compute, power_of_two: bool
     ) -> None:
-        self._kernels = {name: found for name in {*compiled} if (found := kernels_for(name, dtype)) is not None}
+        device, dtype = compute.device, compute.dtype
+        self._kernels = {name: found for name in compute.native if (found := kernels_for(name, dtype)) is not None}
         self._factors = [[(exponent, ids.to(device)) for exponent, ids in scaling.factors] for scaling in scalings]
         self._unit = unit_of_powers_of_two(scalings) if power_of_two else None
         vectors = Vectors()
@@ -179,7 +172,7 @@ class Mover:
             if self._kernels:
                 if moves is not self._recorded_of:
                     self._recorded_of, self._recorded = moves, self._record(moves)
-                rest = [*self._run_(self._recorded, done), *self._run_(self._record(passing), done)]
+                rest = [*self._move_natively_(self._recorded, done), *self._move_natively_(self._record(passing), done)]
             for move in rest:
                 now = move
                 for step in self._steps(move):
@@ -264,7 +257,7 @@ class Mover:
         arrays = {dtype: native.array(native.Move, records) for dtype, records in found.items()}
         return _Recorded(arrays, known, written, others)
 
-    def _run_(self, recorded: _Recorded, done: list[Move]) -> list[Move]:
+    def _move_natively_(self, recorded: _Recorded, done: list[Move]) -> list[Move]:
         """Run the kernels; returns what is left to do."""
         for dtype, records in recorded.arrays.items():
             self._kernels[dtype].scale_(records)

@@ -19,30 +19,21 @@ import torch
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.families import minimise_families
-from equinorm.balancing.layout import Layout
-from equinorm.balancing.problem import GROUND
+from equinorm.balancing.families import FamilyStructure, minimise_families
+from equinorm.balancing.layout import NetworkLayout
+from equinorm.balancing.norm import Norm
 
 
-def drift(layouts: Sequence[Layout], families: Sequence[tuple[int, int]], q: float, c: float) -> Tensor:
+def drift(network: NetworkLayout, norm: Norm, c: float) -> Tensor:
     """Log-scale of each class 0..num_free that the asymmetry alone gives to a network whose blocks all have energy 1."""
-    rows: list[Tensor] = []
-    depths: list[int] = []
-    for layout in layouts:
-        for part in layout.parts:
-            row = torch.zeros(len(families), dtype=torch.float64)
-            for side in part.sides:
-                if side.family != GROUND:
-                    row[side.family] += q * side.exponent
-            if bool(row.any()):
-                rows.append(row)
-                depths.append(layout.scaling.depth)
-    scales = torch.zeros(max((last for _, last in families), default=1), dtype=torch.float64)
-    if rows:
-        exponents, depth = torch.stack(rows), torch.tensor(depths, dtype=torch.float64)
-        even = minimise_families(torch.zeros(len(rows), dtype=torch.float64), exponents)
-        uneven = minimise_families(-q * float(torch.tensor(c, dtype=torch.float64).log()) * depth, exponents)
-        for (first, last), shift in zip(families, (uneven - even).tolist(), strict=True):
+    exponents = FamilyStructure([part for _, part in network.moving], len(network.families), norm).exponents
+    depth = torch.tensor([network.layouts[index].scaling.depth for index, _ in network.moving], dtype=torch.float64)
+    exponents, depth = exponents[exponents.any(1)], depth[exponents.any(1)]
+    scales = torch.zeros(network.num_free + 1, dtype=torch.float64)
+    if len(depth):
+        even = minimise_families(torch.zeros_like(depth), exponents)
+        uneven = minimise_families(-norm.q * float(torch.tensor(c, dtype=torch.float64).log()) * depth, exponents)
+        for (first, last), shift in zip(network.families, (uneven - even).tolist(), strict=True):
             scales[first:last] = shift
     return scales
 
@@ -52,21 +43,13 @@ class BiasSteps:
 
     Args:
         biases: how they scale, and they themselves.
-        layouts: of the tensors whose norm counts.
-        families: first and last + 1 id of every family.
-        p: the norm's exponent; 1 for p = ∞.
+        network: the layouts of the tensors whose norm counts.
+        norm: whose minimum is followed.
         power: exponent u of s in the optimizer's updates.
     """
 
-    def __init__(
-        self,
-        biases: Sequence[tuple[Scaling, Tensor]],
-        layouts: Sequence[Layout],
-        families: Sequence[tuple[int, int]],
-        p: float,
-        power: int,
-    ) -> None:
-        self._biases, self._layouts, self._families, self._p, self._power = biases, layouts, families, p, power
+    def __init__(self, biases: Sequence[tuple[Scaling, Tensor]], network: NetworkLayout, norm: Norm, power: int) -> None:
+        self._biases, self._network, self._norm, self._power = biases, network, norm, power
         self._factors: list[Tensor] = []
         self._before: list[Tensor] = []
 
@@ -75,7 +58,7 @@ class BiasSteps:
         self._factors = []
         if c == 1 or not self._biases:
             return
-        scales = drift(self._layouts, self._families, self._p, c)
+        scales = drift(self._network, self._norm, c)
         for scaling, bias in self._biases:
             log = scaling.log_scales(scales[1:])
             self._factors.append(torch.exp((1 - self._power) * log).to(bias.device, bias.dtype))

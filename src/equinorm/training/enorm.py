@@ -1,6 +1,5 @@
 """ENorm while training: a few cycles after every optimizer step, and everything that belongs to the weights moves along."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -10,10 +9,13 @@ from torch import Tensor, nn, optim
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
 from equinorm._modules import Choice, on_cpu, unwrapped
 from equinorm._symmetries import symmetries
-from equinorm.balancing.balance import check_options, held_classes, nothing_moves
+from equinorm.balancing.norm import Norm
+from equinorm.balancing.options import check_options
+from equinorm.balancing.scope import held_classes, nothing_moves
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_state import unwrapped_optimizer
 from equinorm.training.frozen import Selection, shown
+from equinorm.training.recording import StepOptions
 from equinorm.training.step import Plan
 
 
@@ -37,7 +39,7 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
-        if math.isinf(self.p) and self.method == "two-level":
+        if Norm(self.p).is_max and self.method == "two-level":
             raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
 
 
@@ -115,10 +117,10 @@ class ENorm:
         kwargs: Mapping[str, Any] | None = None,
         p: float = 2.0,
         c: float = 1.0,
+        *,
         cycles: int = 1,
         every: int = 1,
         method: str = "cyclic",
-        *,
         biases: bool = False,
         match_biases: bool = True,
         symmetric_biases: bool = True,
@@ -144,29 +146,35 @@ class ENorm:
         )
         held = held_classes(found, modules)
         selection = Selection(found, held, biases, match_biases, frozen)
+        self._check_selection(selection, modules)
+        casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
+        check_training(casts, selection.candidates, power_of_two)
+        options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
+        self._plan = Plan(found, selection, (optimizer, wrappers), _modules(averages), c, options)
+        selection.tell()
+        self._check_hooks()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def _check_selection(self, selection: Selection, modules: Choice | None) -> None:
+        """Refuse a model in which nothing moves."""
         if not selection.candidates:
-            raise BalanceError(f"{nothing_moves(found, modules)}.")
+            raise BalanceError(f"{nothing_moves(self.symmetries, modules)}.")
         if not selection.moving:
             raise BalanceError(
                 f"every hidden channel of {describe(self.model)} that can be rescaled would move a frozen parameter, as "
                 f"{shown(selection.frozen)}. Unfreeze them before ENorm is made, or let them move: ENorm(..., frozen='move')."
             )
-        casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
-        check_training(casts, selection.candidates, power_of_two)
-        copies = [averages] if isinstance(averages, nn.Module) else averages
-        if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
-            raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-        self._plan = Plan(found, selection, optimizer, wrappers, copies, p, c, method, symmetric_biases, power_of_two, compile)
-        selection.tell()
-        for hook in optimizer._optimizer_step_post_hooks.values():
+
+    def _check_hooks(self) -> None:
+        """Refuse an optimizer after whose steps another hook moves the same tensors."""
+        for hook in self.optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):
                 way = "call its remove() first, or make a new optimizer if you did not keep it"
                 raise RescaleError(f"this optimizer is hooked already, by {other!r}: {way}.")
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
 
     # ---------------------------------------------------------------------------------------------------------- using
 
@@ -194,7 +202,7 @@ class ENorm:
         Raises:
             RescaleError: if the model has changed since it was analysed, or a state tensor cannot move; nothing has moved then.
         """
-        self._plan.run(self.settings.cycles, self._gradients)
+        self._plan.run_cycles(self.settings.cycles, self._gradients)
 
     def remove(self) -> None:
         """Detach from the optimizer. The weights stay as they are."""
@@ -259,3 +267,11 @@ class ENorm:
         self._plan.after_step()
         if self.steps % self.settings.every == 0:
             self.cycle_()
+
+
+def _modules(averages: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Modules with averaged weights, one or several."""
+    copies = [averages] if isinstance(averages, nn.Module) else averages
+    if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
+        raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
+    return copies

@@ -9,8 +9,8 @@ from torch import Tensor
 from equinorm._errors import BalanceError
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
-from equinorm.balancing.balance import counted
-from equinorm.balancing.layout import Layout, layouts
+from equinorm.balancing.layout import NetworkLayout, lay_out
+from equinorm.balancing.scope import counted
 
 FROZEN = ("hold", "move")
 
@@ -28,7 +28,7 @@ class Selection:
     Attributes:
         candidates: scalings of what moves where nothing is frozen.
         moving: those of them that move now.
-        layouts: of the tensors whose norm counts now.
+        network: the layouts of the tensors whose norm counts now.
         frozen: scalings of what is frozen and would move otherwise.
         held: mask over 0..num_free of classes that do not move now.
 
@@ -47,7 +47,7 @@ class Selection:
         self._flat = [tensor for tied in self._tied for tensor in tied]
         self._trained: list[bool] = []
         self.moving: list[Scaling] = []
-        self.layouts: Sequence[Layout] = ()
+        self.network: NetworkLayout
         self.frozen: list[Scaling] = []
         self._choose(self._frozen())
 
@@ -90,7 +90,7 @@ class Selection:
             now[scaling.free()] = True
         within = self._within(now)
         found = self._symmetries
-        self.layouts = layouts(counted(within, self._biases), found.family_ranges, found.num_free, now)
+        self.network = lay_out(counted(within, self._biases), found.family_ranges, found.num_free, now)
         self.moving = [scaling for scaling in within if self._match_biases or scaling.role != "bias"]
         self._pattern, self.held = pattern, now
 

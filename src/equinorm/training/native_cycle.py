@@ -3,18 +3,55 @@
 import ctypes
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from equinorm import native
 from equinorm.balancing.dense_blocks import Dense, dense
-from equinorm.balancing.layout import Layout, Part, Pick
+from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
+from equinorm.balancing.norm import Norm
 from equinorm.balancing.problem import GROUND, Side
 
 MOST_PIECES = 64
 """Into which one block may be cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """In what order a cycle moves families, and how far.
+
+    Attributes:
+        order: of the families in a sweep.
+        steps: by what log(out / in) of each family is multiplied.
+        levels: minimise over one scalar for each family before each sweep.
+        newton_steps: of which so many are taken.
+        longest_step: of one of them.
+    """
+
+    order: Sequence[int]
+    steps: Sequence[float]
+    levels: bool
+    newton_steps: int
+    longest_step: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A part of the layouts, or a piece of one, as a matrix in memory.
+
+    Attributes:
+        part: number of the part, among those that move.
+        tensor: index of its weight.
+        matrix: how it lies in memory.
+        sides: who moves it.
+    """
+
+    part: int
+    tensor: int
+    matrix: Dense
+    sides: tuple[Side, ...]
 
 
 class Program:
@@ -22,62 +59,53 @@ class Program:
 
     Args:
         kernels: that run it.
-        blocks: index of the weight, its matrix, and who moves it.
-        owners: number of the part of the layouts that each is a piece of.
+        pieces: of all parts that move, in their order.
         tensors: the weights.
         families: first and last + 1 id of every family.
-        order: of the families in a sweep.
-        steps: by what log(out / in) of each family is multiplied.
-        p: 1 or 2.
-        levels: minimise over one scalar for each family before each sweep.
-        newton_steps: of which so many are taken.
-        longest_step: of one of them.
+        norm: p = 1 or 2.
+        schedule: of a cycle.
     """
 
     def __init__(
         self,
         kernels: native.Kernels,
-        blocks: Sequence[tuple[int, Dense, tuple[Side, ...]]],
-        owners: Sequence[int],
+        pieces: Sequence[Piece],
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
-        order: Sequence[int],
-        steps: Sequence[float],
-        p: int,
-        levels: bool,
-        newton_steps: int,
-        longest_step: float,
+        norm: Norm,
+        schedule: Schedule,
     ) -> None:
-        self._kernels, self._tensors, self._levels = kernels, tensors, levels
-        self._owners = torch.tensor(owners)
+        self._kernels, self._tensors, self._levels = kernels, tensors, schedule.levels
+        self._parts = torch.tensor([piece.part for piece in pieces])
         self._kept: list[object] = []  # memory that structures point into
         self._edges: list[list[native.Edge]] = [[] for _ in families]
         self._ids = max(last for _, last in families)
-        records = [self._block(number, *block) for number, block in enumerate(blocks)]
+        records = [self._block(number, piece) for number, piece in enumerate(pieces)]
         rows = [
-            native.Family(*families[number], len(edges), self._at(native.Edge, edges), steps[number])
+            native.Family(*families[number], len(edges), self._at(native.Edge, edges), schedule.steps[number])
             for number, edges in enumerate(self._edges)
         ]
         self._program = native.Program(
             len(records), len(rows), self._at(native.Block, records), self._at(native.Family, rows),
-            self._at(ctypes.c_int64, order), p, self._ids, newton_steps, longest_step,
+            self._at(ctypes.c_int64, schedule.order), int(norm.p), self._ids, schedule.newton_steps, schedule.longest_step,
         )  # fmt: skip
 
-    def run(self, weights: Tensor, cycles: int) -> Tensor:
+    def run_cycles(self, weights: Tensor, cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles, in float64.
 
         Args:
             weights: by which the energy of each part counts that moves, float64, one layout after the other.
             cycles: how many.
         """
-        z, weights = torch.zeros(self._ids, dtype=torch.float64), weights[self._owners]
+        z, weights = torch.zeros(self._ids, dtype=torch.float64), weights[self._parts]
         pointers = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
-        self._kernels.cycle(self._program, pointers, weights, z, torch.ones_like(z), cycles, self._levels)
+        self._kernels.cycle(self._program, pointers, weights, z, cycles, self._levels)
         return z
 
-    def _block(self, number: int, tensor: int, matrix: Dense, sides: Sequence[Side]) -> native.Block:
+    def _block(self, number: int, piece: Piece) -> native.Block:
+        matrix = piece.matrix
         factors: tuple[list[native.Factor], list[native.Factor]] = ([], [])
-        for place, side in enumerate(sides):
+        for place, side in enumerate(piece.sides):
             if side.family == GROUND:
                 continue
             line = matrix.lines[min(place, len(matrix.lines) - 1)]
@@ -86,7 +114,9 @@ class Program:
             own = factors[not line.is_row]
             self._edges[side.family].append(native.Edge(number, not line.is_row, len(own)))
             own.append(native.Factor(ids.data_ptr(), side.exponent, side.family))
-        return native.Block(tensor, matrix.first, matrix.pitch, (native.Line * 2)(*map(self._line, matrix.shape, factors)))
+        return native.Block(
+            piece.tensor, matrix.first, matrix.pitch, (native.Line * 2)(*map(self._line, matrix.shape, factors))
+        )
 
     def _line(self, size: int, factors: list[native.Factor]) -> native.Line:
         base = torch.zeros(size, dtype=torch.float64) if self._levels and factors else None
@@ -101,39 +131,36 @@ class Program:
 
 
 def program(
-    layouts: Sequence[Layout],
-    tensors: Mapping[str, Tensor],
-    families: Sequence[tuple[int, int]],
-    order: Sequence[int],
-    steps: Sequence[float],
-    p: float,
-    dtype: torch.dtype,
-    **options: float,
+    network: NetworkLayout, tensors: Mapping[str, Tensor], norm: Norm, dtype: torch.dtype, schedule: Schedule
 ) -> Program | None:
     """Record the cycles of a problem; None where the kernels do not know its norm, a dtype, or how a weight lies in memory.
+
+    Args:
+        network: of the tensors whose norm counts.
+        tensors: by name.
+        norm: whose energies are summed.
+        dtype: of the sums.
+        schedule: of a cycle.
 
     Raises:
         EquinormError: if the kernels cannot be compiled on this machine.
     """
-    weights = [tensors[layout.scaling.name] for layout in layouts]
+    weights = network.weights(tensors)
     dtypes = {weight.dtype for weight in weights}
-    kernels = native.kernels_for(dtypes.pop(), dtype) if p in (1, 2) and len(dtypes) == 1 else None
+    kernels = native.kernels_for(dtypes.pop(), dtype) if norm.is_cheap and len(dtypes) == 1 else None
     if kernels is None:
         return None
-    blocks: list[tuple[int, Dense, tuple[Side, ...]]] = []
-    owners: list[int] = []
-    moving = [(index, part) for index, layout in enumerate(layouts) for part in layout.parts if not part.is_still]
-    for number, (index, part) in enumerate(moving):
-        layout, weight = layouts[index], weights[index]
+    pieces: list[Piece] = []
+    for number, (index, part) in enumerate(network.moving):
+        layout, weight = network.layouts[index], weights[index]
         found = _grouped(layout, part, weight) or [(dense(layout, picks, weight), sides) for picks, sides in _pieces(part)]
         if part.loops is not None or len(found) > MOST_PIECES:
             return None
         for matrix, sides in found:
             if matrix is None:
                 return None
-            blocks.append((index, matrix, sides))
-        owners += [number] * len(found)
-    return Program(kernels, blocks, owners, weights, families, order, steps, int(p), **options)  # pyright: ignore[reportArgumentType]
+            pieces.append(Piece(number, index, matrix, sides))
+    return Program(kernels, pieces, weights, network.families, norm, schedule)
 
 
 def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | None, tuple[Side, ...]]]:
@@ -160,11 +187,11 @@ def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | N
     return found if len(found) <= MOST_PIECES else []
 
 
-_Piece = tuple[tuple[slice, ...], tuple[Side, ...]]
+_Cut = tuple[tuple[slice, ...], tuple[Side, ...]]
 """Contiguous channels along each side, and who moves them."""
 
 
-def _pieces(part: Part) -> list[_Piece]:
+def _pieces(part: Part) -> list[_Cut]:
     """A block, cut where its channels are not contiguous in the weight."""
     if len(part.picks) == 1:  # terms, of all sides
         return [((pick,), tuple(_some(side, here) for side in part.sides)) for pick, here in _runs(part.picks[0])]

@@ -6,7 +6,7 @@ finite, stay at scale 1.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading
-from equinorm.balancing.families import red_black
-from equinorm.balancing.layout import Layout, Part
-from equinorm.balancing.problem import GROUND, Side, steps
-from equinorm.training.native_cycle import program
+from equinorm.balancing.families import FamilyStructure
+from equinorm.balancing.layout import NetworkLayout, Part
+from equinorm.balancing.norm import Norm
+from equinorm.balancing.problem import GROUND, Side
+from equinorm.native import Compute
+from equinorm.training.native_cycle import Schedule, program
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
@@ -77,67 +79,40 @@ class Cycle:
     """Cycles of Algorithm 1, or of the two-level method.
 
     Args:
-        layouts: of the tensors whose norm counts.
+        network: the layouts of the tensors whose norm counts.
         tensors: by name; their devices, dtypes and strides must stay what they are.
-        families: first and last + 1 id of every family.
-        p: the norm.
+        norm: whose energies these are.
         method: "cyclic" or "two-level".
-        device: of the weights.
-        dtype: of the sums.
-        compiled: run by compiled kernels, on a CPU, where they know all of this.
+        compute: where the weights are, the dtype of the sums, and whether compiled kernels run where they know all of this.
     """
 
     def __init__(
-        self,
-        layouts: Sequence[Layout],
-        tensors: Mapping[str, Tensor],
-        families: Sequence[tuple[int, int]],
-        p: float,
-        method: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        compiled: bool = False,
+        self, network: NetworkLayout, tensors: Mapping[str, Tensor], norm: Norm, method: str, compute: Compute
     ) -> None:
-        self._layouts, self._families = layouts, families
-        self._q = 1.0 if math.isinf(p) else p
-        self._maximum = math.isinf(p)
+        device, dtype = compute.device, compute.dtype
+        self._network, self._norm, self._q, self._maximum = network, norm, norm.q, norm.is_max
         self._zero = torch.zeros(1, device=device, dtype=dtype)
-        self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in families]
-        self._blocks: list[_Block] = []
-        for index, layout in enumerate(layouts):
-            for part in [_moved(part, device) for part in layout.parts if not part.is_still]:
-                places = tuple(_places(side, families) for side in part.sides)
-                self._blocks.append(_Block(index, part, places))
-        parts = [block.part for block in self._blocks]
-        self._order = red_black(parts, len(families)) if method == "two-level" else list(range(len(families)))
-        self._edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
-        self._steps = steps(parts, len(families), p)
-        for number, part in enumerate(parts):
-            for place, side in enumerate(part.sides):
-                if side.family != GROUND:
-                    edge = _Edge(number, place, *_gathering(self._blocks[number].places[place], *families[side.family]))
-                    self._edges[side.family][side.exponent < 0].append(edge)
-        self._is_chained = any(len({side.family for side in part.sides} - {GROUND}) > 1 for part in parts)
-        self._exponents = torch.zeros(len(parts), len(families), dtype=torch.float64)
-        for number, part in enumerate(parts):
-            for side in part.sides:
-                if side.family != GROUND:
-                    self._exponents[number, side.family] += side.exponent * self._q
-        self._exponents = self._exponents.to(device)
-        self._levels_first = method == "two-level" and self._is_chained
-        newton = {"levels": self._levels_first, "newton_steps": NEWTON_STEPS, "longest_step": LONGEST_STEP}
-        self._program = None
-        if compiled:
-            self._program = program(layouts, tensors, families, self._order, self._steps, p, dtype, **newton)
+        self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in network.families]
+        self._blocks = [_recorded(index, part, network.families, device) for index, part in network.moving]
+        self._edges = _edges(self._blocks, network.families)
+        structure = FamilyStructure([block.part for block in self._blocks], len(network.families), norm)
+        self._order, self._steps, self._exponents = structure.order(method), structure.steps, structure.exponents.to(device)
+        self._levels_first = method == "two-level" and structure.is_chained
+        schedule = Schedule(self._order, self._steps, self._levels_first, NEWTON_STEPS, LONGEST_STEP)
+        self._program = program(network, tensors, norm, dtype, schedule) if compute.native else None
         keeps = method == "two-level" and self._program is None
-        self._readings = [Reading(layout, tensors[layout.scaling.name], p, dtype, keeps) for layout in layouts]
-        self._is_weighed, self._weights = False, torch.ones(len(parts), device=device, dtype=dtype)
-        self._uses = [0] * len(layouts)
-        for edge in (edge for pair in self._edges for edges in pair for edge in edges):
-            self._uses[self._blocks[edge.block].tensor] += 1
-        self._level_uses = [0] * len(layouts)
-        for block in self._blocks:
-            self._level_uses[block.tensor] += self._levels_first
+        pairs = zip(network.layouts, network.weights(tensors), strict=True)
+        self._readings = [Reading(layout, tensor, norm, dtype, keeps) for layout, tensor in pairs]
+        self._is_weighed, self._weights = False, torch.ones(len(self._blocks), device=device, dtype=dtype)
+        self._uses = self._counts(edge.block for pair in self._edges for edges in pair for edge in edges)
+        self._level_uses = self._counts(range(len(self._blocks)) if self._levels_first else ())
+
+    def _counts(self, blocks: Iterable[int]) -> list[int]:
+        """How often each tensor is read, by the blocks that are."""
+        counts = [0] * len(self._network.layouts)
+        for number in blocks:
+            counts[self._blocks[number].tensor] += 1
+        return counts
 
     def weigh(self, c: float) -> None:
         """Let a weight of depth k count c^(−pk).
@@ -145,9 +120,9 @@ class Cycle:
         Raises:
             BalanceError: if that is beyond floating point.
         """
-        depths = [self._layouts[block.tensor].scaling.depth for block in self._blocks]
+        depths = [self._network.layouts[block.tensor].scaling.depth for block in self._blocks]
         middle = (min(depths, default=0) + max(depths, default=0)) / 2  # only ratios matter
-        logs = [self._q * (middle - depth) * math.log(c) for depth in depths]
+        logs = [self._norm.log_weight(depth - middle, c) for depth in depths]
         largest = math.log(torch.finfo(self._zero.dtype).max) / 2
         widest = max(map(abs, logs), default=0.0)
         if widest > largest:
@@ -155,10 +130,10 @@ class Cycle:
         self._weights.copy_(torch.tensor(logs, dtype=torch.float64).exp())
         self._is_weighed = c != 1
 
-    def run(self, cycles: int) -> Tensor:
+    def run_cycles(self, cycles: int) -> Tensor:
         """Log-scales of classes 0..num_free after so many cycles on the current weights."""
         if self._program is not None:
-            return self._program.run(self._weights.double(), cycles).to(self._zero.dtype)
+            return self._program.run_cycles(self._weights.double(), cycles).to(self._zero.dtype)
         state = _State([cycles * sum(counts) for counts in zip(self._uses, self._level_uses, strict=True)])
         for _ in range(cycles):
             if self._levels_first:
@@ -174,7 +149,7 @@ class Cycle:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights; NaN if an energy is not finite."""
         state = _State([*self._uses])
         apart, whole = torch.zeros_like(self._zero[0]), torch.zeros_like(self._zero[0])
-        for family in range(len(self._families)):
+        for family in range(len(self._network.families)):
             into, out = self._energies(family, state)
             if into is None or out is None:
                 continue
@@ -196,7 +171,7 @@ class Cycle:
         """Energies of a block: |w|^p, summed (maximised) over the axes that no scale tells apart."""
         block = self._blocks[number]
         if block.tensor not in state.energies:
-            state.energies[block.tensor] = self._readings[block.tensor].read()
+            state.energies[block.tensor] = self._readings[block.tensor].read_energies()
         energies = state.energies[block.tensor]
         state.uses[block.tensor] -= 1
         if not state.uses[block.tensor]:
@@ -270,6 +245,23 @@ class Cycle:
             shift = shift - step.nan_to_num_(0.0, 0.0, 0.0)
         for family, value in enumerate(shift.to(self._zero.dtype)):
             self._move(state, family, value)
+
+
+def _recorded(tensor: int, part: Part, families: Sequence[tuple[int, int]], device: torch.device) -> _Block:
+    """One part that moves, on the device."""
+    moved = _moved(part, device)
+    return _Block(tensor, moved, tuple(_places(side, families) for side in moved.sides))
+
+
+def _edges(blocks: Sequence[_Block], families: Sequence[tuple[int, int]]) -> list[tuple[list[_Edge], list[_Edge]]]:
+    """What enters each family, and what leaves it."""
+    edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
+    for number, block in enumerate(blocks):
+        for place, side in enumerate(block.part.sides):
+            if side.family != GROUND:
+                edge = _Edge(number, place, *_gathering(block.places[place], *families[side.family]))
+                edges[side.family][side.exponent < 0].append(edge)
+    return edges
 
 
 def _moved(part: Part, device: torch.device) -> Part:

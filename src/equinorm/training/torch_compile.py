@@ -34,7 +34,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     own = types.FunctionType(code, call.__globals__, code.co_name, call.__defaults__, call.__closure__)
     inner = torch.compile(own, fullgraph=True, dynamic=False)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def call_compiled(*args: Any, **kwargs: Any) -> Any:
         try:
             return inner(*args, **kwargs)
         except FailOnRecompileLimitHit:
@@ -50,4 +50,4 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
                 f"torch.compile cannot compile the step on this machine: {reason} Leave out compile=True to do without."
             ) from error
 
-    return run
+    return call_compiled

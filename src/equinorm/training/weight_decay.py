@@ -10,6 +10,7 @@ the average is the one of an optimizer that had worked in the new coordinates fr
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,27 @@ from equinorm.training.torch_compile import compiled
 
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stepped:
+    """A parameter that is about to be stepped.
+
+    Attributes:
+        name: of the parameter.
+        parameter: itself.
+        group: that it is in.
+        decay: weight decay that enters its averages.
+        laws: of the states that an optimizer with the settings of this group keeps.
+        present: keys of the states that are there already.
+    """
+
+    name: str
+    parameter: Tensor
+    group: Group
+    decay: float
+    laws: Mapping[str, Law]
+    present: frozenset[str]
 
 
 class DecayParts:
@@ -75,20 +97,24 @@ class DecayParts:
                 "the optimizer's last step did not end, so how much of its state is weight decay is not known any more. "
                 "Load a checkpoint, or clear the optimizer's state and create a new ENorm."
             )
-        entries = [entry for group in self._optimizer.param_groups for entry in self._entries(group)]  # refuses first
+        stepped = [*self._stepped()]
+        for one in stepped:
+            self._meet_(one)
+        entries = [(one, key, average) for one in stepped for key, average in self._entries(one)]  # refuses first
         self._entered = bool(entries)
         sums: list[tuple[Tensor, Tensor, float, float]] = []
         others: list[tuple[Parts, Tensor, float, float, float, bool]] = []
-        for group, decay, parameter, name, key, average in entries:
-            parts = self._parts.setdefault(name, {}).setdefault(key, {})
+        for one, key, average in entries:
+            group, parameter = one.group, one.parameter
+            parts = self._parts.setdefault(one.name, {}).setdefault(key, {})
             starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
             keep, add = average.keep(group), 1.0 if starts else average.add(group)
             for exponent in (1,) if average.degree == 1 else (0, 2):
                 parts.setdefault(exponent, torch.zeros_like(parameter))
             if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
-                others.append((parts, parameter, keep, add * decay, decay, bool(group.get("maximize", False))))
+                others.append((parts, parameter, keep, add * one.decay, one.decay, bool(group.get("maximize", False))))
             else:
-                sums.append((parts[1], parameter.detach(), keep, add * decay))
+                sums.append((parts[1], parameter.detach(), keep, add * one.decay))
         try:
             self._follow(sums)
         except EquinormError:  # it cannot be compiled: nothing was done
@@ -106,32 +132,44 @@ class DecayParts:
         self.is_following = False
         self._handle.remove()
 
-    def _entries(self, group: Group) -> Iterator[tuple[Group, float, Tensor, str, str, Average]]:
-        """What a step adds: group, weight decay, parameter, its name, key and recursion of an average."""
-        decay = coupled_decay(self._optimizer, group)
-        for parameter in group["params"]:
-            name = self._names.get(id(parameter))
-            if name is None or parameter.grad is None:
-                continue
-            check_group(self._optimizer, group, name)
-            if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
-                continue
-            present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
-            if name not in self._parts:
-                if float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
-                    present = set()  # Adagrad makes its state, still zero, before the first step
-                if present:
-                    self._late.add(name)
-                else:
-                    self._parts[name] = {}
-            for key, law in laws(self._optimizer).items():
-                if not self._is_used(key, group):
+    def _stepped(self) -> Iterator[_Stepped]:
+        """The parameters that the optimizer is about to step, but for those that are known to hold no weight decay."""
+        for group in self._optimizer.param_groups:
+            decay, kept = coupled_decay(self._optimizer, group), self._kept(group)
+            for parameter in group["params"]:
+                name = self._names.get(id(parameter))
+                if name is None or parameter.grad is None:
                     continue
-                if key not in present:
-                    self._parts.get(name, {}).pop(key, None)
-                self.check(group, law, key, name, key in present)
-                if law.average is not None and (decay or self.of(name, key)):
-                    yield group, decay, parameter, name, key, law.average
+                check_group(self._optimizer, group, name)
+                if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
+                    continue
+                present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
+                if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+                    present = set()  # Adagrad makes its state, still zero, before the first step
+                yield _Stepped(name, parameter, group, decay, kept, frozenset(present))
+
+    def _meet_(self, stepped: _Stepped) -> None:
+        """Note what starts with this step: a parameter without averages is followed, an average that is gone is anew."""
+        if stepped.name not in self._parts:
+            if stepped.present:
+                self._late.add(stepped.name)
+                return
+            self._parts[stepped.name] = {}
+        for key in stepped.laws.keys() - stepped.present:
+            self._parts[stepped.name].pop(key, None)
+
+    def _entries(self, stepped: _Stepped) -> Iterator[tuple[str, Average]]:
+        """Key and recursion of each average that weight decay enters, or has entered."""
+        for key, law in stepped.laws.items():
+            self.check(stepped.group, law, key, stepped.name, key in stepped.present)
+            if law.average is not None and (stepped.decay or self.of(stepped.name, key)):
+                yield key, law.average
+
+    def _kept(self, group: Group) -> dict[str, Law]:
+        """Laws of the states that an optimizer with these settings keeps."""
+        switches = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
+        found = laws(self._optimizer).items()
+        return {key: law for key, law in found if key not in switches or group.get(switches[key], True)}
 
     def check(self, group: Group, law: Law, key: str, name: str, is_present: bool) -> None:
         """Refuse a state whose weight decay cannot be told apart.
@@ -151,11 +189,6 @@ class DecayParts:
         else:
             return
         raise refusal(self._optimizer, key, name, decay, remedy)
-
-    def _is_used(self, key: str, group: Group) -> bool:
-        """Does an optimizer with these settings keep this state?"""
-        switch = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}.get(key)
-        return switch is None or bool(group.get(switch, True))
 
     def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""

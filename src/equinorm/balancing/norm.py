@@ -1,0 +1,45 @@
+"""The norm whose minimum is looked for."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The ℓp norm, by its energies: Σ |w|^p, or max |w| for p = ∞.
+
+    Attributes:
+        p: any positive number, or inf.
+
+    >>> Norm(3.0).q, Norm(float("inf")).q
+    (3.0, 1.0)
+    """
+
+    p: float
+
+    @property
+    def is_max(self) -> bool:
+        """Is the largest energy minimised, not their sum?"""
+        return math.isinf(self.p)
+
+    @property
+    def q(self) -> float:
+        """The power of scales in an energy."""
+        return 1.0 if math.isinf(self.p) else self.p
+
+    @property
+    def is_cheap(self) -> bool:
+        """Do its powers cost nothing beside reading?"""
+        return self.p in (1.0, 2.0)
+
+    def join(self, logs: Sequence[float]) -> float:
+        """Logarithm of the sum (maximum) of energies."""
+        values = torch.tensor(logs, dtype=torch.float64)
+        return float(values.max() if self.is_max else values.logsumexp(0))
+
+    def log_weight(self, depth: float, c: float) -> float:
+        """Logarithm of c^(−qk), by which energies of a weight of depth k count."""
+        return -self.q * depth * math.log(c)

@@ -1,0 +1,126 @@
+"""One pass over a weight: its energies times factors, along both of its sides.
+
+Two ways: strips of the weight that fit the cache, by PyTorch's operations, for whatever can be streamed; and compiled kernels,
+where they know how the weight lies in memory.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from equinorm import native
+from equinorm.balancing.dense_blocks import Dense, dense
+from equinorm.balancing.energy_reader import AT_ONCE, Reading
+from equinorm.balancing.layout import Layout
+from equinorm.balancing.norm import Norm
+
+KEPT = 8
+"""Energies summed over kernels are kept in float32 where they take so many times less memory than the weight."""
+
+
+class Pass(Protocol):
+    """A way to read a weight."""
+
+    def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Energies times the factors of the other side, for both sides.
+
+        Args:
+            factors: of rows and of columns, shapes (channels, groups).
+            dtype: of the sums, float32 or float64.
+
+        Returns:
+            float64 on the CPU, shapes (channels, groups of the other side).
+        """
+        ...
+
+
+class StripPass:
+    """Reads a strip at a time.
+
+    Args:
+        layout: of the weight, a matrix of two axes that `Reading.has_strips`.
+        tensor: the weight.
+        norm: one whose powers are cheap.
+        loops: mask of entries that do not count; None for all.
+
+    Attributes:
+        keeps: are energies in float32 kept after they were read once?
+    """
+
+    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, loops: Tensor | None) -> None:
+        self._readings = {dtype: Reading(layout, tensor, norm, dtype) for dtype in (torch.float32, torch.float64)}
+        self._tensor, self._loops = tensor, loops
+        self.keeps = are_kept(layout, tensor)
+        self._kept: Tensor | None = None
+
+    def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """As in `Pass`."""
+        slow, device = self._readings[dtype].slow_side, self._tensor.device
+        along, across = (factors[place].to(device, dtype) for place in (slow, 1 - slow))
+        loops = None if self._loops is None else (self._loops if slow == 0 else self._loops.T).to(device)
+        parts: list[Tensor] = []
+        total = torch.zeros(len(across), along.size(1), device=device, dtype=torch.float64)
+        for first, strip in self._strips(dtype):
+            here = slice(first, first + len(strip))
+            strip = strip if loops is None else strip.masked_fill(loops[here], 0.0)
+            parts.append(_product(strip, across))
+            total += _product(strip.T, along[here])
+        found = [torch.cat(parts).to("cpu", torch.float64), total.cpu()]
+        return found if slow == 0 else found[::-1]
+
+    def _strips(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Energies, from the weight or from what was kept of it."""
+        if not self.keeps or dtype != torch.float32:
+            yield from self._readings[dtype].strips()
+            return
+        if self._kept is None:
+            self._kept = torch.cat([strip for _, strip in self._readings[dtype].strips()])
+        rows = max(1, AT_ONCE // self._kept.size(1))
+        for first in range(0, len(self._kept), rows):
+            yield first, self._kept[first : first + rows]
+
+
+class CompiledPass:
+    """Reads all at once by compiled kernels; factors are one group on each side.
+
+    Args:
+        matrix: how the weight lies in memory.
+        tensor: the weight, of a dtype that the kernels know.
+        norm: p = 1 or 2.
+    """
+
+    def __init__(self, matrix: Dense, tensor: Tensor, norm: Norm) -> None:
+        self._matrix, self._tensor, self._p = matrix, tensor, int(norm.p)
+
+    def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """As in `Pass`."""
+        matrix, kernels = self._matrix, native.kernels_for(self._tensor.dtype, dtype)
+        assert kernels is not None
+        spread = [line.spread(factor[:, 0].to(dtype)) for line, factor in zip(matrix.lines, factors, strict=True)]
+        sums = [torch.empty(len(factor), dtype=dtype) for factor in spread]
+        rows, columns = (0, 1) if matrix.lines[0].is_row else (1, 0)
+        first = self._tensor.data_ptr() + matrix.first * self._tensor.element_size()
+        kernels.sums(self._p, first, matrix.shape, matrix.pitch, (spread[rows], spread[columns]), (sums[rows], sums[columns]))
+        return [line.fold(total.double())[:, None] for line, total in zip(matrix.lines, sums, strict=True)]
+
+
+def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm) -> CompiledPass | None:
+    """The pass by compiled kernels; None where they do not know the weight, or where reading it once is enough."""
+    if tensor.device.type not in native.DEVICES or tensor.dtype not in native.TYPES or are_kept(layout, tensor):
+        return None
+    matrix = dense(layout, [slice(None)] * 2, tensor)
+    return None if matrix is None else CompiledPass(matrix, tensor, norm)
+
+
+def are_kept(layout: Layout, tensor: Tensor) -> bool:
+    """Do energies take little memory beside the weight?"""
+    entries = math.prod(layout.scaling.shape[axis] for axis in layout.axes)
+    return entries * 4 * KEPT <= tensor.numel() * tensor.element_size()
+
+
+def _product(matrix: Tensor, columns: Tensor) -> Tensor:
+    """matrix @ columns; one column as a vector, which is faster."""
+    return torch.mv(matrix, columns[:, 0])[:, None] if columns.size(1) == 1 else matrix @ columns

@@ -1,0 +1,153 @@
+"""What a step needs to know beforehand of the weights as they lie on their device: recorded once, until they move elsewhere."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, optim
+
+from equinorm import native
+from equinorm._errors import RescaleError
+from equinorm._scaling import Scaling
+from equinorm._symmetries import Symmetries
+from equinorm.balancing.energy_reader import fits_float32
+from equinorm.balancing.norm import Norm
+from equinorm.native import Compute
+from equinorm.rescaling.optimizer_state import update_exponent
+from equinorm.rescaling.recorded import Move, Mover
+from equinorm.training.bias_steps import BiasSteps
+from equinorm.training.bound import Bindings, Place
+from equinorm.training.frozen import Selection
+from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.torch_compile import compiled
+
+
+@dataclass(frozen=True, slots=True)
+class StepOptions:
+    """How a step balances and writes.
+
+    Attributes:
+        norm: whose minimum is followed.
+        method: "cyclic" or "two-level".
+        symmetric_biases: let biases take the steps that they would take at c = 1.
+        power_of_two: round scales to powers of two.
+        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere.
+    """
+
+    norm: Norm
+    method: str
+    symmetric_biases: bool
+    power_of_two: bool
+    compile: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """A step on weights of one place.
+
+    Attributes:
+        place: of all that moves.
+        compute: where and how passes run.
+        held: mask over 0..num_free of classes that do not move, on the device; None if there are none.
+        cycle: the cycles.
+        mover: that writes.
+        biases: their steps where c is not 1.
+        run_cycles: of `cycle`, compiled if asked for.
+        move_: of `mover`, compiled if asked for.
+    """
+
+    place: Place
+    compute: Compute
+    held: Tensor | None
+    cycle: Cycle
+    mover: Mover
+    biases: BiasSteps
+    run_cycles: Callable[[int], Tensor]
+    move_: Callable[[Sequence[Move], Sequence[Move]], None]
+
+    @property
+    def is_wide(self) -> bool:
+        """Are sums in float64?"""
+        return self.compute.dtype == torch.float64
+
+    def weigh(self, c: float) -> None:
+        """Set the asymmetry."""
+        self.cycle.weigh(c)
+        self.biases.weigh(c)
+
+
+class Recorder:
+    """Records steps.
+
+    Args:
+        symmetries: of the model.
+        selection: which tensors move, and of which the norm counts.
+        bindings: the tensors themselves.
+        optimizer: that makes the steps.
+        options: of the steps.
+    """
+
+    def __init__(
+        self,
+        symmetries: Symmetries,
+        selection: Selection,
+        bindings: Bindings,
+        optimizer: optim.Optimizer,
+        options: StepOptions,
+    ) -> None:
+        self._symmetries, self._selection, self._bindings = symmetries, selection, bindings
+        self._optimizer, self._options = optimizer, options
+
+    def record(self, c: float) -> Recording:
+        """The step on the weights as they lie now.
+
+        Raises:
+            RescaleError: for tensors that cannot be moved exactly, or that lie on several devices.
+            BalanceError: if c weighs layers beyond floating point.
+        """
+        options, found, network = self._options, self._symmetries, self._selection.network
+        self._bindings.check_tensors(options.power_of_two)
+        place = self._bindings.place
+        compute, held = self._compute(place), self._selection.held
+        cycle = Cycle(network, found.tensors, options.norm, options.method, compute)
+        cycle.weigh(c)
+        biases = BiasSteps(self._biases(), network, options.norm, update_exponent(self._optimizer))
+        biases.weigh(c)
+        mover = Mover(self._selection.moving, found.tensors, compute, options.power_of_two)
+        for kind in compute.native:  # those of weight decay too, so that no step can fail for want of a compiler
+            native.kernels_for(kind, torch.promote_types(kind, torch.float32))
+        run_cycles, move_ = cycle.run_cycles, mover.move_
+        if options.compile and not compute.native:
+            run_cycles, move_ = compiled(run_cycles), compiled(move_)
+        held = held.to(compute.device) if bool(held.any()) else None
+        return Recording(place, compute, held, cycle, mover, biases, run_cycles, move_)
+
+    def fits_float32(self) -> bool:
+        """Can sums of energies be taken in float32?"""
+        tensors, norm = self._symmetries.tensors, self._options.norm
+        with torch.no_grad(), full_precision(self._bindings):
+            return all(fits_float32(layout, tensors[layout.scaling.name], norm) for layout in self._selection.network.layouts)
+
+    def _compute(self, place: Place) -> Compute:
+        """Where and how passes over these weights run."""
+        devices, dtypes = {device for device, _, _ in place}, {dtype for _, dtype, _ in place}
+        if len(devices) > 1:
+            raise RescaleError(f"what moves lies on several devices ({', '.join(map(str, devices))}); ENorm needs it on one.")
+        device = devices.pop()
+        is_wide = 2 < self._options.norm.p < float("inf") or torch.float64 in dtypes or not self.fits_float32()
+        is_native = self._options.compile and device.type in native.DEVICES
+        return Compute(device, torch.float64 if is_wide else torch.float32, frozenset(dtypes if is_native else ()))
+
+    def _biases(self) -> list[tuple[Scaling, Tensor]]:
+        """Biases whose steps are corrected."""
+        if not self._options.symmetric_biases:
+            return []
+        found = self._symmetries
+        return [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
+
+
+def full_precision(bindings: Bindings) -> contextlib.AbstractContextManager:
+    """Sums of energies stay in their dtype where a step is made under autocast."""
+    kind = bindings.own[0].tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
