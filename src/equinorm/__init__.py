@@ -12,7 +12,7 @@ from equinorm._errors import (
     RescaleError as RescaleError,
 )
 from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
-from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
+from equinorm._symmetries import Symmetries as Symmetries, balance as balance, balance_ as balance_, symmetries as symmetries
 from equinorm.balancing.balance import Balance as Balance
 from equinorm.discovery.user_rules import register_rule as register_rule
 from equinorm.rescaling.optimizer_state import register_optimizer as register_optimizer

@@ -9,9 +9,9 @@ from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs
 from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm._scaling import Scaling
-from equinorm.balancing import balance
+from equinorm.balancing import balance as balancing
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.discover import discover
 from equinorm.rescaling.casts import described
@@ -96,7 +96,7 @@ class Symmetries(Orbit):
         """
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
-        return balance.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
+        return balancing.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     def __str__(self) -> str:
         families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
@@ -237,6 +237,54 @@ def balance_(
     >>> equinorm.balance_(net, (torch.randn(1, 8),)).converged
     True
     """
-    balance = symmetries(model, args, kwargs, opaque=opaque).balance(p, **options)
-    balance.apply_(optimizer, power_of_two)
-    return balance
+    found = symmetries(model, args, kwargs, opaque=opaque).balance(p, **options)
+    found.apply_(optimizer, power_of_two)
+    return found
+
+
+def balance(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    p: float = 2.0,
+    *,
+    power_of_two: bool = False,
+    opaque: Choice = (),
+    **options: Any,
+) -> nn.Module:
+    """A balanced copy of a model: `balance_` on a copy. The model is untouched.
+
+    The copy has its own memory. Its class, dtypes, devices, ties, buffers, hooks and mode are the model's; it has no gradients.
+
+    Args:
+        model: any module that `torch.export` can handle and `copy.deepcopy` can copy.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        p: the norm.
+        power_of_two: round scales to powers of two.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+        options: further arguments of `Symmetries.balance`.
+
+    Returns:
+        The copy.
+
+    Raises:
+        EquinormError: if the model cannot be copied, or cannot be balanced.
+
+    >>> import torch, equinorm
+    >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)), torch.randn(1, 8)
+    >>> balanced = equinorm.balance(net, (x,))
+    >>> equinorm.deviation(net, balanced, (x,)) < 1e-5
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if "optimizer" in options:
+        raise BalanceError("an optimizer holds the state of the model's own weights, not of a copy's: use balance_ with it.")
+    inner = unwrapped(model)
+    hidden = list(chosen(inner, opaque, ExportError, "opaque"))
+    if options.get("modules") is not None:
+        options["modules"] = list(chosen(inner, options["modules"], BalanceError, "modules"))
+    copied = duplicate(model, "to balance the copy", ", or balance the model itself with balance_")
+    balance_(copied, args, kwargs, p, power_of_two=power_of_two, opaque=hidden, **options)
+    return copied

@@ -1,6 +1,5 @@
 """From a loaded model to a record: inspect it, balance it and verify its outputs, compare it with another."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm._modules import duplicate
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
@@ -22,6 +22,9 @@ from equinorm.cli.wording import worded
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
 precision real scales round every weight once; in half precision only powers of two are applied; ten roundings are allowed."""
+
+VERIFYING = "to verify its outputs"
+"""What the command line copies models for."""
 
 
 class InexactError(EquinormError):
@@ -84,7 +87,7 @@ def balancing(
     """
     started = time.perf_counter()
     model = loaded.model
-    original = duplicate(model)
+    original = duplicate(model, VERIFYING)
     balance = symmetries.balance(p, c, cycles, tol, method, biases=biases, progress=progress)
     balance.apply_(power_of_two=power_of_two)
     norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
@@ -211,21 +214,6 @@ def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5
 def _matrix(weight: Tensor) -> Tensor:
     magnitude = weight.detach().to("cpu", torch.float64).abs()
     return magnitude.square().mean(dim=tuple(range(2, weight.dim()))).sqrt() if weight.dim() > 2 else magnitude
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy, to compare with.
-
-    Raises:
-        EquinormError: if the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise EquinormError(
-            f"cannot copy {describe(model)} to verify its outputs: {type(error).__name__}: {error}. "
-            "Make copy.deepcopy(model) work."
-        ) from error
 
 
 def coarsest(*models: nn.Module) -> torch.dtype:
