@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
-    *["_errors", "native", "_memory", "_modules", "_arguments", "_scaling"],
+    *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
     *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
     *["reporting", "experiments", "cli", "integrations"],
 ]

@@ -8,13 +8,12 @@ from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs
-from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
+from equinorm._errors import BalanceError, EquinormError, ExportError, describe
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
-from equinorm._scaling import Scaling
 from equinorm.balancing import balance as balancing
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.discover import discover
-from equinorm.rescaling.casts import described
+from equinorm.rescaling import description
 from equinorm.rescaling.orbit import Orbit
 
 
@@ -37,13 +36,6 @@ class Symmetries(Orbit):
 
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
-
-    @property
-    def coverage(self) -> float:
-        """Share of all parameters that at least one free class moves."""
-        parameters = [s for s in self.scalings if s.kind == "parameter"]
-        total = sum(s.numel for s in parameters)
-        return sum(s.numel * s.moving_share for s in parameters) / total if total else 0.0
 
     @on_cpu()
     def balance(
@@ -98,35 +90,26 @@ class Symmetries(Orbit):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         return balancing.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
+    def details(self) -> str:
+        """How every tensor moves, and every pin, however many lines that takes; `print(symmetries)` fits a screen.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> print(equinorm.symmetries(net, (torch.randn(1, 8),)).details())
+        Sequential: 16 free scale classes in 1 family; 98.1% of the parameters move
+          0.weight [16, 8]: axis 0 × 0.weight[0]
+          0.bias [16]: axis 0 × 0.weight[0]
+          2.weight [4, 16]: axis 1 ÷ 0.weight[0]
+        pinned:
+          2.weight[0]: 4 channels by model output
+        """
+        return description.details(self)
+
     def __str__(self) -> str:
-        families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
-        lines = [
-            f"{describe(self.model)}: {self.num_free} free scale classes in {families}; "
-            f"{percent(self.coverage, 1.0)} of the parameters move"
-        ]
-        place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}
-        for scaling in self.scalings:
-            if scaling.factors:
-                parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
-                shift = f" + {scaling.offset:g}" if scaling.offset else ""
-                lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
-        lines += described(self.casts)
-        if self.pins:
-            lines.append("pinned:")
-            lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
-        return "\n".join(lines)
+        return description.text(self)
 
-
-def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:
-    """How one axis of a tensor moves, in words."""
-    axes = [axis for axis in range(ids.dim()) if ids.size(axis) > 1]
-    free = ids[ids > 0]
-    names = dict.fromkeys(place[id] for id in free.flatten().tolist())
-    shown = ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
-    power = "" if abs(exponent) == 1 else f"^{abs(exponent):g}"
-    share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
-    where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
-    return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
+    def _repr_html_(self) -> str:
+        return description.markup(self)
 
 
 @on_cpu()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, optim
 
 from equinorm import native
+from equinorm._display import as_html
 from equinorm._errors import BalanceError, RescaleError, describe
 from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
@@ -102,13 +103,30 @@ class Balance:
     def __str__(self) -> str:
         if not self.energies:
             return self.reason
-        p = "∞" if math.isinf(self.p) else f"{self.p:g}"
         asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
         return (
-            f"ℓ{p} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
+            f"ℓ{self._power} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
             f"after {_count(self.cycles, f'{self.method} cycle')}: {self.reason}"
             + (f"; {_count(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
         )
+
+    def _repr_html_(self) -> str:
+        if not self.energies:
+            return as_html(f"Balance of {describe(self.symmetries.model)}", [("result", self.reason)])
+        facts = [
+            (f"ℓ{self._power} norm", f"{self.norm_before:.6g} → {self.norm_after:.6g}"),
+            ("residual", f"{self.residuals[0]:.1e} → {self.residual:.1e} after {_count(self.cycles, f'{self.method} cycle')}"),
+            *([("asymmetry c", f"{self.c:g}")] if self.c != 1 else []),
+            ("result", self.reason),
+            *([("left at scale 1", _count(len(self.dead), "dead channel"))] if self.dead else []),
+        ]
+        rows = [(energy.name, f"{energy.before:.6g}", f"{energy.after:.6g}") for energy in self.energies]
+        columns = ("energy of", "before", "after")
+        return as_html(f"Balance of {describe(self.symmetries.model)}", facts, (columns, rows, "tensors"))
+
+    @property
+    def _power(self) -> str:
+        return "∞" if math.isinf(self.p) else f"{self.p:g}"
 
 
 def balance(
