@@ -16,6 +16,15 @@ Section = tuple[Sequence[str], Sequence[Sequence[object]], str]
 """Headers of columns, rows, and what a row is (plural)."""
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """A number of things.
+
+    >>> count(1, "cycle"), count(2, "cycle"), count(3, "family", "families")
+    ('1 cycle', '2 cycles', '3 families')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     """The first lines, and how many more there are of what.
 
@@ -71,7 +80,7 @@ def plain(value: Any) -> Any:
 
 
 def drawing() -> ModuleType:
-    """`reporting.pictures`, imported when something is to be drawn.
+    """`reporting.balances`, imported when something is to be drawn.
 
     The one place where a lower floor asks for a higher one, by name: whoever draws nothing needs no matplotlib.
 
@@ -79,8 +88,9 @@ def drawing() -> ModuleType:
         EquinormError: if matplotlib is not installed.
     """
     try:
-        return importlib.import_module("equinorm.reporting.pictures")
+        return importlib.import_module("equinorm.reporting.balances")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "equinorm":
+        missing = (error.name or "").partition(".")[0]
+        if missing == "equinorm":
             raise
-        raise EquinormError(f"pictures need {error.name}, which is not installed: pip install 'equinorm[cli]'.") from error
+        raise EquinormError(f"pictures need {missing}, which is not installed: pip install 'equinorm[cli]'.") from error

@@ -79,7 +79,7 @@ def _copied_tensors(model: nn.Module) -> dict[int, Any]:
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 copies[id(tensor)] = tensor.detach().clone()
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if id(tensor) not in copies and type(tensor) in (Tensor, nn.Parameter) and _is_plain(tensor):
+            if isinstance(tensor, Tensor) and id(tensor) not in copies and _is_plain(tensor):
                 sharing.setdefault(tensor.untyped_storage()._cdata, {})[id(tensor)] = tensor
     for tensors in sharing.values():
         if len(tensors) > 1:
@@ -94,7 +94,9 @@ def _copied_tensors(model: nn.Module) -> dict[int, Any]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.is_leaf and not (tensor.is_conj() or tensor.is_neg())
+    """Is it no subclass of others, dense, and not part of a graph?"""
+    is_own = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return is_own and tensor.is_leaf and not (tensor.is_conj() or tensor.is_neg())
 
 
 def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

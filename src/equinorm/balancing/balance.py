@@ -2,17 +2,20 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, optim
 
 from equinorm import native
-from equinorm._display import as_html
+from equinorm._display import count, drawing
 from equinorm._errors import BalanceError, RescaleError, describe
 from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
+from equinorm.balancing import description
 from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import layouts
 from equinorm.balancing.problem import Problem
@@ -100,33 +103,49 @@ class Balance:
             )
         self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the energies of all tensors before and after, and the residual by cycle. Needs matplotlib.
+
+        Args:
+            axes: two axes of matplotlib to draw in; None for a new figure.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            EquinormError: if matplotlib is not installed.
+        """
+        return drawing().plot(self, axes)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write facts, pictures and energies as one page (.html) or picture (.png), whole or not at all. Needs matplotlib.
+
+        Weights are pictured as they are and as they would be, as long as they are those that were read: before `apply_`.
+
+        Args:
+            path: of the file; one that exists is replaced.
+
+        Raises:
+            EquinormError: if the file cannot be written, or matplotlib is not installed.
+        """
+        drawing().report(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON holds it: all but the model; numbers that are not finite are the strings "inf" and "nan".
+
+        >>> import json, torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> record = equinorm.balance_(net, (torch.randn(1, 8),)).to_dict()
+        >>> json.loads(json.dumps(record)) == record, record["converged"], len(record["log_scales"])
+        (True, True, 16)
+        """
+        return description.as_dict(self)
+
     def __str__(self) -> str:
-        if not self.energies:
-            return self.reason
-        asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
-        return (
-            f"ℓ{self._power} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
-            f"after {_count(self.cycles, f'{self.method} cycle')}: {self.reason}"
-            + (f"; {_count(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
-        )
+        return description.text(self)
 
     def _repr_html_(self) -> str:
-        if not self.energies:
-            return as_html(f"Balance of {describe(self.symmetries.model)}", [("result", self.reason)])
-        facts = [
-            (f"ℓ{self._power} norm", f"{self.norm_before:.6g} → {self.norm_after:.6g}"),
-            ("residual", f"{self.residuals[0]:.1e} → {self.residual:.1e} after {_count(self.cycles, f'{self.method} cycle')}"),
-            *([("asymmetry c", f"{self.c:g}")] if self.c != 1 else []),
-            ("result", self.reason),
-            *([("left at scale 1", _count(len(self.dead), "dead channel"))] if self.dead else []),
-        ]
-        rows = [(energy.name, f"{energy.before:.6g}", f"{energy.after:.6g}") for energy in self.energies]
-        columns = ("energy of", "before", "after")
-        return as_html(f"Balance of {describe(self.symmetries.model)}", facts, (columns, rows, "tensors"))
-
-    @property
-    def _power(self) -> str:
-        return "∞" if math.isinf(self.p) else f"{self.p:g}"
+        return description.markup(self)
 
 
 def balance(
@@ -189,12 +208,12 @@ def balance(
     is_void = bool(solution.dead.any()) and found.join(list(after.values())) == -math.inf
     converged = solution.residuals[-1] <= tol and not is_void
     if is_void:
-        count = _count(int(solution.dead.sum()), "channel")
-        reason = f"no path of nonzero weights joins any of {count} to an input and an output: the norm has no minimum"
+        channels = count(int(solution.dead.sum()), "channel")
+        reason = f"no path of nonzero weights joins any of {channels} to an input and an output: the norm has no minimum"
     elif converged:
         reason = f"residual at most {tol:g}"
     elif cycles is not None:
-        reason = f"stopped after the {_count(cycles, 'cycle')} asked for, residual above {tol:g}"
+        reason = f"stopped after the {count(cycles, 'cycle')} asked for, residual above {tol:g}"
     elif math.isinf(p) and solution.residuals[-1] > tol and len(solution.residuals) <= LIMIT:
         reason = f"stands still {solution.residuals[-1]:.1e} above the least maximum; {_way(method)}"
     elif len(solution.residuals) <= LIMIT:
@@ -226,10 +245,6 @@ def _norm(found: Problem, logs: Iterable[float]) -> float:
     return _exp(found.join(list(logs)) / found.q)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _exp(log: float) -> float:
     """exp, inf beyond the largest float."""
     return math.exp(log) if log < 709.0 else math.inf
@@ -245,7 +260,7 @@ def nothing_moves(symmetries: Orbit, modules: Choice | None) -> str:
     model = describe(symmetries.model)
     if not symmetries.num_free:
         pins = sorted(symmetries.pins, key=lambda pin: -pin.channels)
-        shown = [f"{_count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
+        shown = [f"{count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
         more = [f"and {len(pins) - 3} more"] if len(pins) > 3 else []
         return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or 'it has none'}"
     if modules is not None:

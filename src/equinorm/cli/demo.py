@@ -125,7 +125,7 @@ def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the demo needs scikit-learn for its images of digits, and it is not installed. Run pip install scikit-learn."
+            "the demo needs scikit-learn for its images of digits, and it is not installed: pip install 'equinorm[demo]'."
         ) from error
     data, target = load_digits(return_X_y=True)
     images, labels = torch.tensor(data / 16, dtype=torch.float32), torch.tensor(target)

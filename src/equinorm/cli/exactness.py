@@ -18,6 +18,7 @@ from equinorm.cli.loading import Loaded
 from equinorm.cli.records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
 from equinorm.cli.weights import InputError
 from equinorm.cli.wording import worded
+from equinorm.reporting.pictures import pictured
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
@@ -200,20 +201,8 @@ def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
 
 def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
     """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
-    chosen = [s for s in symmetries.scalings if s.kind == "parameter" and s.role == "weight" and len(s.shape) > 1]
-    chosen.sort(key=lambda scaling: scaling.depth)
     tensors = symmetries.tensors
-    found = [Weights(s.name, _matrix(before[s.name]), _matrix(tensors[s.name])) for s in chosen]
-    if len(found) > most:
-        change = [float(((w.after + 1e-300).log() - (w.before + 1e-300).log()).abs().mean()) for w in found]
-        start = max(range(len(found) - most + 1), key=lambda i: (sum(change[i : i + most]), -i))
-        found = found[start : start + most]
-    return found
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    magnitude = weight.detach().to("cpu", torch.float64).abs()
-    return magnitude.square().mean(dim=tuple(range(2, weight.dim()))).sqrt() if weight.dim() > 2 else magnitude
+    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name], most)
 
 
 def coarsest(*models: nn.Module) -> torch.dtype:

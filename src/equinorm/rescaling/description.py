@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from equinorm._display import as_html, shortened
+from equinorm._display import as_html, count, shortened
 from equinorm._errors import describe, percent
 from equinorm._scaling import Scaling
 from equinorm.rescaling.casts import described
@@ -42,9 +42,9 @@ def details(orbit: Orbit) -> str:
 def markup(orbit: Orbit) -> str:
     """A table for notebooks."""
     facts: list[tuple[str, object]] = [
-        ("free scale classes", f"{orbit.num_free:,} in {_count(len(orbit.families), 'family', 'families')}"),
+        ("free scale classes", f"{orbit.num_free:,} in {count(len(orbit.families), 'family', 'families')}"),
         ("parameters that move", percent(orbit.coverage, 1.0)),
-        ("pinned", _count(sum(pin.channels for pin in orbit.pins), "channel", "channels")),
+        ("pinned", count(sum(pin.channels for pin in orbit.pins), "channel", "channels")),
     ]
     if orbit.casts:
         facts.append(("powers of two only", "; ".join(line.strip() for line in described(orbit.casts)[1:])))
@@ -57,7 +57,7 @@ def markup(orbit: Orbit) -> str:
 
 
 def _heading(orbit: Orbit) -> str:
-    families = _count(len(orbit.families), "family", "families")
+    families = count(len(orbit.families), "family", "families")
     return (
         f"{describe(orbit.model)}: {orbit.num_free} free scale classes in {families}; "
         f"{percent(orbit.coverage, 1.0)} of the parameters move"
@@ -66,10 +66,10 @@ def _heading(orbit: Orbit) -> str:
 
 def _summary(orbit: Orbit) -> str:
     families = [
-        f"{_count(len(family.ids), 'class', 'classes')} from {family.tensor}[{family.axis}]" for family in orbit.families
+        f"{count(len(family.ids), 'class', 'classes')} from {family.tensor}[{family.axis}]" for family in orbit.families
     ]
     reasons = [
-        f"{_count(channels, 'channel', 'channels')} on {_count(axes, 'axis', 'axes')} by {name}, as {example}"
+        f"{count(channels, 'channel', 'channels')} on {count(axes, 'axis', 'axes')} by {name}, as {example}"
         for name, channels, axes, example in _reasons(orbit)
     ]
     lines = [_heading(orbit), *(f"  {line}" for line in shortened(families, _FAMILIES, "families"))]
@@ -101,7 +101,3 @@ def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, 
     share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
     where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
     return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
