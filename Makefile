@@ -1,12 +1,13 @@
-# The package runs in .venv; tests and tools have .venv-test, so that what they need does not come into the user's. Versions are
-# those of constraints.txt. Needs Python 3.10+ with venv, git and make.
+# The package runs in .venv; tests and tools have .venv-test, so that what they need does not come into the user's; .venv-bare
+# holds what the library alone needs. Versions are those of constraints.txt. Needs Python 3.10+ with venv, git and make.
 
 PYTHON ?= python3
 VENV := .venv
 TEST := .venv-test
+BARE := .venv-bare
 INSTALL := -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test fuzz lint types docs bench format clean
+.PHONY: demo test fuzz lint types docs dist bench format clean
 
 demo: $(VENV)/.stamp-run
 	$(VENV)/bin/equinorm demo
@@ -36,6 +37,15 @@ docs: $(TEST)/.stamp-docs
 	$(TEST)/bin/python docs/_tables/check.py site
 	$(TEST)/bin/python docs/_check/pages.py site
 
+# The sdist, the wheel that it makes, and the wheel at work where nothing but torch and numpy is installed.
+dist: $(TEST)/.stamp-dist $(BARE)/.stamp-bare
+	rm -rf dist
+	$(TEST)/bin/python -m hatchling build --target sdist --directory dist
+	$(TEST)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/equinorm-*.tar.gz
+	$(BARE)/bin/python -m pip uninstall --quiet --yes equinorm
+	$(BARE)/bin/python $(INSTALL) dist/equinorm-*.whl
+	cd dist && ../$(BARE)/bin/python ../tests/support/distribution.py
+
 # What a training step and a balance cost on this machine; about twenty minutes when nothing else runs.
 bench: $(TEST)/.stamp-test
 	$(TEST)/bin/python benchmarks/training_step.py --output benchmarks/results/step.jsonl
@@ -48,7 +58,7 @@ format: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff format
 
 clean:
-	rm -rf $(VENV) $(TEST) site dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TEST) $(BARE) site dist .pytest_cache .ruff_cache .hypothesis
 
 # ----------------------------------------------------------------------------------------------------- installation
 
@@ -74,6 +84,14 @@ $(TEST)/.stamp-lint: $(TEST)/.stamp-run
 
 $(TEST)/.stamp-docs: $(TEST)/.stamp-run
 	$(TEST)/bin/python $(INSTALL) --group docs
+	touch $@
+
+$(TEST)/.stamp-dist: $(TEST)/.stamp-run
+	$(TEST)/bin/python $(INSTALL) --group dist
+	touch $@
+
+$(BARE)/.stamp-bare: $(BARE)/.stamp-venv
+	$(BARE)/bin/python $(INSTALL) torch numpy
 	touch $@
 
 .SECONDARY:

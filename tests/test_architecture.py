@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
-    *["_errors", "native", "_memory", "_modules", "_arguments", "_scaling"],
+    *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
     *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
     *["reporting", "experiments", "cli", "integrations"],
 ]
@@ -134,3 +134,8 @@ def test_core_neither_prints_nor_touches_files(name):
     called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes(tree) if isinstance(node, ast.Call)}
     assert not called & OUTPUT_CALLS
     assert not {target.split(".")[0] for target in imported(name)} & OUTPUT_PACKAGES - ALLOWED.get(name, set())
+
+
+def test_core_asks_for_what_stands_above_in_one_place():
+    askers = [name for name in FILES if floor(name) in CORE and "import_module" in FILES[name].read_text("utf-8")]
+    assert askers == ["_display"]

@@ -2,20 +2,44 @@
 
 import importlib.metadata
 
-from equinorm._deviation import deviation as deviation
-from equinorm._equivalence import Equivalence as Equivalence, equivalence as equivalence
-from equinorm._errors import (
-    BalanceError as BalanceError,
-    EquinormError as EquinormError,
-    EquivalenceError as EquivalenceError,
-    ExportError as ExportError,
-    RescaleError as RescaleError,
-)
-from equinorm._scaling import Family as Family, Pin as Pin, Reason as Reason, Scaling as Scaling
-from equinorm._symmetries import Symmetries as Symmetries, balance_ as balance_, symmetries as symmetries
-from equinorm.balancing.balance import Balance as Balance
-from equinorm.discovery.user_rules import register_rule as register_rule
-from equinorm.rescaling.optimizer_state import register_optimizer as register_optimizer
-from equinorm.training.enorm import ENorm as ENorm
+from equinorm import rules
+from equinorm._deviation import deviation
+from equinorm._equivalence import Equivalence, equivalence
+from equinorm._errors import BalanceError, EquinormError, EquivalenceError, ExportError, RescaleError
+from equinorm._scaling import Family, Pin, Reason, Scaling
+from equinorm._symmetries import Symmetries, balance, balance_, symmetries
+from equinorm.balancing.balance import Balance
+from equinorm.discovery.user_rules import register_rule
+from equinorm.rescaling.optimizer_state import register_optimizer
+from equinorm.training.enorm import ENorm
 
 __version__ = importlib.metadata.version("equinorm")
+
+__all__ = [
+    "Balance",
+    "BalanceError",
+    "ENorm",
+    "EquinormError",
+    "Equivalence",
+    "EquivalenceError",
+    "ExportError",
+    "Family",
+    "Pin",
+    "Reason",
+    "RescaleError",
+    "Scaling",
+    "Symmetries",
+    "__version__",
+    "balance",
+    "balance_",
+    "deviation",
+    "equivalence",
+    "register_optimizer",
+    "register_rule",
+    "rules",
+    "symmetries",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import check_model, deviation
+from equinorm._display import as_html
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import on_cpu
 from equinorm._scaling import Scaling
@@ -45,12 +46,25 @@ class Equivalence:
     deviation: float
 
     def __str__(self) -> str:
-        verdict = "rescaling-equivalent" if self.equivalent else "not rescaling-equivalent"
         lines = [
-            f"{verdict}: canonical forms differ by {self.difference:.1e} (tolerance {self.tolerance:g}), "
+            f"{self._verdict}: canonical forms differ by {self.difference:.1e} (tolerance {self.tolerance:g}), "
             f"outputs by {self.deviation:.1e}"
         ]
         return "\n".join([*lines, *(f"  {name}: {difference:.1e}" for name, difference in self.different), *self.notes])
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("canonical forms differ by", f"{self.difference:.1e}"),
+            ("tolerance", f"{self.tolerance:g}"),
+            ("outputs differ by", f"{self.deviation:.1e}"),
+            *(("note", note) for note in self.notes),
+        ]
+        rows = [(name, f"{difference:.1e}") for name, difference in self.different]
+        return as_html(self._verdict.capitalize(), facts, (("tensor", "difference"), rows, "tensors"))
+
+    @property
+    def _verdict(self) -> str:
+        return "rescaling-equivalent" if self.equivalent else "not rescaling-equivalent"
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -49,11 +49,6 @@ def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str
     return f"({', '.join(parts)})"
 
 
-def amount(number: int, noun: str) -> str:
-    """So many of something, in words."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def percent(part: float, whole: float) -> str:
     """A share in percent with one decimal; what is not all, or not nothing, does not read so."""
     share = part / whole if whole else 0.0

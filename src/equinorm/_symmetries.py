@@ -8,13 +8,12 @@ from torch import Tensor, nn, optim
 from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs
-from equinorm._errors import BalanceError, EquinormError, ExportError, describe, percent
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
-from equinorm._scaling import Scaling
+from equinorm._errors import BalanceError, EquinormError, ExportError, describe
+from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.discover import discover
-from equinorm.rescaling.casts import described
+from equinorm.rescaling import description
 from equinorm.rescaling.orbit import Orbit
 
 
@@ -37,13 +36,6 @@ class Symmetries(Orbit):
 
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
-
-    @property
-    def coverage(self) -> float:
-        """Share of all parameters that at least one free class moves."""
-        parameters = [s for s in self.scalings if s.kind == "parameter"]
-        total = sum(s.numel for s in parameters)
-        return sum(s.numel * s.moving_share for s in parameters) / total if total else 0.0
 
     @on_cpu()
     def balance(
@@ -99,35 +91,26 @@ class Symmetries(Orbit):
         options = BalanceOptions(p, c, cycles, tol, method, biases, modules, compile)
         return balance_orbit(self, options, progress)
 
+    def details(self) -> str:
+        """How every tensor moves, and every pin, however many lines that takes; `print(symmetries)` fits a screen.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> print(equinorm.symmetries(net, (torch.randn(1, 8),)).details())
+        Sequential: 16 free scale classes in 1 family; 98.1% of the parameters move
+          0.weight [16, 8]: axis 0 × 0.weight[0]
+          0.bias [16]: axis 0 × 0.weight[0]
+          2.weight [4, 16]: axis 1 ÷ 0.weight[0]
+        pinned:
+          2.weight[0]: 4 channels by model output
+        """
+        return description.details(self)
+
     def __str__(self) -> str:
-        families = f"{len(self.families)} {'family' if len(self.families) == 1 else 'families'}"
-        lines = [
-            f"{describe(self.model)}: {self.num_free} free scale classes in {families}; "
-            f"{percent(self.coverage, 1.0)} of the parameters move"
-        ]
-        place = {id: f"{family.tensor}[{family.axis}]" for family in self.families for id in family.ids}
-        for scaling in self.scalings:
-            if scaling.factors:
-                parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
-                shift = f" + {scaling.offset:g}" if scaling.offset else ""
-                lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
-        lines += described(self.casts)
-        if self.pins:
-            lines.append("pinned:")
-            lines += [f"  {pin.tensor}[{pin.axis}]: {pin.channels} channels by {pin.reason}" for pin in self.pins]
-        return "\n".join(lines)
+        return description.text(self)
 
-
-def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:
-    """How one axis of a tensor moves, in words."""
-    axes = [axis for axis in range(ids.dim()) if ids.size(axis) > 1]
-    free = ids[ids > 0]
-    names = dict.fromkeys(place[id] for id in free.flatten().tolist())
-    shown = ", ".join(list(names)[:3]) + (", …" if len(names) > 3 else "")
-    power = "" if abs(exponent) == 1 else f"^{abs(exponent):g}"
-    share = "" if free.numel() == ids.numel() else f" ({free.numel()} of {ids.numel()})"
-    where = f"axis {'×'.join(map(str, axes))}" if axes else "all"
-    return f"{where} {'×' if exponent > 0 else '÷'} {shown}{power}{share}"
+    def _repr_html_(self) -> str:
+        return description.markup(self)
 
 
 @on_cpu()
@@ -238,6 +221,54 @@ def balance_(
     >>> equinorm.balance_(net, (torch.randn(1, 8),)).converged
     True
     """
-    balance = symmetries(model, args, kwargs, opaque=opaque).balance(p, **options)
-    balance.apply_(optimizer, power_of_two)
-    return balance
+    found = symmetries(model, args, kwargs, opaque=opaque).balance(p, **options)
+    found.apply_(optimizer, power_of_two)
+    return found
+
+
+def balance(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    p: float = 2.0,
+    *,
+    power_of_two: bool = False,
+    opaque: Choice = (),
+    **options: Any,
+) -> nn.Module:
+    """A balanced copy of a model: `balance_` on a copy. The model is untouched.
+
+    The copy has its own memory. Its class, dtypes, devices, ties, buffers, hooks and mode are the model's; it has no gradients.
+
+    Args:
+        model: any module that `torch.export` can handle and `copy.deepcopy` can copy.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        p: the norm.
+        power_of_two: round scales to powers of two.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+        options: further arguments of `Symmetries.balance`.
+
+    Returns:
+        The copy.
+
+    Raises:
+        EquinormError: if the model cannot be copied, or cannot be balanced.
+
+    >>> import torch, equinorm
+    >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)), torch.randn(1, 8)
+    >>> balanced = equinorm.balance(net, (x,))
+    >>> equinorm.deviation(net, balanced, (x,)) < 1e-5
+    True
+    """
+    if not isinstance(model, nn.Module):
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if "optimizer" in options:
+        raise BalanceError("an optimizer holds the state of the model's own weights, not of a copy's: use balance_ with it.")
+    inner = unwrapped(model)
+    hidden = list(chosen(inner, opaque, ExportError, "opaque"))
+    if options.get("modules") is not None:
+        options["modules"] = list(chosen(inner, options["modules"], BalanceError, "modules"))
+    copied = duplicate(model, "to balance the copy", ", or balance the model itself with balance_")
+    balance_(copied, args, kwargs, p, power_of_two=power_of_two, opaque=hidden, **options)
+    return copied

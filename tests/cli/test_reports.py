@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import equinorm
 from equinorm.cli import demo, exactness, loading, report, tables
 from equinorm.cli.app import app
+from equinorm.reporting.pictures import _shrunk
 
 
 def balanced(model, x, **options):
@@ -138,7 +139,7 @@ def test_run_of_layers_that_changed_most():
 
 def test_large_matrices_keep_their_rms():
     matrix = torch.rand(768, 384, dtype=torch.float64)
-    shrunk = report._shrunk(matrix)
+    shrunk = _shrunk(matrix)
     assert shrunk.shape == (192, 192)
     assert np.sqrt((shrunk**2).mean()) == pytest.approx(float(matrix.square().mean().sqrt()), rel=1e-12)
 
@@ -193,7 +194,7 @@ def test_demo_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
-    assert "pip install scikit-learn" in result.stderr
+    assert "pip install 'equinorm[demo]'" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

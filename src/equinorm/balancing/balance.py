@@ -2,14 +2,18 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, optim
 
 from equinorm import native
-from equinorm._errors import RescaleError, amount
+from equinorm._display import count, drawing
+from equinorm._errors import RescaleError
+from equinorm.balancing import description
 from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import LIMIT, BalanceOptions
@@ -92,16 +96,49 @@ class Balance:
             )
         self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
 
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the energies of all tensors before and after, and the residual by cycle. Needs matplotlib.
+
+        Args:
+            axes: two axes of matplotlib to draw in; None for a new figure.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            EquinormError: if matplotlib is not installed.
+        """
+        return drawing().plot(self, axes)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write facts, pictures and energies as one page (.html) or picture (.png), whole or not at all. Needs matplotlib.
+
+        Weights are pictured as they are and as they would be, as long as they are those that were read: before `apply_`.
+
+        Args:
+            path: of the file; one that exists is replaced.
+
+        Raises:
+            EquinormError: if the file cannot be written, or matplotlib is not installed.
+        """
+        drawing().report(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON holds it: all but the model; numbers that are not finite are the strings "inf" and "nan".
+
+        >>> import json, torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> record = equinorm.balance_(net, (torch.randn(1, 8),)).to_dict()
+        >>> json.loads(json.dumps(record)) == record, record["converged"], len(record["log_scales"])
+        (True, True, 16)
+        """
+        return description.as_dict(self)
+
     def __str__(self) -> str:
-        if not self.energies:
-            return self.reason
-        p = "∞" if math.isinf(self.p) else f"{self.p:g}"
-        asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
-        return (
-            f"ℓ{p} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual {self.residual:.1e} "
-            f"after {amount(self.cycles, f'{self.method} cycle')}: {self.reason}"
-            + (f"; {amount(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
-        )
+        return description.text(self)
+
+    def _repr_html_(self) -> str:
+        return description.markup(self)
 
 
 def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | None = None) -> Balance:
@@ -178,12 +215,12 @@ def _reason(solution: Solution, options: BalanceOptions, converged: bool, is_voi
     """Why the iteration stopped, in words."""
     residuals, tol = solution.residuals, options.tol
     if is_void:
-        count = amount(int(solution.dead.sum()), "channel")
-        return f"no path of nonzero weights joins any of {count} to an input and an output: the norm has no minimum"
+        channels = count(int(solution.dead.sum()), "channel")
+        return f"no path of nonzero weights joins any of {channels} to an input and an output: the norm has no minimum"
     if converged:
         return f"residual at most {tol:g}"
     if options.cycles is not None:
-        return f"stopped after the {amount(options.cycles, 'cycle')} asked for, residual above {tol:g}"
+        return f"stopped after the {count(options.cycles, 'cycle')} asked for, residual above {tol:g}"
     if len(residuals) > LIMIT:
         return f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
     if options.norm.is_max and residuals[-1] > tol:

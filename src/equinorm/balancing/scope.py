@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from equinorm._errors import BalanceError, amount, describe
+from equinorm._display import count
+from equinorm._errors import BalanceError, describe
 from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
 from equinorm.rescaling.orbit import Orbit
@@ -21,7 +22,7 @@ def nothing_moves(symmetries: Orbit, modules: Choice | None) -> str:
     model = describe(symmetries.model)
     if not symmetries.num_free:
         pins = sorted(symmetries.pins, key=lambda pin: -pin.channels)
-        shown = [f"{amount(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
+        shown = [f"{count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
         more = [f"and {len(pins) - 3} more"] if len(pins) > 3 else []
         return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or 'it has none'}"
     if modules is not None:

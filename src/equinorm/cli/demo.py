@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import deviation
+from equinorm._modules import duplicate
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.cli.exactness import balancing, duplicate
+from equinorm.cli.exactness import VERIFYING, balancing
 from equinorm.cli.loading import Loaded
 from equinorm.cli.records import Balancing, Weights
 from equinorm.cli.weights import InputError
@@ -95,7 +96,7 @@ def demonstrate(
         found.rescale_((2 * torch.rand(found.num_free, dtype=torch.float64) - 1) * DECADES * math.log(10))
         stages.append(_stage("unbalanced", found, images, labels, held_out, expected))
     say("balancing")
-    unbalanced, twin = duplicate(model), duplicate(model)
+    unbalanced, twin = duplicate(model, VERIFYING), duplicate(model, VERIFYING)
     record, pictures = balancing(Loaded("digits", model, (images,)), found)
     stages.append(_stage("balanced", found, images, labels, held_out, expected))
     say("balancing by powers of two")
@@ -124,7 +125,7 @@ def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the demo needs scikit-learn for its images of digits, and it is not installed. Run pip install scikit-learn."
+            "the demo needs scikit-learn for its images of digits, and it is not installed: pip install 'equinorm[demo]'."
         ) from error
     data, target = load_digits(return_X_y=True)
     images, labels = torch.tensor(data / 16, dtype=torch.float32), torch.tensor(target)

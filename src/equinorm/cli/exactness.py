@@ -1,6 +1,5 @@
 """From a loaded model to a record: inspect it, balance it and verify its outputs, compare it with another."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm._modules import duplicate
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
@@ -18,10 +18,14 @@ from equinorm.cli.loading import Loaded
 from equinorm.cli.records import Balancing, Comparison, Difference, FamilyRow, Inspection, PinRow, TensorRow, Weights
 from equinorm.cli.weights import InputError
 from equinorm.cli.wording import worded
+from equinorm.reporting.pictures import pictured
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
 precision real scales round every weight once; in half precision only powers of two are applied; ten roundings are allowed."""
+
+VERIFYING = "to verify its outputs"
+"""What the command line copies models for."""
 
 
 class InexactError(EquinormError):
@@ -84,7 +88,7 @@ def balancing(
     """
     started = time.perf_counter()
     model = loaded.model
-    original = duplicate(model)
+    original = duplicate(model, VERIFYING)
     balance = symmetries.balance(p, c, cycles, tol, method, biases=biases, progress=progress)
     balance.apply_(power_of_two=power_of_two)
     norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
@@ -197,35 +201,8 @@ def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
 
 def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
     """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
-    chosen = [s for s in symmetries.scalings if s.kind == "parameter" and s.role == "weight" and len(s.shape) > 1]
-    chosen.sort(key=lambda scaling: scaling.depth)
     tensors = symmetries.tensors
-    found = [Weights(s.name, _matrix(before[s.name]), _matrix(tensors[s.name])) for s in chosen]
-    if len(found) > most:
-        change = [float(((w.after + 1e-300).log() - (w.before + 1e-300).log()).abs().mean()) for w in found]
-        start = max(range(len(found) - most + 1), key=lambda i: (sum(change[i : i + most]), -i))
-        found = found[start : start + most]
-    return found
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    magnitude = weight.detach().to("cpu", torch.float64).abs()
-    return magnitude.square().mean(dim=tuple(range(2, weight.dim()))).sqrt() if weight.dim() > 2 else magnitude
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy, to compare with.
-
-    Raises:
-        EquinormError: if the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:
-        raise EquinormError(
-            f"cannot copy {describe(model)} to verify its outputs: {type(error).__name__}: {error}. "
-            "Make copy.deepcopy(model) work."
-        ) from error
+    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name], most)
 
 
 def coarsest(*models: nn.Module) -> torch.dtype:

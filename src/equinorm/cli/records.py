@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from equinorm.balancing.balance import TensorEnergy
+from equinorm.reporting.records import Weights as Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +127,3 @@ class Comparison:
     largest_scale: float | None
     note: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """Magnitudes of one weight before and after, as matrices: rows along axis 0, columns along axis 1, kernels as their rms."""
-
-    name: str
-    before: Tensor
-    after: Tensor

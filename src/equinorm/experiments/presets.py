@@ -114,7 +114,9 @@ def _yaml(text: str, path: Path) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ExperimentError(f"{path} needs PyYAML, which is not installed. Run pip install pyyaml, or write JSON.") from error
+        raise ExperimentError(
+            f"{path} needs PyYAML, which is not installed: pip install 'equinorm[experiments]', or write JSON."
+        ) from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

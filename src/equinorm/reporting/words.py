@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from equinorm import _errors
 
@@ -37,3 +38,14 @@ def energy_name(p: float, c: float) -> str:
     """The formula of a tensor's energy."""
     factor = "" if c == 1 else "c_k "
     return f"{factor}‖W‖_∞" if math.isinf(p) else f"{factor}‖W‖_{p:g}^{p:g}"
+
+
+def solution(balance: Any) -> list[tuple[str, str]]:
+    """Norm, residual and cycles of a balance, or why there is none."""
+    if not balance.energies:
+        return [("result", balance.reason)]
+    return [
+        (f"{norm_name(balance.p)} norm", f"{number(balance.norm_before)} → {number(balance.norm_after)}"),
+        ("residual", f"{balance.residuals[0]:.1e} → {balance.residual:.1e}"),
+        ("cycles", str(balance.cycles)),
+    ]

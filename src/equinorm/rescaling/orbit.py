@@ -48,6 +48,13 @@ class Orbit:
         return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
 
     @property
+    def coverage(self) -> float:
+        """Share of all parameters that at least one free class moves."""
+        parameters = [s for s in self.scalings if s.kind == "parameter"]
+        total = sum(s.numel for s in parameters)
+        return sum(s.numel * s.moving_share for s in parameters) / total if total else 0.0
+
+    @property
     def family_ranges(self) -> list[tuple[int, int]]:
         """First and last + 1 id of each family; ids of a family are consecutive."""
         return [(family.ids[0], family.ids[-1] + 1) for family in self.families]

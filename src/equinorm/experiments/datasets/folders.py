@@ -67,7 +67,10 @@ def _folder(folder: Path, device: str) -> Data:
     try:
         from torchvision import datasets, transforms
     except (ImportError, RuntimeError) as error:
-        raise ExperimentError(f"folders of images are read by torchvision, which cannot be imported: {error}") from error
+        raise ExperimentError(
+            f"folders of images are read by torchvision, which cannot be imported: {error}. "
+            "It comes with 'equinorm[experiments]'."
+        ) from error
     last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     random = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), *last])
     middle = transforms.Compose([transforms.Resize(RESIZED), transforms.CenterCrop(SIZE), *last])

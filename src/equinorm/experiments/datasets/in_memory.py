@@ -155,7 +155,7 @@ def _digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ExperimentError(
-            "the digits come with scikit-learn, which is not installed. Run pip install scikit-learn."
+            "the digits come with scikit-learn, which is not installed: pip install 'equinorm[demo]'."
         ) from error
     data, target = load_digits(return_X_y=True)
     images = torch.from_numpy(np.rint(data * (255 / 16)).astype(np.uint8)).reshape(-1, 1, 8, 8)

@@ -1,0 +1,96 @@
+"""How results show themselves: cut to what fits, as HTML for notebooks, as plain data for JSON, and as pictures on request."""
+
+import html
+import importlib
+import math
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from equinorm._errors import EquinormError
+
+ROWS = 12
+"""Rows of a table in a notebook, before it says how many more there are."""
+
+Section = tuple[Sequence[str], Sequence[Sequence[object]], str]
+"""Headers of columns, rows, and what a row is (plural)."""
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number of things.
+
+    >>> count(1, "cycle"), count(2, "cycle"), count(3, "family", "families")
+    ('1 cycle', '2 cycles', '3 families')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
+    """The first lines, and how many more there are of what.
+
+    >>> shortened(["a", "b", "c", "d"], 3, "letters")
+    ['a', 'b', '… and 2 more letters']
+    """
+    return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1:,} more {noun}"]
+
+
+def as_html(title: str, facts: Sequence[tuple[str, object]], *sections: Section) -> str:
+    """A table for a notebook: a title, facts, and the first rows of each section. Everything is escaped.
+
+    >>> as_html("x < y", [("cycles", 3)])
+    '<div><strong>x &lt; y</strong><table><tbody><tr><th>cycles</th><td>3</td></tr></tbody></table></div>'
+    """
+    body = "".join(_row([_cell("th", name), _cell("td", value)]) for name, value in facts)
+    parts = [f"<strong>{html.escape(title)}</strong>", f"<table><tbody>{body}</tbody></table>" if facts else ""]
+    filled = [section for section in sections if section[1]]
+    room = max(ROWS - len(facts), 4)
+    share = room // max(len(filled), 1)
+    room -= sum(min(len(rows), share) for _, rows, _ in filled)  # what short sections leave
+    for columns, rows, noun in filled:
+        most = share + room
+        room -= max(min(len(rows), most) - share, 0)
+        shown = rows if len(rows) <= most else rows[: most - 1]
+        body = "".join(_row([_cell("td", value) for value in row]) for row in shown)
+        if len(rows) > len(shown):
+            body += f'<tr><td colspan="{len(columns)}">… and {len(rows) - len(shown):,} more {html.escape(noun)}</td></tr>'
+        head = _row([_cell("th", name) for name in columns])
+        parts.append(f"<table><thead>{head}</thead><tbody>{body}</tbody></table>")
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(tag: str, value: object) -> str:
+    return f"<{tag}>{html.escape(str(value))}</{tag}>"
+
+
+def plain(value: Any) -> Any:
+    """Data as JSON holds it: tuples become lists, numbers that are not finite the strings "inf", "-inf" and "nan".
+
+    >>> plain({"p": math.inf, "residuals": (1.0, 0.5)})
+    {'p': 'inf', 'residuals': [1.0, 0.5]}
+    """
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def drawing() -> ModuleType:
+    """`reporting.balances`, imported when something is to be drawn.
+
+    The one place where a lower floor asks for a higher one, by name: whoever draws nothing needs no matplotlib.
+
+    Raises:
+        EquinormError: if matplotlib is not installed.
+    """
+    try:
+        return importlib.import_module("equinorm.reporting.balances")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing == "equinorm":
+            raise
+        raise EquinormError(f"pictures need {missing}, which is not installed: pip install 'equinorm[cli]'.") from error

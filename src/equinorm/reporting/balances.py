@@ -1,0 +1,80 @@
+"""What a `Balance` draws of itself: two axes, or a page."""
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib import pyplot
+
+from equinorm._errors import EquinormError, describe
+from equinorm._scaling import Scaling
+from equinorm.reporting import pictures
+from equinorm.reporting.files import check_target, write_atomically
+from equinorm.reporting.records import Balanced, Weights
+from equinorm.reporting.style import STYLE
+from equinorm.reporting.words import solution
+
+if TYPE_CHECKING:
+    from equinorm.balancing.balance import Balance
+
+
+def plot(balance: "Balance", axes: Any = None) -> Any:
+    """See `Balance.plot`."""
+    record = _balanced(balance)
+    with matplotlib.rc_context(STYLE):
+        if axes is None:
+            height = min(max(3.2, 1.3 + 0.3 * len(record.energies)), 9.0)
+            _, axes = pyplot.subplots(1, 2, figsize=(10, height), layout="constrained")
+        try:
+            left, right = axes
+        except (TypeError, ValueError) as error:
+            raise EquinormError(f"axes must be two of matplotlib's, not {type(axes).__name__}.") from error
+        if not balance.energies:
+            left.text(0.0, 1.0, balance.reason, va="top", wrap=True, transform=left.transAxes)
+            left.set_axis_off()
+            right.set_axis_off()
+            return axes
+        pictures.energies(left, record)
+        left.set_xlabel(f"energy of each tensor, {pictures.mathematics(record)}")
+        pictures.convergence(right, record)
+    return axes
+
+
+def report(balance: "Balance", path: str | os.PathLike[str]) -> None:
+    """See `Balance.report`."""
+    target = Path(path)
+    check_target(target, (".html", ".png"), force=True)
+    record, weights = _balanced(balance), _weights(balance)
+    is_picture = target.suffix == ".png"
+    content = pictures.png(record, weights) if is_picture else pictures.page(record, weights).encode("utf-8")
+    write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
+
+
+def _balanced(balance: "Balance") -> Balanced:
+    model = describe(balance.symmetries.model)
+    facts = [
+        *solution(balance),
+        ("method", balance.method),
+        ("asymmetry c", f"{balance.c:g}"),
+        ("free classes", f"{balance.symmetries.num_free:,}"),
+        ("dead channels", f"{len(balance.dead):,}"),
+        ("model", model),
+    ]
+    join = (lambda parts: max(parts, default=0.0)) if math.isinf(balance.p) else math.fsum
+    totals = join([energy.before for energy in balance.energies]), join([energy.after for energy in balance.energies])
+    return Balanced(model, balance.p, balance.c, balance.energies, totals, balance.residuals, 0.0, tuple(facts))
+
+
+def _weights(balance: "Balance") -> list[Weights]:
+    """Weights as they are and as they would be; none once they have changed."""
+    if balance.versions != balance.symmetries.versions():
+        return []
+    tensors = balance.symmetries.tensors
+
+    def after(scaling: Scaling) -> Any:
+        scales = scaling.log_scales(balance.log_scales).exp()
+        return scaling.effective(tensors[scaling.name]).to("cpu", scales.dtype) * scales - scaling.offset
+
+    return pictures.pictured(balance.symmetries.scalings, tensors, after)
