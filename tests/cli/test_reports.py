@@ -16,13 +16,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import equinorm
-from equinorm.cli import demo, exactness, loading, report, tables
+from equinorm.cli import demo, loading, report
 from equinorm.cli.app import app
+from equinorm.cli.verified_balance import pictures, verified_balance
+from equinorm.reporting.words import numbers
 
 
 def balanced(model, x, **options):
     loaded = loading.Loaded("net", model.eval(), (x,))
-    return exactness.balancing(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
+    return verified_balance(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ def test_run_of_layers_that_changed_most():
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     with torch.no_grad():
         model[40].weight.mul_(100)
-    names = [weight.name for weight in exactness.pictures(symmetries, before)]
+    names = [weight.name for weight in pictures(symmetries, before)]
     assert len(names) == 5
     assert "40.weight" in names
 
@@ -152,7 +154,7 @@ def test_large_matrices_keep_their_rms():
     ],
 )
 def test_columns_of_numbers_share_a_format(values, shown):
-    assert tables.numbers(values) == shown
+    assert numbers(values) == shown
 
 
 def test_demonstration_keeps_every_prediction(demonstration):

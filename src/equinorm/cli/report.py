@@ -4,6 +4,7 @@ import base64
 import html
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from equinorm.cli.records import Balancing, Weights
+from equinorm.cli.verified_balance import Balancing, Weights
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, GREY, STYLE, render
 from equinorm.reporting.words import deviation, energy_name, norm_name, number
 
@@ -24,6 +25,11 @@ _PIXELS = 192
 
 _BARS = 28
 """More tensors than this are drawn as lines over their position."""
+
+
+def draw(path: Path, record: Balancing, weights: Sequence[Weights]) -> bytes:
+    """The report in the format that a path's suffix names."""
+    return png(record, weights) if path.suffix == ".png" else page(record, weights).encode()
 
 
 def png(record: Balancing, weights: Sequence[Weights]) -> bytes:
