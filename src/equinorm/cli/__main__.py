@@ -1,5 +1,5 @@
 """`python -m equinorm.cli`."""
 
-from equinorm.cli.app import main
+from equinorm_command import main
 
 main()
