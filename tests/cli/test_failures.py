@@ -214,7 +214,7 @@ def test_a_factory_with_a_fault_of_its_own(folder):
     assert "Wrap" not in message
     message = refusal("inspect", "faulty:sized", "--input", "2x8")
     assert "takes arguments (width)" in message
-    assert "Wrap it" in message
+    assert "Say --set width=…, or wrap it" in message
 
 
 def test_a_factory_is_not_the_file_that_was_balanced(folder):

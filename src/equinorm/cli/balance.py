@@ -13,8 +13,8 @@ from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.balance import LARGEST_P, LEAST_P
 from equinorm.cli import report as reports
-from equinorm.cli.loading import load
-from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Train, Weights
+from equinorm.cli.loading import Source, load
+from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.writing import check_target, save, write_atomically
@@ -26,6 +26,7 @@ def balance(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Write the balanced weights to this .safetensors file.")],
     weights: Weights = None,
+    settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
     p: Annotated[str, typer.Option("--p", help=f"The norm: a number from {LEAST_P:g} to {LARGEST_P:g}, or inf.")] = "2",
@@ -39,6 +40,7 @@ def balance(
     ] = False,
     report: Report = None,
     train: Train = None,
+    trust_remote_code: Trust = False,
     force: Force = False,
     json: Json = False,
     debug: Debug = False,
@@ -54,7 +56,7 @@ def balance(
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
-        loaded = load(model, weights, inputs or [], train)
+        loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         steps.say("finding symmetries")
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}

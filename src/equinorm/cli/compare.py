@@ -13,8 +13,8 @@ from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm.cli.exactness import LIMITS, coarsest
-from equinorm.cli.loading import Loaded, load
-from equinorm.cli.options import Debug, Inputs, Json, Opaque, Result, Train, Weights
+from equinorm.cli.loading import Loaded, Source, load, takes_settings
+from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import WEIGHTS, InputError, dtype_name
 from equinorm.cli.wording import worded
@@ -55,13 +55,15 @@ class Comparison:
 
 
 def compare(
-    model_a: Annotated[str, typer.Argument(metavar="A", help="package.module:factory, or an exported .pt2 file.")],
-    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for the factory A.")],
+    model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
     weights: Weights = None,
     weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
     train: Train = None,
+    trust_remote_code: Trust = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -77,9 +79,12 @@ def compare(
                 raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
             second, file = model_a, Path(model_b)
         steps.say(f"loading {model_a}")
-        a = load(model_a, weights, inputs or [], train, needs_inputs=False)
+        given = settings if takes_settings(model_a) or not takes_settings(second) else ()
+        first = Source(model_a, weights, given or (), trust_remote_code, train=train)
+        a = load(first, inputs or (), needs_inputs=False)
         steps.say(f"loading {model_b}")
-        b = load(second, file, inputs or [], train, needs_inputs=not (a.args or a.kwargs))
+        other = replace(first, name=second, weights=file, settings=(settings or ()) if takes_settings(second) else ())
+        b = load(other, inputs or (), needs_inputs=not (a.args or a.kwargs))
         if not (a.args or a.kwargs):
             a = replace(a, args=b.args, kwargs=b.kwargs)
         if a.model is b.model:

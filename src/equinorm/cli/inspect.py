@@ -1,16 +1,16 @@
 """`equinorm inspect`: which channels can be rescaled, and why the others cannot."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import torch
+import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._errors import describe, describe_inputs
-from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.cli.loading import Loaded, load
-from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Train, Weights
+from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import worded
 from equinorm.reporting.tables import facts, table
@@ -74,9 +74,12 @@ class Inspection:
 def inspect(
     model: Model,
     weights: Weights = None,
+    settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
     train: Train = None,
+    device: Annotated[str, typer.Option(help="cpu; or meta, where a model has shapes and no numbers.")] = "cpu",
+    trust_remote_code: Trust = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -84,7 +87,7 @@ def inspect(
 
     def work(steps: Steps) -> Result:
         steps.say(f"loading {model}")
-        loaded = load(model, weights, inputs or [], train)
+        loaded = load(Source(model, weights, settings or (), trust_remote_code, device, train), inputs or ())
         steps.say("finding symmetries")
         record = inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
         return record, shown(record), 0
@@ -95,7 +98,9 @@ def inspect(
 def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
     """The record of a model's symmetries."""
     tensors = tuple(
-        TensorRow(s.names, s.shape, s.kind, s.role if s.kind == "parameter" else "buffer", s.numel, _moving(s))
+        TensorRow(
+            s.names, s.shape, s.kind, s.role if s.kind == "parameter" else "buffer", s.numel, round(s.numel * s.moving_share)
+        )
         for s in symmetries.scalings
     )
     parameters = [row for row in tensors if row.kind == "parameter"]
@@ -178,13 +183,3 @@ def shown(record: Inspection) -> RenderableType:
         ("total", f"{sum(pin.channels for pin in record.pins):,}", "", "", ""),
     )
     return Group(head, Text(), families, coverage, pins if record.pins else Text("Nothing is pinned."))
-
-
-def _moving(scaling: Scaling) -> int:
-    """How many entries at least one free class moves."""
-    if not scaling.factors:
-        return 0
-    moves = torch.zeros((), dtype=torch.bool)
-    for _, ids in scaling.factors:
-        moves = moves | (ids != 0)
-    return int(moves.expand(scaling.shape).sum())
