@@ -10,7 +10,7 @@ from torch import nn
 import equinorm
 from equinorm import BalanceError, EquinormError, RescaleError
 from equinorm._errors import percent
-from equinorm.cli import tables
+from equinorm.reporting import words
 
 
 def network():
@@ -96,7 +96,7 @@ def test_progress_is_called():
 )
 def test_shares(part, whole, shown):
     assert percent(part, whole) == shown
-    assert not whole or tables.percent(part, whole) == shown.replace("%", " %")
+    assert not whole or words.percent(part, whole) == shown.replace("%", " %")
 
 
 def test_all_but_a_few_is_not_all():

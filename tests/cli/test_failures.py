@@ -16,7 +16,7 @@ import torch
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from experiment_tools import TINY, result
 
-from equinorm.cli import exactness, wording
+from equinorm.cli import compare, wording
 from equinorm.cli.wording import worded
 from equinorm.experiments import results
 
@@ -35,7 +35,7 @@ def broken(monkeypatch):
     def fail(*arguments, **options):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(exactness, "deviation", fail)
+    monkeypatch.setattr(compare, "deviation", fail)
 
 
 # -------------------------------------------------------------------------------------------------------------- exit codes
@@ -53,7 +53,7 @@ def test_whatever_ends_a_comparison_is_no_verdict(monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(exactness, "deviation", fail)
+    monkeypatch.setattr(compare, "deviation", fail)
     assert invoke("compare", "cli_models:mlp", *MLP, code=2).stdout == ""
 
 
@@ -214,7 +214,7 @@ def test_a_factory_with_a_fault_of_its_own(folder):
     assert "Wrap" not in message
     message = refusal("inspect", "faulty:sized", "--input", "2x8")
     assert "takes arguments (width)" in message
-    assert "Wrap it" in message
+    assert "Say --set width=…, or wrap it" in message
 
 
 def test_a_factory_is_not_the_file_that_was_balanced(folder):
@@ -337,7 +337,7 @@ def test_commands_start_without_what_only_unix_has():
 def test_results_need_locks(monkeypatch, folder):
     """Said before the first run, not after it."""
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    monkeypatch.setattr("equinorm.cli.experiments.compare", lambda *arguments: pytest.fail("a run was started"))
+    monkeypatch.setattr("equinorm.cli.train.compare", lambda *arguments: pytest.fail("a run was started"))
     message = refusal("train", "--workers", "1", "--results", "r.jsonl")
     assert "fcntl" in message
     assert "Leave out --results" in message

@@ -16,14 +16,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import equinorm
-from equinorm.cli import demo, exactness, loading, report, tables
+from equinorm.cli import demo, loading, report
 from equinorm.cli.app import app
+from equinorm.cli.verified_balance import pictures, verified_balance
 from equinorm.reporting.pictures import _shrunk
+from equinorm.reporting.words import numbers
 
 
 def balanced(model, x, **options):
     loaded = loading.Loaded("net", model.eval(), (x,))
-    return exactness.balancing(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
+    return verified_balance(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_run_of_layers_that_changed_most():
     before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     with torch.no_grad():
         model[40].weight.mul_(100)
-    names = [weight.name for weight in exactness.pictures(symmetries, before)]
+    names = [weight.name for weight in pictures(symmetries, before)]
     assert len(names) == 5
     assert "40.weight" in names
 
@@ -153,7 +155,7 @@ def test_large_matrices_keep_their_rms():
     ],
 )
 def test_columns_of_numbers_share_a_format(values, shown):
-    assert tables.numbers(values) == shown
+    assert numbers(values) == shown
 
 
 def test_demonstration_keeps_every_prediction(demonstration):
@@ -194,7 +196,7 @@ def test_demo_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
-    assert "pip install 'equinorm[demo]'" in result.stderr
+    assert "pip install scikit-learn" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

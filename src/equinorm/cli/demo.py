@@ -1,21 +1,36 @@
-"""The demonstration: a network trained on digits is unbalanced and balanced, and predicts the same throughout."""
+"""`equinorm demo`: a network trained on digits is unbalanced and balanced, and predicts the same throughout."""
 
 import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
 from torch import Tensor, nn
 
 from equinorm._deviation import deviation
 from equinorm._modules import duplicate
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.cli.exactness import VERIFYING, balancing
+from equinorm.cli import report as reports
+from equinorm.cli.exactness import VERIFYING
 from equinorm.cli.loading import Loaded
-from equinorm.cli.records import Balancing, Weights
+from equinorm.cli.options import Debug, Force, Json, Result
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
+from equinorm.cli.writing import check_target, write_atomically
+from equinorm.reporting import words
+from equinorm.reporting.records import Weights
+from equinorm.reporting.tables import facts, table
+
+REPORT = Path("equinorm-demo.html")
+"""Replaced without asking: every demonstration writes it."""
 
 WIDTHS = (64, 128, 128, 64, 10)
 DECADES = 2.0
@@ -68,6 +83,29 @@ class Demonstration:
     report: str | None = None
 
 
+def demo(
+    report: Annotated[Path, typer.Option(help="Where to write the report: .html or .png.")] = REPORT,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, unbalance and balance a small network: every prediction stays.
+
+    Needs scikit-learn, no arguments and no network. The default report is replaced if it exists.
+    """
+
+    def work(steps: Steps) -> Result:
+        replaces = force or report == REPORT
+        check_target(report, (".html", ".png"), replaces)
+        record, pictures = demonstrate(say=steps.say)
+        content = reports.draw(report, record.balancing, pictures)
+        write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
+        record = replace(record, report=str(report))
+        return record, shown(record), int(record.predictions_unchanged < record.images)
+
+    run(work, json, debug)
+
+
 def demonstrate(
     epochs: int = 20, seed: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Demonstration, list[Weights]]:
@@ -97,10 +135,10 @@ def demonstrate(
         stages.append(_stage("unbalanced", found, images, labels, held_out, expected))
     say("balancing")
     unbalanced, twin = duplicate(model, VERIFYING), duplicate(model, VERIFYING)
-    record, pictures = balancing(Loaded("digits", model, (images,)), found)
+    record, pictures = verified_balance(Loaded("digits", model, (images,)), found)
     stages.append(_stage("balanced", found, images, labels, held_out, expected))
     say("balancing by powers of two")
-    balancing(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), power_of_two=True)
+    verified_balance(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), power_of_two=True)
     with torch.no_grad():
         outputs, exact = unbalanced(images), twin(images)
     return Demonstration(
@@ -119,13 +157,61 @@ def demonstrate(
     ), pictures
 
 
+def shown(record: Demonstration) -> RenderableType:
+    """What `equinorm demo` prints."""
+    done = record.balancing
+    stages = table(
+        "The same function, three sets of weights",
+        [
+            ("", False),
+            ("test accuracy", True),
+            (f"{words.norm_name(done.p)} norm", True),
+            ("residual", True),
+            ("predictions changed", True),
+        ],
+        [
+            (
+                stage.name,
+                words.percent(stage.accuracy, 1),
+                words.number(stage.norm),
+                f"{stage.residual:.1e}",
+                f"{stage.predictions_changed:,} of {record.images:,}",
+            )
+            for stage in record.stages
+        ],
+    )
+    exact = f"{record.deviation_power_of_two:.1g}"
+    proof = facts(
+        [
+            ("predictions", f"{record.predictions_unchanged:,} of {record.images:,} unchanged"),
+            ("deviation", f"{words.deviation(done.deviation)} with real scales; limit {done.limit:g} in {done.dtype}"),
+            ("powers of two", f"{exact}: {record.outputs_equal:,} of {record.outputs:,} outputs bitwise the same"),
+            ("balanced in", f"{done.cycles} cycles, {done.seconds:.2f} s: {done.reason}"),
+        ]
+    )
+    return Group(
+        facts(
+            [
+                ("network", f"{record.network} with ReLU, {record.parameters:,} parameters, {done.num_free:,} free classes"),
+                ("training", f"{record.epochs} epochs on scikit-learn's digits, {record.seconds:.1f} s"),
+            ]
+        ),
+        Text(),
+        stages,
+        proof,
+        Text(),
+        energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
+        facts([("report", record.report)] if record.report else []),
+    )
+
+
 def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images in [0, 1], their labels, and which fifth of them is held out for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the demo needs scikit-learn for its images of digits, and it is not installed: pip install 'equinorm[demo]'."
+            "the demo needs scikit-learn for its images of digits, and it is not installed. Run pip install scikit-learn."
         ) from error
     data, target = load_digits(return_X_y=True)
     images, labels = torch.tensor(data / 16, dtype=torch.float32), torch.tensor(target)

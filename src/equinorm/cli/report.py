@@ -1,11 +1,17 @@
 """The report of `equinorm balance` and `equinorm demo`. Renders to bytes; touches no files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from equinorm.cli.records import Balancing
+from equinorm.cli.verified_balance import Balancing
 from equinorm.reporting import pictures
 from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.words import deviation, solution
+
+
+def draw(path: Path, record: Balancing, weights: Sequence[Weights]) -> bytes:
+    """The report in the format that a path's suffix names."""
+    return png(record, weights) if path.suffix == ".png" else page(record, weights).encode()
 
 
 def png(record: Balancing, weights: Sequence[Weights]) -> bytes:

@@ -160,7 +160,7 @@ def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
         f"{key} (file {_shape(state[key])}, model {_shape(own[key])})" for key in both if state[key].shape != own[key].shape
     ]
     kinds = [
-        f"{key} (file {_name(state[key].dtype)}, model {_name(own[key].dtype)})"
+        f"{key} (file {dtype_name(state[key].dtype)}, model {dtype_name(own[key].dtype)})"
         for key in both
         if not _fits(state[key], own[key])
     ]
@@ -179,14 +179,14 @@ def _convert(model: nn.Module, path: Path, state: Mapping[str, Tensor], own: Map
         before = own[key]
         if isinstance(before, Tensor) and before.dtype != value.dtype and before.is_floating_point():
             if wanted.setdefault(_memory(before), value.dtype) != value.dtype:
-                raise InputError(f"{path} holds {key} in {_name(value.dtype)}, and in another dtype under another name.")
+                raise InputError(f"{path} holds {key} in {dtype_name(value.dtype)}, and in another dtype under another name.")
             changed[value.dtype, before.dtype] = changed.get((value.dtype, before.dtype), 0) + 1
     if not changed:
         return ""
     if isinstance(model, fx.GraphModule):
         (file, exported), *_ = changed
         raise InputError(
-            f"{path} holds {_name(file)}, but the model was exported in {_name(exported)}. Export it in the file's."
+            f"{path} holds {dtype_name(file)}, but the model was exported in {dtype_name(exported)}. Export it in the file's."
         )
     made: dict[Any, Tensor] = {}
     for module, name, tensor, memory in _held(model):
@@ -196,7 +196,9 @@ def _convert(model: nn.Module, path: Path, state: Mapping[str, Tensor], own: Map
                 tensor.data = new  # the same object, wherever else it is held
             else:
                 setattr(module, name, new)
-    counts = [f"{count} in {_name(file)} where the model has {_name(before)}" for (file, before), count in changed.items()]
+    counts = [
+        f"{count} in {dtype_name(file)} where the model has {dtype_name(before)}" for (file, before), count in changed.items()
+    ]
     return f"tensors keep the file's dtype ({', '.join(counts)})"
 
 
@@ -274,5 +276,6 @@ def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as float32."""
     return str(dtype).removeprefix("torch.")

@@ -1,27 +1,72 @@
-"""What `equinorm train` and `equinorm figures` do."""
+"""`equinorm train`: train a network with several methods and compare them."""
 
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from equinorm.experiments.config import DEFAULTS, ExperimentError, Sweep, convert
-from equinorm.experiments.figures import overview_png, pictures
-from equinorm.experiments.presets import preset
+from equinorm.cli.options import Debug, Force, Json, Result
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.writing import check_target, write_atomically
+from equinorm.experiments.config import DEFAULTS, METHODS, ExperimentError, Sweep, convert
+from equinorm.experiments.figures import overview_png
+from equinorm.experiments.presets import PRESETS, preset
 from equinorm.experiments.protocol import Cell, Comparison, Report, compare
-from equinorm.experiments.results import Results, read
+from equinorm.experiments.results import Results
 from equinorm.experiments.series import experiments
 from equinorm.experiments.workers import Here, Pool
 from equinorm.reporting.tables import facts, table
 
+PICTURE = Path("equinorm-train.png")
+"""Replaced without asking: every sweep writes it, unless told another place."""
+
 SHARED = [name for name in DEFAULTS if name not in ("method", "depth", "batch", "lr", "seed", "held_out")]
 """Settings that all runs of a sweep share; the others have options of their own."""
+
+
+def train(
+    preset: Annotated[str, typer.Option(help=f"Of {', '.join(PRESETS)}; or a .json or .yaml file.")] = "digits",
+    data: Annotated[Path | None, typer.Option(help="Folder of the images, for every preset but digits.")] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Of {', '.join(METHODS)}; 'bn enorm:c=1.2,clip=1' with options.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Depths p of the fully connected network, such as 1,9,15.")] = None,
+    batches: Annotated[str | None, typer.Option(help="Batch sizes, such as 16,64,256.")] = None,
+    lrs: Annotated[str | None, typer.Option(help="Where the search for learning rates starts, such as 0.02,0.1,0.5.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Final runs of each method.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of final runs.")] = None,
+    select_epochs: Annotated[int | None, typer.Option(help="Of runs that choose the learning rate.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=f"Of all runs, as clip=1: {', '.join(SHARED)}.")] = None,
+    results: Annotated[Path | None, typer.Option(help="Append results to this .jsonl file, and repeat none in it.")] = None,
+    picture: Annotated[Path, typer.Option(help="Where to write the picture: .png.")] = PICTURE,
+    workers: Annotated[int | None, typer.Option(help="Processes; one for each core by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network with several methods and compare them.
+
+    Learning rates are chosen on held-out training images. Without arguments: deep networks on scikit-learn's digits.
+    """
+
+    def work(steps: Steps) -> Result:
+        lists = {"methods": methods, "depths": depths, "batches": batches, "lrs": lrs}
+        numbers = {"seeds": seeds, "select_epochs": select_epochs}
+        shared = [*(settings or []), *([f"epochs={epochs}"] if epochs is not None else [])]
+        asked = sweep(preset, {**lists, **numbers}, shared)
+        check_target(picture, (".png",), force or picture == PICTURE)
+        record, content = run_sweep(asked, data, results, workers, device, steps.count)
+        write_atomically([(picture, lambda path: path.write_bytes(content))], True)
+        record = replace(record, picture=str(picture))
+        return record, shown(record), 0
+
+    run(work, json, debug, str)
 
 
 def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
@@ -67,7 +112,7 @@ def _list(key: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
     return values
 
 
-def run(
+def run_sweep(
     asked: Sweep, folder: Path | None, results: Path | None, workers: int | None, device: str, report: Report
 ) -> tuple[Comparison, bytes]:
     """Run a sweep in so many processes (by default one for each core, or one on a GPU); returns its record and picture."""
@@ -93,7 +138,7 @@ def run(
     return Comparison(asked, cells, runs, repeated, str(results) if results else None), content
 
 
-def summary(record: Comparison) -> RenderableType:
+def shown(record: Comparison) -> RenderableType:
     """What `equinorm train` prints."""
     base = record.sweep.base
     head = facts(
@@ -132,43 +177,6 @@ def summary(record: Comparison) -> RenderableType:
     ]
     title = f"Final weights after {base.epochs} epochs, {record.sweep.seeds} seeds; learning rates from held-out images"
     return Group(head, Text(), table(title, columns, rows))
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Record of `equinorm figures`.
-
-    Attributes:
-        results: the file that was read.
-        runs: how many runs it holds.
-        experiments: titles of the experiments found.
-        pictures: the files that were written.
-    """
-
-    results: str
-    runs: int
-    experiments: tuple[str, ...]
-    pictures: tuple[str, ...]
-
-
-def figures(path: Path, folder: Path, say: Callable[[str], None]) -> tuple[Figures, list[tuple[Path, bytes]]]:
-    """Every picture of a file of results, and where it belongs."""
-    found = read(path)
-    parts = experiments(found)
-    if not parts:
-        raise ExperimentError(f"{path} holds no final runs yet, only searches for learning rates. Let equinorm train finish.")
-    drawn = []
-    for part in parts:
-        say(f"drawing {part.title}")
-        drawn += [(folder / f"{part.name}-{name}.png", content) for name, content in pictures(part).items()]
-    titles = tuple(part.title for part in parts)
-    return Figures(str(path), len(found), titles, tuple(str(file) for file, _ in drawn)), drawn
-
-
-def drawn(record: Figures) -> RenderableType:
-    """What `equinorm figures` prints."""
-    pairs = [("results", f"{record.results}, {record.runs:,} runs")]
-    return facts([*pairs, *(("experiment", title) for title in record.experiments), *(("written", p) for p in record.pictures)])
 
 
 def _remark(cell: Cell) -> str:

@@ -1,0 +1,107 @@
+"""`equinorm balance`: write the rescaling-equivalent weights of least norm."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from equinorm._errors import BalanceError
+from equinorm._symmetries import symmetries
+from equinorm.balancing.balance import LARGEST_P, LEAST_P
+from equinorm.cli import report as reports
+from equinorm.cli.loading import Source, load
+from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.reporting.tables import facts
+from equinorm.reporting.words import deviation, norm_name, number, percent
+
+
+def balance(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write the balanced weights to this .safetensors file.")],
+    weights: Weights = None,
+    settings: Settings = None,
+    inputs: Inputs = None,
+    opaque: Opaque = None,
+    p: Annotated[str, typer.Option("--p", help=f"The norm: a number from {LEAST_P:g} to {LARGEST_P:g}, or inf.")] = "2",
+    c: Annotated[float, typer.Option("--c", help="Asymmetry; above 1 moves energy towards the output.")] = 1.0,
+    cycles: Annotated[int | None, typer.Option(help="Run exactly so many cycles instead of until --tol.")] = None,
+    tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
+    method: Annotated[str, typer.Option(help="two-level, or cyclic (Algorithm 1 of the paper).")] = "two-level",
+    biases: Annotated[bool, typer.Option("--biases", help="Count biases in the norm.")] = False,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
+    ] = False,
+    report: Report = None,
+    train: Train = None,
+    trust_remote_code: Trust = False,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the rescaling-equivalent weights of least norm.
+
+    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused.
+    """
+
+    def work(steps: Steps) -> Result:
+        norm = _norm(p)
+        check_target(output, (".safetensors",), force)
+        if report is not None:
+            check_target(report, (".html", ".png"), force)
+        steps.say(f"loading {model}")
+        loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
+        steps.say("finding symmetries")
+        found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
+        options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
+        record, pictures = verified_balance(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
+        steps.say("writing")
+        record = replace(record, output=str(output), report=str(report) if report else None)
+        files = [(output, lambda path: save(loaded.model, path))]
+        if report is not None:
+            content = reports.draw(report, record, pictures)
+            files.append((report, lambda path: path.write_bytes(content)))
+        write_atomically(files, force)
+        return record, shown(record), 0
+
+    run(work, json, debug)
+
+
+def shown(record: Balancing) -> RenderableType:
+    """What `equinorm balance` prints."""
+    pairs = [("model", record.model), ("inputs", record.inputs), ("free classes", f"{record.num_free:,}")]
+    if record.energies:
+        share = percent(record.norm_after - record.norm_before, record.norm_before)
+        sign = "+" if record.norm_after > record.norm_before else ""
+        pairs += [
+            (f"{norm_name(record.p)} norm", f"{number(record.norm_before)} → {number(record.norm_after)} ({sign}{share})"),
+            ("residual", f"{record.residuals[0]:.1e} → {record.residual:.1e}"),
+            ("cycles", f"{record.cycles} {record.method}: {record.reason}"),
+        ]
+    else:
+        pairs.append(("result", f"{record.reason}; the weights are unchanged"))
+    if record.dead:
+        pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
+    pairs.append(("deviation", f"{deviation(record.deviation)}; limit {record.limit:g} in {record.dtype}"))
+    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
+    pairs += [("note", note) for note in record.notes]
+    parts: list[RenderableType] = [facts(pairs)]
+    if record.energies:
+        parts += [Text(), energies(record.energies, record.energy_before, record.energy_after, record.p, record.c)]
+    return Group(*parts)
+
+
+def _norm(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (LEAST_P <= value <= LARGEST_P or value == math.inf):
+        raise BalanceError(f"--p must be a number from {LEAST_P:g} to {LARGEST_P:g}, or inf, not {text}.")
+    return value

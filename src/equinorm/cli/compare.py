@@ -1,0 +1,168 @@
+"""`equinorm compare`: do two models put out the same, and does a rescaling join their weights?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from equinorm._deviation import deviation
+from equinorm._equivalence import equivalence
+from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm.cli.exactness import LIMITS, coarsest
+from equinorm.cli.loading import Loaded, Source, load, takes_settings
+from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.weights import WEIGHTS, InputError, dtype_name
+from equinorm.cli.wording import worded
+from equinorm.reporting import words
+from equinorm.reporting.tables import facts, table
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A tensor whose canonical forms differ, relatively by this much."""
+
+    tensor: str
+    difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Record of `equinorm compare`.
+
+    `equivalent`, `difference`, `tolerance` and `different` are those of `equinorm.equivalence`. They are None where the
+    networks have different tensors, so that no rescaling can join them; `note` says so. Else it says what the verdict does not.
+    """
+
+    model_a: str
+    model_b: str
+    inputs: str
+    deviation: float
+    limit: float
+    same_outputs: bool
+    equivalent: bool | None
+    difference: float | None
+    tolerance: float | None
+    different: tuple[Difference, ...]
+    num_scales: int | None
+    largest_scale: float | None
+    note: str
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    weights: Weights = None,
+    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    settings: Settings = None,
+    inputs: Inputs = None,
+    opaque: Opaque = None,
+    train: Train = None,
+    trust_remote_code: Trust = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the outputs of two models, and tell whether a rescaling joins their weights.
+
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason.
+    """
+
+    def work(steps: Steps) -> Result:
+        second, file, hint = model_b, weights_b, ""
+        if Path(model_b).suffix in WEIGHTS:
+            if weights_b is not None:
+                raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
+            second, file = model_a, Path(model_b)
+        steps.say(f"loading {model_a}")
+        given = settings if takes_settings(model_a) or not takes_settings(second) else ()
+        first = Source(model_a, weights, given or (), trust_remote_code, train=train)
+        a = load(first, inputs or (), needs_inputs=False)
+        steps.say(f"loading {model_b}")
+        other = replace(first, name=second, weights=file, settings=(settings or ()) if takes_settings(second) else ())
+        b = load(other, inputs or (), needs_inputs=not (a.args or a.kwargs))
+        if not (a.args or a.kwargs):
+            a = replace(a, args=b.args, kwargs=b.kwargs)
+        if a.model is b.model:
+            raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
+        if file is not None and weights is None and not model_a.endswith(".pt2"):
+            hint = f"A has the weights that {model_a} gives it. Name the file that {file} was made from with --weights."
+        steps.say("comparing")
+        record = comparison(a, replace(b, name=model_b), opaque or (), hint)
+        return record, shown(record), int(not record.same_outputs)
+
+    run(work, json, debug)
+
+
+def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "") -> Comparison:
+    """Run both models on the inputs of the first, and decide whether a rescaling joins them.
+
+    Args:
+        a: one model.
+        b: another.
+        opaque: names of submodules that are not looked into.
+        hint: what to note if the outputs differ.
+
+    Raises:
+        EquinormError: if one does not run, or their outputs have different shapes.
+    """
+    limit = LIMITS[coarsest(a.model, b.model)]
+    try:
+        apart = deviation(a.model, b.model, a.args, a.kwargs)
+    except EquinormError as error:
+        dtypes = [sorted(dtype_name(dtype) for dtype in {t.dtype for t in m.parameters()}) for m in (a.model, b.model)]
+        if dtypes[0] == dtypes[1]:
+            raise
+        held = " and ".join(f"{side.name} holds {', '.join(found)}" for side, found in zip((a, b), dtypes, strict=True))
+        raise InputError(f"{held}: they do not run on the same inputs. Name weights of one dtype. {error}") from error
+    found, note = None, ""
+    try:
+        found = equivalence(a.model, b.model, a.args, a.kwargs, opaque=opaque)
+    except EquinormError as error:  # other architectures, dead ends of the solver: outputs are compared all the same
+        note = worded(str(error))
+    scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
+    return Comparison(
+        model_a=f"{a.name} ({describe(a.model)})",
+        model_b=f"{b.name} ({describe(b.model)})",
+        inputs=describe_inputs(a.args, a.kwargs),
+        deviation=apart,
+        limit=limit,
+        same_outputs=apart <= limit,
+        equivalent=None if found is None else found.equivalent,
+        difference=None if found is None else found.difference,
+        tolerance=None if found is None else found.tolerance,
+        different=() if found is None else tuple(Difference(*pair) for pair in found.different),
+        num_scales=None if found is None else found.log_scales.numel(),
+        largest_scale=None if scales is None else float(scales.exp()),
+        note=note if found is None else " ".join(found.notes),
+        notes=(*a.notes, *b.notes, *([hint] if hint and not apart <= limit else [])),
+    )
+
+
+def shown(record: Comparison) -> RenderableType:
+    """What `equinorm compare` prints."""
+    outputs = "equal" if record.same_outputs else "different"
+    pairs = [
+        ("first", record.model_a),
+        ("second", record.model_b),
+        ("inputs", record.inputs),
+        ("outputs", f"{outputs}: deviation {words.deviation(record.deviation)}; limit {record.limit:g}"),
+        *(("note", note) for note in record.notes),
+    ]
+    if record.equivalent is None or record.difference is None:
+        pairs.append(("weights", f"not compared: {record.note}"))
+        return facts(pairs)
+    verdict = "rescaling-equivalent" if record.equivalent else "not rescaling-equivalent"
+    pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
+    if record.equivalent and record.largest_scale is not None:
+        pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
+    if record.note:
+        pairs.append(("note", record.note))
+    if not record.different:
+        return facts(pairs)
+    rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different]
+    return Group(facts(pairs), Text(), table("Tensors that differ", [("tensor", False), ("difference", True)], rows))

@@ -1,0 +1,185 @@
+"""`equinorm inspect`: which channels can be rescaled, and why the others cannot."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from equinorm._errors import describe, describe_inputs
+from equinorm._symmetries import Symmetries, symmetries
+from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.wording import worded
+from equinorm.reporting.tables import facts, table
+from equinorm.reporting.words import percent
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRow:
+    """Free classes of one axis: how many, and how many tensors move with any of them."""
+
+    tensor: str
+    axis: int
+    classes: int
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinRow:
+    """Channels that cannot scale and the operation and source line that say so."""
+
+    tensor: str
+    axis: int
+    channels: int
+    operation: str
+    detail: str
+    source: str
+    code: str
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRow:
+    """One tensor: how many of its entries a free class moves."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: str
+    role: str
+    entries: int
+    moving: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Record of `equinorm inspect`; `moving` and `parameters` count entries of parameters, `notes` are about the weights."""
+
+    model: str
+    inputs: str
+    num_free: int
+    parameters: int
+    moving: int
+    coverage: float
+    families: tuple[FamilyRow, ...]
+    pins: tuple[PinRow, ...]
+    tensors: tuple[TensorRow, ...]
+    seconds_export: float
+    seconds_labels: float
+    notes: tuple[str, ...] = ()
+
+
+def inspect(
+    model: Model,
+    weights: Weights = None,
+    settings: Settings = None,
+    inputs: Inputs = None,
+    opaque: Opaque = None,
+    train: Train = None,
+    device: Annotated[str, typer.Option(help="cpu; or meta, where a model has shapes and no numbers.")] = "cpu",
+    trust_remote_code: Trust = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show which channels can be rescaled, and why the others cannot."""
+
+    def work(steps: Steps) -> Result:
+        steps.say(f"loading {model}")
+        loaded = load(Source(model, weights, settings or (), trust_remote_code, device, train), inputs or ())
+        steps.say("finding symmetries")
+        record = inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
+        return record, shown(record), 0
+
+    run(work, json, debug)
+
+
+def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
+    """The record of a model's symmetries."""
+    tensors = tuple(
+        TensorRow(
+            s.names, s.shape, s.kind, s.role if s.kind == "parameter" else "buffer", s.numel, round(s.numel * s.moving_share)
+        )
+        for s in symmetries.scalings
+    )
+    parameters = [row for row in tensors if row.kind == "parameter"]
+    moved = [set(s.free().tolist()) for s in symmetries.scalings]
+    families = tuple(
+        FamilyRow(f.tensor, f.axis, len(f.ids), sum(not ids.isdisjoint(f.ids) for ids in moved)) for f in symmetries.families
+    )
+    pins = tuple(
+        PinRow(pin.tensor, pin.axis, pin.channels, r.operation, worded(r.detail), r.source, r.code, r.module)
+        for pin in symmetries.pins
+        for r in (pin.reason,)
+    )
+    return Inspection(
+        model=f"{loaded.name} ({describe(loaded.model)})",
+        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        num_free=symmetries.num_free,
+        parameters=sum(row.entries for row in parameters),
+        moving=sum(row.moving for row in parameters),
+        coverage=symmetries.coverage,
+        families=families,
+        pins=pins,
+        tensors=tensors,
+        seconds_export=symmetries.seconds[0],
+        seconds_labels=symmetries.seconds[1],
+        notes=loaded.notes,
+    )
+
+
+def shown(record: Inspection) -> RenderableType:
+    """What `equinorm inspect` prints."""
+    share, seconds = percent(record.moving, record.parameters), record.seconds_export + record.seconds_labels
+    count = len(record.families)
+    head = facts(
+        [
+            ("model", record.model),
+            ("inputs", record.inputs),
+            (
+                "free classes",
+                f"{record.num_free:,} in {count:,} {'family' if count == 1 else 'families'}",
+            ),
+            ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
+            ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
+            *(("note", note) for note in record.notes),
+        ]
+    )
+    if record.families:
+        families: RenderableType = table(
+            "Free scale classes",
+            [("family", False), ("classes", True), ("tensors moved", True)],
+            [(f"{row.tensor}[{row.axis}]", f"{row.classes:,}", f"{row.tensors:,}") for row in record.families],
+            ("total", f"{record.num_free:,}", ""),
+        )
+    else:
+        families = Text("No free class: every channel is pinned.")
+    rows = []
+    for role, label in (("weight", "weights"), ("bias", "biases")):
+        chosen = [row for row in record.tensors if row.role == role]
+        entries, moving = sum(row.entries for row in chosen), sum(row.moving for row in chosen)
+        rows.append((label, f"{len(chosen):,}", f"{entries:,}", f"{moving:,}", percent(moving, entries)))
+    count = sum(row.kind == "parameter" for row in record.tensors)
+    coverage = table(
+        "Coverage",
+        [("", False), ("tensors", True), ("entries", True), ("moving", True), ("share", True)],
+        rows,
+        ("parameters", f"{count:,}", f"{record.parameters:,}", f"{record.moving:,}", percent(record.moving, record.parameters)),
+    )
+    pins = table(
+        "Pinned channels",
+        [("axis", False), ("channels", True), ("reason", False), ("source line", False), ("module", False)],
+        [
+            (
+                f"{pin.tensor}[{pin.axis}]",
+                f"{pin.channels:,}",
+                pin.operation + (f": {pin.detail}" if pin.detail else ""),
+                pin.source + (f"  {pin.code}" if pin.code else ""),
+                pin.module,
+            )
+            for pin in record.pins
+        ],
+        ("total", f"{sum(pin.channels for pin in record.pins):,}", "", "", ""),
+    )
+    return Group(head, Text(), families, coverage, pins if record.pins else Text("Nothing is pinned."))

@@ -1,0 +1,186 @@
+"""Models of other libraries: a folder of a transformers checkpoint, a name of timm. Nothing is fetched, ever."""
+
+import difflib
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm.cli.weights import InputError, first_line, first_sentence, readable, shorten
+
+_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TOKENS = 8
+"""Length of the text that a language model is run with."""
+
+
+def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
+    """The model of a checkpoint's folder, inputs for it if its configuration tells their shapes, and notes.
+
+    Args:
+        folder: with config.json and safetensors, one or several with an index.
+        trust: run Python code that lies in the folder.
+        device: "meta" to build the architecture alone; no weights are looked for then.
+
+    Raises:
+        InputError: if the folder is no checkpoint, a part of it is missing, or transformers cannot build it.
+    """
+    described = _described(folder)
+    if device != "meta":
+        _check_weights(folder)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers: Any = _library("transformers", "hf:", "pip install 'equinorm[transformers]'")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    own = described.get("auto_map", {})
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, **here)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False  # the keys and values of a cache are outputs that scale
+        make = _maker(transformers, config, own if trust else {}, folder)
+        if device == "meta":
+            with torch.device("meta"):
+                model = make.from_config(config, trust_remote_code=trust) if _is_auto(make) else make._from_config(config)
+            return model, _examples(model, config), ()
+        more = here if _is_auto(make) else {"local_files_only": True}
+        options = {"config": config, "dtype": "auto", "use_safetensors": True}
+        model, found = make.from_pretrained(folder, **options, **more, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception as error:
+        if own and not trust and (isinstance(error, InputError) or "trust_remote_code" in str(error)):
+            code = shorten(sorted({str(name).partition(".")[0].rpartition("--")[2] + ".py" for name in own.values()}))
+            raise InputError(
+                f"{folder} needs Python code of its own ({code}), which is not run unasked. "
+                "Read it, then pass --trust-remote-code."
+            ) from error
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"transformers cannot load {folder}: {type(error).__name__}: {first_sentence(error)}.") from error
+    for what, keys in (("lacks", found["missing_keys"]), ("has in another shape", found["mismatched_keys"])):
+        if keys:
+            names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+            raise InputError(f"{folder} {what} {len(names)} weights of {type(model).__name__}: {shorten(names)}.")
+    unused = sorted(found["unexpected_keys"])
+    notes = (
+        [f"{folder}: {len(unused)} weights belong to no part of {type(model).__name__}: {shorten(unused)}"] if unused else []
+    )
+    return model, _examples(model, config), tuple(notes)
+
+
+def from_timm(name: str, settings: Mapping[str, Any], device: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A model of timm with random weights, the same ones every time, and an image of its default size.
+
+    Args:
+        name: as `timm.create_model` takes it.
+        settings: further arguments of `timm.create_model`.
+        device: "meta" to allocate nothing.
+
+    Raises:
+        InputError: if timm is missing, has no such model or cannot build it so.
+    """
+    timm: Any = _library("timm", "timm:", "pip install timm")
+    known = timm.list_models()
+    plain = name.partition(".")[0]
+    if plain not in known:
+        near = difflib.get_close_matches(plain, known, 4)
+        hint = f"Near are {', '.join(near)}" if near else "timm.list_models() lists those that it has"
+        raise InputError(f"timm {timm.__version__} has no model {name!r}. {hint}.")
+    fixed = [key for key in settings if key in ("pretrained", "pretrained_cfg", "checkpoint_path", "model_name", "cache_dir")]
+    if fixed:
+        raise InputError(f"timm:{name} takes no --set {fixed[0]}: nothing is fetched. Name a file with --weights.")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            torch.manual_seed(0)
+            model = timm.create_model(name, pretrained=False, **settings)
+            channels, *sizes = timm.data.resolve_model_data_config(model, args=dict(settings))["input_size"]
+            image = torch.randn(1, settings.get("in_chans", channels), *sizes, dtype=next(model.parameters()).dtype)
+    except Exception as error:
+        raise InputError(f"timm cannot build {name}: {type(error).__name__}: {first_line(error)}.") from error
+    return model, (image,)
+
+
+def _library(name: str, scheme: str, command: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        raise InputError(f"{scheme} needs {missing}, which is not installed. Run {command}.") from error
+    except Exception as error:
+        raise InputError(f"{scheme} needs {name}, whose import raised {type(error).__name__}: {first_line(error)}.") from error
+
+
+def _described(folder: Path) -> Mapping[str, Any]:
+    """What config.json holds."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}. hf: reads a checkpoint's folder on this machine, and fetches nothing.")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no checkpoint of transformers: it holds no config.json. Write it with save_pretrained.")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {first_line(error)}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} describes no model: it holds no JSON object.")
+    return found
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder without safetensors, or without some that its index names."""
+    if (folder / _ONE).exists():
+        readable(folder / _ONE)
+        return
+    index = folder / _INDEX
+    if not index.is_file():
+        raise InputError(
+            f"{folder} holds neither {_ONE} nor {_INDEX}, and other formats are not read. Write it with save_pretrained."
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is no index of weights: {type(error).__name__}: {first_line(error)}.") from error
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise InputError(f"{folder} lacks {len(missing)} of {len(shards)} files that its index names: {shorten(missing)}.")
+
+
+def _maker(transformers: Any, config: Any, own: Mapping[str, str], folder: Path) -> Any:
+    """The class that builds what the configuration names: of transformers, or an Auto class for the folder's own code."""
+    named: Sequence[str] = getattr(config, "architectures", None) or ()
+    for auto, place in own.items():
+        if auto != "AutoConfig" and place.rpartition(".")[2] in named and hasattr(transformers, auto):
+            return getattr(transformers, auto)
+    if not named:
+        return transformers.AutoModel
+    found = getattr(transformers, named[0], None)
+    if found is None:
+        raise InputError(f"transformers {transformers.__version__} has no {named[0]}, which {folder / 'config.json'} names.")
+    return found
+
+
+def _is_auto(make: Any) -> bool:
+    return make.__name__.startswith("AutoModel")
+
+
+def _examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
+    """Inputs by keyword, as far as the configuration tells their shapes: tokens, or an image."""
+    device = next(model.parameters()).device
+    name = getattr(model, "main_input_name", None)
+    if name == "input_ids":
+        words = getattr(config.get_text_config(), "vocab_size", None)
+        if isinstance(words, int):
+            tokens = (torch.arange(_TOKENS, device=device) % words)[None]
+            decoder = {"decoder_input_ids": tokens.clone()} if getattr(config, "is_encoder_decoder", False) else {}
+            return {"input_ids": tokens, **decoder}
+    if name == "pixel_values":
+        size = getattr(config, "image_size", None)
+        sizes = [size, size] if isinstance(size, int) else size
+        if isinstance(sizes, (list, tuple)) and len(sizes) == 2:
+            shape = (1, getattr(config, "num_channels", 3), *sizes)
+            generator = torch.Generator().manual_seed(0)
+            dtype = next(model.parameters()).dtype
+            return {name: torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)}
+    return {}

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+Result = tuple[Any, RenderableType, int]
+"""A command's record, what it prints for it, and its exit code."""
+
+MODELS = "package.module:factory, hf:FOLDER of a transformers checkpoint, timm:NAME, or an exported .pt2 file."
+
+Model = Annotated[str, typer.Argument(help=MODELS)]
+Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", help="Shape such as 1x3x224x224, int64:1x16 or (by keyword) mask=bool:1x16; or a file. Once for each."
+    ),
+]
+Opaque = Annotated[
+    list[str] | None,
+    typer.Option("--opaque", help="Name of a submodule that is not looked into, where torch.export fails. Repeatable."),
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Argument of the factory, such as width=64. Repeatable.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that lies in the folder of hf:FOLDER.")]
+Train = Annotated[bool | None, typer.Option("--train/--eval", help="Mode of the model; evaluation by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.")]
+Report = Annotated[Path | None, typer.Option(help="Write a report with pictures: .html or .png.")]

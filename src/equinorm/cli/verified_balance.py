@@ -1,0 +1,176 @@
+"""Balance a loaded model and verify its outputs: what `equinorm balance` and `equinorm demo` do."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from equinorm._deviation import deviation
+from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm._modules import duplicate
+from equinorm._symmetries import Symmetries
+from equinorm.balancing.balance import Balance, TensorEnergy
+from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
+from equinorm.cli.loading import Loaded
+from equinorm.cli.weights import dtype_name
+from equinorm.reporting.pictures import pictured
+from equinorm.reporting.records import Weights
+from equinorm.reporting.tables import table
+from equinorm.reporting.words import energy_name, numbers
+
+
+class InexactError(EquinormError):
+    """The balanced model's outputs would differ by more than rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balancing:
+    """Record of `equinorm balance`: the fields of `Balance`, and what was verified and written.
+
+    `energies` sum (have their maximum, if p = ∞) to `energy_before` and `energy_after`; norms are these to the power 1/p.
+    """
+
+    model: str
+    inputs: str
+    p: float
+    c: float
+    method: str
+    biases: bool
+    power_of_two: bool
+    tol: float
+    num_free: int
+    dead: int
+    norm_before: float
+    norm_after: float
+    energy_before: float
+    energy_after: float
+    energies: tuple[TensorEnergy, ...]
+    residuals: tuple[float, ...]
+    residual: float
+    cycles: int
+    converged: bool
+    reason: str
+    deviation: float
+    limit: float
+    dtype: str
+    changed: bool
+    seconds: float
+    output: str | None = None
+    report: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def verified_balance(
+    loaded: Loaded,
+    symmetries: Symmetries,
+    *,
+    p: float = 2.0,
+    c: float = 1.0,
+    cycles: int | None = None,
+    tol: float = 1e-6,
+    method: str = "two-level",
+    biases: bool = False,
+    power_of_two: bool = False,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[Balancing, list[Weights]]:
+    """Balance a model in place and verify that its outputs stay; returns the record and the weights to picture.
+
+    With powers of two the record holds norm, energies and the last residual at the rounded scales. Where rounding would
+    leave no smaller norm than before, the weights stay as they are.
+
+    Raises:
+        InexactError: if outputs deviate by more than the limit of the model's dtype; the model has changed then.
+        EquinormError: if balancing or rescaling refuses.
+    """
+    started = time.perf_counter()
+    model = loaded.model
+    original = duplicate(model, VERIFYING)
+    balance = symmetries.balance(p, c, cycles, tol, method, biases=biases, progress=progress)
+    balance.apply_(power_of_two=power_of_two)
+    norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
+    if power_of_two and balance.energies:
+        norm, residual, energies, reason = _rounded(symmetries, balance, tol, biases, original)
+    apart = deviation(model, original, loaded.args, loaded.kwargs)
+    dtype = coarsest(model)
+    if not apart <= LIMITS[dtype]:
+        raise InexactError(_inexact(apart, dtype, power_of_two))
+    record = Balancing(
+        model=f"{loaded.name} ({describe(model)})",
+        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        p=p,
+        c=c,
+        method=method,
+        biases=biases,
+        power_of_two=power_of_two,
+        tol=tol,
+        num_free=symmetries.num_free,
+        dead=len(balance.dead),
+        norm_before=balance.norm_before,
+        norm_after=norm,
+        energy_before=_total(p, [energy.before for energy in energies]),
+        energy_after=_total(p, [energy.after for energy in energies]),
+        energies=energies,
+        residuals=balance.residuals,
+        residual=residual,
+        cycles=balance.cycles,
+        converged=balance.converged,
+        reason=reason,
+        deviation=apart,
+        limit=LIMITS[dtype],
+        dtype=dtype_name(dtype),
+        changed=any(not torch.equal(a, b) for a, b in zip(_parameters(model), _parameters(original), strict=True)),
+        seconds=time.perf_counter() - started,
+        notes=loaded.notes,
+    )
+    return record, pictures(symmetries, dict(original.named_parameters(remove_duplicate=False)))
+
+
+def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float, c: float) -> Table:
+    """Energy of every tensor before and after."""
+    names = [*(row.name for row in rows), "maximum" if math.isinf(p) else "total"]
+    columns = numbers([*(row.before for row in rows), before]), numbers([*(row.after for row in rows), after])
+    *lines, total = zip(names, *columns, strict=True)
+    return table(f"Energy {energy_name(p, c)}", [("tensor", False), ("before", True), ("after", True)], lines, total)
+
+
+def _rounded(symmetries: Symmetries, balance: Balance, tol: float, biases: bool, original: nn.Module):
+    """Norm, residual, energies and reason at the rounded scales, or at the old weights if these are no better."""
+    now = symmetries.balance(balance.p, balance.c, 0, tol, balance.method, biases=biases)
+    reason = f"{balance.reason}; then rounded to powers of two"
+    if now.norm_before >= balance.norm_before:
+        symmetries.model.load_state_dict(original.state_dict())
+        kept = tuple(TensorEnergy(e.name, e.before, e.before) for e in balance.energies)
+        return balance.norm_before, balance.residuals[0], kept, "no power of two makes the norm smaller: the weights stay"
+    after = {energy.name: energy.before for energy in now.energies}
+    energies = tuple(TensorEnergy(e.name, e.before, after[e.name]) for e in balance.energies)
+    return now.norm_before, now.residuals[0], energies, reason
+
+
+def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
+    name = dtype_name(dtype)
+    remedy = (
+        "Scales so large reach numbers that this dtype cannot hold: use a factory that returns model.double()."
+        if power_of_two
+        else "Use --power-of-two, which changes no mantissa, or a factory that returns model.double()."
+    )
+    return (
+        f"refused: the balanced outputs deviate by {apart:.1e}, more than the limit of {LIMITS[dtype]:g} for {name}. {remedy}"
+    )
+
+
+def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
+    """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
+    tensors = symmetries.tensors
+    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name], most)
+
+
+def _total(p: float, energies: list[float]) -> float:
+    return max(energies, default=0.0) if math.isinf(p) else math.fsum(energies)
+
+
+def _parameters(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach() for parameter in model.parameters()]
