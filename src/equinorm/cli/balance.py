@@ -11,7 +11,7 @@ from rich.text import Text
 
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
-from equinorm.balancing.balance import LARGEST_P, LEAST_P
+from equinorm.balancing.options import LARGEST_P, LEAST_P
 from equinorm.cli import report as reports
 from equinorm.cli.loading import Source, load
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
