@@ -50,6 +50,22 @@ class Scaling:
             moves with the free log-scale z[j − 1] of a vector z of shape (num_free,), such as `Balance.log_scales`.
         offset: number that the network adds before it uses the tensor (1 for gains written 1 + w), otherwise 0.
         is_squared: does the network take norms of it, as weight normalization does?
+
+    An example: two hidden channels have free log-scales z[0] and z[1]. The first layer's weight, of shape (out, in), scales
+    with them row by row, its bias entry by entry, and the second layer's weight inversely, column by column. The last bias
+    is pinned: it has no factors.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 4))
+    >>> for scaling in equinorm.symmetries(net, (torch.randn(5, 3),)).scalings:
+    ...     print(scaling.name, scaling.shape, [(exponent, ids.tolist()) for exponent, ids in scaling.factors])
+    0.weight (2, 3) [(1.0, [[1], [2]])]
+    0.bias (2,) [(1.0, [1, 2])]
+    2.weight (4, 2) [(-1.0, [[1, 2]])]
+    2.bias (4,) []
+
+    For z = (log 10, 0) the first row of 0.weight becomes 10 times as large, the first column of 2.weight a tenth as large, and
+    the network computes what it did.
     """
 
     names: tuple[str, ...]

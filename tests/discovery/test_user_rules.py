@@ -42,7 +42,7 @@ def product(trace: Trace, call: Call) -> Label:
         trace.pin(call.x)
         trace.pin(call.weight)
         return Label(call.shape)
-    return contract(trace, call.x, "bk", call.weight, "ok", "bo")
+    return contract(trace, "bk,ok->bo", call.x, call.weight)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_a_right_rule_counts_from_then_on():
 
 
 def careless(trace, call):
-    return contract(trace, call.x, "bk", call.weight, "ok", "bo")
+    return contract(trace, "bk,ok->bo", call.x, call.weight)
 
 
 def along_only(trace, call):
@@ -212,3 +212,13 @@ def test_an_error_in_a_rule_names_it():
         equinorm.EquinormError, match=r"the rule .*broken for equinorm_tests::scaled_relu\.default raises on .*\(5, 3\)"
     ):
         equinorm.register_rule(scaled_relu, SAMPLES)(broken)
+
+
+@pytest.mark.parametrize("equation", ["bk,ok", "bk->b", "bk,ok,k->bo", "...k,ok->...o"])
+def test_an_equation_that_is_none_of_two_operands_is_refused(equation):
+    with pytest.raises(equinorm.EquinormError, match="two operands and a result, such as 'bk,ok->bo'"):
+        contract(Trace(), equation, Label((2, 3)), Label((4, 3)))
+
+
+def test_equations_may_have_blanks():
+    assert contract(Trace(), "b k, o k -> b o", Label((2, 3)), Label((4, 3))).shape == (2, 4)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from equinorm._errors import EquinormError
+from equinorm._memory import place_of
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of weight files."""
@@ -234,11 +235,7 @@ def _is_counter(key: str) -> bool:
 
 
 def _memory(value: Any) -> Any:
-    return (
-        (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
-        if isinstance(value, Tensor)
-        else id(value)
-    )
+    return place_of(value) if isinstance(value, Tensor) else id(value)
 
 
 # ------------------------------------------------------------------------------------------------------------------- words

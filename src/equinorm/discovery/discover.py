@@ -63,7 +63,7 @@ def discover(
             exporting += time.perf_counter() - entered
         backward |= called
         exports.append(exported)
-        outputs.append(Interpreter(exported.graph, trace, exported.unsteady).run(exported.inputs)[0])
+        outputs.append(Interpreter(exported.aliases, trace, exported.unsteady).propagate(exported.inputs)[0])
     trace.reason = Reason("model output")
     for value in flat(outputs):
         trace.pin(value)
@@ -81,7 +81,7 @@ def discover(
         families=found,
         pins=pins,
         seconds=(exporting, time.perf_counter() - started - exporting),
-        fingerprint="+".join(fingerprint(exported.graph, exported.inputs) for exported in exports),
+        fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in exports),
         backward=tuple(backward),
         casts=casts(trace, scalings, roots),
     )

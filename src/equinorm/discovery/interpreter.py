@@ -14,14 +14,13 @@ from torch.fx.node import map_arg
 
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.aliasing import (
+    GraphAliases,
     bind,
     fill_value,
     is_computable,
     is_static,
     module_of,
-    roots,
     subgraph,
-    visibly_written,
     written,
 )
 from equinorm.discovery.labels import Label
@@ -49,15 +48,20 @@ _NO_RULE = "no rule: taken to fit no scale"
 
 
 class Interpreter:
-    """Runs one graph; subgraphs get interpreters of their own."""
+    """Propagates labels through one graph; subgraphs get interpreters of their own.
 
-    def __init__(self, graph: fx.GraphModule, trace: Trace, unsteady: frozenset[fx.Node] = frozenset()) -> None:
-        self.graph, self.trace, self.unsteady = graph, trace, unsteady
+    Args:
+        aliases: the graph, and what its values share.
+        trace: gathers the laws.
+        unsteady: roots of memory that is read after it was changed in place; nothing in it may scale.
+    """
+
+    def __init__(self, aliases: GraphAliases, trace: Trace, unsteady: frozenset[fx.Node]) -> None:
+        self.graph, self.roots, self.trace, self.unsteady = aliases.graph, aliases.roots, trace, unsteady
         self.values: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, Origin] = {}
-        self.roots = roots(graph)
 
-    def run(self, inputs: Mapping[str, tuple[Value, Origin]]) -> tuple[list[Any], Origin]:
+    def propagate(self, inputs: Mapping[str, tuple[Value, Origin]]) -> tuple[list[Any], Origin]:
         """Run every operation on labels; return what the graph returns.
 
         Args:
@@ -131,7 +135,8 @@ class Interpreter:
         """What a subgraph returns, run on the values of these nodes."""
         names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
         inputs = {name: (self.values[node], self.origins[node]) for name, node in zip(names, given, strict=True)}
-        return Interpreter(body, self.trace, frozenset(visibly_written(body, set()))).run(inputs)
+        aliases = GraphAliases(body)
+        return Interpreter(aliases, self.trace, aliases.visibly_written()).propagate(inputs)
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""

@@ -35,7 +35,30 @@ class Factor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
-    """The scaling of a value of this shape; see the module's docstring."""
+    """The scaling of a value of this shape; see the module's docstring.
+
+    An example: a layer of 2 channels, ReLU, a layer of 4, on 5 inputs of size 3. Ids 0 and 1 are reserved for the constant zero
+    and for pinned entries, so that the channels get the ids 2 and 3. The input must not scale: its label has no factors.
+
+    >>> from equinorm.discovery.rules import Label, Trace, contract
+    >>> from equinorm.discovery.values import Source
+    >>> up, down = (Source((name,), shape, "parameter", torch.float32) for name, shape in (("up", (2, 3)), ("down", (4, 2))))
+    >>> trace = Trace()
+    >>> hidden = contract(trace, "bi,oi->bo", Label((5, 3)), up)  # x·Wᵀ; ReLU hands labels through
+    >>> up.label.factors[0].ids.tolist()  # row i scales by exp(z[2 + i]); size 1 along the inputs, which do not matter
+    [[2], [3]]
+    >>> hidden.factors[0].ids.tolist()  # so do the columns of the result, whatever the row
+    [[2, 3]]
+
+    What the second layer reads has scaled, so that its weight takes the inverse along its columns. Its rows are new classes; at
+    the end of a network the output pins them.
+
+    >>> output = contract(trace, "bi,oi->bo", hidden, down)
+    >>> [(int(factor.exponent), factor.ids.tolist()) for factor in down.label.factors]
+    [(1, [[4], [5], [6], [7]]), (-1, [[2, 3]])]
+    >>> [(int(factor.exponent), factor.ids.tolist()) for factor in output.factors]
+    [(1, [[4, 5, 6, 7]])]
+    """
 
     shape: tuple[int, ...]
     factors: tuple[Factor, ...] = ()

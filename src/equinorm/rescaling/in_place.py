@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
+from equinorm._memory import storage_of
 from equinorm._scaling import Scaling
 from equinorm.rescaling.optimizer_state import scaled_state
 from equinorm.rescaling.powers_of_two import is_power_of_two
@@ -80,7 +81,7 @@ def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:
         raise RescaleError(
             f"{scaling.name} had shape {scaling.shape} when the model was analysed, now {shapes}. Analyse it again."
         )
-    if len({tensor.untyped_storage()._cdata for tensor in tied}) > 1:
+    if len({storage_of(tensor) for tensor in tied}) > 1:
         names = ", ".join(scaling.names)
         raise RescaleError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._memory import storage_of
+
 T = TypeVar("T")
 
 _Span = tuple[Hashable, int, int]
@@ -79,7 +81,7 @@ def _span(value: Any) -> _Span | None:
     try:
         start = value.data_ptr()
         if value.device.type not in ("cpu", "cuda") or not start:  # no addresses: only views of one storage can be told
-            memory, start = value.untyped_storage()._cdata, int(value.storage_offset()) * value.element_size()
+            memory, start = storage_of(value), int(value.storage_offset()) * value.element_size()
     except (RuntimeError, NotImplementedError):  # subclasses that hold their numbers elsewhere
         return None
     last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))

@@ -1,13 +1,14 @@
 """What operations share, change and fill: aliases and in-place writes in a graph."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from equinorm._errors import ExportError
+from equinorm._memory import storage_of
 
 CONSTANT_LIMIT = 1 << 24
 """Largest constant, in entries, that is computed while looking at a graph."""
@@ -82,7 +83,55 @@ def written(node: fx.Node) -> list[fx.Node]:
     return [value for argument, value in _named(node) if argument.alias_info is not None and argument.alias_info.is_write]
 
 
-def roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
+class GraphAliases:
+    """Which values of one graph share memory, and what its operations change in it; looked at once.
+
+    Attributes:
+        graph: the graph; its subgraphs have aliases of their own.
+        roots: the node that first owned the memory of each node.
+    """
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph, self.roots = graph, _roots(graph)
+
+    def written_inputs(self) -> set[str]:
+        """Names of the placeholders whose memory some operation changes."""
+        return {self.roots[target].name for node in self.graph.graph.nodes for target in written(node)}
+
+    def visibly_written(self, constants: Set[str] = frozenset()) -> frozenset[fx.Node]:
+        """Roots of memory that some operation reads after another has changed it, other than through that one's result.
+
+        Writes of constants into constants do not count: they are carried out.
+
+        Args:
+            constants: names of the placeholders that hold constants.
+        """
+        order = {node: position for position, node in enumerate(self.roots)}
+        aliases: dict[fx.Node, list[fx.Node]] = {}
+        for node, root in self.roots.items():
+            aliases.setdefault(root, []).append(node)
+        constant = self._constants(constants)
+        visible: set[fx.Node] = set()
+        for node in self.roots:
+            for target in written(node) if node not in constant else ():
+                earlier = [alias for alias in aliases[self.roots[target]] if order[alias] < order[node]]
+                if any(order[user] > order[node] for alias in earlier for user in alias.users):
+                    visible.add(self.roots[target])
+        return frozenset(visible)
+
+    def _constants(self, names: Set[str]) -> set[fx.Node]:
+        """Nodes whose values depend on nothing but placeholders of these names and attributes of the graph."""
+        found: set[fx.Node] = set()
+        for node in self.roots:
+            computed = node.op == "get_attr" or (
+                is_computable(node) and all(argument in found for argument in node.all_input_nodes)
+            )
+            if computed or node.name in names or fill_value(node) is not None:
+                found.add(node)
+        return found
+
+
+def _roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     """The node that first owned the memory of each node: by the operators' schemas, and by the memory seen while tracing."""
     found: dict[fx.Node, fx.Node] = {}
     owners: dict[int, fx.Node] = {}
@@ -110,7 +159,7 @@ def _within(node: fx.Node) -> fx.Node | None:
         return None
     results = next(inner for inner in body.graph.nodes if inner.op == "output").args[0]
     result = results[place] if isinstance(results, (list, tuple)) else results
-    root = roots(body).get(result) if isinstance(result, fx.Node) else None
+    root = _roots(body).get(result) if isinstance(result, fx.Node) else None
     names = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
     operand = given[names.index(root)] if root in names else None
     return operand if isinstance(operand, fx.Node) else None
@@ -128,35 +177,6 @@ def subgraph(node: fx.Node) -> tuple[fx.GraphModule | None, Sequence[Any]]:
     name: Any = node.args[place]
     body = getattr(node.graph.owning_module, str(name.target), None)
     return (body, node.args[place + 1 :]) if isinstance(body, fx.GraphModule) else (None, ())
-
-
-def visibly_written(graph: fx.GraphModule, constants: set[str]) -> set[fx.Node]:
-    """Roots of memory that some operation reads after another has changed it, other than through that one's result.
-
-    Writes of constants into constants do not count: they are carried out.
-
-    Args:
-        graph: the exported graph.
-        constants: names of the placeholders that hold constants.
-    """
-    found = roots(graph)
-    order = {node: position for position, node in enumerate(graph.graph.nodes)}
-    aliases: dict[fx.Node, list[fx.Node]] = {}
-    constant: set[fx.Node] = set()
-    for node, root in found.items():
-        aliases.setdefault(root, []).append(node)
-        computed = node.op == "get_attr" or (
-            is_computable(node) and all(argument in constant for argument in node.all_input_nodes)
-        )
-        if computed or node.name in constants or fill_value(node) is not None:
-            constant.add(node)
-    visible: set[fx.Node] = set()
-    for node in found:
-        for target in written(node):
-            earlier = [alias for alias in aliases[found[target]] if order[alias] < order[node]]
-            if node not in constant and any(order[user] > order[node] for alias in earlier for user in alias.users):
-                visible.add(found[target])
-    return visible
 
 
 def has_writing_subgraph(graph: fx.GraphModule) -> bool:
@@ -231,7 +251,7 @@ def memory_of(value: Any, node: fx.Node | None = None) -> int | None:
             f"memory cannot be followed. Declare the submodule that does opaque (opaque={module or 'its.name'!r}), or write it "
             "without."
         )
-    return value.untyped_storage()._cdata
+    return storage_of(value)
 
 
 def module_of(node: fx.Node) -> str:

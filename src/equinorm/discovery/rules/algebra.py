@@ -47,7 +47,7 @@ def tensordot(trace: Trace, call: Call) -> Label:
         second[other % ranks[1]] = first[one % ranks[0]]
     shared = set(first) & set(second)
     out = "".join(axis for axis in first + second if axis not in shared)
-    return contract(trace, left, "".join(first), right, "".join(second), out)
+    return contract(trace, f"{''.join(first)},{''.join(second)}->{out}", left, right)
 
 
 @rule("kron")
@@ -81,8 +81,8 @@ def cross(trace: Trace, call: Call) -> Label:
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         signs[i, j, k], signs[i, k, j] = 1.0, -1.0
     batch = ascii_letters[: len(call.shape) - 1]
-    half = contract(trace, Constant(signs), "XYZ", left, batch + "Y", batch + "XZ")
-    label = contract(trace, half, batch + "XZ", right, batch + "Z", batch + "X")
+    half = contract(trace, f"XYZ,{batch}Y->{batch}XZ", Constant(signs), left)
+    label = contract(trace, f"{batch}XZ,{batch}Z->{batch}X", half, right)
     return move_one(lambda ids: ids.movedim(-1, axis), label)
 
 

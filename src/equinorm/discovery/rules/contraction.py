@@ -5,11 +5,13 @@ A weight at its first use takes the label that makes it so: out-classes that are
 Axes are named by letters, as in einsum.
 """
 
+import re
 from collections.abc import Sequence
 from string import ascii_letters
 
 import torch
 
+from equinorm._errors import EquinormError
 from equinorm.discovery.classes import ZERO
 from equinorm.discovery.labels import Factor, Label, move_one
 from equinorm.discovery.rules.registry import Call, rule
@@ -17,31 +19,50 @@ from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import Chosen, Source, Value, View
 
 
-def contract(trace: Trace, left: Value, left_axes: str, right: Value, right_axes: str, out_axes: str) -> Label:
-    """The label of einsum("left_axes,right_axes->out_axes", left, right); axes of size 1 broadcast."""
+def contract(trace: Trace, equation: str, left: Value, right: Value) -> Label:
+    """The label of einsum(equation, left, right), and the law that every sum in it has terms which scale alike.
+
+    Args:
+        trace: gathers the laws.
+        equation: as of einsum, for two operands: "bk,ok->bo" is x·Wᵀ. Axes of size 1 broadcast.
+        left: an operand. A parameter that no operation has used yet takes the label that makes the law hold.
+        right: another.
+
+    Raises:
+        EquinormError: if the equation is not one of two operands and a result.
+    """
+    terms = re.fullmatch(r"([a-zA-Z]*),([a-zA-Z]*)->([a-zA-Z]*)", equation.replace(" ", ""))
+    if terms is None:
+        raise EquinormError(f"contract needs letters for two operands and a result, such as 'bk,ok->bo', not {equation!r}.")
+    left_axes, right_axes, out_axes = terms.groups()
     space = "".join(dict.fromkeys(left_axes + right_axes))
     if trace.is_unlabelled(left) and not trace.is_unlabelled(right):
         left, left_axes, right, right_axes = right, right_axes, left, left_axes
     x = _place(trace.label(left), left_axes, space)
-    summed = [space.index(axis) for axis in space if axis not in out_axes]
     if isinstance(right, (Source, View)) and trace.is_unlabelled(right):
-        sizes = dict(zip(right_axes, right.shape, strict=True))
-        if x.is_zero:  # whatever the weight is; another use says how it scales
-            sizes |= {axis: size for axis, size in zip(space, x.shape, strict=True) if size > 1}
-            return Label.of([sizes.get(axis, 1) for axis in out_axes], torch.tensor(ZERO))
-        shape = tuple(sizes.get(axis, 1) for axis in space)
-        foreign = [i for i, size in enumerate(shape) if size == 1]  # axes along which the weight cannot vary
-        absorbed = tuple(factor for factor in x.factors if not factor.varies(foreign))
-        passed = tuple(factor for factor in x.factors if factor.varies(foreign) and not factor.varies(summed))
-        mixed = tuple(factor for factor in x.factors if factor.varies(foreign) and factor.varies(summed))
-        absorbed += trace.merge(Label(x.shape, mixed), foreign).factors
-        fresh = trace.fresh(shape, [i for i, axis in enumerate(space) if shape[i] > 1 and axis in out_axes])
-        inverse = tuple(Factor(-factor.exponent, factor.ids) for factor in absorbed)
-        trace.assign(right, _pick(Label(shape, fresh.factors + inverse), space, right_axes))
-        product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors)
-    else:
-        product = x.times(_place(trace.label(right), right_axes, space))
-        product = trace.merge(product, summed)
+        return _first_use(trace, x, space, right, right_axes, out_axes)
+    product = x.times(_place(trace.label(right), right_axes, space))
+    product = trace.merge(product, [i for i, axis in enumerate(space) if axis not in out_axes])
+    return _pick(product, space, out_axes)
+
+
+def _first_use(trace: Trace, x: Label, space: str, weight: Source | View, axes: str, out_axes: str) -> Label:
+    """Give a weight its label: new classes along axes of the result, and the inverse of what x, in `space`, brings along it."""
+    sizes = dict(zip(axes, weight.shape, strict=True))
+    if x.is_zero:  # whatever the weight is; another use says how it scales
+        sizes |= {axis: size for axis, size in zip(space, x.shape, strict=True) if size > 1}
+        return Label.of([sizes.get(axis, 1) for axis in out_axes], torch.tensor(ZERO))
+    shape = tuple(sizes.get(axis, 1) for axis in space)
+    summed = [i for i, axis in enumerate(space) if axis not in out_axes]
+    foreign = [i for i, size in enumerate(shape) if size == 1]  # axes along which the weight cannot vary
+    absorbed = tuple(factor for factor in x.factors if not factor.varies(foreign))
+    passed = tuple(factor for factor in x.factors if factor.varies(foreign) and not factor.varies(summed))
+    mixed = tuple(factor for factor in x.factors if factor.varies(foreign) and factor.varies(summed))
+    absorbed += trace.merge(Label(x.shape, mixed), foreign).factors
+    fresh = trace.fresh(shape, [i for i, axis in enumerate(space) if shape[i] > 1 and axis in out_axes])
+    inverse = tuple(Factor(-factor.exponent, factor.ids) for factor in absorbed)
+    trace.assign(weight, _pick(Label(shape, fresh.factors + inverse), space, axes))
+    product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors)
     return _pick(product, space, out_axes)
 
 
@@ -76,7 +97,7 @@ def linear(trace: Trace, call: Call) -> Label:
     """x·Wᵀ + b, W of shape (out, in)."""
     batch = ascii_letters[: len(call.input.shape) - 1]
     out = "Y" if len(call.weight.shape) == 2 else ""
-    label = contract(trace, call.input, batch + "Z", call.weight, out + "Z", batch + out)
+    label = contract(trace, f"{batch}Z,{out}Z->{batch}{out}", call.input, call.weight)
     if call.bias is not None:
         label = trace.add(label, call.bias)
     return label.expand(call.shape)
@@ -100,7 +121,7 @@ def grouped_matmul(trace: Trace, call: Call) -> Label | Chosen:
         return Label(call.shape)
     apart = isinstance(rows, Chosen) and rows.index is call.offs and rows.by == "groups" and rows.axis == 0
     rows = rows.value if apart else trace.merge(rows, [0])
-    return Chosen(contract(trace, rows, "gi", weight, "gio", "go"), 0, call.offs, call.shape[0], "groups")
+    return Chosen(contract(trace, "gi,gio->go", rows, weight), 0, call.offs, call.shape[0], "groups")
 
 
 @rule("inner")
@@ -111,7 +132,7 @@ def inner(trace: Trace, call: Call) -> Label:
     if 0 in ranks:
         return trace.label(left).times(trace.label(right))
     rows, columns = ascii_letters[: ranks[0] - 1], ascii_letters[ranks[0] : ranks[0] + ranks[1] - 1]
-    return contract(trace, left, rows + "Z", right, columns + "Z", rows + columns)
+    return contract(trace, f"{rows}Z,{columns}Z->{rows}{columns}", left, right)
 
 
 def matrix_product(trace: Trace, left: Value, right: Value) -> Label:
@@ -121,7 +142,7 @@ def matrix_product(trace: Trace, left: Value, right: Value) -> Label:
     row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
     left_axes = batch[len(batch) - max(ranks[0] - 2, 0) :] + row + "Z"
     right_axes = batch[len(batch) - max(ranks[1] - 2, 0) :] + "Z" + column
-    return contract(trace, left, left_axes, right, right_axes, batch + row + column)
+    return contract(trace, f"{left_axes},{right_axes}->{batch}{row}{column}", left, right)
 
 
 @rule("addmm addmv baddbmm _sparse_addmm")
@@ -134,20 +155,20 @@ def add_matmul(trace: Trace, call: Call) -> Label:
 @rule("addbmm")
 def add_batch_matmul(trace: Trace, call: Call) -> Label:
     """bias + Σ_b a_b @ b_b."""
-    return trace.add(contract(trace, call.batch1, "bXZ", call.batch2, "bZY", "XY"), call.input).expand(call.shape)
+    return trace.add(contract(trace, "bXZ,bZY->XY", call.batch1, call.batch2), call.input).expand(call.shape)
 
 
 @rule("addr")
 def add_outer(trace: Trace, call: Call) -> Label:
     """matrix + x yᵀ."""
-    return trace.add(contract(trace, call.vec1, "X", call.vec2, "Y", "XY"), call.input).expand(call.shape)
+    return trace.add(contract(trace, "X,Y->XY", call.vec1, call.vec2), call.input).expand(call.shape)
 
 
 @rule("outer ger")
 def outer(trace: Trace, call: Call) -> Label:
     """x yᵀ."""
     left, right = list(call.arguments.values())[:2]
-    return contract(trace, left, "X", right, "Y", "XY")
+    return contract(trace, "X,Y->XY", left, right)
 
 
 @rule("einsum")
@@ -173,7 +194,7 @@ def einsum(trace: Trace, call: Call) -> Label:
     for i in range(1, len(operands)):
         needed = set(output).union(*terms[i + 1 :])
         kept = "".join(axis for axis in dict.fromkeys(axes + terms[i]) if axis in needed)
-        value, axes = contract(trace, value, axes, operands[i], terms[i], kept), kept
+        value, axes = contract(trace, f"{axes},{terms[i]}->{kept}", value, operands[i]), kept
     label = trace.merge(value, [i for i, axis in enumerate(axes) if axis not in output])
     return _pick(label, axes, output).expand(call.shape)
 
@@ -182,8 +203,8 @@ def einsum(trace: Trace, call: Call) -> Label:
 def bilinear(trace: Trace, call: Call) -> Label:
     """x1ᵀ W_o x2 + b, W of shape (out, in1, in2)."""
     batch = ascii_letters[: len(call.input1.shape) - 1]
-    half = contract(trace, call.input1, batch + "X", call.weight, "OXY", batch + "OY")
-    label = contract(trace, half, batch + "OY", call.input2, batch + "Y", batch + "O")
+    half = contract(trace, f"{batch}X,OXY->{batch}OY", call.input1, call.weight)
+    label = contract(trace, f"{batch}OY,{batch}Y->{batch}O", half, call.input2)
     return (label if call.bias is None else trace.add(label, call.bias)).expand(call.shape)
 
 
@@ -211,16 +232,17 @@ def convolution(trace: Trace, call: Call) -> Label:
     channels = move_one(lambda ids: ids.reshape(*ids.shape[: ids.dim() - rank - 1], groups, -1), label)
     batch = "b" if len(channels.shape) == 3 else ""
     first, second = weight.shape[:2]
-    shape, axes = (groups, first // groups, second), "gio" if transposed else "goi"
+    shape = (groups, first // groups, second)
+    equation = f"{batch}gi,{'gio' if transposed else 'goi'}->{batch}go"
     if isinstance(weight, (Source, View)) and trace.is_unlabelled(weight):
         kernel = Source((), shape, "parameter", torch.float32)  # stands for the weight summed over its window
-        out = contract(trace, channels, batch + "gi", kernel, axes, batch + "go")
+        out = contract(trace, equation, channels, kernel)
         if kernel.label is not None:  # there is none where the input is zero throughout
             whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)
             trace.assign(weight, whole.expand(weight.shape))
     else:
         folded = move_one(lambda ids: ids.reshape(shape), trace.merge(weight, range(2, 2 + rank)))
-        out = contract(trace, channels, batch + "gi", folded, axes, batch + "go")
+        out = contract(trace, equation, channels, folded)
     out = move_one(lambda ids: ids.flatten(-2), out)
     if call.bias is not None:
         out = trace.add(out, call.bias)

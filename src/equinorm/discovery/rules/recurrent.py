@@ -19,7 +19,7 @@ _GATES = "gates of a recurrent cell"
 
 def _read(trace: Trace, x: Value, axes: str, weights: Sequence[Value]) -> Iterator[Value]:
     """What one input adds to the gates: W·x, then its bias."""
-    yield contract(trace, x, axes + "i", weights[0], "oi", axes + "o")
+    yield contract(trace, f"{axes}i,oi->{axes}o", x, weights[0])
     yield from weights[1:]
 
 
@@ -62,7 +62,7 @@ def _direction(trace: Trace, name: str, x: Value, start: Label, weights: Sequenc
     else:
         sums, state = None, Label(shape)
         if len(weights) > 2 * len(pairs[0]):
-            state = contract(trace, state, "tbi", weights[-1], "oi", "tbo")
+            state = contract(trace, "tbi,oi->tbo", state, weights[-1])
     for value, own in ((x, pairs[0]), (state, pairs[1])):
         for part in _read(trace, value, "tb", own):
             if sums is None:
