@@ -49,14 +49,14 @@ def _again(entries: Any) -> Any:
 
 
 DISGUISED: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], float]]] = {
-    "memoryview": (lambda bias: memoryview(bias.numpy()), lambda held: held[0]),
+    "memoryview": (lambda bias: bias.numpy().data, lambda held: held[0]),
     "method": (lambda bias: bias[0].item, lambda held: held()),
     "method of an array": (lambda bias: bias.numpy().tolist, lambda held: held()[0]),
     "flat": (lambda bias: bias.numpy().flat, lambda held: float(held[0])),
     "iterator": (lambda bias: iter([bias.numpy()]), lambda held: float(_again(held)[0])),
     "repeated": (lambda bias: itertools.repeat(bias.numpy()), lambda held: float(next(held)[0])),
     "view of a dict": (lambda bias: {0: bias.numpy()}.values(), lambda held: float(next(iter(held))[0])),
-    "a slice of memory": (lambda bias: np.frombuffer(memoryview(bias.numpy())[1:]), lambda held: float(held[0])),
+    "a slice of memory": (lambda bias: np.frombuffer(bias.numpy().data[1:]), lambda held: float(held[0])),
 }
 
 
