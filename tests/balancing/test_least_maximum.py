@@ -325,3 +325,13 @@ def test_channels_below_the_maximum_are_even():
     equinorm.balance_(net, torch.randn(1, 12).double(), p=math.inf, tol=1e-12)
     for front, back in itertools.pairwise(layer.weight.detach() for layer in net[::2]):
         torch.testing.assert_close(front.abs().amax(1), back.abs().amax(0), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("method", ["two-level", "cyclic"])
+def test_networks_without_a_live_path(method):
+    """As where a layer starts at zero: there is no largest entry."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.zeros_(net[2].weight)
+    balance = equinorm.symmetries(net, torch.randn(1, 3)).balance(math.inf, method=method)
+    assert (balance.norm_after, balance.converged, balance.dead) == (0.0, False, (1, 2, 3, 4))
+    assert "the norm has no minimum" in balance.reason

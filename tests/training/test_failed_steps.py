@@ -130,3 +130,38 @@ def test_what_cannot_be_put_back_is_named(monkeypatch):
     monkeypatch.setattr(Mover, "_do", fail)
     with pytest.raises(RescaleError, match=r"could not be put back, load a checkpoint: .*0\.weight"):
         hook.cycle_()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "kernels"])
+def test_every_write_that_may_fail(monkeypatch, case):
+    """An operation writes several times: by rows and by columns, a strip at a time, a part after the other."""
+    net, inputs, optimizer, hook = unbalanced(case)
+    before = [tensor.detach().clone() for tensor in numbers(hook, net, optimizer)]
+    function = copy.deepcopy(net)
+    number = 0
+    for number in range(1000):
+        left = [number]
+
+        def failing(write, left=left):
+            def fail(self, *args, **options):
+                left[0] -= 1
+                if left[0] == -1:
+                    raise RuntimeError("device lost")
+                return write(self, *args, **options)
+
+            return fail
+
+        with monkeypatch.context() as patch:
+            for kind in ("mul_", "add_", "sub_", "clamp_"):
+                patch.setattr(torch.Tensor, kind, failing(getattr(torch.Tensor, kind)))
+            try:
+                hook.cycle_()
+                break
+            except RescaleError as error:
+                assert "What had moved was put back" in str(error)  # noqa: PT017
+            except RuntimeError as error:  # before anything was written
+                assert str(error) == "device lost"  # noqa: PT017
+        for tensor, old in zip(numbers(hook, net, optimizer), before, strict=True):
+            torch.testing.assert_close(tensor.detach(), old, rtol=1e-11, atol=1e-14)
+    assert number > 6
+    assert equinorm.deviation(net, function, (inputs,)) <= 1e-11

@@ -109,7 +109,7 @@ class FlatSweeps:
 
     def largest(self, z: Tensor) -> float:
         """The largest log-entry."""
-        return float((self._entries.logs + self._entries.moved(z.numpy())).max())
+        return float((self._entries.logs + self._entries.moved(z.numpy())).max(initial=-np.inf))
 
 
 class Gather:

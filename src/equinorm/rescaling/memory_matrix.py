@@ -4,6 +4,7 @@ Every product then runs along the memory, a strip that fits the cache at a time.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +46,8 @@ class Matrix:
         rows = None if self.by_row is None else scales[self.by_row, None]
         return rows, None if self.by_column is None else scales[self.by_column]
 
-    def multiply_(self, tensor: Tensor, scales: Scales) -> None:
-        """tensor ← rows · tensor · columns."""
+    def multiply_(self, tensor: Tensor, scales: Scales, write: Callable[[Tensor, str, Tensor], None]) -> None:
+        """tensor ← rows · tensor · columns, where write(memory, "mul_", scale) multiplies a part of it."""
         rows, columns = scales
         memory = tensor if self.order is None else tensor.permute(self.order)
         if torch.compiler.is_compiling():  # one pass, as one expression
@@ -59,9 +60,9 @@ class Matrix:
         for first in range(0, self.shape[0], self.strip):
             strip = matrix[first : first + self.strip] if self.strip < self.shape[0] else matrix
             if rows is not None:
-                strip.mul_(rows[first : first + self.strip])
+                write(strip, "mul_", rows[first : first + self.strip])
             if columns is not None:
-                strip.mul_(columns)
+                write(strip, "mul_", columns)
 
 
 class Vectors:

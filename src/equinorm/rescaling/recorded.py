@@ -17,6 +17,7 @@ from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
 from equinorm.native import Compute, kernels_for
 from equinorm.rescaling.in_place import reduced, row_bounds
+from equinorm.rescaling.journal import Journal
 from equinorm.rescaling.memory_matrix import Scales, Vectors, matrix_of
 from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
 
@@ -97,6 +98,7 @@ class Mover:
         longest = max((max(matrix.shape) for matrix in self._matrices if matrix is not None), default=1) if self._kernels else 1
         self._ones = torch.ones(longest, device=device, dtype=dtype)
         self._is_cut = False
+        self._journal = Journal()  # of the operation that runs
         self._recorded_of: Sequence[Move] = ()
         self.forget()
         self._powers: dict[int, Tensor] = {}
@@ -160,13 +162,11 @@ class Mover:
             RescaleError: if an operation fails; what had moved is put back then, to within rounding.
         """
         if torch.compiler.is_compiling():
-            for move in (*moves, *passing):
-                for step in self._steps(move):
-                    self._do(move, step)
+            for one, step in [(move, step) for move in (*moves, *passing) for step in self._steps(move)]:
+                self._do(one, step)
             return
-        done: list[Move] = []
-        begun: list[_Step] = []
-        now = None
+        done, begun, now = list[Move](), list[_Step](), None
+        self._journal.clear()
         try:
             rest = [*moves, *passing]
             if self._kernels:
@@ -174,11 +174,11 @@ class Mover:
                     self._recorded_of, self._recorded = moves, self._record(moves)
                 rest = [*self._move_natively_(self._recorded, done), *self._move_natively_(self._record(passing), done)]
             for move in rest:
-                now = move
+                now, begun = move, []
                 for step in self._steps(move):
+                    self._journal.clear()
                     self._do(move, step)
                     begun.append(step)
-                begun.clear()
                 done.append(move)
         except BaseException as error:
             outcome = self._put_back(done, now, begun)
@@ -202,8 +202,8 @@ class Mover:
         kind, place, power = step
         if kind == "offset":
             scale = self._broadcast(move.index, -power if is_back else power)[place]
-            shift = (scale - 1) * move.offset
-            move.tensor.mul_(scale).add_(shift)
+            self._journal.write(move.tensor, "mul_", scale)
+            self._journal.write(move.tensor, "add_", (scale - 1) * move.offset)
         elif kind == "scale":
             tensor = move.parts[place - 1][0] if place else move.tensor
             if is_back:
@@ -213,13 +213,13 @@ class Mover:
                 self._multiply_(move.index, tensor, power)
         elif (kind == "take") != is_back:
             for part, _ in move.parts:
-                move.tensor.sub_(part)
+                self._journal.write(move.tensor, "sub_", part)
             if move.is_square:
                 move.tensor.clamp_(min=0)
         else:
             least = self._least(move) if move.is_square else None
             for part, _ in move.parts:
-                move.tensor.add_(part)
+                self._journal.write(move.tensor, "add_", part)
             if least is not None:
                 torch.maximum(move.tensor, least, out=move.tensor)
 
@@ -228,6 +228,8 @@ class Mover:
         steps = [(move, step) for move in done for step in self._steps(move)]
         steps += [(now, step) for step in begun if now is not None]
         lost: dict[str, None] = {}
+        if not self._journal.take_back() and now is not None:
+            lost[self._names[now.index]] = None
         for move, step in reversed(steps):
             try:
                 self._do(move, step, is_back=True)
@@ -295,10 +297,10 @@ class Mover:
         """tensor ← tensor · s^exponent."""
         matrix, scales = self._matrices[index], self._scales[exponent][index]
         if matrix is not None and scales is not None and matrix.strides == tensor.stride():
-            matrix.multiply_(tensor, scales)
+            matrix.multiply_(tensor, scales, self._journal.write)
             return
         for scale in self._broadcast(index, exponent):
-            tensor.mul_(scale)
+            self._journal.write(tensor, "mul_", scale)
 
     def _broadcast(self, index: int, exponent: int) -> list[Tensor]:
         """The factors of one scaling, which broadcast to its tensor."""

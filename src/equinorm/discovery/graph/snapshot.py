@@ -20,14 +20,17 @@ from equinorm.discovery.graph.holders import CACHE, CLASS, CONTAINERS, DICT, SLO
 LEAVES = (Tensor, np.ndarray, torch.UntypedStorage, torch.TypedStorage)
 """What holds numbers; not looked into."""
 
-_UNTRACKED = (dict, np.ndarray, torch.UntypedStorage, torch.TypedStorage)
+_UNTRACKED = (dict, np.ndarray, np.flatiter, torch.UntypedStorage, torch.TypedStorage)
 """What the garbage collector may not know although it holds something."""
 
 _IMMUTABLE = (
     *(tuple, frozenset, types.CellType, types.MethodType, types.MappingProxyType, functools.partial),
     *(property, staticmethod, classmethod),
 )
-"""What is looked through: all that these refer to is what they hold."""
+"""What is looked through: all that these refer to is what they hold. So it is with views, iterators and methods of C."""
+
+_CALLS = (types.FrameType, types.TracebackType, types.CodeType)
+"""What refers to code that runs, and by it to anything."""
 
 _STOPS = (
     *(types.ModuleType, type, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet),
@@ -81,6 +84,8 @@ class Reach:
                 direct.append(item)
             elif issubclass(kind, LEAVES):
                 self.leaves.append(item)
+            elif kind is np.flatiter:
+                held.append(item.base)
             elif kind is types.FunctionType:
                 held += self._inside_function(item)
             elif kind is not tuple:
@@ -104,7 +109,7 @@ class Reach:
 def _attributes(item: Any) -> dict | None:
     """The object's own attributes, whatever its class makes of them."""
     try:
-        return vars(item) if isinstance(item, threading.local) else object.__getattribute__(item, "__dict__")
+        return vars(item) if issubclass(type(item), threading.local) else object.__getattribute__(item, "__dict__")
     except AttributeError:
         return None
 
@@ -125,7 +130,9 @@ def _parts(kind: type) -> _Parts:
         return _Parts()
     holders = [container for base, container in CONTAINERS.items() if issubclass(kind, base)]
     holders += [SLOTTED] if slots(kind) else []
-    return _Parts(tuple(holders), bool(kind.__dictoffset__) or issubclass(kind, threading.local), issubclass(kind, _IMMUTABLE))
+    is_of_python = kind.__module__ in ("builtins", "itertools") and not holders and not issubclass(kind, _CALLS)
+    has_dict = bool(kind.__dictoffset__) or issubclass(kind, threading.local)
+    return _Parts(tuple(holders), has_dict, is_of_python or issubclass(kind, _IMMUTABLE))
 
 
 def _is_users(name: Any) -> bool:
