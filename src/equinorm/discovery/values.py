@@ -127,7 +127,7 @@ class View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chosen:
-    """Entries that are rows of a table, each chosen by an index that depends on data; see `_choices`.
+    """Entries that are rows of a table, each chosen by an index that depends on data; see `selected_rows`.
 
     Attributes:
         value: the table's label, or the parameter itself before its first use.
