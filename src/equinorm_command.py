@@ -14,7 +14,8 @@ def main() -> None:
     """Import the command line and run it."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        needs = f"the command line needs {' and '.join(missing)}, which the library alone does not."
+        names = " and ".join(part for part in (", ".join(missing[:-1]), missing[-1]) if part)
+        needs = f"the command line needs {names}, which the library alone does not."
         _end("ModuleNotFoundError", f"{needs} Run pip install 'equinorm[cli]'.", 2)
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a shell

@@ -40,7 +40,7 @@ def test_the_command_names_the_extra_in_one_sentence(program, missing):
 
 
 def test_what_is_missing_is_json_with_json():
-    ran = python("import equinorm_command as c; c.main()", "demo", "--json", missing=["rich", "typer"])
+    ran = python("import equinorm_command as c; c.main()", "demo", "--json", missing=["rich", "typer", "matplotlib"])
     error = json.loads(ran.stdout)["error"]
     assert (ran.returncode, error["exit_code"], error["kind"]) == (2, 2, "ModuleNotFoundError")
-    assert "rich and typer" in error["message"]
+    assert "needs matplotlib, rich and typer, which" in error["message"]

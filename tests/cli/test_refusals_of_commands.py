@@ -173,7 +173,11 @@ def test_debug_shows_the_traceback():
 
 
 def command(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)]),
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "equinorm.cli", *arguments],
         stdout=subprocess.PIPE,
