@@ -51,6 +51,8 @@ def test_log_scales_in_every_form(make):
     before = net[0].weight.detach().clone()
     equinorm.symmetries(net, inputs).rescale_(make([0, 1, 2]), power_of_two=False)
     torch.testing.assert_close(net[0].weight.detach(), before * torch.tensor([0.0, 1.0, 2.0]).exp()[:, None])
+    scaling = equinorm.symmetries(net, inputs).scalings[0]
+    torch.testing.assert_close(scaling.log_scales(make([0, 1, 2])), torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,11 @@ def test_names_that_changed_are_quoted():
     net[1].__class__ = nn.Tanh
     with pytest.raises(RescaleError, match=r"^its class in module '1' of the model was added, removed or replaced"):
         symmetries.rescale_(torch.zeros(3))
+
+
+@pytest.mark.parametrize("call", [equinorm.symmetries, equinorm.balance_])
+def test_exported_programs_are_told_what_to_do(call):
+    net, inputs = network()
+    inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+    with pytest.raises(EquinormError, match=r"not ExportedProgram\. Give its \.module\(\)"):
+        call(torch.export.export(net, inputs), inputs)

@@ -116,7 +116,7 @@ class Scaling:
 
     def log_factors(self, z: Tensor) -> list[Tensor]:
         """The summands of `log_scales`, one for each factor."""
-        z = z.to("cpu", torch.float64)
+        z = torch.as_tensor(z).to("cpu", torch.float64)
         highest = max((int(ids.max()) for _, ids in self.factors if ids.numel()), default=0)
         if z.dim() != 1 or len(z) < highest:
             needed = f"(num_free,), at least {highest}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn, optim
+from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs
@@ -161,7 +162,8 @@ def symmetries(
     16
     """
     if not isinstance(model, nn.Module):
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+        way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
     model = unwrapped(model)
     if batch_norm not in ("affine", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")

@@ -239,3 +239,12 @@ def test_files_that_may_not_be_read(folder):
     torch.save(STATE, "w.pt")
     (folder / "w.pt").chmod(0)
     assert "Permission denied" in refusal("inspect", "cli_models:mlp", "--input", "2x8", "--weights", "w.pt")
+
+
+def test_floats_of_one_byte_are_read(folder):
+    """torch cannot tell whether they are finite."""
+    state = {key: value.to(torch.float8_e4m3fn) if value.dim() == 2 else value for key, value in network().state_dict().items()}
+    torch.save(state, "w.pt")
+    model = network()
+    load_weights(model, folder / "w.pt")
+    assert model[0].weight.dtype == torch.float8_e4m3fn

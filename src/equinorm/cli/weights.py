@@ -46,7 +46,7 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
     state, renamed = _renamed(state, own)
     _check_keys(path, state, own)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    bad = [key for key, value in state.items() if key in parameters and not bool(value.isfinite().all())]
+    bad = [key for key, value in state.items() if key in parameters and not _is_finite(value)]
     if bad:
         raise InputError(f"{path} holds NaN or inf in {shorten(bad)}. Such weights cannot be balanced or compared.")
     converted = _convert(model, path, state, own)
@@ -59,6 +59,11 @@ def load_weights(model: nn.Module, path: Path) -> tuple[str, ...]:
             f"{shorten(lost)}: it changes what is loaded, or keeps one tensor under names that differ in the file."
         )
     return tuple(f"{path}: {note}" for note in (held, renamed, converted) if note)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Neither NaN nor inf; torch.isfinite does not know floats of one byte."""
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
 
 
 def read(path: Path, what: str, advice: str) -> Any:
