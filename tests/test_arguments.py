@@ -78,7 +78,7 @@ def test_one_further_input():
 
 def test_progress_is_called():
     net, inputs = network()
-    with pytest.raises(BalanceError, match="progress must be a function of a cycle's number and residual, not 3"):
+    with pytest.raises(BalanceError, match="progress must be called with the number of a cycle and the residual, not be 3"):
         equinorm.symmetries(net, inputs).balance(progress=3)
 
 

@@ -86,8 +86,6 @@ class Symmetries(Orbit):
         >>> balance.converged, balance.norm_after < balance.norm_before
         (True, True)
         """
-        if progress is not None and not callable(progress):
-            raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         return balancing.balance(self, p, c, cycles, tol, method, biases, modules, progress, compile)
 
     def details(self) -> str:
