@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 
-from equinorm.cli import exactness, writing
+from equinorm.cli import exactness
+from equinorm.reporting import files
 
 __all__ = ["folder"]
 
@@ -48,7 +49,7 @@ def test_targets_that_cannot_be_written(folder, target, expected):
 def test_read_only_folder(folder, monkeypatch):
     (folder / "locked").mkdir(mode=0o500)
     if os.geteuid() == 0:  # the superuser may write everywhere
-        monkeypatch.setattr(writing.os, "access", lambda path, mode: mode & os.W_OK == 0)
+        monkeypatch.setattr(files.os, "access", lambda path, mode: mode & os.W_OK == 0)
     assert "read-only" in refusal("balance", "cli_models:mlp", "--input", "2x8", "-o", "locked/out.safetensors")
 
 
@@ -61,7 +62,7 @@ def test_failure_while_writing_leaves_everything(folder, monkeypatch, step):
             Path(arguments[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch if step == "save_file" else writing.os, step, fail)
+    monkeypatch.setattr(safetensors.torch if step == "save_file" else files.os, step, fail)
     message = refusal("balance", "cli_models:mlp", "--input", "2x8", "-o", "out.safetensors", "--force")
     assert "No space left on device" in message
     assert os.listdir(folder) == ["out.safetensors"]
