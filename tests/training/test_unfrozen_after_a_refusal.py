@@ -11,8 +11,8 @@ from equinorm import ENorm, RescaleError
 
 def test_what_is_unfrozen_moves_once_the_optimizer_knows_it():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3)).double()
-    inputs = torch.randn(4, 5, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    inputs = torch.randn(4, 6, dtype=torch.float64)
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
     optimizer = optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
@@ -21,8 +21,9 @@ def test_what_is_unfrozen_moves_once_the_optimizer_knows_it():
         hook = ENorm(optimizer, model, (inputs,), cycles=100)
     hook.cycle_()
     first = model[0].weight.detach().clone()
-    for parameter in model[0].parameters():
-        parameter.requires_grad_(True)
+    for before, after in zip(model[0].parameters(), model[4].parameters(), strict=True):  # as many tensors, which lie alike
+        before.requires_grad_(True)
+        after.requires_grad_(False)
     for _ in range(2):
         with pytest.raises(RescaleError, match="not among the parameters"):
             hook.cycle_()
