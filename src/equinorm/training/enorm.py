@@ -150,7 +150,7 @@ class ENorm:
         casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
         check_training(casts, selection.candidates, power_of_two)
         options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
-        self._plan = Plan(found, selection, (optimizer, wrappers), _modules(averages), c, options)
+        self._plan = Plan(found, selection, (optimizer, wrappers), _listed(averages), c, options)
         selection.tell()
         self._check_hooks()
         self._handles = [
@@ -269,7 +269,7 @@ class ENorm:
             self.cycle_()
 
 
-def _modules(averages: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+def _listed(averages: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
     """Modules with averaged weights, one or several."""
     copies = [averages] if isinstance(averages, nn.Module) else averages
     if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
