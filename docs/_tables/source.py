@@ -12,14 +12,14 @@ from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE
 from equinorm.rescaling.optimizer_state import LAWS
 
 KINDS = {
-    "_movement": "Entries only move",
-    "_placement": "Entries to places that an index names",
-    "_elementwise": "Each entry on its own",
-    "_reduction": "Along axes",
-    "_normalization": "Normalization",
-    "_contraction": "Products summed over an axis",
-    "_algebra": "Several products, and functions of whole matrices",
-    "_recurrent": "Recurrent layers and cells",
+    "movement": "Entries only move",
+    "placement": "Entries to places that an index names",
+    "elementwise": "Each entry on its own",
+    "reduction": "Along axes",
+    "normalization": "Normalization",
+    "contraction": "Products summed over an axis",
+    "algebra": "Several products, and functions of whole matrices",
+    "recurrent": "Recurrent layers and cells",
 }
 """Heading of each module of rules."""
 

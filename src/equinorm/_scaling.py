@@ -1,4 +1,4 @@
-"""How each tensor of a model moves with the free log-scales: what solving and rescaling need to know of a network."""
+"""How each tensor of a model scales with the free log-scales: what solving and rescaling need to know of a network."""
 
 import math
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Scaling:
         role: "weight", or "bias" if the network adds it to an activation.
         depth: number of weights on the longest path from an input up to and with this one.
         factors: exponent and ids, one pair for each factor; ids broadcast to `shape`. Ids count from 1: 0 is pinned, and j
-            moves with the free log-scale z[j − 1] of a vector z of shape (num_free,), such as `Balance.log_scales`.
+            scales with the free log-scale z[j − 1] of a vector z of shape (num_free,), such as `Balance.log_scales`.
         offset: number that the network adds before it uses the tensor (1 for gains written 1 + w), otherwise 0.
         is_squared: does the network take norms of it, as weight normalization does?
 
@@ -88,8 +88,8 @@ class Scaling:
 
     @property
     def moving_share(self) -> float:
-        """Share of its entries that move."""
-        groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing moves along them: masks of other axes multiply
+        """Share of its entries that scale."""
+        groups: list[tuple[set[int], Tensor]] = []  # axes, and where nothing scales along them: masks of other axes multiply
         for _, ids in self.factors:
             axes, still = {axis for axis, size in enumerate(ids.shape) if size > 1}, ids == 0
             for other, mask in [group for group in groups if group[0] & axes]:
@@ -130,7 +130,7 @@ class Scaling:
         return tensor.detach() + self.offset if self.offset else tensor.detach()
 
     def free(self) -> Tensor:
-        """Sorted ids of the free classes that move this tensor."""
+        """Sorted ids of the free classes that scale this tensor."""
         ids = torch.cat([torch.unique(ids) for _, ids in self.factors]) if self.factors else torch.zeros(0, dtype=torch.long)
         ids = torch.unique(ids)
         return ids[ids > 0]
@@ -141,7 +141,7 @@ class Family:
     """Channels of one axis: the classes that one operation introduced.
 
     Attributes:
-        tensor: name of the first tensor that moves with them.
+        tensor: name of the first tensor that scales with them.
         axis: the axis of that tensor.
         ids: the free classes, among 1..num_free; those of a family follow one another.
     """
@@ -156,7 +156,7 @@ class Pin:
     """Channels that cannot scale, and why.
 
     Attributes:
-        tensor: name of the first tensor that would have moved with them.
+        tensor: name of the first tensor that would have scaled with them.
         axis: the axis of that tensor.
         channels: how many.
         reason: what pins them.
@@ -189,7 +189,7 @@ class Cast:
     by_autocast: bool = False
 
     def free(self) -> Tensor:
-        """Sorted ids of the free classes that move the value."""
+        """Sorted ids of the free classes that scale the value."""
         ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(ids.flatten() for _, ids in self.factors)]))
         return ids[ids > 0]
 

@@ -1,4 +1,4 @@
-"""Find: how every tensor of a network moves with its free scale classes.
+"""Find: how every tensor of a network scales with its free scale classes.
 
 Takes a module and example inputs. Gives scalings, families and pins. Never imports balancing, rescaling, training or cli.
 """

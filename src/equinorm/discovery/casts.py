@@ -1,4 +1,4 @@
-"""Casts that matter: of values whose classes move weights of more bits."""
+"""Casts that matter: of values whose classes scale weights of more bits."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from equinorm.discovery.values import Source, loses, source_of
 
 
 def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple[Cast, ...]:
-    """Casts that matter: of values whose classes move weights of more bits. Others are as exact as weights of their own dtype.
+    """Casts that matter: of values whose classes scale weights of more bits. Others are as exact as weights of their own dtype.
 
     Args:
         trace: what was seen.

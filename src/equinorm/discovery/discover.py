@@ -12,7 +12,8 @@ from equinorm._modules import in_mode, own_backward
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, export
-from equinorm.discovery.interpreter import Interpreter, fingerprint, flat
+from equinorm.discovery.interpreter import Interpreter, fingerprint
+from equinorm.discovery.operation import flat
 from equinorm.discovery.resolve import families, resolve
 from equinorm.discovery.trace import Trace
 

@@ -4,7 +4,7 @@ import hashlib
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +13,11 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import (
-    GraphAliases,
-    bind,
-    fill_value,
-    is_computable,
-    is_static,
-    module_of,
-    subgraph,
-    written,
-)
-from equinorm.discovery.labels import Label
-from equinorm.discovery.rules import Call, find, key, why_not
-from equinorm.discovery.selected_rows import follow
+from equinorm.discovery.graph.aliasing import GraphAliases, bind, is_static, module_of, subgraph, written
+from equinorm.discovery.operation import Operation, flat, is_pinned, pinned
+from equinorm.discovery.rules import key
 from equinorm.discovery.trace import Trace
-from equinorm.discovery.values import VALUES, Chosen, Constant, Origin, Source, Value, loses, source_of
+from equinorm.discovery.values import VALUES, Constant, Origin, Value, loses
 
 _TORCH = os.path.dirname(torch.__file__)
 
@@ -35,16 +25,8 @@ _JOINS = """add sub rsub subtract cat concat concatenate stack where maximum min
 select_scatter slice_scatter"""
 """Operations through which a parameter meets an activation as an addend, not as a factor."""
 
-_MANY = 4
-"""Factors of a label from which on it pays to look which of them still say something."""
-
-_MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
-"""What operations of our own in a graph stand for."""
-
 _CONVERSIONS = "to _to_copy type_as copy"
 """Operations by which a network itself asks for another dtype."""
-
-_NO_RULE = "no rule: taken to fit no scale"
 
 
 class Interpreter:
@@ -108,7 +90,7 @@ class Interpreter:
             self.values[node] = [self.trace.add(one, other) for one, other in zip(ones, others, strict=True)]
             self.origins[node] = max(first, second, key=lambda origin: (origin.parameters is None, origin.depth))
         else:
-            self.values[node] = _apply(node, args, kwargs, self.trace)
+            self.values[node] = Operation(node, args, kwargs, self.trace).value()
             self._note_casts(node)
             self.origins[node] = self._meet(node)
             for target in written(node):
@@ -127,7 +109,7 @@ class Interpreter:
             value = self.values[argument]
             for given in _floats(argument.meta.get("val")) if isinstance(value, VALUES) else ():
                 lossy = next((dtype for dtype in results if loses(given.dtype, dtype)), None)
-                if lossy is not None and not _is_pinned(value, self.trace):
+                if lossy is not None and not is_pinned(value, self.trace):
                     detail = f"rounds to {str(lossy).removeprefix('torch.')}"
                     self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail), by_autocast))
 
@@ -168,122 +150,9 @@ def _addends(node: fx.Node) -> set[fx.Node]:
     return {argument for argument in found if isinstance(argument, fx.Node)}
 
 
-def flat(values: Any) -> Iterable[Value]:
-    """Every tensor value in nested lists and dicts."""
-    if isinstance(values, VALUES):
-        yield values
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from flat(value)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from flat(value)
-
-
-def _apply(node: fx.Node, args: tuple, kwargs: dict, trace: Trace) -> Any:
-    """The value of one operation: computed if constant, otherwise by its rule."""
-    target: Any = node.target
-    if target is operator.getitem:
-        return args[0][args[1]]
-    if target is torch.ops.aten._assert_tensor_metadata.default:  # stands before every conversion; reads no entry
-        return None
-    tensors = list(flat((args, kwargs)))
-    if not all(_is_known(argument.meta.get("val")) for argument in node.all_input_nodes):
-        return _unknown(node, tensors, trace)
-    if not isinstance(target, torch._ops.OpOverload):
-        return _unknown(node, tensors, trace) if tensors else target(*args, **kwargs)
-    if all(isinstance(value, Constant) for value in tensors) and (constant := _constant(node, args, kwargs)) is not None:
-        return constant
-    value = fill_value(node)
-    result: Any = node.meta.get("val")
-    if value is not None:
-        return Constant(torch.full(result.shape, value, dtype=result.dtype))
-    call = Call(target, bind(target, args, kwargs), result)
-    if any(isinstance(value, Chosen) for value in tensors) and (followed := follow(trace, call)) is not None:
-        return followed
-    if all(_is_pinned(value, trace) for value in tensors):
-        return pinned(result)
-    rule = find(target)
-    if rule is None or not is_static(result):
-        return _unknown(node, tensors, trace)
-    label = rule(trace, call)
-    _note_reads(tensors, label, trace)
-    if isinstance(label, VALUES) and not (result.dtype.is_floating_point or result.dtype.is_complex):
-        return trace.pin(label, "rounds to integers")  # for example a sum with dtype=torch.int64
-    if isinstance(label, VALUES) and result.dtype.itemsize == 1:
-        return trace.pin(label, "rounds to eight bits, which saturate")
-    if isinstance(label, Label) and len(label.factors) > _MANY:
-        return trace.reduced(label)
-    return label
-
-
-def _note_reads(tensors: Iterable[Value], result: Any, trace: Trace) -> None:
-    """Remember parameters whose entries were read although nothing asked how they scale, as by sign(w)."""
-    shown = source_of(result)
-    for source in filter(None, map(source_of, tensors)):
-        if source.label is None and shown not in (source, *trace.shifted.get(source, {}).values()):
-            trace.read.add(source)
-
-
 def _floats(values: Any) -> list[Tensor]:
     parts = values if isinstance(values, (list, tuple)) else [values]
     return [part for part in parts if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())]
-
-
-def _is_known(result: Any) -> bool:
-    """Does this input have a shape, or a value, that no data decides?"""
-    if isinstance(result, Tensor):
-        return is_static(result)
-    return not isinstance(result, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _unknown(node: fx.Node, tensors: Iterable[Value], trace: Trace) -> Any:
-    """Pin everything that goes in; what comes out does not scale."""
-    target: Any = node.target
-    why = _MARKS.get(getattr(target, "__name__", "")) or _NO_RULE
-    if isinstance(target, torch._ops.OpOverload):
-        why = why_not(key(target)) or why
-    for value in tensors:
-        trace.pin(value, why)
-    return pinned(node.meta.get("val"))
-
-
-def _is_pinned(value: Value, trace: Trace) -> bool:
-    if isinstance(value, Chosen):
-        return _is_pinned(value.value, trace)
-    if trace.is_unlabelled(value):
-        return False
-    if isinstance(value, Source) and value.label is None:
-        return trace.batch_norm == "affine"
-    label = trace.label(value)
-    return not label.factors
-
-
-def pinned(result: Any) -> Any:
-    """Labels of results that do not scale."""
-    if isinstance(result, Tensor):
-        return Label(tuple(result.shape))  # sizes that data decides stay symbols: no rule looks at them
-    if isinstance(result, (list, tuple)):
-        return [pinned(part) for part in result]
-    return result
-
-
-def _constant(node: fx.Node, args: tuple, kwargs: dict) -> Any:
-    """Compute what depends on constants only, in-place updates included; None where that is not possible."""
-    target: Any = node.target
-    if not is_computable(node):
-        return None
-
-    def value(argument: Any) -> Any:
-        if isinstance(argument, Constant):
-            return argument.value
-        return type(argument)(value(item) for item in argument) if isinstance(argument, (list, tuple)) else argument
-
-    def wrapped(output: Any) -> Any:
-        return Constant(output) if isinstance(output, Tensor) else [wrapped(part) for part in output]
-
-    with torch.no_grad():
-        return wrapped(target(*(value(a) for a in args), **{k: value(v) for k, v in kwargs.items()}))
 
 
 def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]]) -> str:

@@ -163,7 +163,7 @@ def move(operation: Callable[..., Any], labels: Sequence[Label]) -> Label | list
             slots[slot][1][position] = ids
     if not slots:  # the movement may still bring in zeros
         slots = [(Fraction(1), [torch.tensor(PINNED).expand(label.shape) for label in labels])]
-    moved = [(exponent, _run(operation, ids)) for exponent, ids in slots]
+    moved = [(exponent, _on_any_dtype(operation, ids)) for exponent, ids in slots]
     if isinstance(moved[0][1], Tensor):
         return _join([(exponent, ids) for exponent, ids in moved if isinstance(ids, Tensor)])
     return [_join([(exponent, ids[i]) for exponent, ids in moved]) for i in range(len(moved[0][1]))]
@@ -177,7 +177,7 @@ def move_one(operation: Callable[[Tensor], Tensor], label: Label) -> Label:
     )
 
 
-def _run(operation: Callable[..., Any], ids: Sequence[Tensor]) -> Any:
+def _on_any_dtype(operation: Callable[..., Any], ids: Sequence[Tensor]) -> Any:
     try:
         return operation(*ids)
     except (RuntimeError, NotImplementedError) as error:

@@ -30,7 +30,7 @@ def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling,
 
 
 def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
-    """Free classes that move some tensor, ascending. Classes of intermediate values alone may be left over."""
+    """Free classes that scale some tensor, ascending. Classes of intermediate values alone may be left over."""
     labels = [source.label for source in sources if source.label is not None]
     ids = [_distinct(factor.ids.numpy())[0] for label in labels for factor in label.factors]
     if not ids:
@@ -66,13 +66,13 @@ def factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[
                     slots[slot] = np.zeros(len(ids), np.int64)
                 slots[slot][place] = index[root]
         for (coefficient, _), values in slots.items():
-            moved = compact(torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape))
+            found = compact(torch.from_numpy(values[inverse.reshape(-1)]).reshape(factor.ids.shape))
             exponent = float(factor.exponent) * coefficient
-            twin = next((i for i, (_, other) in enumerate(factors) if torch.equal(other, moved)), None)
+            twin = next((i for i, (_, other) in enumerate(factors) if torch.equal(other, found)), None)
             if twin is not None:  # in and out scales of one class cancel, or add up
                 exponent += factors.pop(twin)[0]
             if exponent:
-                factors.append((exponent, moved))
+                factors.append((exponent, found))
     return tuple(factors)
 
 

@@ -14,8 +14,8 @@ from equinorm._errors import EquinormError, describe_inputs
 from equinorm._modules import on_cpu
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.aliasing import bind
-from equinorm.discovery.interpreter import pinned
 from equinorm.discovery.labels import Label
+from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve
 from equinorm.discovery.rules import TABLE, Call, find, qualified
 from equinorm.discovery.rules.registry import Rule
@@ -101,7 +101,7 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
                 if use not in confirmed:
                     confirmed[use] = _confirmed(rule, overload, name, call, dtypes)
                 if confirmed[use] or (confirmed[use] is None and setting in settings):
-                    return _run(rule, trace, call)
+                    return _apply_rule(rule, trace, call)
             for value in tensors.values():
                 trace.pin(value, "its rule could not be confirmed for these arguments")
             return pinned(call.result)
@@ -154,8 +154,8 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
         scalings, roots = resolve([*sources.values(), *outs], trace.classes)
         logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
         scales = [scaling.log_scales(logs).exp() for scaling in scalings]
-        moved = {key: trial[key] * scale for key, scale in zip(sources, scales, strict=False)}
-        for place, result in enumerate(_list(operator(**{**trial, **moved}))):
+        scaled = {key: trial[key] * scale for key, scale in zip(sources, scales, strict=False)}
+        for place, result in enumerate(_list(operator(**{**trial, **scaled}))):
             target = results[place] * scales[len(sources) + place]
             error = float((result - target).abs().max() / target.abs().max().clamp(min=1e-300)) if target.numel() else 0.0
             if not error <= TOLERANCE:
@@ -209,13 +209,13 @@ def _labelled(
             source.label = trace.fresh(source.shape, range(len(source.shape)))
     given: dict[str, Any] = {name: source.label or source for name, source in sources.items()}
     whole = {name: Label(tuple(v.shape)) if isinstance(v, Tensor) else v for name, v in call.arguments.items()}
-    labels = _list(_run(rule, trace, replace(call, arguments=whole | given)))
+    labels = _list(_apply_rule(rule, trace, replace(call, arguments=whole | given)))
     for source in sources.values():
         trace.label(source)
     return trace, sources, labels
 
 
-def _run(rule: Rule, trace: Trace, call: Call) -> Any:
+def _apply_rule(rule: Rule, trace: Trace, call: Call) -> Any:
     try:
         return rule(trace, call)
     except Exception as error:

@@ -1,5 +1,6 @@
 """Operations that only move entries, or fill with constants: the same operation, run on the ids."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from equinorm.discovery.classes import PINNED, ZERO
 from equinorm.discovery.labels import Label, move
 from equinorm.discovery.rules.registry import Call, rule
 from equinorm.discovery.trace import Trace
-from equinorm.discovery.values import VALUES, Chosen, Constant, Source, View
+from equinorm.discovery.values import VALUES, Chosen, Constant, Source, Value, View
 
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "ravel", "_unsafe_view", "view_copy", "squeeze", "unsqueeze")
 
@@ -53,13 +54,13 @@ def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
     tensors = {name for name, value in call.arguments.items() if _holds_tensor(value)}
     operator = _on_ids(call.operator)
 
-    def run(*ids: Tensor) -> Any:
+    def rearranged(*ids: Tensor) -> Any:
         def fill(place: Any) -> Any:
             return [ids[i] for i in place] if isinstance(place, list) else ids[place]
 
         return operator(**{name: fill(place) if name in tensors else place for name, place in places.items()})
 
-    return move(run, labels)
+    return move(rearranged, labels)
 
 
 @rule("repeat_interleave")
@@ -90,62 +91,76 @@ def padded(trace: Trace, call: Call) -> Label | list[Label]:
     fill = ZERO if value in (0, float("inf"), float("-inf")) else PINNED
     amounts = call.get("pad") or call.get("padding")
 
-    def run(ids: Tensor) -> Tensor:
+    def padded_ids(ids: Tensor) -> Tensor:
         if not reflects:
             return torch.constant_pad_nd(ids, amounts, fill)
         return torch.nn.functional.pad(ids.double(), amounts, "reflect" if mode == "constant" else mode).long()
 
-    return move(run, [trace.label(call.input)])
+    return move(padded_ids, [trace.label(call.input)])
 
 
-@rule("index index_select gather take_along_dim embedding")
+@rule("index")
 def indexed(trace: Trace, call: Call) -> Label | Chosen | list[Label]:
-    """Indexing: movement if the indices are constants; otherwise any entry along the indexed axes may be read.
+    """Entries at indices of one axis or more: movement if these are constants; otherwise any entry there may be read."""
+    axes = [axis for axis, index in enumerate(call.indices) if index is not None]
+    if len(axes) == 1 and (rows := _rows(trace, call.input, axes[0], call.indices[axes[0]])) is not None:
+        return rows
+    return _entries(trace, call, call.indices, axes, torch.ops.aten.index)
 
-    Rows that one index chooses keep labels of their own for as long as they stay apart.
-    """
-    name = call.operator.overloadpacket.__name__
-    rows = _rows(trace, call, name)
+
+@rule("index_select")
+def rows_selected(trace: Trace, call: Call) -> Label | Chosen | list[Label]:
+    """Rows in the order of an index; if data choose them, each choice scales as its row for as long as choices stay apart."""
+    rows = _rows(trace, call.input, call.dim % max(len(call.input.shape), 1), call.index)
     if rows is not None:
         return rows
-    if name == "embedding":
-        table, dim, indices = call.weight, 0, [call.indices]
-        if trace.is_unlabelled(table):
-            trace.assign(table, trace.fresh(table.shape, [1]))
-    else:
-        table, dim = call.input, call.get("dim")
-        indices = list(call.indices) if name == "index" else [call.get("index", call.get("indices"))]
-    label = trace.label(table)
-    known = all(index is None or (isinstance(index, Constant) and not index.value.is_meta) for index in indices)
-    if known and name != "embedding":
-        values = [None if index is None else index.value.cpu() for index in indices]
+    return _entries(trace, call, [call.index], [call.dim], lambda ids, index: ids.index_select(call.dim, index[0]))
+
+
+@rule("gather")
+def gathered(trace: Trace, call: Call) -> Label | list[Label]:
+    """An entry along `dim` for each place: movement if the index is a constant; otherwise any entry there may be read."""
+    return _entries(trace, call, [call.index], [call.dim], lambda ids, index: ids.gather(call.dim, index[0]))
+
+
+@rule("take_along_dim")
+def taken(trace: Trace, call: Call) -> Label | list[Label]:
+    """As `gather`; without `dim`, of all entries in a row."""
+    axes = range(len(call.input.shape)) if call.dim is None else [call.dim]
+    return _entries(trace, call, [call.indices], axes, lambda ids, index: ids.take_along_dim(index[0], call.dim))
+
+
+@rule("embedding")
+def embedded(trace: Trace, call: Call) -> Label | list[Label]:
+    """Rows of a table: any row may be read, so that all scale alike."""
+    if trace.is_unlabelled(call.weight):
+        trace.assign(call.weight, trace.fresh(call.weight.shape, [1]))
+    label = trace.merge(call.weight, [0]).expand(call.weight.shape)
+    index = torch.zeros(call.indices.shape, dtype=torch.long)
+    return move(lambda ids: ids[index], [label])
+
+
+def _entries(
+    trace: Trace, call: Call, indices: Sequence[Value | None], axes: Sequence[int], read: Callable[[Tensor, list[Any]], Tensor]
+) -> Label | list[Label]:
+    """What `read` makes of ids and indices; where these are no constants, of ids that are alike along the axes."""
+    label = trace.label(call.input)
+    if all(index is None or (isinstance(index, Constant) and not index.value.is_meta) for index in indices):
+        values = [index.value.cpu() if isinstance(index, Constant) else None for index in indices]
     elif any(isinstance(index, Constant) and index.value.dtype == torch.bool for index in indices):
         trace.pin(label, "mixes a mask with indices that depend on data")
         return Label(call.shape)
     else:
-        axes = [dim] if name != "index" else [axis for axis, index in enumerate(indices) if index is not None]
-        axes = list(range(len(label.shape))) if axes == [None] else axes
         label = trace.merge(label, axes).expand(label.shape)
-        values = [None if index is None else torch.zeros(trace.label(index).shape, dtype=torch.long) for index in indices]
-    if name == "index":
-        return move(lambda ids: torch.ops.aten.index(ids, values), [label])
-    if name == "embedding":
-        return move(lambda ids: ids[values[0]], [label])
-    if name == "take_along_dim":
-        return move(lambda ids: ids.take_along_dim(values[0], dim), [label])
-    return move(lambda ids: call.operator(ids, dim, values[0]), [label])
+        values = [None if index is None else torch.zeros(index.shape, dtype=torch.long) for index in indices]
+    return move(lambda ids: read(ids, values), [label])
 
 
-def _rows(trace: Trace, call: Call, name: str) -> Chosen | None:
-    """Rows that a list of indices chooses, if they scale apart."""
-    if name not in ("index", "index_select"):
+def _rows(trace: Trace, table: Value, axis: int, index: Value) -> Chosen | None:
+    """Rows that a list of indices chooses, if data choose them and they scale apart."""
+    if not isinstance(index, Label) or isinstance(table, (Constant, Chosen)):
         return None
-    table, indices = call.input, call.get("indices", [call.get("index")])
-    places = [axis for axis, index in enumerate(indices) if index is not None]
-    if len(places) != 1 or not isinstance(index := indices[places[0]], Label) or isinstance(table, (Constant, Chosen)):
-        return None
-    axis = places[0] if name == "index" else call.dim % len(table.shape)
-    if len(index.shape) != 1 or table.shape[axis] < 2:
+    if len(index.shape) != 1 or not table.shape or table.shape[axis] < 2:
         return None
     if not trace.is_unlabelled(table):
         table = trace.label(table)
