@@ -174,11 +174,12 @@ def test_channels_in_every_arrangement(kind, shape, method):
 def test_random_networks(method):
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(networks())
     def holds(network: Network) -> None:
         inputs = arguments(network, seed=1)
-        if not equinorm.symmetries(network, inputs, both_modes=True).num_free:
+        found = equinorm.symmetries(network, inputs, both_modes=True)
+        if not found.num_free or found.casts:  # the hook refuses real scales where a network rounds
             return
         seen["free"] += 1
         models = [copy.deepcopy(network) for _ in range(2)]
@@ -192,7 +193,7 @@ def test_random_networks(method):
             torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-300)
 
     holds()
-    assert seen["free"] >= 12
+    assert seen["free"] >= 10
     assert seen["recorded"] >= 0.5 * seen["free"], f"the kernels hardly ever ran: {seen}"
 
 
