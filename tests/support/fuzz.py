@@ -41,7 +41,7 @@ def looked_at(network: Network, rewrites: bool) -> tuple[set[str], str]:
                 return {*seen, "missed"}, f"{one}\nand written in another way:\n{other}"
     except UnsoundError as error:
         return {"unsound"}, str(error)
-    except equinorm.ExportError as error:
+    except (equinorm.ExportError, equinorm.RescaleError) as error:  # a gain c + w may lose its precision
         return {"refused"}, str(error)
     except Exception:
         return {"failed"}, traceback.format_exc(limit=-3)
