@@ -35,7 +35,7 @@ def train(
     preset: Annotated[str, typer.Option(help=f"Of {', '.join(PRESETS)}; or a .json or .yaml file.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="Folder of the images, for every preset but digits.")] = None,
     methods: Annotated[str | None, typer.Option(help=f"Of {', '.join(METHODS)}; 'bn enorm:c=1.2,clip=1' with options.")] = None,
-    depths: Annotated[str | None, typer.Option(help="Depths p of the fully connected network, such as 1,9,15.")] = None,
+    depths: Annotated[str | None, typer.Option(help="Square layers of the fully connected network, such as 1,9,15.")] = None,
     batches: Annotated[str | None, typer.Option(help="Batch sizes, such as 16,64,256.")] = None,
     lrs: Annotated[str | None, typer.Option(help="Where the search for learning rates starts, such as 0.02,0.1,0.5.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Final runs of each method.")] = None,
