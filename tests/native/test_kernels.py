@@ -178,7 +178,10 @@ def test_random_networks(method):
     @given(networks())
     def holds(network: Network) -> None:
         inputs = arguments(network, seed=1)
-        found = equinorm.symmetries(network, inputs, both_modes=True)
+        try:
+            found = equinorm.symmetries(network, inputs, both_modes=True)
+        except equinorm.ExportError:  # numbers of an alias, on which the exporter would branch
+            return
         if not found.num_free or found.casts:  # the hook refuses real scales where a network rounds
             return
         seen["free"] += 1
