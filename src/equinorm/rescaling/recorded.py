@@ -186,6 +186,7 @@ class Mover:
                 raise
             what = "it" if now is None else self._names[now.index]
             raise RescaleError(f"moving {what} failed: {type(error).__name__}: {error}. {outcome}") from error
+        self._journal.clear()  # it would keep gradients alive
 
     def _steps(self, move: Move) -> Sequence[_Step]:
         """The operations of one move."""
