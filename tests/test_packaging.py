@@ -54,7 +54,7 @@ def test_command_line_needs_its_extra_alone():
 def test_entry_point_knows_the_extra():
     import equinorm_command
 
-    assert set(equinorm_command.PACKAGES) == packages(EXTRAS["cli"])
+    assert set(equinorm_command.NEEDED) == packages(EXTRAS["cli"])
 
 
 @pytest.mark.parametrize("extra", ["demo", "experiments"])

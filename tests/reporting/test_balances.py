@@ -168,6 +168,6 @@ def test_the_command_names_the_extra(package, json_only):
     done = subprocess.run([sys.executable, "-c", code, "inspect", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
     text = json.loads(done.stdout)["error"]["message"] if json_only else done.stderr
-    assert text.strip().endswith(": pip install 'equinorm[cli]'.")
+    assert text.strip().endswith("Run pip install 'equinorm[cli]'.")
     assert f"needs {package}" in text
     assert "Traceback" not in done.stderr
