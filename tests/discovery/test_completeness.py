@@ -5,6 +5,8 @@ from oracle import verdict
 from small_networks import constants as cases_constants, layers as cases_layers, products as cases_products
 from small_networks.cases import CASES, INPUTS
 
+import equinorm
+
 assert cases_constants
 assert cases_layers
 assert cases_products  # imported for what they enter into CASES
@@ -24,3 +26,16 @@ def test_finds_what_derivatives_find(name: str) -> None:
     assert result.found <= result.dimension, f"unsound: {result}"
     assert result.found_all == result.num_free, f"two free log-scales move the weights alike: {result}"
     assert result.dimension - result.found == missed, f"missed: {result}"
+
+
+@pytest.mark.parametrize("way", cases_constants.PADDED)
+def test_columns_that_read_padding_are_free_however_they_are_written(way: str) -> None:
+    title = f"columns that read padding: {way}"  # nothing depends on these columns, so that derivatives cannot tell
+    found = equinorm.symmetries(CASES[title], INPUTS[title])
+    assert found.num_free == 3 + 2
+
+
+def test_weights_that_read_zeros_alone_are_free() -> None:
+    title = "weights that read zeros alone"
+    found = equinorm.symmetries(CASES[title], INPUTS[title])
+    assert {scaling.name for scaling in found.scalings if scaling.factors} > {"c.weight", "e.weight"}

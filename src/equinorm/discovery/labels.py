@@ -76,6 +76,19 @@ class Label:
         """Is the value the constant zero everywhere?"""
         return any(bool((factor.ids == ZERO).all()) for factor in self.factors)
 
+    def zeros(self) -> Tensor | None:
+        """Where the value is the constant zero, at sizes that broadcast to its shape; None if nowhere."""
+        masks = [factor.ids == ZERO for factor in self.factors if factor.has_zero]
+        if not masks:
+            return None
+        sizes = torch.broadcast_shapes(*(mask.shape for mask in masks))
+        return torch.stack([mask.expand(sizes) for mask in masks]).any(0)
+
+    def definite(self) -> "Label":
+        """The label of a value that has numbers of its own where this one is the constant zero: pinned there."""
+        factors = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in self.factors)
+        return Label(self.shape, tuple(factors))
+
     def times(self, other: "Label") -> "Label":
         """Entrywise product of two values, broadcast against each other."""
         shape = torch.broadcast_shapes(self.shape, other.shape)

@@ -29,6 +29,8 @@ class Trace:
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
     read: set[Source] = field(default_factory=set)
     """Parameters of which operations read entries before they had a label, other than to shift them."""
+    idle: list[Source | View] = field(default_factory=list)
+    """Parameters that met the constant zero alone, so that they may scale in any way that another use does not forbid."""
     casts: list[tuple[Value, torch.dtype, Reason, bool]] = field(default_factory=list)
     """Values that lose bits where an operation reads them, what it rounds to, the operation, and whether by autocast."""
 
@@ -76,10 +78,23 @@ class Trace:
         if isinstance(value, View) and value.label is None:
             self.assign(value.source, value.back(wanted))
         elif isinstance(value, Source) and value.label is None:
-            definite = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in wanted.factors)
-            value.label = Label(value.shape, tuple(definite))
+            value.label = Label(value.shape, wanted.definite().factors)
         else:
             self.equal(self.label(value), wanted)
+
+    def filled(self, label: Label, axes: Sequence[int] = ()) -> Label:
+        """The label with a new class for every constant zero: what meets zeros only may scale at will there.
+
+        Where all entries along `axes` are zero there is none: another factor already moves them together.
+        """
+        silent = label.zeros()
+        if silent is not None and axes:
+            silent = silent & ~silent.all(dim=tuple(axes), keepdim=True)
+        if silent is None or not bool(silent.any()):
+            return label.definite()
+        ids = torch.full(silent.shape, PINNED)
+        ids[silent] = torch.from_numpy(self.classes.fresh(int(silent.sum())))
+        return Label(label.shape, (*label.definite().factors, Factor(Fraction(1), ids)))
 
     def affine(self, value: object, factor: float, number: float) -> View | None:
         """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
@@ -102,7 +117,10 @@ class Trace:
         return replace(view, source=source, factor=factor)
 
     def settle(self) -> None:
-        """Give shifted parameters their label and offset; pin those that the network also reads in another way."""
+        """Give idle and shifted parameters their label and offset; pin those that the network also reads in another way."""
+        for value in self.idle:
+            if (value.source if isinstance(value, View) else value) not in self.shifted:
+                self.label(value)
         self.reason = Reason("several uses of one parameter", "with a number added and without, or with several")
         for source, shifts in self.shifted.items():
             if source.label is not None or source in self.read or len(shifts) > 1:
@@ -152,13 +170,12 @@ class Trace:
         """The label of a sum (or maximum, or choice) of two values: their labels must agree except where one is zero."""
         for one, other in ((left, right), (right, left)):
             if isinstance(one, (Source, View)) and self.is_unlabelled(one) and not self.label(other).is_zero:
-                wanted = self._fold(self.label(other), one.shape)
-                self.assign(one, wanted)
+                self.assign(one, self.filled(self._fold(self.label(other), one.shape)))
         a, b = self.label(left), self.label(right)
         shape = tuple(torch.broadcast_shapes(a.shape, b.shape))
         self.equal(a, b)
         a, b = a.expand(shape), b.expand(shape)
-        a_zero, b_zero = _zeros(a), _zeros(b)
+        a_zero, b_zero = a.zeros(), b.zeros()
         if a_zero is None or (b_zero is not None and bool((b_zero & a_zero).eq(a_zero).all())):
             return a  # wherever a is zero, so is b
         if b_zero is None:
@@ -257,14 +274,6 @@ def _same(left: Factor, right: Factor) -> bool:
     if left.exponent != right.exponent or left.ids.shape != right.ids.shape:
         return False
     return (left.ids is right.ids or torch.equal(left.ids, right.ids)) and not left.has_zero
-
-
-def _zeros(label: Label) -> Tensor | None:
-    """Where the value is the constant zero, or None if nowhere."""
-    masks = [factor.ids == ZERO for factor in label.factors]
-    if not any(bool(mask.any()) for mask in masks):
-        return None
-    return torch.stack([mask.expand(label.shape) for mask in masks]).any(0)
 
 
 def _constant_label(value: Tensor) -> Label:

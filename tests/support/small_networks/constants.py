@@ -155,3 +155,42 @@ def _(m, x):
 @case("tokens in an order made here", tokens(4, 3), e=nn.Embedding(6, 4), d=lin(4, 2))
 def _(m, t):
     return m.d(F.relu(m.e(t))[:, torch.tensor([2, 0, 1])])
+
+
+# ------------------------------------------------------------------------------- weights that meet the constant zero alone
+PADDED = {
+    "whole": lambda m, h: m.d(h),
+    "in halves": lambda m, h: torch.cat([F.linear(h, m.d.weight[:2]), F.linear(h, m.d.weight[2:])], -1),
+    "transposed": lambda m, h: h @ m.d.weight.T,
+    "as einsum": lambda m, h: torch.einsum("bi,oi->bo", h, m.d.weight),
+}
+for title, read in PADDED.items():
+
+    @case(f"columns that read padding: {title}", x(6, 3), a=lin(3, 3, True), d=lin(5, 4))
+    def _(m, x, read=read):
+        return F.softplus(read(m, F.pad(F.relu(m.a(x)), (1, 1))))
+
+
+for title, shift in {"itself": lambda b: b, "in halves": lambda b: torch.cat([b[:2], b[2:]])}.items():
+
+    @case(f"a shift of padding: {title}", x(6, 3), a=lin(3, 3), b=torch.ones(5), d=lin(5, 2))
+    def _(m, x, shift=shift):
+        return m.d(F.relu(F.pad(m.a(x), (1, 1)) + shift(m.b)))
+
+
+@case("groups of which one reads zeros", x(6, 3), a=lin(3, 2), c=nn.Conv1d(4, 4, 1, groups=2), d=lin(4, 2))
+def _(m, x):
+    h = F.relu(m.a(x))
+    return m.d(F.relu(m.c(torch.cat([h, torch.zeros_like(h)], -1).unsqueeze(-1))).flatten(1))
+
+
+@case("weights that read zeros alone", x(6, 3), a=lin(3, 2), c=lin(2, 2, True), e=nn.Conv1d(2, 2, 1), d=lin(2, 2))
+def _(m, x):
+    zeros = torch.zeros_like(m.a(x))
+    return m.d(F.relu(m.a(x) + m.c(zeros) + m.e(zeros.unsqueeze(-1)).squeeze(-1)))
+
+
+@case("outer product with zeros", x(6, 3), a=lin(3, 2), g=torch.ones(3), d=lin(3, 2))
+def _(m, x):
+    h = F.pad(F.relu(m.a(x)), (1, 1))
+    return m.d(torch.einsum("bi,j->bij", h, m.g).sum(1))

@@ -7,12 +7,13 @@ Axes are named by letters, as in einsum.
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from string import ascii_letters
 
 import torch
 
 from equinorm._errors import EquinormError
-from equinorm.discovery.classes import ZERO
+from equinorm.discovery.classes import PINNED, ZERO
 from equinorm.discovery.labels import Factor, Label, move_one
 from equinorm.discovery.rules.registry import Call, rule
 from equinorm.discovery.trace import Trace
@@ -50,6 +51,7 @@ def _first_use(trace: Trace, x: Label, space: str, weight: Source | View, axes: 
     """Give a weight its label: new classes along axes of the result, and the inverse of what x, in `space`, brings along it."""
     sizes = dict(zip(axes, weight.shape, strict=True))
     if x.is_zero:  # whatever the weight is; another use says how it scales
+        trace.idle.append(weight)
         sizes |= {axis: size for axis, size in zip(space, x.shape, strict=True) if size > 1}
         return Label.of([sizes.get(axis, 1) for axis in out_axes], torch.tensor(ZERO))
     shape = tuple(sizes.get(axis, 1) for axis in space)
@@ -60,10 +62,20 @@ def _first_use(trace: Trace, x: Label, space: str, weight: Source | View, axes: 
     mixed = tuple(factor for factor in x.factors if factor.varies(foreign) and factor.varies(summed))
     absorbed += trace.merge(Label(x.shape, mixed), foreign).factors
     fresh = trace.fresh(shape, [i for i, axis in enumerate(space) if shape[i] > 1 and axis in out_axes])
-    inverse = tuple(Factor(-factor.exponent, factor.ids) for factor in absorbed)
-    trace.assign(weight, _pick(Label(shape, fresh.factors + inverse), space, axes))
-    product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors)
+    inverse = Label(shape, absorbed).power(-1)
+    inverse = trace.filled(inverse, summed) if summed else inverse.definite()
+    trace.assign(weight, _pick(Label(shape, fresh.factors + inverse.factors), space, axes))
+    product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors + _silent(x, summed))
     return _pick(product, space, out_axes)
+
+
+def _silent(x: Label, summed: Sequence[int]) -> tuple[Factor, ...]:
+    """The constant zero where all terms of a sum are."""
+    zeros = x.zeros()
+    if zeros is None:
+        return ()
+    mute = zeros.all(dim=tuple(summed), keepdim=True) if summed else zeros
+    return (Factor(Fraction(1), torch.where(mute, ZERO, PINNED)),) if bool(mute.any()) else ()
 
 
 def _place(label: Label, axes: str, space: str) -> Label:
@@ -237,7 +249,9 @@ def convolution(trace: Trace, call: Call) -> Label:
     if isinstance(weight, (Source, View)) and trace.is_unlabelled(weight):
         kernel = Source((), shape, "parameter", torch.float32)  # stands for the weight summed over its window
         out = contract(trace, equation, channels, kernel)
-        if kernel.label is not None:  # there is none where the input is zero throughout
+        if kernel.label is None:  # the input is zero throughout
+            trace.idle.append(weight)
+        else:
             whole = move_one(lambda ids: ids.reshape(first, second, *[1] * rank), kernel.label)
             trace.assign(weight, whole.expand(weight.shape))
     else:

@@ -60,8 +60,8 @@ def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
         for tensor, degree in ((mean, 1), (variance, 2), (gain, 1)):
             if tensor is not None:
                 trace.assign(tensor, channels.power(degree))
-        normalized = trace.label(call.input).expand(shape)
-        result = Label(shape, merged.factors) if shift is None else _affine_channels(trace, normalized, None, shift)
+        normalized = trace.label(call.input).expand(shape).definite()  # zeros become what the running mean makes of them
+        result = Label(shape, merged.factors).definite() if shift is None else _affine_channels(trace, normalized, None, shift)
         return _with_statistics(call, result)
     batch_statistics = bool(call.get("training", call.get("use_input_stats", False)))
     normalized = _normalize(trace, call, call.input, others if batch_statistics and mean is None else None)
