@@ -5,10 +5,11 @@ import gc
 import weakref
 from collections import Counter
 
+import hypothesis
 import pytest
 import torch
 from algorithm_1 import algorithm_1_, convolutional, layers_of, mlp, needs_compiler, step, unbalance_
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from kernel_checks import NETWORKS, channels_last, follows_algorithm_1, spread, transposed
 from random_networks.networks import Network, arguments, networks
 from torch import nn
@@ -170,34 +171,47 @@ def test_channels_in_every_arrangement(kind, shape, method):
     assert equinorm.deviation(model, before, (inputs,)) <= 1e-12
 
 
-@pytest.mark.parametrize("method", ["cyclic", "two-level"])
-def test_random_networks(method):
+def test_random_networks(monkeypatch):
     seen: Counter[str] = Counter()
+    drawn: set[tuple[str, ...]] = set()
 
-    @settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @hypothesis.seed(2)
+    @settings(max_examples=80, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(networks())
     def holds(network: Network) -> None:
+        operations = tuple(step.op for step in network.steps)
+        if network.casts or operations in drawn:  # the hook refuses real scales where a network rounds; many draws are alike
+            return
+        drawn.add(operations)
         inputs = arguments(network, seed=1)
         try:
             found = equinorm.symmetries(network, inputs, both_modes=True)
         except equinorm.ExportError:  # numbers of an alias, on which the exporter would branch
             return
-        if not found.num_free or found.casts:  # the hook refuses real scales where a network rounds
+        if not found.num_free:
             return
         seen["free"] += 1
-        models = [copy.deepcopy(network) for _ in range(2)]
-        hooks = []
-        for model, compile in zip(models, (True, False), strict=True):
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-            hooks.append(ENorm(optimizer, model, inputs, cycles=2, method=method, compile=compile))
-            hooks[-1].cycle_()
-        seen["recorded"] += is_recorded(hooks[0])
-        for compiled, plain in zip(models[0].parameters(), models[1].parameters(), strict=True):
-            torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-300)
+        monkeypatch.setattr("equinorm.training.enorm.symmetries", lambda *_, **__: found)  # traced once for four hooks
+        for method in ("cyclic", "two-level"):
+            (compiled, recorded), (plain, _) = (cycled(network, inputs, method, compile) for compile in (True, False))
+            seen["recorded"] += recorded
+            for one, other in zip(compiled, plain, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-300)
 
     holds()
-    assert seen["free"] >= 10
-    assert seen["recorded"] >= 0.5 * seen["free"], f"the kernels hardly ever ran: {seen}"
+    assert seen["free"] >= 12
+    assert seen["recorded"] >= 0.5 * 2 * seen["free"], f"the kernels hardly ever ran: {seen}"
+
+
+def cycled(network: Network, inputs: tuple, method: str, compile: bool) -> tuple[list[torch.Tensor], bool]:
+    """The weights after two cycles, and whether kernels made them; the network has its own again."""
+    before = copy.deepcopy(network.state_dict())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    with ENorm(optimizer, network, inputs, cycles=2, method=method, compile=compile) as hook:
+        hook.cycle_()
+        moved, recorded = [parameter.detach().clone() for parameter in network.parameters()], is_recorded(hook)
+    network.load_state_dict(before)
+    return moved, recorded
 
 
 def test_steps_do_not_depend_on_threads(threads):
