@@ -21,6 +21,15 @@ class Unbound:
         raise RuntimeError(f"working outside of a request: {name}")
 
 
+class Unhashable(type):
+    def __hash__(cls) -> int:
+        raise TypeError(f"classes of {cls.__name__} have no hash")
+
+
+class Odd(metaclass=Unhashable):
+    """Its class cannot be a key."""
+
+
 REQUESTS = [Unbound()]  # a global that any discovery here meets; in a list, as pytest looks at what a module holds
 
 
@@ -41,6 +50,10 @@ def test_globals_that_raise_whatever_they_are_asked():
     with pytest.raises(RuntimeError, match="outside of a request"):
         isinstance(REQUESTS[0], int)
     assert equinorm.symmetries(Scaled(lambda _: None, lambda _: 2.0), X).num_free == 5
+
+
+def test_classes_without_a_hash():
+    assert equinorm.symmetries(Scaled(lambda bias: [Odd()], lambda _: 2.0), X).num_free == 5
 
 
 def _again(entries: Any) -> Any:

@@ -63,8 +63,9 @@ def written(net: Any, h: Tensor) -> Tensor:
     return h * gain
 
 
-@pytest.mark.parametrize(("function", "free"), [(beside, 5), (twice, 5), (several, 5), (cast, 5), (written, 5)])
+@pytest.mark.parametrize(("function", "free"), [(beside, 6), (twice, 6), (several, 6), (cast, 5), (written, 6)])
 def test_values_used_for_their_shape_only(function, free):
+    """The position 0 leaves a column of the next weight to zeros: it is free by itself."""
     net = Net(function)
     found = equinorm.symmetries(net, X)
     assert found.num_free == free
@@ -227,3 +228,25 @@ def test_recorders_of_hidden_states_pin_nothing_until_they_are_asked_for(llama):
     handle = llama.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
     assert equinorm.symmetries(llama, TOKENS).num_free < before
     handle.remove()
+
+
+def test_data_of_a_parameter_is_named_with_its_cure():
+    """Whether a forward says `.data` or `.detach()` is all the difference."""
+    with pytest.raises(equinorm.ExportError, match=r"by its `\.data`.*Write `\.detach\(\)` there"):
+        equinorm.symmetries(Net(lambda net, h: h * net.a.bias.data), X)
+    assert equinorm.symmetries(Net(lambda net, h: h * net.a.bias.detach()), X).num_free > 0
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+def test_sharded_parameters_are_refused_before_anything_runs(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        net = Net(lambda net, h: pytest.fail("the model ran"))
+        net.b.weight = nn.Parameter(distribute_tensor(net.b.weight.detach(), init_device_mesh("cpu", (1,))))
+        with pytest.raises(equinorm.ExportError, match=r"b\.weight is sharded over processes.*before it is sharded"):
+            equinorm.symmetries(net, X)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -53,6 +53,7 @@ class Plan:
         self._moves = Moves(self._bindings, optimizer, wrappers, self.parts)
         self._select()
         self._bindings.check_trained(optimizer)
+        self.parts.check_settings()
         self._record()
 
     def forget(self) -> None:

@@ -190,6 +190,19 @@ class DecayParts:
             return
         raise refusal(self._optimizer, key, name, decay, remedy)
 
+    def check_settings(self) -> None:
+        """Refuse what the first step would, before there is one: averages of these settings that are no sums.
+
+        Raises:
+            RescaleError: which names the state and the first parameter that has it.
+        """
+        for group in self._optimizer.param_groups:
+            named = [self._names.get(id(parameter)) for parameter in group["params"]]
+            for name in [name for name in named if name in self.moving]:
+                check_group(self._optimizer, group, name)
+                for key, law in self._kept(group).items():
+                    self.check(group, law, key, name, is_present=False)
+
     def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""
         weight, gradient = parameter.detach(), parameter.grad

@@ -73,6 +73,12 @@ def export(
             "the model is wrapped by FullyShardedDataParallel, which makes its weights parts of flat parameters that the "
             "exporter would overwrite. Analyse and balance it before it is wrapped."
         )
+    sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
+    if sharded:
+        raise ExportError(
+            f"{sharded[0]} is sharded over processes (fully_shard, tensor parallelism), so that no process holds whole channels. "
+            "Analyse and balance the model before it is sharded."
+        )
     kwargs = without_cache(model, args, dict(kwargs or {}))
     program, leaves = _program(model, args, kwargs, opaque or {})
     program, aliases, unsteady, changing = _steadied(program)

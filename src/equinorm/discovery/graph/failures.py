@@ -32,6 +32,11 @@ def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Ex
     unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
     if unknown:
         return f"{cannot}: {_unknown_class(unknown.group(2), unknown.group(1))} {report}"
+    if "fake tensor in the exported program" in first:
+        return (
+            f"{cannot}: a forward reads a parameter or buffer by its `.data`, which torch.export cannot follow. Write "
+            f"`.detach()` there, which is the same without gradients. {report}"
+        )
     if "data-dependent" in first:
         first = "the model branches on the value of a tensor"
     frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)

@@ -53,7 +53,7 @@ class Reach:
         seen: every object met, by identity; nothing is followed twice.
         leaves: tensors, arrays and storages.
         holders: what can change, and its kind.
-        kinds: classes of the objects met, and where these hold others.
+        kinds: classes of the objects met, by identity (a metaclass may forbid hashing), and where these hold others.
         functions: functions met.
 
     Args:
@@ -65,7 +65,7 @@ class Reach:
     def __init__(self, start: Iterable[Any], known: Mapping[int, Any], limit: float = math.inf) -> None:
         self.seen, self._known = dict[int, Any](), known
         self.leaves, self.holders = list[Any](), list[tuple[Any, Kind]]()
-        self.kinds, self.functions = dict[type, _Parts](), list[types.FunctionType]()
+        self.kinds, self.functions = dict[int, tuple[type, _Parts]](), list[types.FunctionType]()
         level = list(start)
         while level and len(self.holders) <= limit:
             level = self._step(level)
@@ -89,7 +89,7 @@ class Reach:
             elif kind is types.FunctionType:
                 held += self._inside_function(item)
             elif kind is not tuple:
-                parts = self.kinds.get(kind) or self.kinds.setdefault(kind, _parts(kind))
+                _, parts = self.kinds.get(id(kind)) or self.kinds.setdefault(id(kind), (kind, _parts(kind)))
                 for part in parts.holders:
                     self.holders.append((item, part))
                     held += part.read(item)
@@ -125,7 +125,8 @@ class _Parts:
 
 def _parts(kind: type) -> _Parts:
     name = f"{kind.__module__}."
-    is_foreign = issubclass(kind, _STOPS) or any(name.startswith(f"{other}.") for other in _FOREIGN)
+    is_stop = any(base is stop for base in kind.__mro__ for stop in _STOPS)  # an abstract base class would hash it
+    is_foreign = is_stop or any(name.startswith(f"{other}.") for other in _FOREIGN)
     if is_foreign and not issubclass(kind, (nn.Module, threading.local)):
         return _Parts()
     holders = [container for base, container in CONTAINERS.items() if issubclass(kind, base)]
@@ -166,7 +167,8 @@ class Snapshot:
 
     def _around(self, own: Reach) -> list[tuple[Any, Kind]]:
         """Classes of what is held, globals of where they and functions are defined, and what these hold."""
-        classes = list(dict.fromkeys(base for kind in own.kinds for base in kind.__mro__ if _is_users(base.__module__)))
+        bases = [base for kind, _ in own.kinds.values() for base in kind.__mro__ if _is_users(base.__module__)]
+        classes = list({id(base): base for base in bases}.values())
         modules = [sys.modules.get(base.__module__) for base in classes]
         near = [vars(module) for module in modules if isinstance(module, types.ModuleType)]
         near += [function.__globals__ for function in own.functions if _is_users(function.__module__)]
