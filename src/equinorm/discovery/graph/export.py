@@ -76,7 +76,7 @@ def export(
     sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
     if sharded:
         raise ExportError(
-            f"{sharded[0]} is sharded over processes (fully_shard, tensor parallelism), so that no process holds whole channels. "
+            f"{sharded[0]} is sharded over processes (fully_shard, tensor parallelism), and none holds whole channels. "
             "Analyse and balance the model before it is sharded."
         )
     kwargs = without_cache(model, args, dict(kwargs or {}))
