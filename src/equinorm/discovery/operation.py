@@ -14,6 +14,9 @@ from equinorm.discovery.selected_rows import follow
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Chosen, Constant, Source, Value, source_of
 
+_BRINGS_ZEROS = "pad constant_pad_nd tril triu diag diag_embed diagflat block_diag im2col"
+"""Movements whose results have zeros that their inputs lack."""
+
 _MANY = 4
 """Factors of a label from which on it pays to look which of them still say something."""
 
@@ -88,7 +91,9 @@ class Operation:
         return _PASS if followed is None else followed
 
     def _of_pinned(self) -> Any:
-        """Whatever is done with what does not scale."""
+        """Whatever is done with what does not scale, but for zeros that come in."""
+        if isinstance(self.target, torch._ops.OpOverload) and key(self.target) in _BRINGS_ZEROS.split():
+            return _PASS
         return pinned(self.result) if all(is_pinned(value, self.trace) for value in self.tensors) else _PASS
 
     def _by_rule(self) -> Any:

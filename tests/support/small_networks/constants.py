@@ -171,6 +171,11 @@ for title, read in PADDED.items():
         return F.softplus(read(m, F.pad(F.relu(m.a(x)), (1, 1))))
 
 
+@case("columns that read padding of what does not scale", x(6, 3), d=lin(5, 4), e=lin(4, 2))
+def _(m, x):
+    return m.e(F.relu(m.d(F.pad(x, (1, 1)))))
+
+
 for title, shift in {"itself": lambda b: b, "in halves": lambda b: torch.cat([b[:2], b[2:]])}.items():
 
     @case(f"a shift of padding: {title}", x(6, 3), a=lin(3, 3), b=torch.ones(5), d=lin(5, 2))
