@@ -35,8 +35,9 @@ def test_columns_that_read_padding_are_free_however_they_are_written(way: str) -
     assert found.num_free == 3 + 2
 
 
-def test_columns_that_read_padding_of_what_does_not_scale_are_free() -> None:
-    title = "columns that read padding of what does not scale"
+@pytest.mark.parametrize("way", cases_constants.UNSCALED)
+def test_columns_that_read_zeros_beside_what_does_not_scale_are_free(way: str) -> None:
+    title = f"columns that read {way} of what does not scale"
     assert equinorm.symmetries(CASES[title], INPUTS[title]).num_free == 4 + 2
 
 

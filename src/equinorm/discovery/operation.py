@@ -92,7 +92,10 @@ class Operation:
 
     def _of_pinned(self) -> Any:
         """Whatever is done with what does not scale, but for zeros that come in."""
-        if isinstance(self.target, torch._ops.OpOverload) and key(self.target) in _BRINGS_ZEROS.split():
+        name = key(self.target) if isinstance(self.target, torch._ops.OpOverload) else ""
+        if name in _BRINGS_ZEROS.split() or (
+            name == "mul" and any(type(value) in (int, float) and not value for value in self.args)
+        ):
             return _PASS
         return pinned(self.result) if all(is_pinned(value, self.trace) for value in self.tensors) else _PASS
 

@@ -171,9 +171,15 @@ for title, read in PADDED.items():
         return F.softplus(read(m, F.pad(F.relu(m.a(x)), (1, 1))))
 
 
-@case("columns that read padding of what does not scale", x(6, 3), d=lin(5, 4), e=lin(4, 2))
-def _(m, x):
-    return m.e(F.relu(m.d(F.pad(x, (1, 1)))))
+UNSCALED = {
+    "padding": lambda x: F.pad(x, (1, 1)),
+    "products with 0": lambda x: torch.cat([x[:, :1] * 0.0, x, 0 * x[:, 1:2]], -1),
+}
+for title, around in UNSCALED.items():
+
+    @case(f"columns that read {title} of what does not scale", x(6, 3), d=lin(5, 4), e=lin(4, 2))
+    def _(m, x, around=around):
+        return m.e(F.relu(m.d(around(x))))
 
 
 for title, shift in {"itself": lambda b: b, "in halves": lambda b: torch.cat([b[:2], b[2:]])}.items():
