@@ -9,7 +9,7 @@ from torch import nn
 
 import equinorm
 from equinorm import BalanceError, EquinormError, RescaleError
-from equinorm._errors import percent
+from equinorm._display import percent
 from equinorm.reporting import words
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from equinorm.experiments.config import Run, Sweep
-from equinorm.experiments.presets import EXTRAS, preset
+from equinorm.experiments.presets import WITH_EXTRAS, preset
 from equinorm.experiments.results import read
 from equinorm.experiments.series import Series, experiments
 
@@ -99,7 +99,7 @@ def _find(series: list[Series], sweep: Sweep, methods: Sequence[str], place: tup
     """A method's series at one place; of several, if all are measured, the best on the held-out images."""
     found: list[Series] = []
     for method in methods:
-        wanted = sweep.cell(method.replace("extras", EXTRAS), *place)
+        wanted = sweep.cell(method.replace("extras", WITH_EXTRAS), *place)
         own = [s for s in series if replace(s.run, lr=wanted.lr, seed=wanted.seed) == wanted]
         if not own:
             return None

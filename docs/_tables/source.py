@@ -23,6 +23,9 @@ KINDS = {
 }
 """Heading of each module of rules."""
 
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+"""Digits of an exponent, as they stand behind its base."""
+
 
 def operations() -> str:
     """One table for each kind of rule, one row for each rule; and what is known to have none."""
@@ -61,7 +64,8 @@ def optimizers() -> str:
     rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
     for kind, known in LAWS.items():
         laws = ", ".join(
-            f"`{name}` " + (f"↦ s^{law.exponent}·" if law.exponent else "unchanged") for name, law in known.states.items()
+            f"`{name}` " + (f"· s{law.exponent}".translate(RAISED) if law.exponent else "unchanged")
+            for name, law in known.states.items()
         )
         rows.append(f"| `{kind.__name__}` | {laws} |")
     return "\n".join(rows) + "\n"

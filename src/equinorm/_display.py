@@ -25,6 +25,16 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def percent(part: float, whole: float) -> str:
+    """A share in percent with one decimal; what is not all, or not nothing, does not read so."""
+    share = part / whole if whole else 0.0
+    if 0 < abs(share) < 5e-4:
+        return "< 0.1%" if share > 0 else "> -0.1%"
+    if 0.9995 <= share < 1:
+        return "> 99.9%"
+    return f"{share:.1%}"
+
+
 def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     """The first lines, and how many more there are of what.
 

@@ -47,13 +47,3 @@ def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str
 
     parts = [one(value) for value in args] + [f"{name}={one(value)}" for name, value in (kwargs or {}).items()]
     return f"({', '.join(parts)})"
-
-
-def percent(part: float, whole: float) -> str:
-    """A share in percent with one decimal; what is not all, or not nothing, does not read so."""
-    share = part / whole if whole else 0.0
-    if 0 < abs(share) < 5e-4:
-        return "< 0.1%" if share > 0 else "> -0.1%"
-    if 0.9995 <= share < 1:
-        return "> 99.9%"
-    return f"{share:.1%}"

@@ -258,7 +258,8 @@ def balance(
         EquinormError: if the model cannot be copied, or cannot be balanced.
 
     >>> import torch, equinorm
-    >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)), torch.randn(1, 8)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> x = torch.randn(1, 8)
     >>> balanced = equinorm.balance(net, (x,))
     >>> equinorm.deviation(net, balanced, (x,)) < 1e-5
     True

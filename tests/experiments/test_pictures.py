@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from experiment_tools import TINY, digits
+from experiment_tools import TINY, digits, result as made
 
 from equinorm.experiments import figures, plot_parts
+from equinorm.experiments.config import EXTRAS
 from equinorm.experiments.networks import build
 from equinorm.experiments.results import _parse
 from equinorm.experiments.series import experiments
@@ -46,3 +47,12 @@ def test_depth_is_counted_in_hidden_layers(result):
     linear = [layer for layer in build(result.run, DATA.shape, DATA.classes).modules() if hasattr(layer, "in_features")]
     assert result.run.hidden_layers == len(linear) - 1
     assert plot_parts.where(experiments([result])[0].series[0]).startswith(f"{len(linear) - 1} hidden layers")
+
+
+def test_runs_with_all_extras_say_so_in_two_words():
+    extras = replace(TINY, **EXTRAS)
+    runs = [TINY, extras, replace(extras, biases=True), replace(extras, head=1.0)]
+    (experiment,) = experiments([made(run) for run in runs])
+    labels = {series.label for series in experiment.series}
+    less = "baseline momentum=0.9, weight_decay=0.004, centralise=1"
+    assert labels == {"baseline", "baseline with extras", "baseline with extras, biases=1", less}

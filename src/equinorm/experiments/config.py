@@ -159,6 +159,9 @@ class Run:
 
 
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Run)}
+EXTRAS = {"momentum": 0.9, "head": 0.1, "centralise": True, "weight_decay": 0.004}
+"""What any method may use: four options that do not look at the batch."""
+
 OPTIONS = [name for name in DEFAULTS if name not in ("method", "lr", "seed", "held_out")]
 """What may follow the name of a method."""
 

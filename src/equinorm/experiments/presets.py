@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equinorm.experiments.config import METHODS, ExperimentError, Run, Sweep
+from equinorm.experiments.config import EXTRAS, METHODS, ExperimentError, Run, Sweep
 
 _FC = Run(data="cifar10", network="fc", width=500, batch=256, epochs=60, weight_decay=1e-3, c=1.2)
 _CONV = Run(
@@ -14,28 +14,28 @@ _CONV = Run(
 _RESNET = Run(data="cifar10", network="resnet18c", width=64, epochs=90, momentum=0.9, weight_decay=1e-4, c=1.2, augment=True)
 _ALL = tuple(name for name in METHODS if name not in ("balanced",))
 _CORE = ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact", "enorm_bn")
-EXTRAS = "momentum=0.9,head=0.1,centralise=1,weight_decay=0.004"
+WITH_EXTRAS = ",".join(f"{name}={value:g}" for name, value in EXTRAS.items())
 _EQUAL = (
-    *(f"{name}:{EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")),
+    *(f"{name}:{WITH_EXTRAS}" for name in ("baseline", "bn", "gn", "path_sgd")),
     "bn:weight_decay=0.004",
-    f"enorm:{EXTRAS},c=0",
-    f"baseline:{EXTRAS},biases=1",
-    f"enorm:{EXTRAS},c=0,biases=1",
+    f"enorm:{WITH_EXTRAS},c=0",
+    f"baseline:{WITH_EXTRAS},biases=1",
+    f"enorm:{WITH_EXTRAS},c=0,biases=1",
 )
 """The methods with the same extras, as docs/claims.md compares them."""
 _TRIALS = (
-    f"enorm:{EXTRAS},c=0",
-    f"enorm_exact:{EXTRAS},c=0",
-    f"enorm:{EXTRAS},c=1",
-    f"enorm:{EXTRAS},c=1.2,c_end=1",
-    f"enorm:{EXTRAS},c=0,p=1",
-    f"enorm:{EXTRAS},c=0,p=3",
-    f"enorm:{EXTRAS},c=0,clip=1",
-    f"enorm:{EXTRAS},c=0,warmup=0.3",
-    *(f"enorm:{EXTRAS},c=0,biases=1{rest}" for rest in ("", ",match_biases=0", ",symmetric_biases=0")),
-    f"baseline:{EXTRAS},biases=1",
+    f"enorm:{WITH_EXTRAS},c=0",
+    f"enorm_exact:{WITH_EXTRAS},c=0",
+    f"enorm:{WITH_EXTRAS},c=1",
+    f"enorm:{WITH_EXTRAS},c=1.2,c_end=1",
+    f"enorm:{WITH_EXTRAS},c=0,p=1",
+    f"enorm:{WITH_EXTRAS},c=0,p=3",
+    f"enorm:{WITH_EXTRAS},c=0,clip=1",
+    f"enorm:{WITH_EXTRAS},c=0,warmup=0.3",
+    *(f"enorm:{WITH_EXTRAS},c=0,biases=1{rest}" for rest in ("", ",match_biases=0", ",symmetric_biases=0")),
+    f"baseline:{WITH_EXTRAS},biases=1",
     "enorm:c=0,weight_decay=0.004",
-    *(f"{name}:{EXTRAS}" for name in ("balanced", "baseline", "gn", "bn", "wn")),
+    *(f"{name}:{WITH_EXTRAS}" for name in ("balanced", "baseline", "gn", "bn", "wn")),
 )
 """What theory suggests beside the variant of ENorm that docs/claims.md compares, and others with its extras."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from equinorm.experiments.config import DEFAULTS, METHODS, Run, asymmetry
+from equinorm.experiments.config import DEFAULTS, EXTRAS, METHODS, Run, asymmetry
 from equinorm.experiments.results import Result
 
 _SHARED = ("data", "network", "width", "epochs", "augment")
@@ -166,8 +166,15 @@ def _options(run: Run) -> _Options:
 def _label(method: str, options: _Options, kinds: Sequence[_Options]) -> str:
     """The method's name, and what tells these options apart from those of its other variants."""
     differ = [len(set(values)) > 1 for values in zip(*kinds, strict=True)]
-    told = [(n, value) for n, value, differs in zip(_NAMES, options, differ, strict=True) if differs and value != DEFAULTS[n]]
-    words = ["c by depth" if name == "c" and value == 0 else f"{name}={value:g}" for name, value in told]
+    given = dict(zip(_NAMES, options, strict=True))
+    told = {
+        name: value for (name, value), differs in zip(given.items(), differ, strict=True) if differs and value != DEFAULTS[name]
+    }
+    words = []
+    if told.keys() & EXTRAS.keys() and EXTRAS.items() <= given.items():
+        told = {name: value for name, value in told.items() if name not in EXTRAS}
+        words.append("with extras")
+    words += ["c by depth" if name == "c" and value == 0 else f"{name}={value:g}" for name, value in told.items()]
     return METHODS[method].label + (" " + ", ".join(words) if words else "")
 
 

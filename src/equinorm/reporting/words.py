@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from equinorm import _errors
+from equinorm import _display
 
 
 def number(value: float) -> str:
@@ -21,7 +21,7 @@ def numbers(values: Sequence[float]) -> list[str]:
 
 def percent(part: float, whole: float) -> str:
     """A share in percent with one decimal; 100.0 % is all of it."""
-    return _errors.percent(part, whole).replace("%", " %") if whole else "–"
+    return _display.percent(part, whole).replace("%", " %") if whole else "–"
 
 
 def deviation(value: float) -> str:

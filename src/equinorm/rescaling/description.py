@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from equinorm._display import as_html, count, shortened
-from equinorm._errors import describe, percent
+from equinorm._display import as_html, count, percent, shortened
+from equinorm._errors import describe
 from equinorm._scaling import Scaling
 from equinorm.rescaling.casts import described
 from equinorm.rescaling.orbit import Orbit

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from equinorm._errors import RescaleError
+from equinorm._memory import storage_of
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.optimizer_state import shift, state_of
 from equinorm.rescaling.recorded import Move
@@ -72,7 +73,7 @@ class Moves:
         """Weights and averages of weights; those that share memory, as tied ones do, once."""
         seen: set[tuple[object, ...]] = set()
         for bound in self._bindings.moving:
-            memory = (bound.tensor.untyped_storage()._cdata, bound.tensor.storage_offset())
+            memory = (storage_of(bound.tensor), bound.tensor.storage_offset())
             if memory not in seen:
                 seen.add(memory)
                 yield Move(self._bindings.index(bound), bound.tensor.detach(), 1, offset=bound.scaling.offset)

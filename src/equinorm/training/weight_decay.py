@@ -25,6 +25,9 @@ from equinorm.training.torch_compile import compiled
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""
 
+SWITCHES = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
+"""States that PyTorch's optimizers keep only where a setting is neither False nor 0, and that setting."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stepped:
@@ -166,10 +169,9 @@ class DecayParts:
                 yield key, law.average
 
     def _kept(self, group: Group) -> dict[str, Law]:
-        """Laws of the states that an optimizer with these settings keeps."""
-        switches = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
-        found = laws(self._optimizer).items()
-        return {key: law for key, law in found if key not in switches or group.get(switches[key], True)}
+        """Laws of the states that an optimizer with these settings keeps: all but those that a setting has switched off."""
+        off = {key for key, setting in SWITCHES.items() if not group.get(setting, True)}
+        return {key: law for key, law in laws(self._optimizer).items() if key not in off}
 
     def check(self, group: Group, law: Law, key: str, name: str, is_present: bool) -> None:
         """Refuse a state whose weight decay cannot be told apart.
