@@ -14,6 +14,7 @@ from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.discover import discover
+from equinorm.discovery.inner_values import InnerValues
 from equinorm.rescaling import description
 from equinorm.rescaling.orbit import Orbit
 
@@ -30,6 +31,7 @@ class Symmetries(Orbit):
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
+        values: how every value inside the network scales, in the order of its graph: of the first inputs, in the model's mode.
         backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
         casts: where the network rounds values that scale to fewer bits than their weights have (`h.bfloat16()`, autocast in a
             forward): their classes take powers of two only.
@@ -37,6 +39,7 @@ class Symmetries(Orbit):
 
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    values: InnerValues = field(repr=False)
 
     @on_cpu()
     def balance(
@@ -183,7 +186,7 @@ def symmetries(
     ]
     found = discover(model, calls, (True, False) if both_modes else (None,), hidden, batch_norm)
     return Symmetries(
-        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint),
+        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint, found.values),
         backward=found.backward,
         casts=found.casts,
     )
