@@ -141,8 +141,10 @@ def symmetries(
         args: its positional inputs, a tuple (one tensor may stand alone).
         kwargs: its keyword inputs.
         batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
-            normalization is pinned. "statistics": the weights in front, γ, β and the running statistics scale together,
-            exact only up to the normalization's eps.
+            normalization is pinned. "evaluation": as the affine map that it is in evaluation mode: the weights in front and the
+            running mean scale too, and γ by the inverse; exact in that mode only, so not for models that are trained further.
+            "statistics": the weights in front, γ, β and the running statistics scale together, exact only up to the
+            normalization's eps.
         both_modes: find what holds in training and in evaluation mode, from one export of each, instead of what holds in the
             mode that the model is in.
         opaque: names or submodules that `torch.export` cannot record, or that it should not look into. What they are given,
@@ -168,8 +170,8 @@ def symmetries(
         way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
     model = unwrapped(model)
-    if batch_norm not in ("affine", "statistics"):
-        raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")
+    if batch_norm not in ("affine", "evaluation", "statistics"):
+        raise EquinormError(f"batch_norm must be 'affine', 'evaluation' or 'statistics', not {batch_norm!r}.")
     if isinstance(args, Tensor):
         args = (args,)
     if not isinstance(args, (tuple, list)):

@@ -49,7 +49,7 @@ def discover(
         calls: positional and keyword inputs of each.
         modes: training (True), evaluation (False), or as the model is (None).
         opaque: submodules that are not looked into, by name.
-        batch_norm: how batch normalization is read, "affine" or "statistics".
+        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
 
     Raises:
         ExportError: if the model cannot be exported.

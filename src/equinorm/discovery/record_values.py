@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterator, Sequence
-from types import MappingProxyType
 from typing import Any, cast
 
 from torch import Tensor, fx
@@ -84,7 +83,7 @@ class _Recorder:
         return InnerValue(
             *(self.names[node], reason.operation, reason.module, reason.source),
             *(tuple(size if isinstance(size, int) else -1 for size in result.shape), result.dtype, origin.depth),
-            reads=MappingProxyType(dict(self._reads(behind))),
+            reads=dict(self._reads(behind)),
             tensor=source.names[0] if source else "",
             parameters=tuple(sorted(parameter.names[0] for parameter in origin.parameters or ())),
             _held=self._held(value),
