@@ -1,5 +1,7 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -93,6 +95,8 @@ class Symmetries(Orbit):
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         options = BalanceOptions(p, c, cycles, tol, method, biases, modules, compile)
+        if p == math.inf:
+            _warn_of_batch_norm(self.values)
         return balance_orbit(self, options, progress)
 
     def details(self) -> str:
@@ -115,6 +119,19 @@ class Symmetries(Orbit):
 
     def _repr_html_(self) -> str:
         return description.markup(self)
+
+
+def _warn_of_batch_norm(values: InnerValues) -> None:
+    """Say that least maximum weights are not those that quantizers round where they fold batch normalization first."""
+    norms = [value for value in values if "batch_norm" in value.operator and "running_mean" in value.reads]
+    if norms:
+        more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
+        warnings.warn(
+            f"{norms[0].module or norms[0].name}{more} (batch normalization) will be folded into the layers beside it when the "
+            "network is quantized, and p = inf evens out the weights as they are now, not the folded ones. Fold first: "
+            "equinorm.quantization.prepare(model, args) gives a folded copy to balance.",
+            stacklevel=4,
+        )
 
 
 @on_cpu()

@@ -56,6 +56,7 @@ class InnerValue:
             those in a list are numbered, as "tensors[0]".
         tensor: the first name of the model's tensor that it is, or empty.
         parameters: the parameters that alone determine it, as those of a weight's norm; none behind an input.
+        is_returned: does the model return it, or does something read it that makes no value, as a hook?
     """
 
     name: str
@@ -68,6 +69,7 @@ class InnerValue:
     reads: Mapping[str, str]
     tensor: str
     parameters: tuple[str, ...]
+    is_returned: bool
     _held: Held = field(repr=False)
     _solution: Solution = field(repr=False)
 

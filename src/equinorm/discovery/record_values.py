@@ -4,6 +4,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, fx
 
 from equinorm._scaling import Reason
@@ -86,6 +87,7 @@ class _Recorder:
             reads=dict(self._reads(behind)),
             tensor=source.names[0] if source else "",
             parameters=tuple(sorted(parameter.names[0] for parameter in origin.parameters or ())),
+            is_returned=any(map(_is_end, node.users)),
             _held=self._held(value),
             _solution=self.solution,
         )
@@ -124,6 +126,13 @@ class _Recorder:
             own = tuple(Factor(factor.exponent, _trimmed(factor.ids)) for factor in label.factors)
             self.seen[id(label)] = label, Label(label.shape, own)  # held, so that none is mistaken for another
         return self.seen[id(label)][1]
+
+
+def _is_end(user: fx.Node) -> bool:
+    """Does this end a graph, or read a value and make none?"""
+    return user.op == "output" or (
+        user.meta.get("val") is None and user.target is not torch.ops.aten._assert_tensor_metadata.default
+    )
 
 
 def _trimmed(ids: Tensor) -> Tensor:
