@@ -2,10 +2,10 @@
 
 import importlib.metadata
 
-from equinorm import rules
+from equinorm import quantization, rules
 from equinorm._deviation import deviation
 from equinorm._equivalence import Equivalence, equivalence
-from equinorm._errors import BalanceError, EquinormError, EquivalenceError, ExportError, RescaleError
+from equinorm._errors import BalanceError, EqualizeError, EquinormError, EquivalenceError, ExportError, RescaleError
 from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
@@ -19,6 +19,7 @@ __all__ = [
     "Balance",
     "BalanceError",
     "ENorm",
+    "EqualizeError",
     "EquinormError",
     "Equivalence",
     "EquivalenceError",
@@ -34,6 +35,7 @@ __all__ = [
     "balance_",
     "deviation",
     "equivalence",
+    "quantization",
     "register_optimizer",
     "register_rule",
     "rules",
