@@ -6,7 +6,7 @@ ENorm does it imports nothing.
 
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.module import OnnxModule
-from equinorm.integrations.onnx.reading import OnnxFile, read
-from equinorm.integrations.onnx.writing import write
+from equinorm.integrations.onnx.reading import OnnxFile, input_names, read
+from equinorm.integrations.onnx.writing import Written, write
 
-__all__ = ["OnnxError", "OnnxFile", "OnnxModule", "read", "write"]
+__all__ = ["OnnxError", "OnnxFile", "OnnxModule", "Written", "input_names", "read", "write"]

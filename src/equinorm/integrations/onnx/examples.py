@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm.integrations.onnx.errors import OnnxError
+from equinorm.integrations.onnx.numbers import to_array
 from equinorm.integrations.onnx.operators.elementwise import DTYPES
 
 Given = Mapping[str, Any] | Sequence[Any] | None
@@ -36,6 +38,26 @@ def examples(graph: Any, names: Sequence[str], given: Given, path: Path) -> tupl
     generator = torch.Generator().manual_seed(0)
     values = {value.name: value for value in graph.input}
     return tuple(_example(values[name], chosen.get(name), path, generator) for name in names)
+
+
+def fixed_numbers(graph: Any, given: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
+    """Inputs that always have these numbers, in the dtype of the file.
+
+    Raises:
+        OnnxError: for an input that there is not, and for numbers that it cannot hold.
+    """
+    values, found = {value.name: value for value in graph.input}, {}
+    for name, number in given.items():
+        if name not in values:
+            raise OnnxError(f"{path} has no input {name!r}. It takes {', '.join(values)}.")
+        tensor = values[name].type.tensor_type
+        if tensor.elem_type not in DTYPES:
+            raise OnnxError(f"the input {name!r} of {path} holds no numbers that could be fixed.")
+        array = to_array(torch.as_tensor(number).to(DTYPES[tensor.elem_type]))
+        if array.ndim != len(tensor.shape.dim):
+            array = array.reshape((1,) * len(tensor.shape.dim)) if array.size == 1 else array
+        found[name] = array
+    return found
 
 
 def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) -> Tensor:

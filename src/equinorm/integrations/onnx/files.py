@@ -65,7 +65,9 @@ def stored(path: Path) -> Stored:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise OnnxError(f"cannot read {path} as an ONNX file: {first_line(error)}. It is damaged, or something else.") from error
+        raise OnnxError(
+            f"cannot read {path} as an ONNX file: {first_line(error)}. It is damaged, or something else."
+        ) from error
     if not model.graph.node or not model.opset_import:
         raise OnnxError(f"cannot read {path} as an ONNX file: it holds no graph of operators.")
     opsets = {"" if entry.domain in ONNX_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
@@ -82,7 +84,9 @@ def stored(path: Path) -> Stored:
             "Name the file in floating point that it was made from."
         )
     if model.graph.sparse_initializer:
-        raise OnnxError(f"{path} holds sparse initializers ({model.graph.sparse_initializer[0].values.name}), which are not read.")
+        raise OnnxError(
+            f"{path} holds sparse initializers ({model.graph.sparse_initializer[0].values.name}), which are not read."
+        )
     graph = model.graph
     if model.functions:
         graph = library("onnx.inliner").inline_local_functions(model).graph
@@ -113,7 +117,8 @@ def tensors(graph: Any, prefix: str = "") -> dict[str, Any]:
     found = {prefix + proto.name: proto for proto in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
-            found |= {prefix + node.output[0]: attribute.t for attribute in node.attribute if attribute.name == "value"}
+            protos = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            found |= zip([prefix + node.output[0]], protos, strict=False)
         for name, body in bodies(node):
             found |= tensors(body, inside(prefix, node, name))
     return found

@@ -11,7 +11,7 @@ from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, inside, tensors
 from equinorm.integrations.onnx.names import Part, free, legal, place
 from equinorm.integrations.onnx.nodes import Node, captured_by, static_value
-from equinorm.integrations.onnx.numbers import FLOATS, to_tensor
+from equinorm.integrations.onnx.numbers import FLOATS, to_tensor, weight
 from equinorm.integrations.onnx.roles import roles
 
 Value = Tensor | np.ndarray | None
@@ -99,37 +99,42 @@ class OnnxModule(nn.Module):
 
     Args:
         stored: the file.
+        fixed: inputs that always have these numbers: settings such as a sampling rate, by which an If chooses its branch.
 
     Attributes:
         path: the file.
         keys: place in the file of every parameter and buffer, by its name in the module.
         inputs: names of the inputs, in order.
         fed: initializers that are also inputs, which a caller may replace: they stay as they are.
+        tiny: how many entries of weights are so small that they count as zero.
     """
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: Stored, fixed: Mapping[str, np.ndarray] | None = None) -> None:
         super().__init__()
         graph, found = stored.graph, tensors(stored.graph)
         initializers = {proto.name for proto in graph.initializer}
         self.path = stored.path
-        self.inputs = [value.name for value in graph.input if value.name not in initializers]
+        self.fixed = dict(fixed or {})
+        self.inputs = [value.name for value in graph.input if value.name not in initializers | self.fixed.keys()]
         listed = {value.name for value in graph.input} & initializers
         self.fed = sorted(listed) if stored.model.ir_version >= 4 else []
-        kinds = roles(graph, found, (found.keys() - stored.own) | set(self.fed))
-        self.weights = Part()
+        kinds = roles(graph, found, (found.keys() - stored.own) | set(self.fed), self.fixed.keys())
         self.keys: dict[str, str] = {}
+        self.tiny = 0
+        self.nodes: nn.Module = Part()  # the name is taken before tensors get theirs
         held: dict[str, tuple[nn.Module, str]] = {}
         for key in (key for key in found if key in kinds.weights | kinds.statistics):
-            tensor = to_tensor(stored.numbers(found[key]))
-            holder, name = place(self.weights, key)
+            tensor, tiny = weight(stored.numbers(found[key]))
+            self.tiny += tiny
+            holder, name = place(self, key)
             if key in kinds.weights:
                 holder.register_parameter(name, nn.Parameter(tensor))
             else:
                 holder.register_buffer(name, tensor)
             held[key] = holder, name
-        places = {id(holder): name for name, holder in self.weights.named_modules()}
+        places = {id(holder): name for name, holder in self.named_modules()}
         for key, (holder, name) in held.items():
-            self.keys[".".join(filter(None, ("weights", places[id(holder)], name)))] = key
+            self.keys[".".join(filter(None, (places[id(holder)], name)))] = key
         self._single = [name for name, key in self.keys.items() if FLOATS[found[key].data_type] == torch.float32]
         self.nodes = Body(graph, stored, held)
 
@@ -147,6 +152,7 @@ class OnnxModule(nn.Module):
         if len(args) != len(self.inputs):
             raise OnnxError(f"{self.path} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(args)}.")
         floating = self.floating()
-        found = self.nodes.run(dict(zip(self.inputs, args, strict=True)), floating)
+        assert isinstance(self.nodes, Body)
+        found = self.nodes.run({**self.fixed, **dict(zip(self.inputs, args, strict=True))}, floating)
         results = [to_tensor(value, floating) if isinstance(value, np.ndarray) else value for value in found]
         return results[0] if len(results) == 1 else tuple(results)

@@ -84,9 +84,9 @@ class Node(nn.Module):
         given = [value for value in values if value is not None]
         if self.proto.op_type in ("Shape", "Size") and isinstance(values[0], Tensor):
             return self._sizes(values[0])
-        if given and all(isinstance(value, np.ndarray) for value in given) and self.proto.op_type not in RANDOM:
-            if not bodies(self.proto):
-                return self._known(values)
+        numbers = bool(given) and all(isinstance(value, np.ndarray) for value in given)
+        if numbers and self.proto.op_type not in RANDOM and not bodies(self.proto):
+            return self._known(values)
         if self.operator is not None:
             try:
                 return self._read(self.operator, values, floating)
@@ -140,9 +140,9 @@ def _found(call: Call, node: Any) -> tuple[Operator | None, str]:
         return None, f"unknown in version {call.opset}"
     if since > NEWEST:
         return None, f"its definition is of version {since}"
-    if (since < 7 and node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Less", "Greater", "PRelu")) or (
-        since < 6 and node.op_type == "Cast"
-    ):
+    if (
+        since < 7 and node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Less", "Greater", "PRelu")
+    ) or (since < 6 and node.op_type == "Cast"):
         return None, f"its definition is of version {since}"
     if strange := sorted(set(call.attributes) - operator.attributes):
         return None, f"attribute {strange[0]}"

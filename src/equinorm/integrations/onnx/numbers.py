@@ -7,6 +7,8 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
+from equinorm.integrations.onnx.errors import library
+
 FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bfloat16}
 """Dtypes of weights that may be rescaled, by ONNX's numbers for them."""
 
@@ -17,17 +19,28 @@ def to_tensor(array: ndarray, floating: torch.dtype = torch.float32) -> Tensor:
         return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"numbers of type {array.dtype.name}")
-    found = torch.tensor(np.ascontiguousarray(array))
+    found = torch.tensor(np.array(array, order="C"))  # which keeps an array without axes
     return found.to(floating) if found.dtype == torch.float32 and floating != torch.float32 else found
+
+
+LEAST = 2.0**-100
+"""Weights below this are read as zero. Training with weight decay leaves such numbers, down to what float32 can hardly hold; a
+rescaling would lose them."""
+
+
+def weight(array: ndarray) -> tuple[Tensor, int]:
+    """A weight, and how many of its entries are so small that they were read as zero."""
+    tensor = to_tensor(array)
+    tiny = (tensor != 0) & (tensor.abs() < LEAST)
+    count = int(tiny.sum()) if tensor.dtype != torch.float16 else 0
+    return (tensor.masked_fill(tiny, 0.0) if count else tensor), count
 
 
 def to_array(tensor: Tensor) -> ndarray:
     """An array of these numbers, for ONNX."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
-        from ml_dtypes import bfloat16
-
-        return tensor.view(torch.int16).numpy().view(bfloat16)
+        return tensor.view(torch.int16).numpy().view(library("ml_dtypes").bfloat16)
     return tensor.numpy()
 
 

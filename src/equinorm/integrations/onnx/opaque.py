@@ -50,7 +50,9 @@ class Opaque:
         except Exception as error:
             raise OnnxError(f"the node {self.name} cannot be run: {first_line(error)}.") from error
         if any(not isinstance(array, np.ndarray) and not np.isscalar(array) for array in found):
-            raise OnnxError(f"the node {self.name} returns a sequence or an optional value, which is no tensor: it is not read.")
+            raise OnnxError(
+                f"the node {self.name} returns a sequence or an optional value, which is no tensor: it is not read."
+            )
         results = [to_tensor(np.asarray(array), floating) for array in found]
         self._shapes[_key(values)] = [(tuple(result.shape), result.dtype) for result in results]
         return results
@@ -85,7 +87,7 @@ class Opaque:
     def _model(self, arrays: Sequence[np.ndarray]) -> Any:
         helper = library("onnx.helper")
         inputs = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
             for name, array in zip(self.inputs, arrays, strict=True)
         ]
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.node.output if name]

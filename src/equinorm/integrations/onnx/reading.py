@@ -1,20 +1,22 @@
 """From a file to a module, verified against onnxruntime."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError
 from equinorm.integrations.onnx.errors import OnnxError, first_line
-from equinorm.integrations.onnx.examples import Given, examples
+from equinorm.integrations.onnx.examples import Given, examples, fixed_numbers
 from equinorm.integrations.onnx.files import stored
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.nodes import Node
 from equinorm.integrations.onnx.numbers import to_array
-from equinorm.integrations.onnx.runtime import READING, apart, outputs
+from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, outputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,12 +40,13 @@ class OnnxFile:
     fed: tuple[str, ...]
 
 
-def read(path: str | os.PathLike[str], inputs: Given = None) -> OnnxFile:
+def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str, Any] | None = None) -> OnnxFile:
     """Read an ONNX file as a module, and verify that it computes what onnxruntime does.
 
     Args:
         path: the file; external data lie where it says.
         inputs: tensors or shapes to run it on, by name or in order. Axes without a size need one; the first has 1 by default.
+        fixed: inputs that always have these numbers, by name: settings such as a sampling rate.
 
     Returns:
         The module, example inputs, and what was not read.
@@ -54,9 +57,9 @@ def read(path: str | os.PathLike[str], inputs: Given = None) -> OnnxFile:
     """
     path = Path(path)
     file = stored(path)
-    module = OnnxModule(file).eval()
+    module = OnnxModule(file, fixed_numbers(file.graph, fixed or {}, path)).eval()
     args = examples(file.graph, module.inputs, inputs, path)
-    wanted = outputs(path, module.inputs, args)
+    wanted = outputs(path, module, args)
     try:
         with torch.no_grad():
             found = module(*args)
@@ -65,7 +68,7 @@ def read(path: str | os.PathLike[str], inputs: Given = None) -> OnnxFile:
     except Exception as error:
         raise OnnxError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}.") from error
     arrays = [to_array(value) for value in (found if isinstance(found, tuple) else (found,))]
-    deviation = apart(arrays, wanted)
+    deviation = apart(arrays, wanted, FLOOR)
     limit = max((READING[tensor.dtype] for tensor in module.state_dict().values()), default=READING[torch.float32])
     if not deviation <= limit:
         raise OnnxError(
@@ -75,3 +78,13 @@ def read(path: str | os.PathLike[str], inputs: Given = None) -> OnnxFile:
     nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
     unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
     return OnnxFile(path, module, args, deviation, unread, tuple(module.fed))
+
+
+def input_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a file's inputs, in order.
+
+    Raises:
+        OnnxError: if it is no ONNX file.
+    """
+    graph = stored(Path(path)).graph
+    return [value.name for value in graph.input if value.name not in {proto.name for proto in graph.initializer}]

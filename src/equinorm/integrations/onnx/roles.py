@@ -4,7 +4,7 @@ Weights may be rescaled. Settings are known while the graph is read, and stay as
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,7 @@ class _Reader:
         self.single: set[str] = set()
         self.settings: set[str] = set()
 
-    def graph(self, graph: Any, prefix: str, outer: _Scope | None) -> None:
+    def graph(self, graph: Any, prefix: str, outer: _Scope | None, known: Set[str] = frozenset()) -> None:
         """Gather what every node asks of the stored tensors that it reads."""
         scope = _Scope({}, {}, set())
         if outer is not None:
@@ -51,7 +51,7 @@ class _Reader:
         for node in graph.node:
             if node.op_type == "Constant" and prefix + node.output[0] in self.tensors:
                 scope.stored[node.output[0]] = prefix + node.output[0]
-        scope.static |= scope.stored.keys()
+        scope.static |= scope.stored.keys() | known
         for node in graph.node:
             self._node(node, prefix, scope)
         for value in graph.output if outer is not None else ():
@@ -93,7 +93,7 @@ def _role(known: Any, place: int) -> str:
     return "statistics" if place in known.statistics else "weights" if place in known.weights else ""
 
 
-def roles(graph: Any, tensors: Mapping[str, Any], fixed: set[str]) -> Roles:
+def roles(graph: Any, tensors: Mapping[str, Any], settled: Set[str], known: Set[str]) -> Roles:
     """Tell weights and statistics from settings.
 
     A stored tensor of floats is a weight if it has several entries or stands where an operator has its weight, and if nothing
@@ -103,12 +103,13 @@ def roles(graph: Any, tensors: Mapping[str, Any], fixed: set[str]) -> Roles:
     Args:
         graph: the GraphProto.
         tensors: its stored tensors by key.
-        fixed: keys of those that stay as they are whatever they are.
+        settled: keys of those that stay as they are whatever they are.
+        known: names of inputs whose numbers are known.
     """
     reader = _Reader(tensors)
-    reader.graph(graph, "", None)
+    reader.graph(graph, "", None, known)
     found = Roles()
-    for key in (reader.weights | reader.statistics) - reader.settings - fixed:
+    for key in (reader.weights | reader.statistics) - reader.settings - settled:
         proto = tensors[key]
         if proto.data_type in FLOATS and (math.prod(proto.dims) > 1 or key in reader.single):
             (found.weights if key in reader.weights else found.statistics).add(key)

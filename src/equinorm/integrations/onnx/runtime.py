@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import to_array
 
 READING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest deviation between PyTorch and onnxruntime, by the coarsest dtype of the weights: they sum in another order."""
 
+FLOOR = 1e-3
+"""Outputs below this count by their absolute difference while a file is read: onnxruntime's sigmoid is good to 1e-7."""
 
-def outputs(path: Path, names: Sequence[str], args: Sequence[Tensor]) -> list[np.ndarray]:
+
+def outputs(path: Path, module: OnnxModule, args: Sequence[Tensor]) -> list[np.ndarray]:
     """What a file computes in onnxruntime, on one thread and without rewriting its graph.
 
     Raises:
@@ -26,7 +30,7 @@ def outputs(path: Path, names: Sequence[str], args: Sequence[Tensor]) -> list[np
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    feed = dict(zip(names, map(to_array, args), strict=True))
+    feed = {**module.fixed, **dict(zip(module.inputs, map(to_array, args), strict=True))}
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return session.run(None, {item.name: feed[item.name] for item in session.get_inputs() if item.name in feed})
@@ -34,12 +38,15 @@ def outputs(path: Path, names: Sequence[str], args: Sequence[Tensor]) -> list[np
         raise OnnxError(f"onnxruntime cannot run {path}: {_sentence(error)}.") from error
 
 
-def apart(found: Sequence[Any], wanted: Sequence[Any]) -> float:
-    """Largest relative output difference: max over outputs of ‖a − b‖_∞ / ‖b‖_∞, inf where shapes or non-numbers differ."""
-    return max((_apart(np.asarray(a), np.asarray(b)) for a, b in zip(found, wanted, strict=True)), default=0.0)
+def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> float:
+    """Largest relative output difference: max over outputs of ‖a − b‖_∞ / ‖b‖_∞, inf where shapes or non-numbers differ.
+
+    Outputs that are smaller than `floor` throughout are measured by it.
+    """
+    return max((_apart(np.asarray(a), np.asarray(b), floor) for a, b in zip(found, wanted, strict=True)), default=0.0)
 
 
-def _apart(a: np.ndarray, b: np.ndarray) -> float:
+def _apart(a: np.ndarray, b: np.ndarray, floor: float) -> float:
     if a.shape != b.shape:
         return math.inf
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -49,7 +56,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
     differences = np.abs(a - b)[~same]
     if not np.isfinite(differences).all():
         return math.inf
-    scale = np.abs(b[np.isfinite(b)]).max()
+    scale = max(np.abs(b[np.isfinite(b)]).max(), floor)
     return float(differences.max() / scale) if scale > 0 else math.inf
 
 

@@ -1,7 +1,9 @@
 """From a module back to the same file with other weights."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from torch import Tensor
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import Stored, stored, tensors
 from equinorm.integrations.onnx.module import OnnxModule
-from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, to_tensor
+from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
 from equinorm.integrations.onnx.runtime import apart, outputs
 from equinorm.reporting.files import OutputError, check_target, write_atomically
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest deviation between what was read and what is written, in onnxruntime, by the coarsest dtype of the weights."""
+
+Files = list[tuple[Path, Callable[[Path], object]]]
+"""Each path, and what writes its content to a temporary one."""
 
 ALIGNMENT = 4096
 """Bytes to whose multiples external tensors are moved, as memory mapping asks."""
@@ -43,54 +48,78 @@ def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tenso
     """
     path = Path(path)
     check_target(path, (".onnx",), force)
-    file = stored(module.path)
-    found = tensors(file.model.graph)
-    state, changed = module.state_dict(), {}
-    for name, key in module.keys.items():
-        proto = found.get(key)
-        if proto is None or FLOATS.get(proto.data_type) != state[name].dtype or tuple(proto.dims) != tuple(state[name].shape):
-            raise OnnxError(f"{module.path} holds no {key} of this shape and dtype any more: read it again. Nothing was written.")
-        if not torch.equal(to_tensor(file.numbers(proto)), state[name]):
-            changed[key] = state[name]
-    limit = max((LIMITS[state[name].dtype] for name in module.keys), default=LIMITS[torch.float32])
-    external = {key: proto for key, proto in found.items() if proto.data_location == proto.EXTERNAL}
-    for key in changed.keys() - external.keys():
-        store(found[key], changed[key])
-    deviations: list[float] = []
-
-    def checked(written: Path) -> None:
-        deviations.append(_deviation(module, written, args, limit))
-
-    if external:
-        _write_external(file, external, changed, path, checked)
-    else:
-        write_atomically([(path, _then(lambda place: place.write_bytes(file.model.SerializeToString()), checked))], force)
-    return deviations[-1]
+    written = Written(module, args)
+    write_atomically(written.files(path), force)
+    return written.deviation
 
 
-def _then(write: Callable[[Path], Any], check: Callable[[Path], None]) -> Callable[[Path], None]:
-    def both(place: Path) -> None:
-        write(place)
-        check(place)
+@dataclass(eq=False)
+class Written:
+    """What is to be written, to be put among other files of one command.
 
-    return both
+    Attributes:
+        module: as `read` gave it.
+        args: inputs to verify it on.
+        deviation: of the two files' outputs in onnxruntime, once it is written.
+    """
+
+    module: OnnxModule
+    args: Sequence[Tensor]
+    deviation: float = math.inf
+    limit: float = field(default=LIMITS[torch.float32], init=False)
+
+    def files(self, path: Path) -> Files:
+        """The files and their writers: the new one, in front of it its external data if it has any.
+
+        Raises:
+            OnnxError: if the file that was read has changed.
+            OutputError: if external data would replace a file.
+        """
+        file, changed = self._changed()
+        found = tensors(file.model.graph)
+        external = {key: proto for key, proto in found.items() if proto.data_location == proto.EXTERNAL}
+        for key in changed.keys() - external.keys():
+            store(found[key], changed[key])
+        if external:
+            return _external(file, external, changed, path, self._check)
+
+        def write_model(place: Path) -> None:
+            place.write_bytes(file.model.SerializeToString())
+            self._check(place)
+
+        return [(path, write_model)]
+
+    def _changed(self) -> tuple[Stored, dict[str, Tensor]]:
+        """The file as it is now, and the tensors of the module that differ from it, by key."""
+        file = stored(self.module.path)
+        found, state, changed = tensors(file.model.graph), self.module.state_dict(), {}
+        for name, key in self.module.keys.items():
+            tensor, proto = state[name], found.get(key)
+            self.limit = max(self.limit, LIMITS[tensor.dtype])
+            if proto is None or FLOATS.get(proto.data_type) != tensor.dtype or tuple(proto.dims) != tuple(tensor.shape):
+                raise OnnxError(
+                    f"{self.module.path} holds no {key} of shape {tuple(tensor.shape)} and {tensor.dtype}. Read it again, and "
+                    "leave shapes and dtypes as they are. Nothing was written."
+                )
+            if not torch.equal(weight(file.numbers(proto))[0], tensor):
+                changed[key] = tensor
+        return file, changed
+
+    def _check(self, place: Path) -> None:
+        """Run the new file against the old one."""
+        old = self.module.path
+        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args))
+        if not self.deviation <= self.limit:
+            raise OnnxError(
+                f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
+                f"more than {self.limit:g}. Nothing was written. Scales that are powers of two change no mantissa."
+            )
 
 
-def _deviation(module: OnnxModule, written: Path, args: Sequence[Tensor], limit: float) -> float:
-    """How far the outputs of the new file are from those of the old one."""
-    found = apart(outputs(written, module.inputs, args), outputs(module.path, module.inputs, args))
-    if not found <= limit:
-        raise OnnxError(
-            f"refused: in onnxruntime the outputs of the new file deviate by {found:.1e} from those of {module.path}, more than "
-            f"{limit:g}. Nothing was written. Scales that are powers of two change no mantissa."
-        )
-    return found
-
-
-def _write_external(
+def _external(
     file: Stored, external: dict[str, Any], changed: dict[str, Tensor], path: Path, check: Callable[[Path], None]
-) -> None:
-    """Write the model and its external data, which must be a new file: no crash then mixes old and new."""
+) -> Files:
+    """The external data and the model, which must be new files: no crash then mixes old and new."""
     data = path.with_name(path.name + ".data")
     if path.exists() or data.exists():
         taken = path if path.exists() else data
@@ -116,7 +145,7 @@ def _write_external(
             if name != data.name:
                 check(place)
 
-    write_atomically([(data, write_data), (path, write_model)], force=False)
+    return [(data, write_data), (path, write_model)]
 
 
 def _locate(proto: Any, name: str, start: int, length: int) -> None:

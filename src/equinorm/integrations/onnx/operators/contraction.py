@@ -50,7 +50,7 @@ def gemm(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None) ->
     call.need(call.opset >= 7, "an old definition")
     alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
     left = left.t() if call.get("transA", 0) else left
-    if alpha == beta == 1 and call.get("transB", 0) and (bias is None or bias.dim() == 1 and len(bias) == len(right)):
+    if alpha == beta == 1 and call.get("transB", 0) and (bias is None or (bias.dim() == 1 and len(bias) == len(right))):
         return F.linear(left, right, bias)
     result = torch.matmul(left, right.t() if call.get("transB", 0) else right)
     result = result if alpha == 1 else result * alpha
@@ -82,7 +82,8 @@ def transposed_convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor |
     pads = (call.get("pads") if mode == "NOTSET" else None) or [0] * (2 * rank)
     pairs = [*zip(pads[:rank], pads[rank:], strict=True)]
     function = TRANSPOSED[rank - 1]
-    if all(before == after for before, after in pairs) and all(a < max(s, d) for a, s, d in zip(more, strides, dilations)):
+    fits = all(amount < max(step, gap) for amount, step, gap in zip(more, strides, dilations, strict=True))
+    if all(before == after for before, after in pairs) and fits:
         return function(x, weight, bias, strides, pads[:rank], more, call.get("group", 1), dilations)
     call.need(not any(more), "further output beside uneven padding")
     whole = function(x, weight, bias, strides, 0, 0, call.get("group", 1), dilations)

@@ -74,9 +74,12 @@ def _variadic(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Ten
     return lambda call, *parts: functools.reduce(function, parts)
 
 
-for _make, _functions in ((_unary, UNARY), (_binary, BINARY), (_variadic, VARIADIC)):
-    for _name, _function in _functions.items():
-        operator(_name)(_make(_function))
+for _name, _function in UNARY.items():
+    operator(_name)(_unary(_function))
+for _name, _function in BINARY.items():
+    operator(_name)(_binary(_function))
+for _name, _function in VARIADIC.items():
+    operator(_name)(_variadic(_function))
 
 
 @operator("Mean")

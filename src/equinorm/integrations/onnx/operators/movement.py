@@ -22,7 +22,7 @@ def reshape(call: Call, x: Tensor, shape: ndarray) -> Tensor:
     sizes = numbers(shape)
     if not call.get("allowzero", 0):
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    return x.reshape(sizes)
+    return x.reshape(torch.Size(sizes))
 
 
 @operator("Flatten", "axis")
@@ -94,7 +94,9 @@ def cut(call: Call, x: Tensor, *given: ndarray | None) -> Tensor:
         starts, ends, axes, steps = (*given, *[None] * (4 - len(given)))
     starts, ends = numbers(starts), numbers(ends)
     chosen = [*range(len(starts))] if axes is None else numbers(axes)
-    for axis, start, end, step in zip(chosen, starts, ends, [1] * len(starts) if steps is None else numbers(steps), strict=True):
+    for axis, start, end, step in zip(
+        chosen, starts, ends, [1] * len(starts) if steps is None else numbers(steps), strict=True
+    ):
         places = range(x.shape[axis])[slice(start, end if end >= -x.shape[axis] or step > 0 else None, step)]
         if step == 1:
             x = x.narrow(axis, places.start, len(places))
@@ -112,7 +114,7 @@ def gather(call: Call, x: Tensor, index: Tensor) -> Tensor:
     axis = call.get("axis", 0) % max(x.dim(), 1)
     rows = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
     found = x.index_select(axis, rows.reshape(-1))
-    return found.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements", "axis")

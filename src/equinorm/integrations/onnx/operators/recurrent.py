@@ -56,7 +56,9 @@ def _gates(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
     return torch.cat([sums.chunk(len(ORDER[name]), -1)[gate] for gate in ORDER[name]], -1)
 
 
-def _run(kind: str, gates: Tensor, weight: Tensor, bias: Tensor | None, first: Sequence[Tensor], name: str) -> tuple[Tensor, ...]:
+def _run(
+    kind: str, gates: Tensor, weight: Tensor, bias: Tensor | None, first: Sequence[Tensor], name: str
+) -> tuple[Tensor, ...]:
     """All steps; the gates come through a unit matrix, which changes no bit of them."""
     size = len(weight)
     unit = torch.eye(size, dtype=gates.dtype)

@@ -49,9 +49,9 @@ for _name, _function in REDUCTIONS.items():
 def product(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
     """The product along one axis."""
     chosen = call.get("axes") if call.opset < 18 else None if axes is None else numbers(axes)
-    if chosen is None or len(chosen) != 1:
-        call.need(False, "a product along several axes")
-    return x.prod(chosen[0], bool(call.get("keepdims", 1)))
+    call.need(chosen is not None and len(chosen) == 1, "a product along several axes")
+    (axis,) = chosen or ()
+    return x.prod(axis, bool(call.get("keepdims", 1)))
 
 
 @operator("ArgMax ArgMin", "axis keepdims select_last_index")
