@@ -30,10 +30,13 @@ def attributes(node: Any) -> dict[str, Any]:
     """A node's attributes as Python values."""
     helper = library("onnx.helper")
     found = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {
-        name: value.decode() if isinstance(value, bytes) else list(value) if isinstance(value, (list, tuple)) else value
-        for name, value in found.items()
-    }
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else [_plain(part) for part in value]
 
 
 def static_value(node: Any, values: Sequence[np.ndarray | None], stored: Stored) -> list[np.ndarray]:
@@ -70,7 +73,7 @@ class Node(nn.Module):
     def __init__(self, node: Any, stored: Stored) -> None:
         super().__init__()
         self.proto, self.stored = node, stored
-        self.call = Call(node.op_type, stored.opsets.get("", 1), attributes(node), sum(1 for name in node.output if name))
+        self.call = Call(node.op_type, stored.opsets.get("", 1), attributes(node), len(node.output))
         self.operator, self.unread = _found(self.call, node)
         self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored.opsets, stored.model.ir_version)
         self._memory: dict[Any, list[np.ndarray]] = {}
@@ -123,7 +126,7 @@ class Node(nn.Module):
             given.pop()
         call = self.call if floating == torch.float32 else replace(self.call, floating=floating)
         found = operator.function(call, *given)
-        return _named(list(found) if isinstance(found, (list, tuple)) else [found], self.proto)
+        return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def _found(call: Call, node: Any) -> tuple[Operator | None, str]:

@@ -42,7 +42,7 @@ class Opaque:
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Its outputs, in onnxruntime; in onnx's own evaluator for double precision, which the former often lacks."""
         arrays = [to_array(value) for value in values]
-        floating = next((value.dtype for value in values if value.dtype == torch.float64), torch.float32)
+        floating = _floating(values)
         try:
             found = self._results(arrays, floating)
         except OnnxError:
@@ -60,9 +60,10 @@ class Opaque:
     def shaped(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Empty outputs of the shapes that it gave when it last ran on inputs of these."""
         known = self._shapes.get(_key(values))
+        floating = _floating(values)
         if known is None:
             raise OnnxError(f"run the module once on inputs of these sizes: those of {self.name} follow from numbers.")
-        return [values[0].new_empty(shape, dtype=dtype) for shape, dtype in known]
+        return [values[0].new_empty(shape, dtype=floating if dtype in _SINGLE_OR_DOUBLE else dtype) for shape, dtype in known]
 
     @property
     def has_run(self) -> bool:
@@ -97,7 +98,15 @@ class Opaque:
 
 
 def _key(values: Sequence[Tensor]) -> tuple:
-    return tuple((tuple(value.shape), value.dtype) for value in values)
+    return tuple(tuple(value.shape) for value in values)
+
+
+_SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
+
+
+def _floating(values: Sequence[Tensor]) -> torch.dtype:
+    """Double precision if any of these have it."""
+    return torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
 
 
 @torch.library.custom_op("equinorm::onnx_node", mutates_args=())

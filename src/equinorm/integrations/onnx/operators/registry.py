@@ -22,7 +22,7 @@ class Call:
         operator: such as "Conv".
         opset: version of its definition.
         attributes: as Python values, by name.
-        outputs: how many of its outputs are named.
+        outputs: how many outputs it has.
         floating: the dtype that the file's float32 has by now.
     """
 
