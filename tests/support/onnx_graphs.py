@@ -45,11 +45,20 @@ def run(path, *values):
 def without_numbers(path):
     """A file's bytes with all weights emptied: what must stay when only weights change."""
     made = onnx.load(str(path), load_external_data=False)
-    for proto in [*made.graph.initializer, *[a.t for n in made.graph.node for a in n.attribute if n.op_type == "Constant"]]:
+    _empty(made.graph)
+    return made.SerializeToString()
+
+
+def _empty(graph):
+    protos = [attribute.t for node in graph.node if node.op_type == "Constant" for attribute in node.attribute]
+    for proto in (*graph.initializer, *protos):
         if proto.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16):
             for field in ("raw_data", "float_data", "double_data", "int32_data", "external_data"):
                 proto.ClearField(field)
-    return made.SerializeToString()
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _empty(attribute.g)
 
 
 def mobile(biased=True, opset=17):
