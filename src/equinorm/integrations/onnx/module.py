@@ -47,7 +47,7 @@ class Body(nn.Module):
             name = free(self, legal(node.name or f"{node.op_type}_{number}"))
             if node.op_type == "If" and node.domain in ONNX_DOMAINS:
                 parts = {key: Body(body, stored, held, inside(prefix, node, key)) for key, body in bodies(node)}
-                self.add_module(name, Branch(node, stored, parts))
+                self.add_module(name, Branch(prefix + node.output[0], node, stored, parts))
             else:
                 self.add_module(name, Node(node, stored))
             self.order.append((name, captured_by(node), list(node.output)))
@@ -77,10 +77,18 @@ class Body(nn.Module):
 
 
 class Branch(nn.Module):
-    """An If: the branch that is taken, where sizes and settings decide; else the whole of it, unread."""
+    """An If: the branch that is taken, where sizes and settings decide; else the whole of it, unread.
 
-    def __init__(self, node: Any, stored: Stored, parts: Mapping[str, Body]) -> None:
+    Args:
+        key: of its first output.
+        node: its NodeProto.
+        stored: the file.
+        parts: both branches by name.
+    """
+
+    def __init__(self, key: str, node: Any, stored: Stored, parts: Mapping[str, Body]) -> None:
         super().__init__()
+        self.key, self.taken = key, ""
         self.condition = node.input[0]
         self.then_branch, self.else_branch = parts["then_branch"], parts["else_branch"]
         self.whole = Node(node, stored)
@@ -90,7 +98,13 @@ class Branch(nn.Module):
         """What the node returns."""
         condition = values[self.condition]
         if isinstance(condition, np.ndarray):
-            return (self.then_branch if bool(condition) else self.else_branch).run(values, floating)
+            taken = "then_branch" if bool(condition) else "else_branch"
+            if self.taken not in ("", taken):
+                raise OnnxError(
+                    f"for inputs of these sizes {self.whole.opaque.name} takes another branch: read the file for them."
+                )
+            self.taken = taken
+            return getattr(self, taken).run(values, floating)
         return self.whole([values[name] for name in self.inputs], floating)
 
 
@@ -100,6 +114,7 @@ class OnnxModule(nn.Module):
     Args:
         stored: the file.
         fixed: inputs that always have these numbers: settings such as a sampling rate, by which an If chooses its branch.
+        taken: the branches that were taken before, as `branches` tells them; what others read stays as it is.
 
     Attributes:
         path: the file.
@@ -107,9 +122,15 @@ class OnnxModule(nn.Module):
         inputs: names of the inputs, in order.
         fed: initializers that are also inputs, which a caller may replace: they stay as they are.
         tiny: how many entries of weights are so small that they count as zero.
+        rounding: how far the module and onnxruntime were apart, when it was read.
     """
 
-    def __init__(self, stored: Stored, fixed: Mapping[str, np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        stored: Stored,
+        fixed: Mapping[str, np.ndarray] | None = None,
+        taken: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         graph, found = stored.graph, tensors(stored.graph)
         initializers = {proto.name for proto in graph.initializer}
@@ -118,7 +139,8 @@ class OnnxModule(nn.Module):
         self.inputs = [value.name for value in graph.input if value.name not in initializers | self.fixed.keys()]
         listed = {value.name for value in graph.input} & initializers
         self.fed = sorted(listed) if stored.model.ir_version >= 4 else []
-        kinds = roles(graph, found, (found.keys() - stored.own) | set(self.fed), self.fixed.keys())
+        kinds = roles(graph, found, (found.keys() - stored.own) | set(self.fed), self.fixed.keys(), taken or {})
+        self.rounding = 0.0
         self.keys: dict[str, str] = {}
         self.tiny = 0
         self.nodes: nn.Module = Part()  # the name is taken before tensors get theirs
@@ -141,6 +163,10 @@ class OnnxModule(nn.Module):
     def floating(self) -> torch.dtype:
         """The dtype that the file's float32 has: another one after `double()`."""
         return self.get_parameter_or_buffer(self._single[0]).dtype if self._single else torch.float32
+
+    def branches(self) -> dict[str, str]:
+        """The branch that each If took, by the key of its first output."""
+        return {part.key: part.taken for part in self.modules() if isinstance(part, Branch) and part.taken}
 
     def get_parameter_or_buffer(self, name: str) -> Tensor:
         """A tensor of the module by its name."""

@@ -57,12 +57,16 @@ def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str,
     """
     path = Path(path)
     file = stored(path)
-    module = OnnxModule(file, fixed_numbers(file.graph, fixed or {}, path)).eval()
+    numbers = fixed_numbers(file.graph, fixed or {}, path)
+    module = OnnxModule(file, numbers).eval()
     args = examples(file.graph, module.inputs, inputs, path)
     wanted = outputs(path, module, args)
     try:
         with torch.no_grad():
             found = module(*args)
+            if taken := module.branches():  # now that it is known, weights of branches that are not taken are set apart
+                module = OnnxModule(file, numbers, taken).eval()
+                found = module(*args)
     except EquinormError as error:
         raise OnnxError(f"cannot read {path}: {error}") from error
     except Exception as error:
@@ -75,6 +79,7 @@ def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str,
             f"cannot read {path}: what was read deviates from onnxruntime by {deviation:.1e}, more than {limit:g}. "
             "The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant for."
         )
+    module.rounding = deviation
     nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
     unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
     return OnnxFile(path, module, args, deviation, unread, tuple(module.fed))

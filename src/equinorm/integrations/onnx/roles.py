@@ -34,8 +34,8 @@ class _Scope:
 
 
 class _Reader:
-    def __init__(self, tensors: Mapping[str, Any]) -> None:
-        self.tensors = tensors
+    def __init__(self, tensors: Mapping[str, Any], taken: Mapping[str, str]) -> None:
+        self.tensors, self.taken = tensors, taken
         self.weights: set[str] = set()
         self.statistics: set[str] = set()
         self.single: set[str] = set()
@@ -69,8 +69,9 @@ class _Reader:
             elif name:
                 self._use(name, scope, "" if known is None else _role(known, place))
         for name, body in inner:
-            for outside in captured(body):  # a branch that is not taken here may be taken elsewhere
-                self._demand(outside, scope)
+            if self.taken.get(prefix + node.output[0]) != name:  # a branch that is not taken here may be taken elsewhere
+                for outside in captured(body):
+                    self._demand(outside, scope)
             self.graph(body, inside(prefix, node, name), scope)
 
     def _use(self, name: str, scope: _Scope, role: str | None) -> None:
@@ -93,7 +94,7 @@ def _role(known: Any, place: int) -> str:
     return "statistics" if place in known.statistics else "weights" if place in known.weights else ""
 
 
-def roles(graph: Any, tensors: Mapping[str, Any], settled: Set[str], known: Set[str]) -> Roles:
+def roles(graph: Any, tensors: Mapping[str, Any], settled: Set[str], known: Set[str], taken: Mapping[str, str]) -> Roles:
     """Tell weights and statistics from settings.
 
     A stored tensor of floats is a weight if it has several entries or stands where an operator has its weight, and if nothing
@@ -105,8 +106,9 @@ def roles(graph: Any, tensors: Mapping[str, Any], settled: Set[str], known: Set[
         tensors: its stored tensors by key.
         settled: keys of those that stay as they are whatever they are.
         known: names of inputs whose numbers are known.
+        taken: the branch that each If takes, by the key of its first output. What others read stays as it is.
     """
-    reader = _Reader(tensors)
+    reader = _Reader(tensors, taken)
     reader.graph(graph, "", None, known)
     found = Roles()
     for key in (reader.weights | reader.statistics) - reader.settings - settled:
