@@ -77,7 +77,8 @@ def balance(
         write_atomically(files, force)
         if written is not None:
             said = f"in onnxruntime the new file's outputs deviate by {deviation(written.deviation)} from the old one's"
-            record = replace(record, notes=(*record.notes, said))
+            beside = [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
+            record = replace(record, notes=(*record.notes, said, *beside))
         return record, shown(record), 0
 
     run(work, json, debug)
