@@ -102,7 +102,9 @@ def onnx_files() -> str:
             cells += [f"{record['norm_before']:.0f} → {record['norm_after']:.0f}"]
         else:
             cells += ["–"] * 3
-        cells.append(", ".join(f"{record['seconds'][key]:.1f}" for key in ("read", "find", "balance") if key in record["seconds"]))
+        cells.append(
+            ", ".join(f"{record['seconds'][key]:.1f}" for key in ("read", "find", "balance") if key in record["seconds"])
+        )
         rows.append(f"| {' | '.join([*cells, _pins(record)])} |")
     return "\n".join(rows)
 

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
-precision real scales round every weight once; in half precision only powers of two are applied; ten roundings are allowed."""
+from equinorm._deviation import LIMITS
+
+__all__ = ["LIMITS", "VERIFYING", "coarsest"]
 
 VERIFYING = "to verify its outputs"
 """What the command line copies models for."""

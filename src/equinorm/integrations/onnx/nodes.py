@@ -96,7 +96,7 @@ class Node(nn.Module):
             except UnreadError as error:
                 self.unread = str(error)
         if not given:
-            raise OnnxError(f"the node {self.opaque.name} draws random numbers, which are not read.")
+            raise OnnxError(f"the node {self.opaque.name} reads nothing and is not read: it may draw random numbers.")
         named = dict(zip(captured_by(self.proto), values, strict=True))
         return _named(self.opaque([_tensor(named[name], floating) for name in self.opaque.inputs]), self.proto)
 

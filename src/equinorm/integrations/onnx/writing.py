@@ -10,16 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equinorm._deviation import LIMITS
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import Stored, stored, tensors
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
 from equinorm.integrations.onnx.runtime import apart, outputs
 from equinorm.reporting.files import OutputError, check_target, write_atomically
-
-LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Largest deviation between what was read and what is written, in onnxruntime, by the coarsest dtype of the weights; or twice
-the deviation between PyTorch and onnxruntime before, if that is more: two sums of the same terms differ by so much."""
 
 Files = list[tuple[Path, Callable[[Path], object]]]
 """Each path, and what writes its content to a temporary one."""
@@ -62,6 +59,8 @@ class Written:
         module: as `read` gave it.
         args: inputs to verify it on.
         deviation: of the two files' outputs in onnxruntime, once it is written.
+        limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
+            differ by on the old file, if that is more: two sums of the same terms differ by so much.
     """
 
     module: OnnxModule
