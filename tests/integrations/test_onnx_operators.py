@@ -163,6 +163,7 @@ sample("ArgMax", X, axis=1)
 sample("ArgMin", X, axis=1, keepdims=0)
 sample("TopK", SMALL, ints(2), outputs=2)
 sample("TopK", SMALL, ints(2), outputs=2, axis=0, largest=0)
+sample("TopK", np.array([[1, 3, 3, 1, 3]], dtype=np.float32), ints(4), outputs=2)
 sample("CumSum", SMALL, np.array(1))
 for opset in (11, 17):
     sample("Softmax", X, opset=opset)
@@ -201,7 +202,6 @@ sample("InstanceNormalization", X, *STATISTICS[:2])
 sample("LayerNormalization", X, normal(6, seed=1), normal(6, seed=2))
 sample("LayerNormalization", X, normal(5, 6, seed=1), axis=2, epsilon=1e-2)
 sample("GroupNormalization", X, *STATISTICS[:2], opset=21, num_groups=2)
-sample("LpNormalization", X, axis=1, p=1)
 for coordinates in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"):
     for mode in ("nearest", "linear"):
         kind = {"coordinate_transformation_mode": coordinates, "mode": mode}
@@ -273,6 +273,8 @@ UNREAD = [
     ("MaxPool", (X,), 17, {"kernel_shape": [2, 2], "outputs": 2}),
     ("GRU", (normal(5, 2, 4), normal(1, 9, 4, seed=1), normal(1, 9, 3, seed=2)), 17, {"hidden_size": 3, "outputs": 2}),
     ("LRN", (X,), 17, {"size": 3}),
+    ("Resize", (X, None, np.array([1, 1, 0.7, 1], dtype=np.float32)), 17, {"coordinate_transformation_mode": "align_corners"}),
+    ("ReduceMax", (np.zeros((2, 0), np.float32),), 17, {"axes": [1]}),
     ("CumSum", (SMALL, np.array(1)), 17, {"reverse": 1}),
     ("LpPool", (X,), 17, {"kernel_shape": [2, 2]}),
 ]

@@ -95,6 +95,8 @@ class Node(nn.Module):
                 return self._read(self.operator, values, floating)
             except UnreadError as error:
                 self.unread = str(error)
+            except (RuntimeError, IndexError, TypeError) as error:  # a dtype, or an empty axis, that PyTorch's operation lacks
+                self.unread = f"PyTorch: {first_line(error)}"
         if not given:
             raise OnnxError(f"the node {self.opaque.name} reads nothing and is not read: it may draw random numbers.")
         named = dict(zip(captured_by(self.proto), values, strict=True))

@@ -1,6 +1,5 @@
 """Normalization."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,10 +34,3 @@ def group_normalization(call: Call, x: Tensor, gain: Tensor, shift: Tensor) -> T
     """γ·(x − mean)/√(variance + ε) + β within groups of channels, one γ and β for each channel."""
     call.need(call.opset >= 21, "one gain for each group")
     return F.group_norm(x, call.get("num_groups"), gain, shift, call.get("epsilon", 1e-5))
-
-
-@operator("LpNormalization", "axis p")
-def norm_to_one(call: Call, x: Tensor) -> Tensor:
-    """x divided by its norm along an axis."""
-    axis, p = call.get("axis", -1), call.get("p", 2)
-    return x / torch.linalg.vector_norm(x, p, axis, True)

@@ -67,6 +67,8 @@ def resize(call: Call, x: Tensor, *given: ndarray | None) -> Tensor:
         factors = np.asarray(scales).reshape(-1)
         wanted = [(int(np.floor(x.shape[axis] * s)), float(s)) for axis, s in zip(axes, factors, strict=True)]
     for axis, (new, scale) in zip(axes, wanted, strict=True):
+        whole = coordinates != "align_corners" or new == scale * x.shape[axis]
+        call.need(whole or sizes is not None, "corners of a size that was rounded")
         if new != x.shape[axis] or scale != 1:
             x = _resized(x, axis, _places(coordinates, x.shape[axis], new, scale), rounding if mode == "nearest" else "")
     return x
