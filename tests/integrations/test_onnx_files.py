@@ -357,6 +357,17 @@ def test_what_deviates_is_not_written(tmp_path):
         file.module(*itertools.repeat(file.args[0], 2))
 
 
+def test_outputs_next_to_zero_are_measured_by_their_difference(tmp_path):
+    made = chain()
+    made.graph.node[2].output[0] = "c"
+    made.graph.node.extend([node("Add", ["c", "low"], ["d"]), node("Sigmoid", ["d"], ["y"])])
+    made.graph.initializer.append(numpy_helper.from_array(np.full(3, -40, np.float32), "low"))
+    file = read(save(made, tmp_path / "in.onnx"))
+    assert equinorm.symmetries(file.module, file.args).num_free == 5
+    equinorm.balance_(file.module, file.args)
+    assert writing.write(file.module, tmp_path / "out.onnx", file.args) < 1e-5
+
+
 def test_what_reads_wrongly_is_refused(tmp_path, monkeypatch):
     from equinorm.integrations.onnx.operators import TABLE, Operator
 

@@ -17,7 +17,7 @@ READING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.
 """Largest deviation between PyTorch and onnxruntime, by the coarsest dtype of the weights: they sum in another order."""
 
 FLOOR = 1e-3
-"""Outputs below this count by their absolute difference while a file is read: onnxruntime's sigmoid is good to 1e-7."""
+"""Outputs that are below this throughout are measured by it: onnxruntime's sigmoid is good to 1e-7 absolute, not relative."""
 
 
 def outputs(path: Path, module: OnnxModule, args: Sequence[Tensor]) -> list[np.ndarray]:

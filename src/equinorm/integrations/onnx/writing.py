@@ -15,7 +15,7 @@ from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import Stored, stored, tensors
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
-from equinorm.integrations.onnx.runtime import apart, outputs
+from equinorm.integrations.onnx.runtime import FLOOR, apart, outputs
 from equinorm.reporting.files import OutputError, check_target, write_atomically
 
 Files = list[tuple[Path, Callable[[Path], object]]]
@@ -109,7 +109,7 @@ class Written:
     def _check(self, place: Path) -> None:
         """Run the new file against the old one."""
         old = self.module.path
-        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args))
+        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args), FLOOR)
         if not self.deviation <= self.limit:
             raise OnnxError(
                 f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
