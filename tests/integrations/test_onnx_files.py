@@ -380,5 +380,5 @@ def test_what_reads_wrongly_is_refused(tmp_path, monkeypatch):
 
 def test_another_branch_than_the_one_that_was_read(tmp_path):
     file = read(save(branches(), tmp_path / "in.onnx"))
-    with pytest.raises(OnnxError, match="for inputs of these sizes 'known' .If. takes another branch"):
+    with pytest.raises(OnnxError, match=r"for inputs of these sizes 'known' .If. takes another branch"):
         file.module(torch.randn(3, 4))
