@@ -13,7 +13,7 @@ FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
     *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "quantization", "_equivalence", "training", "rules"],
     "__init__",
-    *["reporting", "experiments", "cli", "integrations"],
+    *["reporting", "experiments", "integrations", "cli"],
 ]
 """Folders and files at the package's root, from the ground up."""
 

@@ -1,5 +1,5 @@
-"""What discovery finds in the models of timm, torchvision and transformers: one row for each library, one for each of its
-families, and the models that cannot be exported, with the reason.
+"""What discovery finds in the models of timm, torchvision and transformers, one row for each library, one for each of its
+families, and the models that cannot be exported, with the reason; and in ONNX files that packages ship.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "zoo.jsonl"
+ONNX = RESULTS.with_name("onnx-files.jsonl")
 
 Record = dict[str, Any]
 
@@ -84,4 +85,28 @@ def errors(records: list[Record]) -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"zoo": zoo}
+def onnx_files() -> str:
+    """ONNX files that packages ship: what is found, and how far outputs are apart. Of several runs the last counts."""
+    records = {r["file"]: r for r in map(json.loads, ONNX.read_text("utf-8").splitlines()) if "error" not in r}
+    rows = [
+        "| file | classes free | weights that move | unread | read | any member, float64 | balanced (powers of two) | ℓ2 norm "
+        "| seconds: read, find, balance | pinned by |",
+        "| --- |" + " ---: |" * 8 + " --- |",
+    ]
+    for name, record in records.items():
+        cells = [f"{name} ({record['package'].split()[1]})", str(record["free"]), f"{record['coverage']:.0%}"]
+        cells += [str(len(record["unread"])), f"{record['deviation_reading']:.0e}"]
+        if record["free"]:
+            cells += [f"{record['deviation_random_float64']:.0e}"]
+            cells += [f"{record['deviation_balanced']:.0e} ({record['deviation_powers_of_two']:.0e})"]
+            cells += [f"{record['norm_before']:.0f} → {record['norm_after']:.0f}"]
+        else:
+            cells += ["–"] * 3
+        cells.append(
+            ", ".join(f"{record['seconds'][key]:.1f}" for key in ("read", "find", "balance") if key in record["seconds"])
+        )
+        rows.append(f"| {' | '.join([*cells, _pins(record)])} |")
+    return "\n".join(rows)
+
+
+MARKERS = {"zoo": zoo, "onnx_files": onnx_files}

@@ -14,6 +14,7 @@ from equinorm._symmetries import symmetries
 from equinorm.balancing.options import LARGEST_P, LEAST_P
 from equinorm.cli import report as reports
 from equinorm.cli.loading import Source, load
+from equinorm.cli.onnx_files import is_onnx, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
@@ -24,7 +25,9 @@ from equinorm.reporting.words import deviation, norm_name, number, percent
 
 def balance(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write the balanced weights to this .safetensors file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write to this .safetensors file; of an ONNX file, to this .onnx file.")
+    ],
     weights: Weights = None,
     settings: Settings = None,
     inputs: Inputs = None,
@@ -52,22 +55,30 @@ def balance(
 
     def work(steps: Steps) -> Result:
         norm = _norm(p)
-        check_target(output, (".safetensors",), force)
+        check_target(output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
         loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         steps.say("finding symmetries")
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
+        if is_onnx(model) and not found.num_free:
+            raise BalanceError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
         record, pictures = verified_balance(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
         steps.say("writing")
         record = replace(record, output=str(output), report=str(report) if report else None)
-        files = [(output, lambda path: save(loaded.model, path))]
+        files, written = [(output, lambda path: save(loaded.model, path))], None
+        if is_onnx(model):
+            files, written = to_write(loaded.model, loaded.args, output)
         if report is not None:
             content = reports.draw(report, record, pictures)
             files.append((report, lambda path: path.write_bytes(content)))
         write_atomically(files, force)
+        if written is not None:
+            said = f"in onnxruntime the new file's outputs deviate by {deviation(written.deviation)} from the old one's"
+            beside = [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
+            record = replace(record, notes=(*record.notes, said, *beside))
         return record, shown(record), 0
 
     run(work, json, debug)

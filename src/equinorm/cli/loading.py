@@ -12,6 +12,7 @@ from torch.utils import _pytree
 from equinorm.cli.factories import built, settings_of
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.libraries import from_timm, from_transformers
+from equinorm.cli.onnx_files import from_onnx, is_onnx
 from equinorm.cli.weights import InputError, first_line, load_weights, readable
 
 
@@ -39,7 +40,7 @@ class Source:
     """What a model is made from.
 
     Attributes:
-        name: ``package.module:factory``, ``hf:FOLDER``, ``timm:NAME`` or a ``.pt2`` file.
+        name: ``package.module:factory``, ``hf:FOLDER``, ``timm:NAME``, an ``.onnx`` or a ``.pt2`` file.
         weights: file to load into it.
         settings: arguments of a factory, as ``name=value``.
         trust: run code that comes with a checkpoint.
@@ -68,6 +69,8 @@ def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Lo
     """
     if source.device not in ("cpu", "meta"):
         raise InputError(f"--device {source.device}: there are cpu and meta, where a model has shapes and no numbers.")
+    if is_onnx(source.name):
+        return _onnx(source, inputs)
     if source.device == "meta" and source.weights is not None:
         raise InputError(f"--device meta builds {source.name} without numbers. Leave out --weights, or --device.")
     model, args, kwargs, notes = _model(source)
@@ -85,7 +88,7 @@ def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Lo
 
 def takes_settings(name: str) -> bool:
     """Whether a model is called with arguments: factories are, what files hold is not."""
-    return not name.startswith("hf:") and not name.endswith(".pt2")
+    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx"))
 
 
 def _model(source: Source) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
@@ -112,6 +115,16 @@ def _model(source: Source) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[s
         found = built(name, settings, source.device), (), {}, ()
     found[0].train(bool(source.train))
     return found
+
+
+def _onnx(source: Source, inputs: Sequence[str]) -> Loaded:
+    options = {"--weights": source.weights, "--set": source.settings, "--train": source.train}
+    if wrong := [name for name, value in options.items() if value]:
+        raise InputError(f"{source.name} is a graph with its own weights, for inference. Leave out {wrong[0]}.")
+    if source.device != "cpu":
+        raise InputError(f"{source.name} holds numbers. Leave out --device {source.device}.")
+    model, args, notes = from_onnx(source.name, inputs)
+    return Loaded(source.name, model, args, {}, notes)
 
 
 def _exported(path: Path) -> tuple[nn.Module, tuple, Mapping[str, Any]]:

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 Result = tuple[Any, RenderableType, int]
 """A command's record, what it prints for it, and its exit code."""
 
-MODELS = "package.module:factory, hf:FOLDER of a transformers checkpoint, timm:NAME, or an exported .pt2 file."
+MODELS = "package.module:factory, hf:FOLDER of a transformers checkpoint, timm:NAME, an .onnx file, or an exported .pt2 file."
 
 Model = Annotated[str, typer.Argument(help=MODELS)]
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]

@@ -20,6 +20,8 @@ from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Constant, Origin, Value, loses
 
 _TORCH = os.path.dirname(torch.__file__)
+_READERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "integrations", "")
+"""Where modules come from that nobody wrote a line of: their names say what they are."""
 
 _JOINS = """add sub rsub subtract cat concat concatenate stack where maximum minimum lerp masked_fill copy
 select_scatter slice_scatter"""
@@ -183,6 +185,8 @@ def reason_of(node: fx.Node) -> Reason:
     name = str(getattr(target, "overloadpacket", getattr(target, "__name__", target)))
     frames = re.findall(r'File "([^"]+)", line (\d+), in .*\n(?: *(.*))?', node.meta.get("stack_trace") or "")
     frames = [frame for frame in frames if not frame[0].startswith("<")]  # generated code
+    if any(frame[0].startswith(_READERS) for frame in frames):
+        frames = []
     users = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
     path, line, code = users[-1] if users else ("", "", "")
     source = f"{path.rsplit('/', 1)[-1]}:{line}" if path else ""

@@ -1,6 +1,6 @@
-"""ENorm in other training loops. Each module needs the package it is named after.
+"""ENorm in other training loops, and models in other forms. Each module needs the package it is named after.
 
-Takes a trainer of another library. Gives callbacks that keep its weights balanced. Never imports cli, and nothing imports it.
+Takes a trainer of another library. Gives callbacks that keep its weights balanced. Never imports cli; only that imports it.
 """
 
 import importlib

@@ -1,0 +1,89 @@
+"""ONNX files on the command line: read with the inputs that options name, written back with other weights."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm.cli.inputs import read_inputs
+from equinorm.cli.weights import InputError, shorten
+
+VALUE = "value:"
+"""In front of a number that an input always has, such as sr=value:16000."""
+
+
+def is_onnx(name: str) -> bool:
+    """Does this name an ONNX file?"""
+    return name.endswith(".onnx") and not name.startswith("hf:")
+
+
+def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple[str, ...]]:
+    """The module, example inputs, and what a reader must know.
+
+    Args:
+        name: of the file.
+        inputs: shapes or files, in order or as name=…; name=value:16000 for one that always has this number.
+
+    Raises:
+        EquinormError: if it cannot be read.
+    """
+    from equinorm.integrations.onnx import input_names, read  # only who names such a file needs onnx
+
+    path = Path(name).expanduser()
+    names = input_names(path)
+    given: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    places = iter(names)
+    for text in inputs:
+        named = next((known for known in sorted(names, key=len, reverse=True) if text.startswith(f"{known}=")), None)
+        value = text if named is None else text[len(named) + 1 :]
+        target = named if named is not None else next((free for free in places if free not in given | fixed), None)
+        if target is None:
+            raise InputError(f"{name} takes {len(names)} inputs: {shorten(names)}.")
+        if value.startswith(VALUE):
+            fixed[target] = _number(value.removeprefix(VALUE), text)
+        else:
+            given[target] = _given(value, text, name, names)
+    found = read(path, given, fixed)
+    notes = []
+    if found.unread:
+        notes.append(f"{len(found.unread)} nodes run unread and pin what they read: {shorten(found.unread)}")
+    if found.fed:
+        notes.append(f"a caller may replace {shorten(found.fed)}, which are inputs too: they stay as they are")
+    if found.module.tiny:
+        notes.append(f"{found.module.tiny:,} entries of weights below 2^-100 count as zero")
+    return found.module, found.args, tuple(notes)
+
+
+def to_write(module: nn.Module, args: Sequence[Tensor], path: Path) -> tuple[list, Any]:
+    """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart."""
+    from equinorm.integrations.onnx import OnnxModule, Written
+
+    assert isinstance(module, OnnxModule)
+    written = Written(module, args)
+    return written.files(path), written
+
+
+def _number(text: str, option: str) -> float | int:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InputError(f"{option!r} names no number after {VALUE}.")
+
+
+def _given(value: str, option: str, name: str, names: Sequence[str]) -> Any:
+    """A shape, or the only tensor that a file holds."""
+    if re.fullmatch(r"\d+(x\d+)*|scalar", value):
+        return () if value == "scalar" else tuple(int(size) for size in value.split("x"))
+    if "=" in value:
+        raise InputError(f"{name} has no input {value.partition('=')[0]!r}. It takes {shorten(names)}.")
+    args, kwargs = read_inputs([value], torch.float32)
+    tensors = [*args, *kwargs.values()]
+    if len(tensors) != 1:
+        raise InputError(f"{option!r} names {len(tensors)} tensors. Name one for each input, as NAME=FILE.")
+    return tensors[0]

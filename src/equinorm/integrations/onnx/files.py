@@ -1,0 +1,136 @@
+"""What an ONNX file holds: its graph, and the numbers stored in it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+
+QUANTIZED = {
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"),
+    *("QLinearMatMul", "QLinearAdd", "QGemm", "QAttention", "MatMulNBits", "DynamicQuantizeMatMul", "QLinearConcat"),
+}
+"""Operators of graphs that were quantized."""
+
+ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(eq=False)
+class Stored:
+    """A graph as it is stored.
+
+    Attributes:
+        path: the file.
+        model: its ModelProto; external data stay where they are.
+        graph: what to evaluate: the model's graph, its own functions put in their places.
+        opsets: version of each domain's operators.
+        own: keys of the tensors that the file itself holds, in contrast to what its functions bring.
+    """
+
+    path: Path
+    model: Any
+    graph: Any
+    opsets: dict[str, int]
+    own: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> str:
+        """Where external data lie."""
+        return str(self.path.resolve().parent)
+
+    def numbers(self, proto: Any) -> np.ndarray:
+        """The numbers of a TensorProto.
+
+        Raises:
+            OnnxError: if they cannot be read.
+        """
+        try:
+            return library("onnx.numpy_helper").to_array(proto, self.folder)
+        except Exception as error:
+            raise OnnxError(f"cannot read the tensor {proto.name!r} of {self.path}: {first_line(error)}.") from error
+
+
+def stored(path: Path) -> Stored:
+    """Read a file without its external data.
+
+    Raises:
+        OnnxError: if it is no ONNX file, holds operators of an unknown version, or was quantized.
+    """
+    onnx = library("onnx")
+    if not path.is_file():
+        raise OnnxError(f"there is no file {path}." if not path.exists() else f"{path} is a folder, not a file.")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise OnnxError(
+            f"cannot read {path} as an ONNX file: {first_line(error)}. It is damaged, or something else."
+        ) from error
+    if not model.graph.node or not model.opset_import:
+        raise OnnxError(f"cannot read {path} as an ONNX file: it holds no graph of operators.")
+    opsets = {"" if entry.domain in ONNX_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+    newest = onnx.defs.onnx_opset_version()
+    if opsets.get("", 1) > newest:
+        raise OnnxError(
+            f"{path} uses version {opsets['']} of ONNX's operators, and onnx {onnx.__version__} knows them up to {newest}. "
+            "Install a newer onnx."
+        )
+    quantized = [node.op_type for _, node in nodes(model.graph) if node.op_type in QUANTIZED]
+    if quantized:
+        raise OnnxError(
+            f"{path} is quantized already ({len(quantized)} nodes such as {quantized[0]}): rescaling integers loses bits. "
+            "Name the file in floating point that it was made from."
+        )
+    if model.graph.sparse_initializer:
+        raise OnnxError(
+            f"{path} holds sparse initializers ({model.graph.sparse_initializer[0].values.name}), which are not read."
+        )
+    graph = model.graph
+    if model.functions:
+        graph = library("onnx.inliner").inline_local_functions(model).graph
+    return Stored(path, model, graph, opsets, set(tensors(model.graph)))
+
+
+def nodes(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node, those of subgraphs too, with the prefix of the tensors of its graph."""
+    for node in graph.node:
+        yield prefix, node
+        for name, body in bodies(node):
+            yield from nodes(body, inside(prefix, node, name))
+
+
+def bodies(node: Any) -> list[tuple[str, Any]]:
+    """Subgraphs of a node, by the names of their attributes."""
+    found = [(a.name, a.g) for a in node.attribute if a.HasField("g")]
+    return found + [(f"{a.name}{place}", body) for a in node.attribute for place, body in enumerate(a.graphs)]
+
+
+def inside(prefix: str, node: Any, attribute: str) -> str:
+    """Prefix of what a subgraph holds."""
+    return f"{prefix}{next(filter(None, node.output), node.name)}.{attribute}."
+
+
+def tensors(graph: Any, prefix: str = "") -> dict[str, Any]:
+    """Every TensorProto that a graph holds as an initializer or a Constant, by the name of its value."""
+    found = {prefix + proto.name: proto for proto in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
+            protos = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+            found |= zip([prefix + node.output[0]], protos, strict=False)
+        for name, body in bodies(node):
+            found |= tensors(body, inside(prefix, node, name))
+    return found
+
+
+def captured(graph: Any) -> set[str]:
+    """Names from outside that a subgraph reads."""
+    known = {value.name for value in graph.input} | {proto.name for proto in graph.initializer}
+    read = {value.name for value in graph.output}
+    for node in graph.node:
+        read |= {name for name in node.input if name}
+        for _, body in bodies(node):
+            read |= captured(body)
+        known |= set(node.output)
+    return read - known

@@ -1,0 +1,119 @@
+"""Nodes that are not read: each runs as a whole in onnxruntime, and pins what it reads."""
+
+import itertools
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm.integrations.onnx.numbers import to_array, to_tensor
+
+_NUMBERS = itertools.count()
+_KNOWN: "weakref.WeakValueDictionary[int, Opaque]" = weakref.WeakValueDictionary()
+
+
+class Opaque:
+    """A node with everything that it reads from outside as an input.
+
+    Args:
+        node: its NodeProto.
+        inputs: names of what it and its subgraphs read.
+        opsets: version of each domain's operators.
+        ir_version: of the file.
+    """
+
+    def __init__(self, node: Any, inputs: Sequence[str], opsets: Mapping[str, int], ir_version: int) -> None:
+        self.node, self.inputs, self.opsets, self.ir_version = node, list(inputs), dict(opsets), ir_version
+        self.number = next(_NUMBERS)
+        self._shapes: dict[tuple, list[tuple[tuple[int, ...], torch.dtype]]] = {}
+        _KNOWN[self.number] = self
+
+    def __deepcopy__(self, memo: Any) -> "Opaque":
+        return self  # nothing in it changes but what it remembers
+
+    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Its outputs."""
+        return torch.ops.equinorm.onnx_node(list(values), self.number)
+
+    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Its outputs, in onnxruntime; in onnx's own evaluator for double precision, which the former often lacks."""
+        arrays = [to_array(value) for value in values]
+        floating = _floating(values)
+        try:
+            found = self._results(arrays, floating)
+        except OnnxError:
+            raise
+        except Exception as error:
+            raise OnnxError(f"the node {self.name} cannot be run: {first_line(error)}.") from error
+        if any(not isinstance(array, np.ndarray) and not np.isscalar(array) for array in found):
+            raise OnnxError(
+                f"the node {self.name} returns a sequence or an optional value, which is no tensor: it is not read."
+            )
+        results = [to_tensor(np.asarray(array), floating) for array in found]
+        self._shapes[_key(values)] = [(tuple(result.shape), result.dtype) for result in results]
+        return results
+
+    def shaped(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Empty outputs of the shapes that it gave when it last ran on inputs of these."""
+        known = self._shapes.get(_key(values))
+        floating = _floating(values)
+        if known is None:
+            raise OnnxError(f"run the module once on inputs of these sizes: those of {self.name} follow from numbers.")
+        return [values[0].new_empty(shape, dtype=floating if dtype in _SINGLE_OR_DOUBLE else dtype) for shape, dtype in known]
+
+    @property
+    def has_run(self) -> bool:
+        """Did the node run as a whole?"""
+        return bool(self._shapes)
+
+    @property
+    def name(self) -> str:
+        """Of the node, with its operator."""
+        operator = f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type
+        return f"{self.node.name or self.node.output[0]!r} ({operator})"
+
+    def _results(self, arrays: Sequence[np.ndarray], floating: torch.dtype) -> list[Any]:
+        model, feed = self._model(arrays), dict(zip(self.inputs, arrays, strict=True))
+        if floating == torch.float64:
+            return library("onnx.reference").ReferenceEvaluator(model).run(None, feed)
+        runtime = library("onnxruntime")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, feed)
+
+    def _model(self, arrays: Sequence[np.ndarray]) -> Any:
+        helper = library("onnx.helper")
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), None)
+            for name, array in zip(self.inputs, arrays, strict=True)
+        ]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in self.node.output if name]
+        graph = helper.make_graph([self.node], "node", inputs, outputs)
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version)
+
+
+def _key(values: Sequence[Tensor]) -> tuple:
+    return tuple(tuple(value.shape) for value in values)
+
+
+_SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
+
+
+def _floating(values: Sequence[Tensor]) -> torch.dtype:
+    """Double precision if any of these have it."""
+    return torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
+
+
+@torch.library.custom_op("equinorm::onnx_node", mutates_args=())
+def _onnx_node(values: list[Tensor], number: int) -> list[Tensor]:
+    return _KNOWN[number].run(values)
+
+
+@_onnx_node.register_fake
+def _shapes(values: list[Tensor], number: int) -> list[Tensor]:
+    return _KNOWN[number].shaped(values)

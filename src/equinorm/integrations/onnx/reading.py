@@ -1,0 +1,95 @@
+"""From a file to a module, verified against onnxruntime."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equinorm._errors import EquinormError
+from equinorm.integrations.onnx.errors import OnnxError, first_line
+from equinorm.integrations.onnx.examples import Given, examples, fixed_numbers
+from equinorm.integrations.onnx.files import stored
+from equinorm.integrations.onnx.module import OnnxModule
+from equinorm.integrations.onnx.nodes import Node
+from equinorm.integrations.onnx.numbers import to_array
+from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, outputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxFile:
+    """An ONNX file, read.
+
+    Attributes:
+        path: the file.
+        module: computes what it does; an ordinary module, to be balanced like any other.
+        args: example inputs.
+        deviation: between the module and onnxruntime on these, largest relative output difference.
+        unread: nodes that run as a whole and pin what they read, with the reason.
+        fed: initializers that are also inputs: they stay as they are.
+    """
+
+    path: Path
+    module: OnnxModule
+    args: tuple[Tensor, ...]
+    deviation: float
+    unread: tuple[str, ...]
+    fed: tuple[str, ...]
+
+
+def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str, Any] | None = None) -> OnnxFile:
+    """Read an ONNX file as a module, and verify that it computes what onnxruntime does.
+
+    Args:
+        path: the file; external data lie where it says.
+        inputs: tensors or shapes to run it on, by name or in order. Axes without a size need one; the first has 1 by default.
+        fixed: inputs that always have these numbers, by name: settings such as a sampling rate.
+
+    Returns:
+        The module, example inputs, and what was not read.
+
+    Raises:
+        OnnxError: if the file is damaged, quantized or unknown, if sizes are missing, or if the module and onnxruntime differ
+            by more than 1e-3 relative in single precision.
+    """
+    path = Path(path)
+    file = stored(path)
+    numbers = fixed_numbers(file.graph, fixed or {}, path)
+    module = OnnxModule(file, numbers).eval()
+    args = examples(file.graph, module.inputs, inputs, path)
+    wanted = outputs(path, module, args)
+    try:
+        with torch.no_grad():
+            found = module(*args)
+            if taken := module.branches():  # now that it is known, weights of branches that are not taken are set apart
+                module = OnnxModule(file, numbers, taken).eval()
+                found = module(*args)
+    except EquinormError as error:
+        raise OnnxError(f"cannot read {path}: {error}") from error
+    except Exception as error:
+        raise OnnxError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}.") from error
+    arrays = [to_array(value) for value in (found if isinstance(found, tuple) else (found,))]
+    deviation = apart(arrays, wanted, FLOOR)
+    limit = max((READING[tensor.dtype] for tensor in module.state_dict().values()), default=READING[torch.float32])
+    if not deviation <= limit:
+        raise OnnxError(
+            f"cannot read {path}: what was read deviates from onnxruntime by {deviation:.1e}, more than {limit:g}. "
+            "The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant for."
+        )
+    module.rounding = deviation
+    nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
+    unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
+    return OnnxFile(path, module, args, deviation, unread, tuple(module.fed))
+
+
+def input_names(path: str | os.PathLike[str]) -> list[str]:
+    """Names of a file's inputs, in order.
+
+    Raises:
+        OnnxError: if it is no ONNX file.
+    """
+    graph = stored(Path(path)).graph
+    return [value.name for value in graph.input if value.name not in {proto.name for proto in graph.initializer}]

@@ -1,0 +1,65 @@
+"""What onnxruntime computes: the judge of what was read, and of what is written."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm.integrations.onnx.module import OnnxModule
+from equinorm.integrations.onnx.numbers import to_array
+
+READING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest deviation between PyTorch and onnxruntime, by the coarsest dtype of the weights: they sum in another order."""
+
+FLOOR = 1e-3
+"""Outputs that are below this throughout are measured by it: onnxruntime's sigmoid is good to 1e-7 absolute, not relative."""
+
+
+def outputs(path: Path, module: OnnxModule, args: Sequence[Tensor]) -> list[np.ndarray]:
+    """What a file computes in onnxruntime, on one thread and without rewriting its graph.
+
+    Raises:
+        OnnxError: if onnxruntime refuses it.
+    """
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    feed = {**module.fixed, **dict(zip(module.inputs, map(to_array, args), strict=True))}
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return session.run(None, {item.name: feed[item.name] for item in session.get_inputs() if item.name in feed})
+    except Exception as error:
+        raise OnnxError(f"onnxruntime cannot run {path}: {_sentence(error)}.") from error
+
+
+def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> float:
+    """Largest relative output difference: max over outputs of ‖a − b‖_∞ / ‖b‖_∞, inf where shapes or non-numbers differ.
+
+    Outputs that are smaller than `floor` throughout are measured by it.
+    """
+    return max((_apart(np.asarray(a), np.asarray(b), floor) for a, b in zip(found, wanted, strict=True)), default=0.0)
+
+
+def _apart(a: np.ndarray, b: np.ndarray, floor: float) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    differences = np.abs(a - b)[~same]
+    if not np.isfinite(differences).all():
+        return math.inf
+    scale = max(np.abs(b[np.isfinite(b)]).max(), floor)
+    return float(differences.max() / scale) if scale > 0 else math.inf
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of what it says, without its codes."""
+    return first_line(error).rpartition(" : FAIL : ")[2]

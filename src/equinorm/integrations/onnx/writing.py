@@ -1,0 +1,157 @@
+"""From a module back to the same file with other weights."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equinorm._deviation import LIMITS
+from equinorm.integrations.onnx.errors import OnnxError
+from equinorm.integrations.onnx.files import Stored, stored, tensors
+from equinorm.integrations.onnx.module import OnnxModule
+from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
+from equinorm.integrations.onnx.runtime import FLOOR, apart, outputs
+from equinorm.reporting.files import OutputError, check_target, write_atomically
+
+Files = list[tuple[Path, Callable[[Path], object]]]
+"""Each path, and what writes its content to a temporary one."""
+
+ALIGNMENT = 4096
+"""Bytes to whose multiples external tensors are moved, as memory mapping asks."""
+
+
+def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tensor], force: bool = False) -> float:
+    """Write the file that a module was read from, with the module's weights: same nodes, names, metadata.
+
+    What is written is first run in onnxruntime against the file that was read; only then does it take its name. External data
+    are written beside it, as NAME.data.
+
+    Args:
+        module: as `read` gave it, its weights rescaled.
+        path: the new file, ending in .onnx.
+        args: inputs to verify it on.
+        force: replace a file that exists.
+
+    Returns:
+        The largest relative output difference of the two files in onnxruntime; 0.0 means bitwise equal.
+
+    Raises:
+        OnnxError: if outputs deviate by more than rounding, or the file has changed since it was read.
+        OutputError: if it cannot be written. Nothing is written then.
+    """
+    path = Path(path)
+    check_target(path, (".onnx",), force)
+    written = Written(module, args)
+    write_atomically(written.files(path), force)
+    return written.deviation
+
+
+@dataclass(eq=False)
+class Written:
+    """What is to be written, to be put among other files of one command.
+
+    Attributes:
+        module: as `read` gave it.
+        args: inputs to verify it on.
+        deviation: of the two files' outputs in onnxruntime, once it is written.
+        limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
+            differ by on the old file, if that is more: two sums of the same terms differ by so much.
+    """
+
+    module: OnnxModule
+    args: Sequence[Tensor]
+    deviation: float = math.inf
+    limit: float = field(default=LIMITS[torch.float32], init=False)
+
+    def files(self, path: Path) -> Files:
+        """The files and their writers: the new one, in front of it its external data if it has any.
+
+        Raises:
+            OnnxError: if the file that was read has changed.
+            OutputError: if external data would replace a file.
+        """
+        file, changed = self._changed()
+        found = tensors(file.model.graph)
+        external = {key: proto for key, proto in found.items() if proto.data_location == proto.EXTERNAL}
+        for key in changed.keys() - external.keys():
+            store(found[key], changed[key])
+        if external:
+            return _external(file, external, changed, path, self._check)
+
+        def write_model(place: Path) -> None:
+            place.write_bytes(file.model.SerializeToString())
+            self._check(place)
+
+        return [(path, write_model)]
+
+    def _changed(self) -> tuple[Stored, dict[str, Tensor]]:
+        """The file as it is now, and the tensors of the module that differ from it, by key."""
+        file = stored(self.module.path)
+        self.limit = max(self.limit, 2 * self.module.rounding)
+        found, state, changed = tensors(file.model.graph), self.module.state_dict(), {}
+        for name, key in self.module.keys.items():
+            tensor, proto = state[name], found.get(key)
+            self.limit = max(self.limit, LIMITS[tensor.dtype])
+            if proto is None or FLOATS.get(proto.data_type) != tensor.dtype or tuple(proto.dims) != tuple(tensor.shape):
+                raise OnnxError(
+                    f"{self.module.path} holds no {key} of shape {tuple(tensor.shape)} and {tensor.dtype}. Read it again, and "
+                    "leave shapes and dtypes as they are. Nothing was written."
+                )
+            if not torch.equal(weight(file.numbers(proto))[0], tensor):
+                changed[key] = tensor
+        return file, changed
+
+    def _check(self, place: Path) -> None:
+        """Run the new file against the old one."""
+        old = self.module.path
+        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args), FLOOR)
+        if not self.deviation <= self.limit:
+            raise OnnxError(
+                f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
+                f"more than {self.limit:g}. Nothing was written. Scales that are powers of two change no mantissa."
+            )
+
+
+def _external(
+    file: Stored, external: dict[str, Any], changed: dict[str, Tensor], path: Path, check: Callable[[Path], None]
+) -> Files:
+    """The external data and the model, which must be new files: no crash then mixes old and new."""
+    data = path.with_name(path.name + ".data")
+    if path.exists() or data.exists():
+        taken = path if path.exists() else data
+        raise OutputError(f"{taken} exists, and with external data nothing is replaced. Write to another name.")
+    places: dict[str, tuple[int, int]] = {}
+    names = [data.name]
+
+    def write_data(place: Path) -> None:
+        with open(place, "wb") as stream:
+            for key, proto in external.items():
+                stream.write(bytes(-stream.tell() % ALIGNMENT))
+                array = to_array(changed[key]) if key in changed else file.numbers(proto)
+                raw, start = array.tobytes(), stream.tell()
+                stream.write(raw)
+                places[key] = start, len(raw)
+        names.insert(0, place.name)
+
+    def write_model(place: Path) -> None:
+        for name in names:  # verified while it names the temporary file
+            for key, proto in external.items():
+                _locate(proto, name, *places[key])
+            place.write_bytes(file.model.SerializeToString())
+            if name != data.name:
+                check(place)
+
+    return [(data, write_data), (path, write_model)]
+
+
+def _locate(proto: Any, name: str, start: int, length: int) -> None:
+    """Say where the numbers of an external tensor are."""
+    del proto.external_data[:]
+    for key, value in (("location", name), ("offset", start), ("length", length)):
+        entry = proto.external_data.add()
+        entry.key, entry.value = key, str(value)
