@@ -68,17 +68,17 @@ def test_scales_stay_within_bounds(uneven):
     assert float(found.log_scales.abs().max()) == pytest.approx(math.log(2.0))
 
 
-def test_bias_correction_takes_out_what_rounding_shifts():
-    net, x = perceptron(0, (8, 24, 24, 6), 0.5)
-    net[0].bias = None
+def test_bias_correction_takes_out_what_rounding_shifts(uneven):
+    net, x = copy.deepcopy(uneven[0]), uneven[1]
+    net.grouped.bias = None
     plain, corrected = (
-        equinorm.equalize(net, x, calibration=[x], scheme="w4a8-tensor", bias_correction=wanted) for wanted in (False, True)
+        equinorm.equalize(net, x, calibration=[x], scheme="w5a8-tensor", bias_correction=wanted) for wanted in (False, True)
     )
     assert corrected.measured_after > plain.measured_after + 1
     assert corrected.measured() == pytest.approx((corrected.measured_before, corrected.measured_after), abs=1e-6)
-    assert set(corrected.corrections) == {"0.weight", "2.weight", "4.weight"}
-    assert net[0].bias is None
-    assert corrected.model[0].bias is not None
+    assert set(corrected.corrections) == {f"{name}.weight" for name in ("first", "depthwise", "grouped", "up", "twice")}
+    assert net.grouped.bias is None
+    assert corrected.model.grouped.bias is not None
     assert not plain.corrections
 
 

@@ -54,7 +54,7 @@ def test_its_logarithm_is_convex_and_power_means_are_below_it_with_the_right_gra
 
 @pytest.mark.parametrize("scheme", ["w8a8-tensor", "w8a8", "w6-tensor"])
 def test_prediction_is_what_rounding_costs(scheme):
-    """On the mean over networks, to 1.5 dB: single draws differ by some dB, and the largest weights are rounded to themselves."""
+    """On the mean over networks, to 1.5 dB: draws differ by some dB, and the largest weights are rounded to themselves."""
     net, x = perceptron(0, (8, 24, 24, 6), 0.2)
     symmetries, points = find_points(net, (x,), None, Scheme.parse(scheme))
     scalings, z = by_name(symmetries.scalings), torch.zeros(symmetries.num_free, dtype=torch.float64)
