@@ -68,18 +68,37 @@ def test_scales_stay_within_bounds(uneven):
     assert float(found.log_scales.abs().max()) == pytest.approx(math.log(2.0))
 
 
-def test_bias_correction_takes_out_what_rounding_shifts(uneven):
-    net, x = copy.deepcopy(uneven[0]), uneven[1]
-    net.grouped.bias = None
+def test_bias_correction_takes_out_what_rounding_shifts():
+    """Means over many positions and samples show what single errors do on average."""
+    torch.manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    layers = nn.Conv2d(2, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 16, 1, bias=False), nn.ReLU(), *head
+    net, x = nn.Sequential(*layers).double().eval(), torch.randn(16, 2, 8, 8, dtype=torch.float64)
     plain, corrected = (
-        equinorm.equalize(net, x, calibration=[x], scheme="w5a8-tensor", bias_correction=wanted) for wanted in (False, True)
+        equinorm.equalize(net, x, calibration=[x], scheme="w4a8-tensor", bias_correction=wanted) for wanted in (False, True)
     )
-    assert corrected.measured_after > plain.measured_after + 1
+    assert corrected.measured_after > plain.measured_after + 6
     assert corrected.measured() == pytest.approx((corrected.measured_before, corrected.measured_after), abs=1e-6)
-    assert set(corrected.corrections) == {f"{name}.weight" for name in ("first", "depthwise", "grouped", "up", "twice")}
-    assert net.grouped.bias is None
-    assert corrected.model.grouped.bias is not None
+    assert set(corrected.corrections) == {"0.weight", "2.weight", "6.weight"}
+    assert net[2].bias is None
+    assert corrected.model[2].bias is not None
     assert not plain.corrections
+
+
+def test_normalizations_are_folded_and_bounds_set_free():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)]
+    net = nn.Sequential(*layers, nn.ReLU6(), nn.Conv2d(8, 4, 1)).double().eval()
+    for norm in (net[1], net[4]):
+        nn.init.uniform_(norm.weight, 0.1, 9.0)
+    x = torch.randn(8, 2, 9, 9, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor")
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+    assert found.symmetries.num_free == 16
+    assert found.noise_after > found.noise_before + 1
+    assert dict(found.preparation.folded) == {"1": "0", "4": "3"}
+    assert {type(module).__name__ for module in found.model} == {"Conv2d", "Identity", "Clamp"}
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
 def test_random_inputs_do_without_data(uneven):
