@@ -60,5 +60,5 @@ def noise_of(net, x, scheme):
     """The noise of a network, its symmetries, and the statistics."""
     symmetries, points = find_points(net, (x,), None, Scheme.parse(scheme) if isinstance(scheme, str) else scheme)
     seen = gather(net, points, [((x,), {})])
-    found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
+    _, found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     return Noise(found, symmetries.num_free), symmetries, seen
