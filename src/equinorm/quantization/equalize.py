@@ -233,17 +233,26 @@ class _Taken:
     def measure(
         model: nn.Module, points: tuple[Point, ...], seen: Statistics, symmetries: Symmetries, z: Tensor, batches: list[Batch]
     ) -> "_Taken":
-        """All of z, or as much of it as makes the rounded network no worse than it was."""
+        """All of z, or as much of it as makes the rounded network no worse than it was.
 
-        def simulation(share: float) -> Simulation:
-            return Simulation(model, points, seen.activations, by_name(symmetries.scalings), share * z)
+        What decides is measured with bounds of activations from half of the data: the more even channels are, the more of them
+        reach beyond bounds on data that were not seen.
+        """
+        halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
+        scalings = by_name(symmetries.scalings)
 
-        before, after = signal_to_noise([simulation(0.0), simulation(1.0)], batches)
-        if after >= before:
+        def simulation(share: float, activations: Mapping[tuple[str, int], Activation] = seen.activations) -> Simulation:
+            return Simulation(model, points, activations, scalings, share * z)
+
+        before, after, *half = signal_to_noise(
+            [simulation(0.0), simulation(1.0), *(simulation(s, halves) for s in (0.0, 1.0))], batches
+        )
+        if half[1] >= half[0]:
             return _Taken(z, before, after, 1.0)
-        tried = signal_to_noise([simulation(share) for share in FALLBACKS], batches)
-        best, share = max([*zip(tried, FALLBACKS, strict=True), (before, 0.0)])
-        return _Taken(share * z, before, best, share)
+        tried = signal_to_noise([simulation(share, halves) for share in FALLBACKS], batches)
+        _, share = max([*zip(tried, FALLBACKS, strict=True), (half[0], 0.0)])
+        (after,) = signal_to_noise([simulation(share)], batches)
+        return _Taken(share * z, before, after, share)
 
 
 def _corrected(
@@ -266,8 +275,8 @@ def _scaled(seen: Statistics, points: tuple[Point, ...], z: Tensor) -> dict[tupl
         scales = point.scaling.log_scales(z).exp().expand(point.scaling.shape).reshape(-1)
         was = seen.activations[point.key]
         squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
-        bounds = [part * scales for part in (was.low, was.high, was.lows, was.highs)]
-        found[point.key] = Activation(*bounds, *squares)
+        low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
+        found[point.key] = Activation(low, high, (half[0], half[1]), lows, highs, *squares)
     return found
 
 

@@ -24,7 +24,7 @@ MASS = 1 / 16
 """A value that this share of a channel's entries has is rounded alike everywhere."""
 
 
-TAIL, GROWTH = 8, 30.0
+TAIL, GROWTH = 8, 100.0
 """Samples from which tails are told, and how many times more samples their bounds should hold for."""
 
 
@@ -35,6 +35,7 @@ class Activation:
     Attributes:
         low: least entry, at most 0.
         high: largest entry, at least 0.
+        half: both from every other pass alone.
         lows: least entries of the samples that went lowest, of shape (samples, channels), those first.
         highs: largest entries of those that went highest.
         sensitivity: mean over samples of Σ (∂y/∂x)², over positions and outputs: the noise that errors of variance 1 make.
@@ -44,6 +45,7 @@ class Activation:
 
     low: Tensor
     high: Tensor
+    half: tuple[Tensor, Tensor]
     lows: Tensor
     highs: Tensor
     sensitivity: Tensor
@@ -223,11 +225,12 @@ class _Pass:
         low, high = low.double().clamp(max=0).cpu(), high.double().clamp(min=0).cpu()
         seen = self.found.activations.get(point.key)
         if seen is None:
-            self.found.activations[point.key] = Activation(
-                low, high, _top(lows, False), _top(highs, True), sensitivity, coherent
-            )
+            tops = _top(lows, False), _top(highs, True)
+            self.found.activations[point.key] = Activation(low, high, (low, high), *tops, sensitivity, coherent)
             return
         seen.lows, seen.highs = _top(torch.cat([seen.lows, lows]), False), _top(torch.cat([seen.highs, highs]), True)
+        if self.found.passes % 2 == 0:
+            seen.half = torch.minimum(seen.half[0], low), torch.maximum(seen.half[1], high)
         seen.low, seen.high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
         seen.sensitivity += sensitivity
         seen.coherent += coherent
