@@ -292,7 +292,7 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, taken: _
     if taken.share == 1.0:
         return share
     kept = f"{taken.share:g} of the log-scales are taken" if taken.share else "the scales are left as they were"
-    return f"{share}; measured, that rounds worse, so that {kept}"
+    return f"{share}; by measurement, {kept}"
 
 
 class _Clock:
