@@ -10,6 +10,8 @@ from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
+from equinorm.quantization.equalization import Equalization
+from equinorm.quantization.equalize import equalize, equalize_
 from equinorm.rescaling.optimizer_state import register_optimizer
 from equinorm.training.enorm import ENorm
 
@@ -19,6 +21,7 @@ __all__ = [
     "Balance",
     "BalanceError",
     "ENorm",
+    "Equalization",
     "EqualizeError",
     "EquinormError",
     "Equivalence",
@@ -34,6 +37,8 @@ __all__ = [
     "balance",
     "balance_",
     "deviation",
+    "equalize",
+    "equalize_",
     "equivalence",
     "quantization",
     "register_optimizer",

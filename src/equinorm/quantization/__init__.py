@@ -7,5 +7,6 @@ imports training or cli.
 from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import Preparation, prepare
+from equinorm.quantization.scheme import Scheme
 
-__all__ = ["Clamp", "Preparation", "prepare", "settle_"]
+__all__ = ["Clamp", "Preparation", "Scheme", "prepare", "settle_"]

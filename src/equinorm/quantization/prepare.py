@@ -108,6 +108,7 @@ def prepare(
     prepared = duplicate(model, "to prepare the copy")
     folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
     freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
+    prepared.eval()  # also what was put in
     apart = deviation(model, prepared, args, kwargs)
     limit = LIMITS[coarsest(model)] if limit is None else limit
     if not apart <= limit:
