@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
-    *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
+    *["discovery", "rescaling", "permuting", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
     *["reporting", "experiments", "cli", "integrations"],
 ]
 """Folders and files at the package's root, from the ground up."""
@@ -22,7 +22,8 @@ CORE = FLOORS[: FLOORS.index("__init__") + 1]
 STRANGERS = {
     "native": ["_memory", "_modules", "_scaling"],
     "rescaling": ["discovery"],
-    "balancing": ["discovery"],
+    "balancing": ["discovery", "permuting"],
+    "permuting.laws": ["discovery.graph", "permuting.interpreter", "permuting.discover"],
     "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
     "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],
     "experiments": [],

@@ -5,25 +5,33 @@ import importlib.metadata
 from equinorm import rules
 from equinorm._deviation import deviation
 from equinorm._equivalence import Equivalence, equivalence
-from equinorm._errors import BalanceError, EquinormError, EquivalenceError, ExportError, RescaleError
+from equinorm._errors import BalanceError, EquinormError, EquivalenceError, ExportError, PermutationError, RescaleError
 from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
+from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
+from equinorm.permuting.permutations import Permutations, permutations
 from equinorm.rescaling.optimizer_state import register_optimizer
 from equinorm.training.enorm import ENorm
 
 __version__ = importlib.metadata.version("equinorm")
 
 __all__ = [
+    "AxisPart",
+    "AxisPin",
     "Balance",
     "BalanceError",
+    "ChannelFamily",
     "ENorm",
     "EquinormError",
     "Equivalence",
     "EquivalenceError",
     "ExportError",
     "Family",
+    "PermutationError",
+    "PermutationSpec",
+    "Permutations",
     "Pin",
     "Reason",
     "RescaleError",
@@ -34,6 +42,7 @@ __all__ = [
     "balance_",
     "deviation",
     "equivalence",
+    "permutations",
     "register_optimizer",
     "register_rule",
     "rules",

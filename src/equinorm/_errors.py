@@ -28,6 +28,10 @@ class BalanceError(EquinormError):
     """The weights cannot be balanced as asked; nothing was written."""
 
 
+class PermutationError(EquinormError):
+    """A permutation was refused; nothing was written."""
+
+
 class EquivalenceError(EquinormError):
     """Two models cannot be compared."""
 
