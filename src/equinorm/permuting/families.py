@@ -15,6 +15,7 @@ class AxisPart:
     Attributes:
         tensor: first name of the tensor.
         axis: of the tensor.
+        size: how many channels.
         offset: where the segment begins.
         inner: consecutive entries that belong to each channel.
         outer: how often the channels come anew, and after how many entries; one pair for each loop around them.
@@ -23,16 +24,19 @@ class AxisPart:
 
     tensor: str
     axis: int
+    size: int
     offset: int = 0
     inner: int = 1
     outer: tuple[tuple[int, int], ...] = ()
     is_whole: bool = True
 
     def __str__(self) -> str:
-        start = f"{self.offset}:" if self.offset else ""
-        block = f" in blocks of {self.inner}" if self.inner > 1 else ""
-        again = "".join(f", {count} times" for count, _ in self.outer)
-        return f"{self.tensor}[{self.axis}]{f'[{start}]' if start else ''}{block}{again}"
+        place = f"{self.tensor}[{self.axis}]"
+        if self.is_whole:
+            return place
+        segment = f"[{self.offset}:]" if self.offset else ""
+        around = "".join(f"{count}×" for count, _ in self.outer)
+        return f"{place}{segment} as {around}[{self.size}]{f'×{self.inner}' if self.inner > 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)

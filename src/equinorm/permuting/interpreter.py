@@ -106,8 +106,10 @@ class Interpreter:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
         if key(target) in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
+        if is_static(result) and all(not part.numel() for part in _parts(result)):
+            return pinned(result, self.book.because("has no entries"))
         found = find(target)
-        if found is None or not is_static(result) or not _is_plain(result, tensors):
+        if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
             return self._unknown(node, tensors)
         call = Call(target, bind(target, args, kwargs), result)
         if key(target) in _RESHAPES.split() and isinstance(call.input, Laid):
@@ -132,10 +134,13 @@ class Interpreter:
         return pinned(node.meta.get("val"), self.book.because(detail))
 
 
-def _is_plain(result: Any, tensors: list[Laid | Stacked]) -> bool:
-    """Are there entries in everything?"""
-    parts = result if isinstance(result, (list, tuple)) else [result]
-    return all(0 not in part.shape for part in (*parts, *tensors))
+def _parts(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _is_plain(result: Any, tensors: list[Laid | Stacked], name: str) -> bool:
+    """Are there entries in everything? Tensors that are joined may have none."""
+    return all(0 not in part.shape for part in (*_parts(result), *(tensors if name != "cat" else ())))
 
 
 def _wholes(book: Book, argument: Any) -> Any:

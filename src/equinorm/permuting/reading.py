@@ -20,7 +20,7 @@ def families(axes: Mapping[Source, Sequence[Axis]], dependence: Dependence) -> t
             whole = resolved(axis)
             for atom, offset, inner, outer in _parts(whole, 0, 1, ()):
                 if atom.pinned is None:
-                    part = AxisPart(source.names[0], place, offset, inner, outer, len(whole) == 1 and whole[0] is atom)
+                    part = AxisPart(source.names[0], place, atom.size, offset, inner, outer, len(whole) == 1 and whole[0] is atom)
                     found.setdefault(atom, []).append(part)
     names: dict[str, int] = {}
     result = []

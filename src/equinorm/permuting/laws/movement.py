@@ -102,10 +102,10 @@ def repeated_each(book: Book, call: Call) -> Laid:
     return Laid(tuple(axes))
 
 
-@law("cat concat concatenate")
+@law("cat")
 def joined(book: Book, call: Call) -> Laid:
     """Axes one after the other; the others are permuted alike."""
-    values = [value for value in call.tensors if value.shape != (0,)]
+    values = [value for value in call.tensors if 0 not in value.shape]
     place = call.dim % len(call.shape)
     others = [Laid(tuple(() if at == place else axis for at, axis in enumerate(value.axes))) for value in values]
     axes = list(book.join(*others))
@@ -184,8 +184,13 @@ def sliced(book: Book, call: Call) -> Laid | Stacked:
         book.pin_axis(value.axes[place], "takes every other entry")
         book.mixes(value.axes, [place])
         return Laid((*value.axes[:place], book.fixed(length), *value.axes[place + 1 :]))
-    sizes = [part for part in (start, length, size - start - length) if part]
-    return _pieces(book, call.input, place, sizes)[1 if start else 0]
+    return segment(book, call.input, place, start, length)
+
+
+def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
+    """Consecutive entries of an axis."""
+    sizes = [part for part in (start, length, value.shape[place] - start - length) if part]
+    return _pieces(book, value, place, sizes)[1 if start else 0]
 
 
 @law("roll flip fliplr flipud rot90 tril triu fft_fftshift fft_ifftshift")

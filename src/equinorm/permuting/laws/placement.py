@@ -1,8 +1,10 @@
 """Entries that an index names: it tells them apart along the axes that it names, and along no other."""
 
+import torch
+
 from equinorm.discovery.rules import Call
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws.movement import along
+from equinorm.permuting.laws.movement import along, segment
 from equinorm.permuting.laws.registry import law
 from equinorm.permuting.values import Laid
 
@@ -53,6 +55,11 @@ def indexed(book: Book, call: Call) -> Laid:
         book.pin(call.input, "an index tells its entries apart")
         return Laid(tuple(map(book.fixed, call.shape)))
     place = named[0]
+    number = indices[place].number
+    if number is not None and number.dim() == 1 and len(number) and not number.dtype.is_floating_point:
+        first = int(number[0]) % call.input.shape[place] if number.dtype != torch.bool else -1
+        if first >= 0 and number.tolist() == list(range(int(number[0]), int(number[0]) + len(number))):
+            return segment(book, call.input, place, first, len(number))
     new = len(call.shape) - len(indices) + 1
     value = call.input.axes
     book.pin_axis(value[place], "an index tells its entries apart")
