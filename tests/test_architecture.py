@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
-    *["discovery", "rescaling", "permuting", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
+    *[
+        "discovery",
+        "rescaling",
+        "permuting",
+        "balancing",
+        "_symmetries",
+        "_deviation",
+        "_equivalence",
+        "training",
+        "rules",
+        "__init__",
+    ],
     *["reporting", "experiments", "cli", "integrations"],
 ]
 """Folders and files at the package's root, from the ground up."""

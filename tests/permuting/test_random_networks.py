@@ -12,7 +12,7 @@ from random_networks.networks import Network, arguments, networks
 
 import equinorm
 
-EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "30"))
 
 
 def test_random_members_leave_outputs_unchanged() -> None:
@@ -23,8 +23,9 @@ def test_random_members_leave_outputs_unchanged() -> None:
     def holds(network: Network) -> None:
         seen["networks"] += 1
         args = arguments(network, seed=1)
-        if network.casts or not condition(network, args) < CONDITION:
+        if network.casts or not condition(network, args) < CONDITION:  # sums in another order are rounded in another way
             return
+        seen["tame"] += 1
         with contextlib.suppress(equinorm.ExportError):
             permutations = equinorm.permutations(network, args)
             original = copy.deepcopy(network)
@@ -35,4 +36,4 @@ def test_random_members_leave_outputs_unchanged() -> None:
             assert found <= 1e-12, f"{found}\n{permutations.details()}"
 
     holds()
-    assert seen["free"] >= 0.3 * seen["networks"], seen
+    assert seen["free"] >= 0.2 * seen["tame"] > 0, seen

@@ -13,6 +13,8 @@ from typing import Union
 
 from equinorm._scaling import Reason
 
+_NUMBERS = itertools.count()
+
 
 @dataclass(eq=False, slots=True)
 class Atom:
@@ -20,14 +22,14 @@ class Atom:
 
     Attributes:
         size: how many.
-        order: when it was made; of two that became one, the earlier.
+        order: when it was made, parts of it after it; of two that became one, the earlier.
         pinned: why they cannot be permuted; None if they can.
         same: the atom that it has become one with.
         parts: the axis that it has turned out to be.
     """
 
     size: int
-    order: int = field(default_factory=itertools.count().__next__)
+    order: tuple[int, ...] = field(default_factory=lambda: (next(_NUMBERS),))
     pinned: Reason | None = None
     same: "Atom | None" = None
     parts: "Axis | None" = None
@@ -58,6 +60,11 @@ def size_of(axis: Axis) -> int:
 def fresh(size: int, pinned: Reason | None = None) -> Axis:
     """An axis of one new atom."""
     return () if size == 1 else (Atom(size, pinned=pinned),)
+
+
+def _parts_of(atom: Atom, sizes: Sequence[int]) -> list[Axis]:
+    """Axes of new atoms that are parts of one."""
+    return [() if size == 1 else (Atom(size, (*atom.order, place)),) for place, size in enumerate(sizes)]
 
 
 def resolved(axis: Axis) -> Axis:
@@ -174,10 +181,10 @@ def _split_off(factor: Factor, size: int, reason: Reason) -> list[Factor] | None
     if factor.size % size or size == 0:
         return None
     if isinstance(factor, Atom):
-        _become(factor, (*fresh(size), *fresh(factor.size // size)))
+        front, rest = _parts_of(factor, [size, factor.size // size])
+        _become(factor, (*front, *rest))
         return list(resolved((factor,)))
-    rest = factor.size // size
-    pieces = cut((factor,), [rest] * size, reason)
+    pieces = cut((factor,), [factor.size // size] * size, reason)
     if pieces is None:
         return None
     for piece in pieces[1:]:  # as many alike: each is permuted as the first
@@ -224,9 +231,9 @@ def cut(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis] | None:
         pieces = cut((head,), [size // block for size in sizes], reason)
         return None if pieces is None else [(*piece, *rest) for piece in pieces]
     if isinstance(head, Atom):
-        terms = tuple(fresh(size) for size in sizes)
-        _become(head, (Sum(terms),))
-        return list(terms)
+        terms = _parts_of(head, sizes)
+        _become(head, (Sum(tuple(terms)),))
+        return terms
     return _cut_sum(list(head.terms), sizes, reason)
 
 

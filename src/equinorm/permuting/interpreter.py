@@ -157,5 +157,3 @@ def _number(argument: Any) -> Any:
     if isinstance(argument, Laid):
         return argument.number
     return type(argument)(_number(item) for item in argument) if isinstance(argument, (list, tuple)) else argument
-
-

@@ -107,9 +107,7 @@ class Permutations:
         return PermutationSpec(forward, backward)
 
     @on_cpu()
-    def permute_(
-        self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: optim.Optimizer | None = None
-    ) -> None:
+    def permute_(self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: optim.Optimizer | None = None) -> None:
         """Permute the model in place, all tensors or none: channel `order[i]` of a family comes to place i.
 
         Parameters, buffers, gradients and the state of `optimizer` move along. Outputs are the same, bitwise where sums have a
@@ -134,7 +132,9 @@ class Permutations:
         """
         orders = self._orders(permutation)
         self._guard.check()
-        tensors = dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
+        tensors = dict(
+            [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
+        )
         moves: list[Move] = []
         moving: dict[int, tuple[str, list[Tensor | None]]] = {}
         for source, axes in self._axes.items():
@@ -201,7 +201,9 @@ class Permutations:
             f"{f'{f.orders} × ' if f.within else ''}{f.size} channels of {f.name}, along {count(len(f.axes), 'axis', 'axes')}"
             for f in self.families
         ]
-        reasons = [f"{channels} channels on {count(axes, 'axis', 'axes')} by {name}" for name, channels, axes in self._reasons()]
+        reasons = [
+            f"{channels} channels on {count(axes, 'axis', 'axes')} by {name}" for name, channels, axes in self._reasons()
+        ]
         lines = [self._heading(), *(f"  {line}" for line in shortened(rows, _FAMILIES, "families"))]
         lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, _REASONS, "reasons"))]
         return "\n".join([*lines, "permutations.details() shows every axis and every pin."])

@@ -12,6 +12,7 @@ from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.laws.contraction import KERNEL
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily
 
+
 def families(axes: Mapping[Source, Sequence[Axis]], dependence: Dependence) -> tuple[list[Atom], tuple[ChannelFamily, ...]]:
     """The free atoms of the model's tensors, and what is known of each."""
     found: dict[Atom, list[AxisPart]] = {}
@@ -20,7 +21,9 @@ def families(axes: Mapping[Source, Sequence[Axis]], dependence: Dependence) -> t
             whole = resolved(axis)
             for atom, offset, inner, outer in _parts(whole, 0, 1, ()):
                 if atom.pinned is None:
-                    part = AxisPart(source.names[0], place, atom.size, offset, inner, outer, len(whole) == 1 and whole[0] is atom)
+                    part = AxisPart(
+                        source.names[0], place, atom.size, offset, inner, outer, len(whole) == 1 and whole[0] is atom
+                    )
                     found.setdefault(atom, []).append(part)
     names: dict[str, int] = {}
     result = []

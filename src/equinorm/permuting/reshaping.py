@@ -13,8 +13,8 @@ from equinorm.permuting.atoms import Axis, cut, is_pinned, split_front
 _MOST = 8
 """Most values that are packed into one axis."""
 
-_FOLLOWED = """view reshape flatten unflatten _unsafe_view permute transpose movedim unsqueeze squeeze contiguous clone to
-_to_copy alias detach"""
+_RESHAPES = "view reshape flatten unflatten _unsafe_view"
+_FOLLOWED = f"{_RESHAPES} permute transpose movedim unsqueeze squeeze contiguous clone to _to_copy alias detach"
 _TAKEN = "select unbind split split_with_sizes chunk slice narrow"
 
 
@@ -49,9 +49,7 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[int], reason: Reason) -> list
     return found
 
 
-def unpacked(
-    axes: Sequence[Axis], sizes: Sequence[int], node: fx.Node, reason: Reason
-) -> tuple[int, list[list[Axis]]] | None:
+def unpacked(axes: Sequence[Axis], sizes: Sequence[int], node: fx.Node, reason: Reason) -> tuple[int, list[list[Axis]]] | None:
     """Axes of each part where the new shape has an axis that is taken apart later: its place, and the parts without it."""
     for inputs, outputs in groups([math.prod(f.size for f in axis) for axis in axes], sizes):
         whole: Axis = tuple(factor for place in inputs for factor in axes[place])
@@ -87,6 +85,8 @@ def _takes_apart(node: fx.Node, places: Tensor) -> bool:
         return False
     if name in ("to", "_to_copy", "contiguous", "clone", "alias", "detach"):
         result = places
+    elif name in _RESHAPES.split():
+        result = places.reshape(node.meta["val"].shape)
     else:
         result = node.target(places, *node.args[1:], **node.kwargs)
     if name in _TAKEN.split():

@@ -70,7 +70,9 @@ def permute_all_(moves: Sequence[Move]) -> None:
             if not isinstance(error, Exception):
                 raise
             what = moves[len(begun) - 1 if begun and begun[-1][1] is not None else len(begun)].what
-            outcome = f"These could not be put back, load them again: {', '.join(lost)}." if lost else "All is as it was before."
+            outcome = (
+                f"These could not be put back, load them again: {', '.join(lost)}." if lost else "All is as it was before."
+            )
             raise PermutationError(f"writing {what} failed: {type(error).__name__}: {error}. {outcome}") from error
 
 

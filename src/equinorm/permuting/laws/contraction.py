@@ -77,8 +77,10 @@ def einsum(book: Book, call: Call) -> Laid:
     terms, arrow, out = equation.partition("->")
     named = [part.replace("...", "") for part in terms.split(",")]
     unused = [letter for letter in ascii_uppercase + ascii_lowercase if letter not in equation]
-    rests = [len(value.axes) - len(own) if "..." in part else 0 for part, own, value in
-             zip(terms.split(","), named, call.tensors, strict=True)]
+    rests = [
+        len(value.axes) - len(own) if "..." in part else 0
+        for part, own, value in zip(terms.split(","), named, call.tensors, strict=True)
+    ]
     rest = "".join(unused[: max(rests)])
     parts = [part.replace("...", rest[len(rest) - count :]) for part, count in zip(terms.split(","), rests, strict=True)]
     if not arrow:

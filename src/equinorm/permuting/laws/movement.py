@@ -217,7 +217,9 @@ def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells 
 def padded(book: Book, call: Call) -> Laid:
     """New entries around an axis: constant ones may be permuted among themselves."""
     amounts = list(call.get("pad") or call.get("padding"))
-    is_constant = call.operator.overloadpacket.__name__ in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
+    is_constant = (
+        call.operator.overloadpacket.__name__ in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
+    )
     rank = len(call.shape)
     changed = [rank - 1 - place // 2 for place in range(0, len(amounts), 2) if amounts[place] or amounts[place + 1]]
     if not is_constant or min(amounts, default=0) < 0:

@@ -36,11 +36,15 @@ def gathered(book: Book, call: Call) -> Laid:
             if at != place and value.shape[at] != call.shape[at]:
                 book.pin_axis(axis, "an index tells its entries apart")
     moved = along(book, call.input, [place], call.shape, "an index tells its entries apart")
-    axes = [axis if moved.shape[at] == size else book.fixed(size) for at, (axis, size) in
-            enumerate(zip(moved.axes, call.shape, strict=True))]
+    axes = [
+        axis if moved.shape[at] == size else book.fixed(size)
+        for at, (axis, size) in enumerate(zip(moved.axes, call.shape, strict=True))
+    ]
     axes[place] = index.axes[place]
-    others = [book.same(one, other) if at != place and index.shape[at] == call.shape[at] else one
-              for at, (one, other) in enumerate(zip(axes, index.axes, strict=True))]
+    others = [
+        book.same(one, other) if at != place and index.shape[at] == call.shape[at] else one
+        for at, (one, other) in enumerate(zip(axes, index.axes, strict=True))
+    ]
     return Laid(tuple(others))
 
 
