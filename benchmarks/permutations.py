@@ -1,9 +1,10 @@
 """Permutations on everything that people run: families, channels, pins, times, and the deviation of a random member.
 
-    python benchmarks/permutations.py torchvision timm transformers [--models resnet18] [--output benchmarks/results/permutations.jsonl]
+    python benchmarks/permutations.py torchvision timm transformers [--models resnet18] [--output results.jsonl]
 
-Of each family of the zoo the model that benchmarks/results/zoo.jsonl ran is built in float64, permuted at random, and run before
-and after. The time of discovery stands beside that of scales on the same export. What --output holds already is not repeated.
+Of each family of the zoo the model that benchmarks/results/zoo.jsonl ran is built in float64, permuted at random, and run
+before and after. The time of discovery stands beside that of scales on the same model. What --output holds already
+is not repeated.
 """
 
 import argparse

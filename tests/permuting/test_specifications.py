@@ -1,6 +1,7 @@
 """What is found is what is written by hand for Git Re-Basin: for multilayer perceptrons, VGG-16, ResNet-20 and ResNet-50."""
 
 import importlib.util
+import itertools
 
 import pytest
 import torch
@@ -34,13 +35,13 @@ def dense(name: str) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
 
 def chain(names: list[str]) -> Groups:
     """One layer's out-axes with the next one's in-axes."""
-    return {frozenset(dense(a)[0] | dense(b)[1]) for a, b in zip(names, names[1:], strict=False)}
+    return {frozenset(dense(a)[0] | dense(b)[1]) for a, b in itertools.pairwise(names)}
 
 
 def test_multilayer_perceptron():
     widths = [784, 512, 512, 512, 10]
     with torch.device("meta"):
-        layers = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())][:-1]
+        layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())][:-1]
         found = groups(nn.Sequential(*layers), torch.randn(1, 784))
     assert found == chain(["0", "2", "4", "6"])
 

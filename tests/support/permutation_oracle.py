@@ -1,7 +1,8 @@
 """An independent count of permutations: no graph, no laws, only numbers.
 
-On a network whose axes have at most four entries, every choice of an involution for each axis of each parameter is tried (products
-of transpositions of disjoint entries; the others follow from these). Those that leave the outputs as they were are all there are.
+On a network whose axes have at most four entries, every choice of an involution for each axis of each parameter is tried
+(products of transpositions of disjoint entries; the others follow from these). Those that leave the outputs as they were are
+all there are.
 """
 
 import itertools

@@ -1,15 +1,14 @@
 """Axes in parts: an axis is a product of atoms and of sums, each atom a set of channels that may be permuted.
 
-Where a network looks at an axis of 12 entries as (3, 4), its atom of 12 becomes a product of two; where it cuts it into 5 and 7,
-a sum. Where two axes must be permuted alike, their atoms become one. All three only make the group of permutations smaller, so
-that a law that held before holds after.
+Where a network looks at an axis of 12 entries as (3, 4), its atom of 12 becomes a product of two; where it cuts it into 5 and
+7, a sum. Where two axes must be permuted alike, their atoms become one. All three only make the group of permutations smaller,
+so that a law that held before holds after.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Union
 
 from equinorm._scaling import Reason
 
@@ -47,7 +46,7 @@ class Sum:
         return sum(map(size_of, self.terms))
 
 
-Factor = Union[Atom, Sum]
+Factor = Atom | Sum
 Axis = tuple[Factor, ...]
 """Factors, the slowest first. The empty product is an axis of size 1."""
 

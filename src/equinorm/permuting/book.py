@@ -15,8 +15,8 @@ class Book:
 
     Attributes:
         reason: the operation that is being looked at.
-        spaces: axes of every value, and of every sum of products before it is summed. What is permuted in one axis may depend on
-            places in another only where both stand in each of these.
+        spaces: axes of every value, and of every sum of products before it is summed. What is permuted in one axis may depend
+            on places in another only where both stand in each of these.
     """
 
     reason: Reason = field(default_factory=lambda: Reason("model"))

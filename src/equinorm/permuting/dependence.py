@@ -1,6 +1,7 @@
 """On which places an order of channels may depend: whole heads may be permuted, and the channels of each head by themselves.
 
-An order may be another one at each place of a second axis only if every value in which its channels stand has that axis too, once.
+An order may be another one at each place of a second axis only if every value in which its channels stand has that axis too,
+once.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

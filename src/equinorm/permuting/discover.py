@@ -1,4 +1,4 @@
-"""From a model to its families of channels: export it for every call and mode, run the graphs on axes, read off what is free."""
+"""From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
 
 import itertools
 import time

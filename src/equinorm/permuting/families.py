@@ -46,8 +46,8 @@ class ChannelFamily:
     Attributes:
         name: the first tensor and axis in which they stand.
         size: how many channels.
-        within: sizes of the axes at each place of which the order may be another one: heads around the channels of a head, groups
-            around the channels of a group. Empty for most.
+        within: sizes of the axes at each place of which the order may be another one: heads around the channels of a head,
+            groups around the channels of a group. Empty for most.
         axes: all that moves along.
     """
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
 from equinorm.discovery.interpreter import reason_of
-from equinorm.discovery.rules import Call, key
+from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws import ON_STACKS, find
+from equinorm.permuting.laws import ON_STACKS, Call, find
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
@@ -67,7 +68,7 @@ class Interpreter:
                 self.book.see(part.axes)
 
     def _arguments(self, arguments: Any) -> Any:
-        return fx.node.map_arg(arguments, self.values.__getitem__)
+        return map_arg(arguments, self.values.__getitem__)
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor, nn, optim
 
 from equinorm._arguments import further_inputs
-from equinorm._display import as_html, count, shortened
-from equinorm._errors import EquinormError, ExportError, PermutationError, describe
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._errors import EquinormError, ExportError, PermutationError
 from equinorm._memory import storage_of
+from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm.discovery.values import Source
+from equinorm.permuting import description
 from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
@@ -20,12 +20,6 @@ from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
 from equinorm.rescaling.model_guard import ModelGuard
-
-SCREEN = 24
-"""Most lines about families and pins that are shown instead of a summary."""
-
-_FAMILIES, _REASONS = 9, 9
-"""Most lines of a summary about each."""
 
 Permutation = tuple[Tensor, ...]
 """For each family the channel that comes to each place, of shape `family.shape`."""
@@ -63,7 +57,7 @@ class Permutations:
     @property
     def num_channels(self) -> int:
         """Channels that can be permuted, those of each head or group counted apart."""
-        return sum(family.size * family.orders for family in self.families)
+        return description.channels(self.families)
 
     def identity(self) -> Permutation:
         """The permutation that moves nothing."""
@@ -119,8 +113,9 @@ class Permutations:
             optimizer: whose state to move along.
 
         Raises:
-            PermutationError: if an order is no permutation of its channels, if the model has changed since it was analysed, or if
-                a tensor cannot be written; nothing is written then.
+            PermutationError: if an order is no permutation of its channels, if a tensor has changed since it was analysed or
+                cannot be written; nothing is written then.
+            RescaleError: if modules have changed since they were analysed, or how the optimizer works is not known.
 
         >>> import torch, equinorm
         >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)), torch.randn(3, 8)
@@ -191,44 +186,13 @@ class Permutations:
           2.weight[0]: 4 channels by model output
           2.bias[0]: 4 channels by model output
         """
-        lines = [self._heading(), *(f"  {family}" for family in self.families)]
-        return "\n".join([*lines, "pinned:", *(f"  {pin}" for pin in self.pins)] if self.pins else lines)
+        return description.details(self.model, self.families, self.pins)
 
     def __str__(self) -> str:
-        if len(self.families) + len(self.pins) <= SCREEN:
-            return self.details()
-        rows = [
-            f"{f'{f.orders} × ' if f.within else ''}{f.size} channels of {f.name}, along {count(len(f.axes), 'axis', 'axes')}"
-            for f in self.families
-        ]
-        reasons = [
-            f"{channels} channels on {count(axes, 'axis', 'axes')} by {name}" for name, channels, axes in self._reasons()
-        ]
-        lines = [self._heading(), *(f"  {line}" for line in shortened(rows, _FAMILIES, "families"))]
-        lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, _REASONS, "reasons"))]
-        return "\n".join([*lines, "permutations.details() shows every axis and every pin."])
-
-    def _heading(self) -> str:
-        families = count(len(self.families), "family", "families")
-        return f"{describe(self.model)}: {self.num_channels} channels in {families} can be permuted"
-
-    def _reasons(self) -> list[tuple[str, int, int]]:
-        """Each operation that pins, with channels and axes; most channels first."""
-        found: dict[str, tuple[int, int]] = {}
-        for pin in self.pins:
-            name = pin.reason.operation + (f" ({pin.reason.detail})" if pin.reason.detail else "")
-            channels, axes = found.get(name, (0, 0))
-            found[name] = channels + pin.channels, axes + 1
-        return sorted(((name, *numbers) for name, numbers in found.items()), key=lambda row: -row[1])
+        return description.text(self.model, self.families, self.pins)
 
     def _repr_html_(self) -> str:
-        rows = [(f.name, f"{f.size:,}", f"{f.orders:,}", f"{len(f.axes):,}") for f in self.families]
-        reasons = [(name, f"{channels:,}", f"{axes:,}") for name, channels, axes in self._reasons()]
-        facts = [("channels that can be permuted", f"{self.num_channels:,} in {count(len(rows), 'family', 'families')}")]
-        columns = ("family", "channels", "orders", "axes"), rows, "families"
-        return as_html(
-            f"Permutations of {describe(self.model)}", facts, columns, (("pinned by", "channels", "axes"), reasons, "reasons")
-        )
+        return description.markup(self.model, self.families, self.pins)
 
 
 def _checked(family: ChannelFamily, order: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""From axes in parts to plain data: families of channels, where they stand, and what is pinned; and places after a permutation."""
+"""From axes in parts to plain data: families of channels, where they stand, what is pinned; and places after a permutation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from torch import Tensor
 from equinorm.discovery.values import Source
 from equinorm.permuting.atoms import Atom, Axis, Sum, atoms, resolved, size_of
 from equinorm.permuting.dependence import Dependence
-from equinorm.permuting.laws.contraction import KERNEL
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily
+from equinorm.permuting.laws.contraction import KERNEL
 
 
 def families(axes: Mapping[Source, Sequence[Axis]], dependence: Dependence) -> tuple[list[Atom], tuple[ChannelFamily, ...]]:

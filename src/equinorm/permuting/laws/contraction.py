@@ -6,11 +6,10 @@ Axes are named by letters, as in einsum.
 from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import Axis, size_of, split_front
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.movement import along
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 KERNEL = "a place in a kernel"
@@ -102,6 +101,7 @@ def convolution(book: Book, call: Call) -> Laid:
     if call.groups == 1:
         into, out = (weight[0], weight[1]) if is_transposed else (weight[1], weight[0])
         book.same(channels, into)
+        outside = out
     else:
         reason = book.because("its groups are no parts of its channels")
         group, inside = split_front(channels, call.groups, reason)
@@ -113,7 +113,7 @@ def convolution(book: Book, call: Call) -> Laid:
         channels = (*group, *inside)
     spatial = fixed.axes[lead + 1 :]
     inputs = (*fixed.axes[:lead], channels)
-    book.see((*inputs, *(axis for axis in (out if call.groups == 1 else outside,))))
+    book.see((*inputs, outside))
     result = Laid((*fixed.axes[:lead], out, *spatial))
     if call.bias is not None:
         book.same(out, call.bias.axes[0])

@@ -1,9 +1,8 @@
 """Each entry on its own: operands that meet are permuted alike."""
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import cut
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid, Stacked, flat
 
 
@@ -20,7 +19,7 @@ def pointwise(book: Book, call: Call) -> Laid:
 )
 def unchanged(book: Book, call: Call) -> Laid | Stacked:
     """The input itself, or the input with entries dropped at random: by place, so that a seed drops other channels."""
-    return call.input  # pyright: ignore[reportReturnType]
+    return call.input
 
 
 @law("copy")

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import Axis, Sum, cut, size_of, split_front
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.reshaping import groups, reshaped
 from equinorm.permuting.values import Laid, Stacked
 
@@ -176,7 +175,7 @@ def sliced(book: Book, call: Call) -> Laid | Stacked:
     place = call.dim % len(call.input.shape)
     size, length = call.input.shape[place], int(call.shape[place])
     if size == length:
-        return call.input  # pyright: ignore[reportReturnType]
+        return call.input
     start = int(call.get("start") or 0)
     start = min(start + size if start < 0 else start, size)
     if call.get("step", 1) != 1 or not length:

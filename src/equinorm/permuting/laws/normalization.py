@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import size_of, split_front
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 

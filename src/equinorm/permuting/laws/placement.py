@@ -2,10 +2,9 @@
 
 import torch
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.movement import along, segment
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 

@@ -6,11 +6,10 @@ h_t = f(W_ih x_t + b_ih + W_hh h_{t−1} + b_hh), where the rows of the weights 
 from collections.abc import Sequence
 from typing import Any
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import Axis, Sum, cut, is_pinned, size_of
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.movement import along
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid, Stacked
 
 _GATES = {"lstm": 4, "gru": 3, "lstm_cell": 4, "gru_cell": 3}

@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from equinorm.discovery.rules import Call
 from equinorm.permuting.atoms import Axis
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.movement import along
-from equinorm.permuting.laws.registry import law
+from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 
@@ -24,7 +23,7 @@ def _places(call: Call) -> list[int]:
 def _without(call: Call, places: list[int]) -> Laid:
     """The axes that are left."""
     axes: list[Axis] = [() if place in places else axis for place, axis in enumerate(call.input.axes)]
-    kept = call.get("keepdim") and len(axes) or None
+    kept = (call.get("keepdim") and len(axes)) or None
     return Laid(tuple(axes if kept else [axis for place, axis in enumerate(axes) if place not in places]))
 
 
@@ -71,7 +70,7 @@ def place_of(book: Book, call: Call) -> Laid:
 def normalized(book: Book, call: Call) -> Laid:
     """Each entry over what all entries along an axis sum to."""
     book.mixes(call.input.axes, _places(call))
-    return call.input  # pyright: ignore[reportReturnType]
+    return call.input
 
 
 @law("cumsum cumprod logcumsumexp")
@@ -97,8 +96,8 @@ def ordered(book: Book, call: Call) -> list[Any]:
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices "
     "max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
-    "upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    "upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d "
+    "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
 def pooled(book: Book, call: Call) -> Any:
     """Neighbours along the last axes: channels stay what they are."""

@@ -5,8 +5,18 @@ from typing import Any
 
 import torch
 
-from equinorm.discovery.rules import Call, key
+from equinorm.discovery.rules import Call as Operation, key
 from equinorm.permuting.book import Book
+
+
+class Call(Operation):
+    """One operation of the graph, whose tensors are axes in parts."""
+
+    @property
+    def input(self) -> Any:
+        """The first argument, whatever its schema calls it."""
+        return next(iter(self.arguments.values()))
+
 
 Law = Callable[[Book, Call], Any]
 
