@@ -119,7 +119,8 @@ class Interpreter:
                 return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
         if found not in ON_STACKS:
             call = Call(target, _wholes(self.book, call.arguments), result)
-        return found(self.book, call)
+        value = found(self.book, call)
+        return value if _fits(value, result) else self._unknown(node, tensors)
 
     def _constants(self, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -133,6 +134,13 @@ class Interpreter:
             if not is_pinned(axis for part in (value.parts if isinstance(value, Stacked) else (value,)) for axis in part.axes):
                 self.book.pin(value, detail)
         return pinned(node.meta.get("val"), self.book.because(detail))
+
+
+def _fits(value: Any, result: Any) -> bool:
+    """Does a value, or each of several, have the shape that the exporter saw? One that is made when asked for may not."""
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(_parts(result)) and all(map(_fits, value, _parts(result)))
+    return callable(value) or tuple(value.shape) == tuple(result.shape)
 
 
 def _parts(result: Any) -> list[Any]:

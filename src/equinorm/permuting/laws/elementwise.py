@@ -1,5 +1,7 @@
 """Each entry on its own: operands that meet are permuted alike."""
 
+from torch import Tensor
+
 from equinorm.permuting.atoms import cut
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.registry import Call, law
@@ -7,9 +9,10 @@ from equinorm.permuting.values import Laid, Stacked, flat
 
 
 @law("add sub mul div rsub subtract multiply divide floor_divide true_divide where masked_fill hardswish log_sigmoid")
-def pointwise(book: Book, call: Call) -> Laid:
+def pointwise(book: Book, call: Call) -> Laid | list[Laid]:
     """Any function of the entries at one place; axes of size 1 are broadcast."""
-    return Laid(book.join(*flat(call.arguments)))  # pyright: ignore[reportArgumentType]
+    result = Laid(book.join(*map(book.whole, flat(call.arguments))))
+    return result if isinstance(call.result, Tensor) else [result for _ in call.result]
 
 
 @law(
@@ -19,7 +22,7 @@ def pointwise(book: Book, call: Call) -> Laid:
 )
 def unchanged(book: Book, call: Call) -> Laid | Stacked:
     """The input itself, or the input with entries dropped at random: by place, so that a seed drops other channels."""
-    return call.input
+    return Laid(call.input.axes) if isinstance(call.input, Laid) else call.input
 
 
 @law("copy")

@@ -72,7 +72,9 @@ def recurrent(book: Book, call: Call) -> Any:
         if number % directions == directions - 1:
             parts = tuple(state for state, _ in ended[-directions:])
             axis = parts[0] if directions == 1 else (Sum(parts),)
-    lead = starts[0].axes[1:-1]
+    lead = tuple(axis for place, axis in enumerate(inputs.axes[:-1]) if place != time)
+    for start in starts:
+        book.join(Laid(lead), Laid(start.axes[1:-1]))
     last = [_layers(book, [(*lead, ends[place]) for ends in ended]) for place in range(len(starts))]
     return [Laid((*inputs.axes[:-1], axis)), *last]
 
