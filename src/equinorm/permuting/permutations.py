@@ -16,6 +16,7 @@ from equinorm.permuting import description
 from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
+from equinorm.permuting.matching import match
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
@@ -172,6 +173,23 @@ class Permutations:
             if bool((order != torch.arange(family.size)).any()):
                 found[atom] = Order(around, order)
         return found
+
+    def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The permutation that brings one set of weights nearest to another, by fingerprints of channels.
+
+        Exact where the two are permuted copies whose channels weights tell apart; a first guess elsewhere.
+
+        Args:
+            ours: the tensors of one network by name.
+            theirs: of another of the same architecture.
+
+        Returns:
+            An order of our channels for each family, by its name.
+        """
+        names = [source.names[0] for source in self._axes]
+        one, other = ([tensors[name].detach().cpu() for name in names] for tensors in (ours, theirs))
+        orders = match(one, other, [*self._axes.values()], self._atoms, self._around)
+        return {family.name: order for family, order in zip(self.families, orders, strict=True)}
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.
