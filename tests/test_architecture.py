@@ -19,6 +19,7 @@ FLOORS = [
         "_symmetries",
         "_deviation",
         "_equivalence",
+        "_alignment",
         "training",
         "rules",
         "__init__",

@@ -3,6 +3,7 @@
 import importlib.metadata
 
 from equinorm import rules
+from equinorm._alignment import Alignment, align
 from equinorm._deviation import deviation
 from equinorm._equivalence import Equivalence, equivalence
 from equinorm._errors import BalanceError, EquinormError, EquivalenceError, ExportError, PermutationError, RescaleError
@@ -18,6 +19,7 @@ from equinorm.training.enorm import ENorm
 __version__ = importlib.metadata.version("equinorm")
 
 __all__ = [
+    "Alignment",
     "AxisPart",
     "AxisPin",
     "Balance",
@@ -38,6 +40,7 @@ __all__ = [
     "Scaling",
     "Symmetries",
     "__version__",
+    "align",
     "balance",
     "balance_",
     "deviation",

@@ -135,9 +135,9 @@ def equivalence(
         check_model(model)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
-    _same_parameters(model_a, model_b)
+    same_parameters(model_a, model_b)
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
-    _same_group(*both)
+    same_group(*both)
     for found in both:
         if empty := [scaling.name for scaling in found.scalings if found.tensors[scaling.name].is_meta]:
             raise EquivalenceError(
@@ -190,7 +190,8 @@ def _by_rescaling(
     return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart), forms
 
 
-def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
+def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of other parameters or buffers."""
     shapes = [
         {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
         for m in (model_a, model_b)
@@ -205,7 +206,8 @@ def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
         )
 
 
-def _same_group(a: Symmetries, b: Symmetries) -> None:
+def same_group(a: Symmetries, b: Symmetries) -> None:
+    """Refuse models that run other operations."""
     if a.fingerprint != b.fingerprint:
         raise EquivalenceError(
             f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "

@@ -18,6 +18,7 @@ class Dependence:
 
     def __init__(self, spaces: Iterable[Sequence[Axis]]) -> None:
         self._around: dict[Atom, set[Atom]] = {}
+        self._found: dict[Atom, tuple[Atom, ...]] = {}
         seen: set[tuple] = set()
         for space in spaces:
             axes = [resolved(axis) for axis in space]
@@ -30,9 +31,15 @@ class Dependence:
                 self._around[atom] = self._around[atom] & once if atom in self._around else once
 
     def of(self, atom: Atom) -> tuple[Atom, ...]:
-        """The atoms whose places an order of this one may depend on; pinned ones, and those that came before it."""
-        found = [other for other in self._around.get(atom, ()) if other.pinned is not None or other.order < atom.order]
-        return tuple(sorted(found, key=lambda other: other.order))
+        """The atoms whose places an order of this one may depend on: pinned ones, and those that came before it.
+
+        With each stand those that its own order depends on, so that one permutation after another is a permutation again.
+        """
+        if atom not in self._found:
+            around = self._around.get(atom, set())
+            earlier = sorted((o for o in around if o.pinned is not None or o.order < atom.order), key=lambda other: other.order)
+            self._found[atom] = tuple(o for o in earlier if o.pinned is not None or {*self.of(o)} <= {*earlier})
+        return self._found[atom]
 
 
 def _standing(axes: Sequence[Axis]) -> Iterator[tuple[Atom, list[Atom]]]:

@@ -13,6 +13,7 @@ from equinorm._memory import storage_of
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm.discovery.values import Source
 from equinorm.permuting import description
+from equinorm.permuting.assignment import Assignment
 from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
@@ -190,6 +191,17 @@ class Permutations:
         one, other = ([tensors[name].detach().cpu() for name in names] for tensors in (ours, theirs))
         orders = match(one, other, [*self._axes.values()], self._atoms, self._around)
         return {family.name: order for family, order in zip(self.families, orders, strict=True)}
+
+    def assignment(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Assignment:
+        """Weight matching of one set of weights to another, as in `equinorm.align`.
+
+        Args:
+            ours: the tensors of one network by name; float64 on the CPU.
+            theirs: of another of the same architecture.
+        """
+        names = [source.names[0] for source in self._axes]
+        one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
+        return Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.
