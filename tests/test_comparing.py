@@ -75,7 +75,7 @@ def test_the_verdict_does_not_contradict_the_outputs(hidden, factor):
     assert "A rescaling joins the weights, but the outputs differ" in str(found)
 
 
-def test_permuted_networks_are_told_of_permutations():
+def test_permuted_networks_are_equivalent():
     torch.manual_seed(0)
     net, args = mlp(), (torch.randn(3, 5, dtype=torch.float64),)
     twin = copy.deepcopy(net)
@@ -86,8 +86,8 @@ def test_permuted_networks_are_told_of_permutations():
         layers[0].bias.copy_(layers[0].bias[order])
         layers[1].weight.copy_(layers[1].weight[:, order])
     found = equinorm.equivalence(net, twin, args)
-    assert not found.equivalent
-    assert "a permutation of channels" in str(found)
+    assert found.equivalent
+    assert "equivalent by permutation and rescaling" in str(found)
     with torch.no_grad():
         layers[0].weight.mul_(2)
     assert "permutation" not in str(equinorm.equivalence(net, twin, args))

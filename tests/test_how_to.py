@@ -22,7 +22,9 @@ with contextlib.suppress(ImportError):  # transformers imports torchvision, whos
     zoo_torchvision.import_models()
 
 PAGES = [*sorted((ROOT / "docs").glob("how-to-*.md")), ROOT / "README.md"]
-PAGES += [ROOT / "docs" / f"{name}.md" for name in ("architecture", "getting-started", "index", "models", "rules")]
+PAGES += [
+    ROOT / "docs" / f"{name}.md" for name in ("architecture", "getting-started", "index", "models", "permutations", "rules")
+]
 
 NEEDS = {"how-to-onnx": ("onnx", "onnxscript", "onnxruntime"), "how-to-hugging-face": ("transformers",)}
 NEEDS |= dict.fromkeys(["how-to-quantize"], ("sklearn",))

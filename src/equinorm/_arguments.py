@@ -35,6 +35,12 @@ def positional(args: Any) -> tuple:
     return tuple(args)
 
 
+def check_count(number: Any, name: str) -> None:
+    """Refuse what is no positive whole number."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise EquinormError(f"{name} must be a whole number of at least 1, not {number!r}.")
+
+
 def further_inputs(also: Any) -> list[Any]:
     """The further inputs, each by itself."""
     if isinstance(also, (Tensor, Mapping)):

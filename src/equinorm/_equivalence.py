@@ -1,19 +1,20 @@
-"""Functional equivalence: does a rescaling join the weights of two models?"""
+"""Functional equivalence: do a permutation and a rescaling of channels join the weights of two models?"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import check_model, deviation
-from equinorm._display import as_html
+from equinorm._display import as_html, count
 from equinorm._errors import EquivalenceError, describe
-from equinorm._modules import on_cpu
+from equinorm._modules import duplicate, on_cpu
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
+from equinorm.permuting.permutations import permutations
 from equinorm.rescaling.writing import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -23,19 +24,22 @@ TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Equivalence:
-    """Are two networks rescaling-equivalent, and by which scales?
+    """Are two networks equivalent, and by which scales and permutation?
 
     Attributes:
         equivalent: is `difference` at most `tolerance`, and do the outputs agree: is `deviation` at most 100 times the
             tolerance (or its default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs
             that is neither parameter nor buffer.
-        log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model to those of the
-            second; the best there are where the two are not equivalent.
+        log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model (once permuted) to
+            those of the second; the best there are where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
             tensors, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
         tolerance: what `difference` was compared with.
         different: name and difference of every tensor above the tolerance, worst first.
         deviation: largest relative difference of outputs on the given inputs.
+        permutation: for each family of `permutations` of the first model the order of its channels that comes before the
+            scales, by name, as `Permutations.permute_` takes it; families that stay are left out. None where scales alone join
+            the two, or nothing does.
     """
 
     equivalent: bool
@@ -44,6 +48,7 @@ class Equivalence:
     tolerance: float
     different: tuple[tuple[str, float], ...]
     deviation: float
+    permutation: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = [
@@ -64,11 +69,15 @@ class Equivalence:
 
     @property
     def _verdict(self) -> str:
+        if self.permutation is not None:
+            return "equivalent by permutation and rescaling"
         return "rescaling-equivalent" if self.equivalent else "not rescaling-equivalent"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict does not say by itself."""
+        if self.permutation is not None:
+            return (f"Hidden channels of {count(len(self.permutation), 'family', 'families')} stand in another order.",)
         if self.equivalent:
             return ()
         if self.difference <= self.tolerance:
@@ -78,8 +87,8 @@ class Equivalence:
             )
         if self.deviation <= self.tolerance:
             return (
-                "The outputs are the same on these inputs: a permutation of channels or flips of sign, which are not looked "
-                "for, may join the weights.",
+                "The outputs are the same on these inputs: flips of sign, which are not looked for, or a permutation of "
+                "channels that is not found, may join the weights.",
             )
         return ()
 
@@ -94,11 +103,12 @@ def equivalence(
     tolerance: float | None = None,
     opaque: str | Sequence[str] = (),
 ) -> Equivalence:
-    """Decide whether some rescaling of channels takes one network's weights to another's.
+    """Decide whether some rescaling of channels, after some permutation, takes one network's weights to another's.
 
     Both are brought to their canonical form, the member of least ℓ2 norm (biases included), and compared there. Channels that
     no path of nonzero weights joins to an input and an output have no canonical scale; theirs are fitted to the logarithms of
-    the ratios of weights. Neither model is changed. Permutations of channels and flips of sign are not looked for.
+    the ratios of weights. Where canonical forms differ although outputs agree, channels are matched by their canonical weights,
+    and a permuted copy is compared. Neither model is changed. Flips of sign are not looked for.
 
     Args:
         model_a: one network.
@@ -125,42 +135,63 @@ def equivalence(
         check_model(model)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
-    _same_parameters(model_a, model_b)
+    same_parameters(model_a, model_b)
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
-    _same_group(*both)
-    tensors = both[0].tensors, both[1].tensors
-    for found, own in zip(both, tensors, strict=True):
-        if empty := [scaling.name for scaling in found.scalings if own[scaling.name].is_meta]:
+    same_group(*both)
+    for found in both:
+        if empty := [scaling.name for scaling in found.scalings if found.tensors[scaling.name].is_meta]:
             raise EquivalenceError(
                 f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
             )
+    default = max(
+        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]
+    )
+    tolerance = default if tolerance is None else float(tolerance)
+    apart = deviation(model_a, model_b, args, kwargs)
+    agree = apart <= min(100 * max(tolerance, default), 0.5)
+    found, forms = _by_rescaling(*both, tolerance, apart, agree)
+    if found.equivalent or not agree:
+        return found
+    group = permutations(both[0].model, args, kwargs, opaque=opaque)
+    if not group.num_families:
+        return found
+    order = group.matching(*forms)
+    twin = duplicate(both[0].model, "to permute the copy")
+    replace(group, model=twin).permute_(order)
+    permuted, _ = _by_rescaling(replace(both[0], model=twin), both[1], tolerance, apart, agree)
+    moved = {f.name: order[f.name] for f in group.families if bool((order[f.name] != torch.arange(f.size)).any())}
+    return replace(permuted, permutation=moved) if permuted.equivalent else found
+
+
+def _by_rescaling(
+    a: Symmetries, b: Symmetries, tolerance: float, apart: float, agree: bool
+) -> tuple[Equivalence, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Compare canonical forms; returns these too."""
+    tensors = a.tensors, b.tensors
     z: list[Tensor] = []
-    dead = torch.zeros(both[0].num_free, dtype=torch.bool)
-    for found in both:
+    dead = torch.zeros(a.num_free, dtype=torch.bool)
+    for found in (a, b):
         balance = found.balance(tol=1e-12, biases=True)
         if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
             raise EquivalenceError(f"the canonical form of {describe(found.model)} was not reached: {balance.reason}.")
         z.append(balance.log_scales)
         dead[[id - 1 for id in balance.dead]] = True
     if bool(dead.any()):
-        connecting = _fit(both[0].scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
+        connecting = _fit(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
     differences: list[tuple[str, float]] = []
-    for scaling in both[0].scalings:
-        a, b = (scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i])) for i in (0, 1))
-        differences.append((scaling.name, _relative(a, b)))
-    default = max(
-        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]
-    )
-    tolerance = default if tolerance is None else float(tolerance)
+    forms: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for scaling in a.scalings:
+        for i, form in enumerate(forms):
+            form[scaling.name] = scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i]))
+        differences.append((scaling.name, _relative(*(form[scaling.name] for form in forms))))
     worst = max((difference for _, difference in differences), default=0.0)
     different = sorted((pair for pair in differences if pair[1] > tolerance), key=lambda pair: -pair[1])
-    apart = deviation(model_a, model_b, args, kwargs)
-    agree = apart <= min(100 * max(tolerance, default), 0.5)
-    return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart)
+    return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart), forms
 
 
-def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
+def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of other parameters or buffers."""
     shapes = [
         {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
         for m in (model_a, model_b)
@@ -175,7 +206,8 @@ def _same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
         )
 
 
-def _same_group(a: Symmetries, b: Symmetries) -> None:
+def same_group(a: Symmetries, b: Symmetries) -> None:
+    """Refuse models that run other operations."""
     if a.fingerprint != b.fingerprint:
         raise EquivalenceError(
             f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "

@@ -32,6 +32,10 @@ class EqualizeError(EquinormError):
     """A network cannot be prepared for quantization, or its scales not be chosen, as asked; nothing was written."""
 
 
+class PermutationError(EquinormError):
+    """A permutation was refused; nothing was written."""
+
+
 class EquivalenceError(EquinormError):
     """Two models cannot be compared."""
 

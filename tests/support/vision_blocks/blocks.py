@@ -30,17 +30,22 @@ class Block(NamedTuple):
     missed: int
     why: str
 
-    def judged(self) -> Verdict:
-        """What the oracle says of it."""
-        torch.manual_seed(0)
+    def made(self) -> nn.Module:
+        """The block in evaluation mode."""
         kind = self.kind
         if isinstance(kind, str):
             module, _, name = kind.rpartition(".")
             kind = getattr(importlib.import_module(module), name)
         made = kind(**self.options)
         made.eval()  # returns nothing in some
+        return made
+
+    def judged(self) -> Verdict:
+        """What the oracle says of it."""
+        torch.manual_seed(0)
+        made = self.made()
         with staying_double():  # some ask for float32 where the oracle needs float64
-            return verdict(made, [_drawn(arg) for arg in self.args])
+            return verdict(made, [drawn(arg) for arg in self.args])
 
 
 class Blocks(dict[str, Block]):
@@ -71,9 +76,10 @@ KEYS = "keys behind a batch norm in evaluation mode: what its mean and shift add
 ZEROS = "a buffer of zeros stands for the bias of the keys; values of buffers are not looked at"
 
 
-def _drawn(arg: Any) -> Any:
+def drawn(arg: Any) -> Any:
+    """Inputs of these shapes."""
     if isinstance(arg, tuple):
         return torch.randn(arg)
     if isinstance(arg, list):
-        return [_drawn(part) for part in arg]
-    return {key: _drawn(part) for key, part in arg.items()} if isinstance(arg, dict) else arg
+        return [drawn(part) for part in arg]
+    return {key: drawn(part) for key, part in arg.items()} if isinstance(arg, dict) else arg

@@ -1,0 +1,135 @@
+"""Alignment: the member of one network's orbit, under permutations and rescalings, that is nearest to another network."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm._arguments import check_count
+from equinorm._deviation import check_model
+from equinorm._equivalence import same_group, same_parameters
+from equinorm._errors import EquivalenceError
+from equinorm._modules import duplicate, on_cpu
+from equinorm._symmetries import Symmetries, symmetries
+from equinorm.permuting.permutations import permutations
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alignment:
+    """The nearest member that was found, and how far it is.
+
+    Attributes:
+        model: a copy of the first network, permuted and rescaled; it computes what the first does.
+        permutation: for each family of `permutations` the order of its channels, by name.
+        log_scales: natural logarithms that rescale the first network after the permutation.
+        distance_before: ‖a − b‖₂ / ‖b‖₂ over all parameters.
+        distance_after: the same of the copy.
+        sweeps: over all families, of the best start.
+    """
+
+    model: nn.Module = field(repr=False)
+    permutation: dict[str, Tensor] = field(repr=False)
+    log_scales: Tensor = field(repr=False)
+    distance_before: float
+    distance_after: float
+    sweeps: int
+
+    def __str__(self) -> str:
+        return (
+            f"aligned in {self.sweeps} sweeps: distance {self.distance_before:.4g} before, {self.distance_after:.4g} after, "
+            "of the norm of the other network"
+        )
+
+
+@on_cpu()
+def align(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    rescale: bool = True,
+    starts: int = 2,
+    sweeps: int = 100,
+    seed: int = 0,
+    opaque: str | Sequence[str] = (),
+) -> Alignment:
+    """Permute and rescale a copy of one network so that its weights come near to another's: weight matching.
+
+    Both are balanced (least ℓ2 norm, biases included), which removes scales. Then each family in turn gets the order of largest
+    Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; last, scales are made those of the second network. What is found
+    is a fixed point, the best of several starts, and need not be the nearest of all. The copy computes what the first network
+    does.
+
+    Args:
+        model_a: the network to be copied and moved; untouched.
+        model_b: another with the same parameters and the same graph.
+        args: positional inputs of both.
+        kwargs: keyword inputs of both.
+        rescale: False to permute only, with weights as they are.
+        starts: the first is the network as it is, the second where fingerprints of channels agree, others are drawn at random.
+        sweeps: most of each start.
+        seed: of random starts.
+        opaque: names of submodules that are not looked into, as in `symmetries`.
+
+    Raises:
+        EquivalenceError: if the two have different parameters or graphs.
+        PermutationError: if scipy is not installed.
+
+    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023, Section 3.2, there with permutations written by hand.
+
+    >>> import copy, torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+    >>> twin, x = copy.deepcopy(net), (torch.randn(1, 8),)
+    >>> permutations = equinorm.permutations(twin, x)
+    >>> permutations.permute_(permutations.random())
+    >>> equinorm.align(net, twin, x).distance_after
+    0.0
+    """
+    for model in (model_a, model_b):
+        check_model(model)
+    check_count(starts, "starts")
+    check_count(sweeps, "sweeps")
+    same_parameters(model_a, model_b)
+    both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
+    same_group(*both)
+    group = permutations(both[0].model, args, kwargs, opaque=opaque)
+    z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
+    assignment = group.assignment(*(_forms(found, own) for found, own in zip(both, z, strict=True)))
+    tried = [assignment.orders(start, sweeps) for start in assignment.starts(starts, seed)]
+    orders, taken = max(tried, key=lambda pair: assignment.agreement(pair[0]))
+    names = dict(zip((family.name for family in group.families), orders.values(), strict=True))
+    twin = duplicate(both[0].model, "to permute the copy")
+    replace(group, model=twin).permute_(names)
+    log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)
+    if rescale and both[0].num_free:
+        own = replace(both[0], model=twin)
+        log_scales = own.balance(biases=True).log_scales - z[1]
+        own.rescale_(log_scales)
+    return Alignment(twin, names, log_scales, _distance(both[0].model, both[1].model), _distance(twin, both[1].model), taken)
+
+
+def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
+    """Every parameter after a rescaling; statistics of normalizations say nothing of distances and count as zero."""
+    forms: dict[str, Tensor] = {}
+    for scaling in found.scalings:
+        tensor = found.tensors[scaling.name]
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise EquivalenceError(f"{scaling.name} holds no dense numbers (on the meta device, or sparse). Load it.")
+        if scaling.kind == "buffer":
+            forms[scaling.name] = torch.zeros(scaling.shape, dtype=torch.float64)
+        else:
+            whole = scaling.effective(tensor).cpu().double()
+            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape)
+    return forms
+
+
+def _distance(one: nn.Module, other: nn.Module) -> float:
+    pairs = [
+        (a.detach().cpu().double(), b.detach().cpu().double())
+        for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    ]
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(b.square().sum()) for _, b in pairs))

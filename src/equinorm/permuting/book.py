@@ -1,0 +1,78 @@
+"""The laws gathered so far, and the operation that is being looked at; what each law states, in the words of axes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from equinorm._scaling import Reason
+from equinorm.permuting.atoms import Axis, fresh, pin, size_of, unify
+from equinorm.permuting.values import Laid, Stacked, flat
+
+
+@dataclass(eq=False)
+class Book:
+    """Laws on axes.
+
+    Attributes:
+        reason: the operation that is being looked at.
+        spaces: axes of every value, and of every sum of products before it is summed. What is permuted in one axis may depend
+            on places in another only where both stand in each of these.
+    """
+
+    reason: Reason = field(default_factory=lambda: Reason("model"))
+    spaces: list[tuple[Axis, ...]] = field(default_factory=list)
+
+    def because(self, detail: str) -> Reason:
+        """The operation, and the law that it breaks."""
+        reason = self.reason
+        return Reason(reason.operation, detail, reason.source, reason.code, reason.module)
+
+    def see(self, axes: Iterable[Axis]) -> None:
+        """A value has these axes."""
+        self.spaces.append(tuple(axes))
+
+    def pin(self, values: Any, detail: str = "") -> None:
+        """Nothing in these values is permuted."""
+        for value in flat(values):
+            pin(self.whole(value).axes, self.because(detail) if detail else self.reason)
+
+    def pin_axis(self, axis: Axis, detail: str) -> None:
+        """Nothing along this axis is permuted."""
+        pin([axis], self.because(detail))
+
+    def fixed(self, size: int, detail: str = "tells positions apart") -> Axis:
+        """A new axis along which nothing is permuted."""
+        return fresh(int(size), self.because(detail))
+
+    def free(self, size: int) -> Axis:
+        """A new axis along which nothing varies, so that any permutation of it changes nothing."""
+        return fresh(int(size))
+
+    def same(self, one: Axis, other: Axis) -> Axis:
+        """Axes that meet are permuted alike; one of size 1 is broadcast."""
+        if size_of(one) == 1 or size_of(other) == 1:
+            return other if size_of(one) == 1 else one
+        unify(one, other, self.because("parts of its axes do not fit"))
+        return one
+
+    def join(self, *values: Laid) -> tuple[Axis, ...]:
+        """Axes of what is computed entry by entry from values that broadcast."""
+        rank = max(len(value.axes) for value in values)
+        found: list[Axis] = [()] * rank
+        for value in values:
+            for place, axis in enumerate(value.axes, rank - len(value.axes)):
+                found[place] = self.same(found[place], axis)
+        return tuple(found)
+
+    def mixes(self, axes: Sequence[Axis], mixed: Iterable[int]) -> None:
+        """Entries along some axes are mixed: what is permuted in the others must not depend on places in these."""
+        mixed = {place % len(axes) for place in mixed} if axes else set()
+        self.see(axis for place, axis in enumerate(axes) if place not in mixed)
+
+    def whole(self, value: Laid | Stacked) -> Laid:
+        """A stack as one value: all of its parts are permuted alike."""
+        if isinstance(value, Laid):
+            return value
+        axes = self.join(*value.parts)
+        new = self.fixed(len(value.parts), "a stack that is not taken apart again")
+        return Laid((*axes[: value.dim], new, *axes[value.dim :]))

@@ -1,0 +1,103 @@
+"""From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from equinorm._modules import in_mode
+from equinorm._scaling import Reason
+from equinorm.discovery.graph.export import Exported, export
+from equinorm.discovery.values import Constant, Source
+from equinorm.permuting.atoms import Axis, fresh, pin
+from equinorm.permuting.book import Book
+from equinorm.permuting.dependence import Dependence
+from equinorm.permuting.interpreter import Interpreter
+from equinorm.permuting.values import Laid, constant
+
+_UNUSED = Reason("no operation", "the graph does not use it")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Axes of every tensor of the model in parts, and which atoms depend on places of which others."""
+
+    sources: Mapping[Source, Tensor]
+    axes: Mapping[Source, tuple[Axis, ...]]
+    dependence: Dependence
+    seconds: tuple[float, float]
+
+
+def discover(
+    model: nn.Module,
+    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
+    modes: Sequence[bool | None],
+    opaque: Mapping[str, nn.Module],
+) -> Found:
+    """Find what holds for all of these calls in all of these modes.
+
+    Args:
+        model: the network.
+        calls: positional and keyword inputs of each.
+        modes: training (True), evaluation (False), or as the model is (None).
+        opaque: submodules that are not looked into, by name.
+
+    Raises:
+        ExportError: if the model cannot be exported.
+    """
+    started, exporting = time.perf_counter(), 0.0
+    book = Book()
+    exports: list[Exported] = []
+    laid: dict[Source, Laid] = {}
+    for training, (args, kwargs) in itertools.product(modes, calls):
+        with in_mode(model, training):
+            entered = time.perf_counter()
+            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
+            exported = export(model, inputs, kwargs, exports[0].sources if exports else None, opaque)
+            exporting += time.perf_counter() - entered
+        exports.append(exported)
+        if not laid:
+            laid = {source: _laid(source, model) for source in exported.sources}
+        entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
+        outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)
+        book.reason = Reason("model output")
+        book.pin(outputs)
+    used = {value for exported in exports for value in _used(exported)}
+    for source in laid.keys() - used:
+        pin(laid[source].axes, _UNUSED)
+    book.reason = Reason("storage")
+    for exported in exports:
+        for source, why in exported.held.items():
+            pin(laid[source].axes, book.because(why))
+    book.spaces += [value.axes for value in laid.values()]
+    axes = {source: value.axes for source, value in laid.items()}
+    dependence = Dependence(book.spaces)
+    return Found(exports[0].sources, axes, dependence, (exporting, time.perf_counter() - started - exporting))
+
+
+def _used(exported: Exported) -> set[Source]:
+    """Tensors of the model that some operation reads."""
+    names = {node.name for node in exported.aliases.graph.graph.nodes if node.op == "placeholder" and node.users}
+    return {value for name, (value, _) in exported.inputs.items() if name in names and isinstance(value, Source)}
+
+
+def _laid(source: Source, model: nn.Module) -> Laid:
+    """A tensor of the model before anything is known of it. What no checkpoint holds is the code's, and stays."""
+    reason = None
+    if source.kind == "buffer" and not set(source.names) & {*model.state_dict(keep_vars=True)}:
+        reason = Reason("model buffer", "made by the model's code, not stored with its weights")
+    return Laid(tuple(fresh(size, reason) for size in source.shape))
+
+
+def _entering(value: Any, laid: Mapping[Source, Laid]) -> Any:
+    """A placeholder's value."""
+    if isinstance(value, Source):
+        return laid[value]
+    if isinstance(value, Constant):
+        return constant(value.value, Reason("a constant", "varies along the axis"))
+    if hasattr(value, "shape"):
+        return Laid(tuple(fresh(int(size), Reason("model input")) for size in value.shape))
+    return value

@@ -1,0 +1,168 @@
+"""Abstract interpretation of an exported graph: run every operation on axes instead of numbers."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
+from equinorm.discovery.interpreter import reason_of
+from equinorm.discovery.rules import key
+from equinorm.permuting.atoms import is_pinned
+from equinorm.permuting.book import Book
+from equinorm.permuting.laws import ON_STACKS, Call, find
+from equinorm.permuting.reshaping import unpacked
+from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
+
+_SHAPES_ONLY = "empty_like rand_like randn_like randint_like new_empty new_empty_strided sym_size"
+"""Operations that read no entry of what they are given."""
+
+_RESHAPES = "view reshape unflatten _unsafe_view view_copy"
+
+
+class Interpreter:
+    """Propagates axes through one graph; subgraphs get interpreters of their own.
+
+    Args:
+        aliases: the graph, and what its values share.
+        book: gathers the laws.
+        unsteady: roots of memory that is read after it was changed in place; nothing in it may be permuted.
+    """
+
+    def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
+        self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
+        self.values: dict[fx.Node, Any] = {}
+
+    def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Run every operation on axes; return what the graph returns.
+
+        Args:
+            inputs: the value of every placeholder by its name.
+        """
+        for node in self.graph.graph.nodes:
+            self.book.reason = reason_of(node) if node.op == "call_function" else self.book.reason
+            if node.op == "placeholder":
+                self.values[node] = inputs[node.name]
+            elif node.op == "get_attr":
+                attribute = operator.attrgetter(node.target)(self.graph)
+                is_tensor = isinstance(attribute, Tensor)
+                self.values[node] = constant(attribute.detach(), self.book.because("a constant")) if is_tensor else attribute
+            elif node.op == "call_function":
+                self.values[node] = self._call(node)
+            elif node.op == "output":
+                return list(self._arguments(node.args[0]))
+            self._settle(node)
+        raise ValueError("graph without output")
+
+    def _settle(self, node: fx.Node) -> None:
+        """Note which axes a value has; pin what is changed in place while others look at it."""
+        if self.roots[node] in self.unsteady:
+            self.book.reason = self.book.reason if node.op != "call_function" else reason_of(node)
+            self.book.pin(self.values[node], "shares memory that is changed in place")
+            self.values[node] = pinned(node.meta.get("val"), self.book.reason)
+        for value in flat(self.values[node]):
+            for part in value.parts if isinstance(value, Stacked) else (value,):
+                self.book.see(part.axes)
+
+    def _arguments(self, arguments: Any) -> Any:
+        return map_arg(arguments, self.values.__getitem__)
+
+    def _call(self, node: fx.Node) -> Any:
+        if node.target is operator.getitem:
+            source, place = self._arguments(node.args)
+            part = source[place]
+            return part() if callable(part) else part
+        body, given = subgraph(node)
+        if body is not None:
+            names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
+            aliases = GraphAliases(body)
+            inputs = {name: self.values[value] for name, value in zip(names, given, strict=True)}
+            return Interpreter(aliases, self.book, aliases.visibly_written()).propagate(inputs)
+        args, kwargs = self._arguments((node.args, node.kwargs))
+        value = self._value(node, args, kwargs)
+        is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
+        for target in written(node):
+            if self.roots[target].op == "placeholder" and not is_kept:  # running statistics follow their channels
+                self.book.pin([value, self.values[self.roots[target]]], "writes into a tensor of the model or an input")
+        return value
+
+    def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Computed where it is constant, by its law where it has one, pinned where nothing is known."""
+        target: Any = node.target
+        tensors = flat([args, kwargs])
+        if target is torch.ops.aten._assert_tensor_metadata.default:
+            return None
+        if not isinstance(target, torch._ops.OpOverload):
+            return self._unknown(node, tensors) if tensors else target(*args, **kwargs)
+        numbers = [value.number if isinstance(value, Laid) else None for value in tensors]
+        if all(number is not None for number in numbers) and is_computable(node):
+            with torch.no_grad():
+                return self._constants(target(*map(_number, args), **{name: _number(value) for name, value in kwargs.items()}))
+        result: Any = node.meta.get("val")
+        fill = fill_value(node)
+        if fill is not None:
+            return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
+        if key(target) in _SHAPES_ONLY.split():
+            return pinned(result, self.book.because("made anew"))
+        if is_static(result) and all(not part.numel() for part in _parts(result)):
+            return pinned(result, self.book.because("has no entries"))
+        found = find(target)
+        if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
+            return self._unknown(node, tensors)
+        call = Call(target, bind(target, args, kwargs), result)
+        if key(target) in _RESHAPES.split() and isinstance(call.input, Laid):
+            parts = unpacked(call.input.axes, call.shape, node, self.book.because("looks at an axis in parts that do not fit"))
+            if parts is not None:
+                return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
+        if found not in ON_STACKS:
+            call = Call(target, _wholes(self.book, call.arguments), result)
+        value = found(self.book, call)
+        return value if _fits(value, result) else self._unknown(node, tensors)
+
+    def _constants(self, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return constant(output, self.book.because("a constant that varies along the axis"))
+        return [self._constants(part) for part in output]
+
+    def _unknown(self, node: fx.Node, tensors: list[Laid | Stacked]) -> Any:
+        """Pin everything that goes in, and what comes out."""
+        detail = "no law: taken to tell positions apart"
+        for value in tensors:
+            if not is_pinned(axis for part in (value.parts if isinstance(value, Stacked) else (value,)) for axis in part.axes):
+                self.book.pin(value, detail)
+        return pinned(node.meta.get("val"), self.book.because(detail))
+
+
+def _fits(value: Any, result: Any) -> bool:
+    """Does a value, or each of several, have the shape that the exporter saw? One that is made when asked for may not."""
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(_parts(result)) and all(map(_fits, value, _parts(result)))
+    return callable(value) or tuple(value.shape) == tuple(result.shape)
+
+
+def _parts(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _is_plain(result: Any, tensors: list[Laid | Stacked], name: str) -> bool:
+    """Are there entries in everything? Tensors that are joined may have none."""
+    return all(0 not in part.shape for part in (*_parts(result), *(tensors if name != "cat" else ())))
+
+
+def _wholes(book: Book, argument: Any) -> Any:
+    """Arguments with every stack as one value."""
+    if isinstance(argument, Stacked):
+        return book.whole(argument)
+    if isinstance(argument, dict):
+        return {name: _wholes(book, value) for name, value in argument.items()}
+    return type(argument)(_wholes(book, item) for item in argument) if isinstance(argument, (list, tuple)) else argument
+
+
+def _number(argument: Any) -> Any:
+    """An argument with constants replaced by their numbers, in lists too."""
+    if isinstance(argument, Laid):
+        return argument.number
+    return type(argument)(_number(item) for item in argument) if isinstance(argument, (list, tuple)) else argument

@@ -1,0 +1,162 @@
+"""Products summed over an axis: both operands' axis is permuted alike, and the sum does not see it.
+
+Axes are named by letters, as in einsum.
+"""
+
+from collections.abc import Sequence
+from string import ascii_lowercase, ascii_uppercase
+
+from equinorm.permuting.atoms import Axis, size_of, split_front
+from equinorm.permuting.book import Book
+from equinorm.permuting.laws.movement import along
+from equinorm.permuting.laws.registry import Call, law
+from equinorm.permuting.values import Laid
+
+KERNEL = "a place in a kernel"
+"""Why the axes of a kernel are pinned, which are no channels."""
+
+
+def contract(book: Book, equation: str, *operands: Sequence[Axis]) -> Laid:
+    """The axes of einsum(equation, *operands)."""
+    terms, out = equation.split("->")
+    found: dict[str, Axis] = {}
+    for letters, axes in zip(terms.split(","), operands, strict=True):
+        for letter, axis in zip(letters, axes, strict=True):
+            found[letter] = book.same(found.get(letter, ()), axis)
+    book.see(found.values())  # before it is summed: what meets in a product must be permuted alike at every place
+    return Laid(tuple(found[letter] for letter in out))
+
+
+def _added(book: Book, result: Laid, addend: Laid | None) -> Laid:
+    return result if addend is None else Laid(book.join(result, addend))
+
+
+@law("linear")
+def linear(book: Book, call: Call) -> Laid:
+    """x·Wᵀ + b, W of shape (out, in)."""
+    batch = ascii_lowercase[: len(call.input.axes) - 1]
+    out = "Y" if len(call.weight.axes) == 2 else ""
+    return _added(book, contract(book, f"{batch}Z,{out}Z->{batch}{out}", call.input.axes, call.weight.axes), call.bias)
+
+
+@law("matmul mm bmm mv dot linalg_matmul")
+def matmul(book: Book, call: Call) -> Laid:
+    """Matrix products with broadcast batch axes."""
+    left, right = list(call.arguments.values())[:2]
+    return _product(book, left, right)
+
+
+def _product(book: Book, left: Laid, right: Laid) -> Laid:
+    ranks = len(left.axes), len(right.axes)
+    batch = ascii_lowercase[: max(max(ranks) - 2, 0)]
+    row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
+    first = batch[len(batch) - max(ranks[0] - 2, 0) :] + row + "Z"
+    second = batch[len(batch) - max(ranks[1] - 2, 0) :] + "Z" + column
+    return contract(book, f"{first},{second}->{batch}{row}{column}", left.axes, right.axes)
+
+
+@law("addmm addmv baddbmm")
+def add_matmul(book: Book, call: Call) -> Laid:
+    """bias + a @ b."""
+    bias, left, right = list(call.arguments.values())[:3]
+    return _added(book, _product(book, left, right), bias)
+
+
+@law("outer ger")
+def outer(book: Book, call: Call) -> Laid:
+    """x yᵀ."""
+    left, right = list(call.arguments.values())[:2]
+    return contract(book, "X,Y->XY", left.axes, right.axes)
+
+
+@law("einsum")
+def einsum(book: Book, call: Call) -> Laid:
+    """Any sum of products that letters describe; "..." are axes that broadcast."""
+    equation = call.equation.replace(" ", "")
+    terms, arrow, out = equation.partition("->")
+    named = [part.replace("...", "") for part in terms.split(",")]
+    unused = [letter for letter in ascii_uppercase + ascii_lowercase if letter not in equation]
+    rests = [
+        len(value.axes) - len(own) if "..." in part else 0
+        for part, own, value in zip(terms.split(","), named, call.tensors, strict=True)
+    ]
+    rest = "".join(unused[: max(rests)])
+    parts = [part.replace("...", rest[len(rest) - count :]) for part, count in zip(terms.split(","), rests, strict=True)]
+    if not arrow:
+        once = sorted(letter for letter in set("".join(named)) if "".join(named).count(letter) == 1)
+        out = "..." * ("..." in terms) + "".join(once)
+    return contract(book, f"{','.join(parts)}->{out.replace('...', rest)}", *(value.axes for value in call.tensors))
+
+
+@law("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
+def convolution(book: Book, call: Call) -> Laid:
+    """Convolutions with groups: groups among themselves, and channels within each; W of shape (out, in / groups, kernel)."""
+    weight, name = call.weight.axes, call.operator.overloadpacket.__name__
+    is_transposed = bool(call.get("transposed")) or "transpose" in name
+    rank = len(weight) - 2
+    lead = len(call.input.axes) - rank - 1
+    fixed = along(book, call.input, range(lead + 1, lead + 1 + rank), [0] * (lead + 1) + list(call.shape)[lead + 1 :])
+    along(book, Laid(weight), range(2, 2 + rank), [0, 0, *[1] * rank], KERNEL)
+    channels = fixed.axes[lead]
+    if call.groups == 1:
+        into, out = (weight[0], weight[1]) if is_transposed else (weight[1], weight[0])
+        book.same(channels, into)
+        outside = out
+    else:
+        reason = book.because("its groups are no parts of its channels")
+        group, inside = split_front(channels, call.groups, reason)
+        first, second = split_front(weight[0], call.groups, reason)
+        book.same(group, first)
+        into, outside = (second, weight[1]) if is_transposed else (weight[1], second)
+        book.same(inside, into)
+        out = (*first, *outside)
+        channels = (*group, *inside)
+    spatial = fixed.axes[lead + 1 :]
+    inputs = (*fixed.axes[:lead], channels)
+    book.see((*inputs, outside))
+    result = Laid((*fixed.axes[:lead], out, *spatial))
+    if call.bias is not None:
+        book.same(out, call.bias.axes[0])
+    return result
+
+
+@law("scaled_dot_product_attention")
+def attention(book: Book, call: Call) -> Laid:
+    """softmax(q·kᵀ)·v: queries with keys, keys' places with values' places, values into the result."""
+    query, key, value = call.query.axes, call.key.axes, call.value.axes
+    if len(query) > 2 and size_of(query[-3]) != size_of(key[-3]):  # several heads of queries for each of keys
+        reason = book.because("heads that share keys are no parts of its heads")
+        heads, shared = split_front(query[-3], size_of(key[-3]), reason)
+        query = (*query[:-3], heads, shared, *query[-2:])
+        key, value = ((*axes[:-2], (), *axes[-2:]) for axes in (key, value))
+    batch = ascii_lowercase[: len(query) - 2]
+    scores = contract(book, f"{batch}LD,{batch}SD->{batch}LS", query, key)
+    if call.is_causal:
+        for axis in scores.axes[-2:]:
+            book.pin_axis(axis, "sees only what comes before")
+    mask = call.get("attn_mask")
+    if mask is not None:
+        shape = [*call.query.shape[:-1], call.key.shape[-2]]
+        if len(shape) < len(query) and len(mask.axes) > 2:
+            return Laid(_with_heads(book, scores, value, mask, batch))
+        scores = _added(book, scores, mask)
+    book.mixes(scores.axes, [-1])
+    result = contract(book, f"{batch}LS,{batch}SE->{batch}LE", scores.axes, value)
+    return _merged(call, result)
+
+
+def _with_heads(book: Book, scores: Laid, value: tuple[Axis, ...], mask: Laid, batch: str) -> tuple[Axis, ...]:
+    """Grouped queries with a mask that has an axis of heads."""
+    heads = (*scores.axes[-4], *scores.axes[-3])
+    merged = Laid((*scores.axes[:-4], heads, *scores.axes[-2:]))
+    book.join(merged, mask)
+    book.mixes(scores.axes, [-1])
+    result = contract(book, f"{batch}LS,{batch}SE->{batch}LE", scores.axes, value)
+    return (*result.axes[:-4], heads, *result.axes[-2:])
+
+
+def _merged(call: Call, result: Laid) -> Laid:
+    """Heads of grouped queries as one axis again."""
+    if len(result.axes) == len(call.shape):
+        return result
+    return Laid((*result.axes[:-4], (*result.axes[-4], *result.axes[-3]), *result.axes[-2:]))

@@ -1,0 +1,51 @@
+"""The table of laws: for each operator, what it asks of the axes of its inputs, and the axes of what it returns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from equinorm.discovery.rules import Call as Operation, key
+from equinorm.permuting.book import Book
+
+
+class Call(Operation):
+    """One operation of the graph, whose tensors are axes in parts."""
+
+    @property
+    def input(self) -> Any:
+        """The first argument, whatever its schema calls it."""
+        return next(iter(self.arguments.values()))
+
+
+Law = Callable[[Book, Call], Any]
+
+LAWS: dict[str, Law] = {}
+"""Law of every known operator, by its name in `torch.ops.aten`."""
+
+ON_STACKS: set[Law] = set()
+"""Laws that know stacks; all others are given one value instead."""
+
+
+def law(names: str, on_stacks: bool = False) -> Callable[[Law], Law]:
+    """Enter a law for these operators, separated by blanks; a second law for one of them is an error."""
+
+    def enter(function: Law) -> Law:
+        for name in names.split():
+            if name in LAWS:
+                raise ValueError(f"aten.{name} has two laws: {LAWS[name].__qualname__} and {function.__qualname__}")
+            if not hasattr(torch.ops.aten, name):
+                raise ValueError(f"aten.{name} does not exist in torch {torch.__version__}")
+            LAWS[name] = function
+        if on_stacks:
+            ON_STACKS.add(function)
+        return function
+
+    return enter
+
+
+def find(operator: Any) -> Law | None:
+    """An operator's law; its in-place form has the same, and all that the dispatcher calls pointwise share one."""
+    name = key(operator)
+    own = LAWS.get(name) or (LAWS.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
+    return own or (LAWS["add"] if torch.Tag.pointwise in operator.tags else None)

@@ -1,0 +1,316 @@
+"""Permutations: every reordering of a network's hidden channels that leaves its function unchanged."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn, optim
+
+from equinorm._arguments import further_inputs
+from equinorm._errors import EquinormError, ExportError, PermutationError
+from equinorm._memory import storage_of
+from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm.discovery.values import Source
+from equinorm.permuting import description
+from equinorm.permuting.assignment import Assignment
+from equinorm.permuting.atoms import Atom, Axis
+from equinorm.permuting.discover import discover
+from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
+from equinorm.permuting.matching import match
+from equinorm.permuting.optimizer_state import states_of
+from equinorm.permuting.reading import Order, families, pins, places
+from equinorm.permuting.writing import Move, permute_all_
+from equinorm.rescaling.model_guard import ModelGuard
+
+Permutation = tuple[Tensor, ...]
+"""For each family the channel that comes to each place, of shape `family.shape`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Permutations:
+    """The group of permutations of hidden channels that `permutations` discovered.
+
+    Attributes:
+        model: the network; untouched, and its weights were not read.
+        families: channels that are permuted among themselves, with the axes of all tensors that move along.
+        pins: what cannot be permuted, each with the operation and source line that says so.
+        seconds: time for export and for interpretation.
+    """
+
+    model: nn.Module = field(repr=False)
+    families: tuple[ChannelFamily, ...]
+    pins: tuple[AxisPin, ...] = field(repr=False)
+    seconds: tuple[float, float] = field(repr=False)
+    _axes: Mapping[Source, Sequence[Axis]] = field(repr=False)
+    _atoms: Sequence[Atom] = field(repr=False)
+    _around: Sequence[tuple[Atom, ...]] = field(repr=False)
+    _guard: ModelGuard = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        advice = "since the model was analysed, so its permutations may be others now. Analyse it again."
+        object.__setattr__(self, "_guard", ModelGuard(self.model, {}, same_tensors=False, advice=advice))
+
+    @property
+    def num_families(self) -> int:
+        """Number of families."""
+        return len(self.families)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that can be permuted, those of each head or group counted apart."""
+        return description.channels(self.families)
+
+    def identity(self) -> Permutation:
+        """The permutation that moves nothing."""
+        return tuple(torch.arange(family.size).expand(family.shape).clone() for family in self.families)
+
+    def random(self, generator: Generator | None = None) -> Permutation:
+        """A random permutation, uniform over the group.
+
+        Args:
+            generator: of random numbers, on the CPU; None for PyTorch's own.
+
+        Returns:
+            For each family an int64 tensor of shape `family.shape`: the channel that comes to each place.
+        """
+        return tuple(torch.rand(f.shape, generator=generator, dtype=torch.float64).argsort(-1) for f in self.families)
+
+    def spec(self) -> PermutationSpec:
+        """Which axes move with which family, as tables in both directions.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> spec = equinorm.permutations(net, (torch.randn(1, 8),)).spec()
+        >>> spec.perm_to_axes
+        {'0.weight[0]': [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]}
+        >>> spec.axes_to_perm["2.weight"]
+        (None, '0.weight[0]')
+
+        Source: the form of Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023.
+        """
+        moved: dict[tuple[str, int], list[str]] = {}
+        forward: dict[str, list[tuple[str, int]]] = {}
+        for family in self.families:
+            places = list(dict.fromkeys((part.tensor, part.axis) for part in family.axes))
+            forward[family.name] = places
+            for place in places:
+                moved.setdefault(place, []).append(family.name)
+        backward: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {}
+        for source in self._axes:
+            found = [moved.get((source.names[0], axis), []) for axis in range(len(source.shape))]
+            backward[source.names[0]] = tuple(own[0] if len(own) == 1 else tuple(own) or None for own in found)
+        return PermutationSpec(forward, backward)
+
+    @on_cpu()
+    def permute_(self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: optim.Optimizer | None = None) -> None:
+        """Permute the model in place, all tensors or none: channel `order[i]` of a family comes to place i.
+
+        Parameters, buffers, gradients and the state of `optimizer` move along. Outputs are the same, bitwise where sums have a
+        fixed order, otherwise to rounding. Where a network drops entries at random, the same seed drops other channels.
+
+        Args:
+            permutation: an order for each family, int64 of shape `family.shape`; or a dict from names of families, in
+                which those that are missing stay.
+            optimizer: whose state to move along.
+
+        Raises:
+            PermutationError: if an order is no permutation of its channels, if a tensor has changed since it was analysed or
+                cannot be written; nothing is written then.
+            RescaleError: if modules have changed since they were analysed, or how the optimizer works is not known.
+
+        >>> import torch, equinorm
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)), torch.randn(3, 8)
+        >>> before = net(x)
+        >>> permutations = equinorm.permutations(net, (x,))
+        >>> permutations.permute_(permutations.random())
+        >>> torch.allclose(net(x), before, atol=1e-5)
+        True
+        """
+        orders = self._orders(permutation)
+        self._guard.check()
+        tensors = dict(
+            [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
+        )
+        moves: list[Move] = []
+        moving: dict[int, tuple[str, list[Tensor | None]]] = {}
+        for source, axes in self._axes.items():
+            indices = places(axes, orders)
+            if all(index is None for index in indices):
+                continue
+            tied = {id(tensors[name]): tensors[name] for name in source.names if name in tensors}
+            _check_unchanged(source, list(tied.values()))
+            moves.append(Move(source.names[0], next(iter(tied.values())), indices))
+            for tensor in tied.values():
+                moving[id(tensor)] = source.names[0], indices
+                if tensor.grad is not None:
+                    moves.append(Move(f"gradient of {source.names[0]}", tensor.grad, indices))
+        if optimizer is not None:
+            moves += [Move(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
+        for move in moves:
+            _check_writable(move)
+        permute_all_(moves)
+
+    def _orders(self, permutation: Any) -> dict[Atom, Order]:
+        """The orders of channels that move, by their atoms."""
+        if isinstance(permutation, Mapping):
+            names = {family.name for family in self.families}
+            if unknown := [name for name in permutation if name not in names]:
+                raise PermutationError(f"no family is called {unknown[0]!r}. The first are {', '.join(sorted(names)[:5])}.")
+            given = [permutation.get(family.name) for family in self.families]
+        elif isinstance(permutation, Sequence) and not isinstance(permutation, str) and len(permutation) == len(self.families):
+            given = list(permutation)
+        else:
+            length = f" of {len(permutation)}" if isinstance(permutation, Sequence) else ""
+            raise PermutationError(
+                f"permutation must hold {len(self.families)} orders, one for each family, or be a dict from names of families; "
+                f"not {type(permutation).__name__}{length}."
+            )
+        found: dict[Atom, Order] = {}
+        for family, atom, around, order in zip(self.families, self._atoms, self._around, given, strict=True):
+            if order is None:
+                continue
+            order = _checked(family, order)
+            if bool((order != torch.arange(family.size)).any()):
+                found[atom] = Order(around, order)
+        return found
+
+    def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The permutation that brings one set of weights nearest to another, by fingerprints of channels.
+
+        Exact where the two are permuted copies whose channels weights tell apart; a first guess elsewhere.
+
+        Args:
+            ours: the tensors of one network by name.
+            theirs: of another of the same architecture.
+
+        Returns:
+            An order of our channels for each family, by its name.
+        """
+        names = [source.names[0] for source in self._axes]
+        one, other = ([tensors[name].detach().cpu() for name in names] for tensors in (ours, theirs))
+        orders = match(one, other, [*self._axes.values()], self._atoms, self._around)
+        return {family.name: order for family, order in zip(self.families, orders, strict=True)}
+
+    def assignment(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Assignment:
+        """Weight matching of one set of weights to another, as in `equinorm.align`.
+
+        Args:
+            ours: the tensors of one network by name; float64 on the CPU.
+            theirs: of another of the same architecture.
+        """
+        names = [source.names[0] for source in self._axes]
+        one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
+        return Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+
+    def details(self) -> str:
+        """Every family with all that moves along, and every pin, however many lines that takes.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+        >>> print(equinorm.permutations(net, (torch.randn(1, 8),)).details())
+        Sequential: 16 channels in 1 family can be permuted
+          16 channels: 0.weight[0], 0.bias[0], 2.weight[1]
+        pinned:
+          0.weight[1]: 8 channels by model input
+          2.weight[0]: 4 channels by model output
+          2.bias[0]: 4 channels by model output
+        """
+        return description.details(self.model, self.families, self.pins)
+
+    def __str__(self) -> str:
+        return description.text(self.model, self.families, self.pins)
+
+    def _repr_html_(self) -> str:
+        return description.markup(self.model, self.families, self.pins)
+
+
+def _checked(family: ChannelFamily, order: Any) -> Tensor:
+    """An order of a family's channels."""
+    shape = tuple(getattr(order, "shape", ()))
+    if not isinstance(order, Tensor) or order.dtype != torch.int64 or shape != family.shape or order.is_meta:
+        kind = f"{order.dtype} of shape {shape}" if isinstance(order, Tensor) else type(order).__name__
+        raise PermutationError(f"the order of {family.name} must be an int64 tensor of shape {family.shape}, not {kind}.")
+    order = order.cpu()
+    if not bool((order.sort(-1).values == torch.arange(family.size)).all()):
+        raise PermutationError(f"the order of {family.name} must hold each of its channels 0 to {family.size - 1} once.")
+    return order
+
+
+def _check_unchanged(source: Source, tied: Sequence[Tensor]) -> None:
+    """Refuse a model whose tensors are no longer those that were analysed."""
+    name = source.names[0]
+    if not tied or any(tuple(tensor.shape) != source.shape for tensor in tied):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
+        raise PermutationError(f"{name} had shape {source.shape} when the model was analysed, now {shapes}. Analyse it again.")
+    if len({storage_of(tensor) for tensor in tied}) > 1:
+        names = ", ".join(source.names)
+        raise PermutationError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
+
+
+def _check_writable(move: Move) -> None:
+    """Refuse what cannot be written in place."""
+    what, tensor = move.what, move.tensor
+    if tensor.is_meta:
+        raise PermutationError(f"cannot permute {what}: it is on the meta device and holds no numbers. Load the weights first.")
+    if tensor.layout != torch.strided:
+        raise PermutationError(f"cannot permute {what}: its layout is {tensor.layout}, only dense tensors can be permuted.")
+    expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.is_inference() or expanded:
+        raise PermutationError(f"cannot permute {what} in place: it is an inference or an expanded tensor. Clone it first.")
+
+
+@on_cpu()
+def permutations(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    both_modes: bool = False,
+    opaque: Choice = (),
+    also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
+) -> Permutations:
+    """Discover every permutation of hidden channels that leaves a network's function unchanged.
+
+    The model is exported once with `torch.export` and its graph is run on axes instead of numbers: elementwise operations ask
+    that their operands are permuted alike, products that are summed ask that both factors are. Operations without a law
+    pin what they touch, so that what is found is exact, whatever the weights. Weights are not read.
+
+    Args:
+        model: any module that `torch.export` can handle; torch.compile, DistributedDataParallel, DataParallel and AveragedModel
+            are looked through.
+        args: its positional inputs, a tuple (one tensor may stand alone).
+        kwargs: its keyword inputs.
+        both_modes: find what holds in training and in evaluation mode, instead of in the mode that the model is in.
+        opaque: names or submodules that are not looked into, as in `symmetries`: all that they touch is pinned.
+        also: further inputs, for all of which the permutations must hold, as in `symmetries`.
+
+    Returns:
+        The group: its families, how every tensor moves, and why axes are pinned.
+
+    Raises:
+        ExportError: if the model cannot be exported with these inputs.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+    >>> equinorm.permutations(net, (torch.randn(1, 8),)).num_families
+    1
+    """
+    if not isinstance(model, nn.Module):
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    model = unwrapped(model)
+    if isinstance(args, Tensor):
+        args = (args,)
+    if not isinstance(args, (tuple, list)):
+        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    hidden = chosen(model, opaque, ExportError, "opaque")
+    calls = [
+        (args, kwargs),
+        *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)),
+    ]
+    found = discover(model, calls, (True, False) if both_modes else (None,), hidden)
+    free, all_families = families(found.axes, found.dependence)
+    around = [found.dependence.of(atom) for atom in free]
+    return Permutations(model, all_families, pins(found.axes), found.seconds, found.axes, free, around)

@@ -1,0 +1,76 @@
+"""What the edges of a graph carry while it is looked at: the axes of a value in parts, stacks of values, and constants."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from equinorm._scaling import Reason
+from equinorm.permuting.atoms import Axis, fresh, size_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laid:
+    """How the axes of a value are permuted.
+
+    Attributes:
+        axes: each as a product of parts.
+        number: of a value that no input and no weight can change.
+    """
+
+    axes: tuple[Axis, ...]
+    number: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+        return tuple(map(size_of, self.axes))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stacked:
+    """Values of one shape, stacked along a new axis that will be taken apart again, as packed queries, keys and values.
+
+    Attributes:
+        dim: place of the new axis.
+        parts: the values.
+    """
+
+    dim: int
+    parts: tuple[Laid, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+        inner = self.parts[0].shape
+        return (*inner[: self.dim], len(self.parts), *inner[self.dim :])
+
+
+def pinned(result: Any, reason: Reason) -> Any:
+    """Values of results in which nothing is permuted."""
+    if isinstance(result, Tensor):
+        return Laid(tuple(fresh(int(size) if isinstance(size, int) else 0, reason) for size in result.shape))
+    if isinstance(result, (list, tuple)):
+        return [pinned(part, reason) for part in result]
+    return result
+
+
+def constant(number: Tensor, reason: Reason) -> Laid:
+    """A tensor of known numbers: pinned along axes along which it varies."""
+    return Laid(tuple(fresh(size, _varying(number, axis, reason)) for axis, size in enumerate(number.shape)), number)
+
+
+def _varying(number: Tensor, axis: int, reason: Reason) -> Reason | None:
+    if number.shape[axis] < 2 or not number.numel() or number.stride(axis) == 0:
+        return None
+    first = number.narrow(axis, 0, 1)
+    return None if bool((number == first).all()) else reason
+
+
+def flat(values: Any) -> list["Laid | Stacked"]:
+    """Every tensor value in nested lists and dicts."""
+    if isinstance(values, (Laid, Stacked)):
+        return [values]
+    parts: Sequence[Any] = list(values.values()) if isinstance(values, dict) else values
+    return [found for part in parts for found in flat(part)] if isinstance(parts, (list, tuple)) else []
