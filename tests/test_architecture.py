@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
     *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "_equivalence", "training", "rules", "__init__"],
-    *["reporting", "experiments", "cli", "integrations"],
+    *["reporting", "checkpoints", "experiments", "cli", "integrations"],
 ]
 """Folders and files at the package's root, from the ground up."""
 
@@ -25,7 +25,8 @@ STRANGERS = {
     "balancing": ["discovery"],
     "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
     "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],
-    "experiments": [],
+    "checkpoints": ["discovery", "training"],
+    "experiments": ["checkpoints"],
 }
 """What stands below a folder and is none of its business."""
 

@@ -11,6 +11,7 @@ from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
 from equinorm.rescaling.optimizer_state import register_optimizer
+from equinorm.rescaling.plan import Plan
 from equinorm.training.enorm import ENorm
 
 __version__ = importlib.metadata.version("equinorm")
@@ -25,6 +26,7 @@ __all__ = [
     "ExportError",
     "Family",
     "Pin",
+    "Plan",
     "Reason",
     "RescaleError",
     "Scaling",

@@ -29,14 +29,14 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
     Raises:
         InputError: if the folder is no checkpoint, a part of it is missing, or transformers cannot build it.
     """
-    described = _described(folder)
+    configuration = described(folder)
     if device != "meta":
         _check_weights(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers: Any = _library("transformers", "hf:", "pip install 'equinorm[transformers]'")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    own = described.get("auto_map", {})
+    own = configuration.get("auto_map", {})
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **here)
@@ -113,8 +113,12 @@ def _library(name: str, scheme: str, command: str) -> Any:
         raise InputError(f"{scheme} needs {name}, whose import raised {type(error).__name__}: {first_line(error)}.") from error
 
 
-def _described(folder: Path) -> Mapping[str, Any]:
-    """What config.json holds."""
+def described(folder: Path) -> Mapping[str, Any]:
+    """What config.json holds.
+
+    Raises:
+        InputError: if there is no folder or no such file, or it cannot be read.
+    """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}. hf: reads a checkpoint's folder on this machine, and fetches nothing.")
     path = folder / "config.json"
