@@ -110,9 +110,7 @@ def finish(checkpoint: Checkpoint, work: Rewriting, output: Path, staging: Path)
         try:
             lost[file.path.name] = rewrite_file(file, work, path)
         except OutputError as error:
-            raise OutputError(
-                f"{error} {resumed + len(lost)} finished files are kept in {staging}: run again to go on."
-            ) from error
+            raise OutputError(f"{error} {len(lost)} finished files are kept in {staging}: run again to go on.") from error
         counts = json.dumps(lost)
         write_atomically([(staging / _COUNTS, lambda path, counts=counts: path.write_text(counts, "utf-8"))], force=True)
     same, left = checkpoint.others()
