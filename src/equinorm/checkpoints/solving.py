@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from equinorm._errors import RescaleError
 from equinorm._scaling import Cast, Scaling
 from equinorm.balancing.components import Component, ComponentBalance, balanced, components
 from equinorm.balancing.options import BalanceOptions
@@ -127,6 +128,21 @@ def size_of(component: Component, checkpoint: Checkpoint) -> int:
     return sum(checkpoint.entries[key].size for scaling in component.scalings for key in scaling.names)
 
 
+def check_dtypes(task: Task, held: Tensor) -> None:
+    """Refuse real scales for half precision before anything is read.
+
+    Raises:
+        RescaleError: which names the first such weight.
+    """
+    for scaling in task.conversion.scalings:
+        is_half = scaling.dtype in (torch.float16, torch.bfloat16)
+        if is_half and not task.power_of_two and bool((~held[scaling.free()]).any()):
+            raise RescaleError(
+                f"cannot rescale {scaling.name} exactly: in {str(scaling.dtype).removeprefix('torch.')} a real scale would change "
+                f"each weight by up to {torch.finfo(scaling.dtype).eps / 2:.1e} of itself. Use powers of two (power_of_two=True)."
+            )
+
+
 def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = lambda size: None) -> tuple[Plan, Record]:
     """Find the plan of least norm.
 
@@ -139,6 +155,7 @@ def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = la
     Raises:
         EquinormError: if a weight is not finite, or cannot be rescaled exactly.
     """
+    check_dtypes(task, held)
     z, record = _begun(staging, task.orbit.num_free)
     saved, unit = time.monotonic(), task.unit
     for number, component in enumerate(parts(task, held)):

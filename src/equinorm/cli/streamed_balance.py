@@ -11,7 +11,7 @@ from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
 from equinorm.checkpoints.rewriting import Rewriting, moves_of
-from equinorm.checkpoints.solving import norm_of, parts, size_of, solve
+from equinorm.checkpoints.solving import check_dtypes, norm_of, parts, size_of, solve
 from equinorm.checkpoints.staging import Rewritten, finish, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
@@ -87,6 +87,7 @@ def streamed_balance(
     started, checkpoint = time.perf_counter(), folder.checkpoint
     task = folder.task(options, power_of_two)
     held, notes = task.held()
+    check_dtypes(task, held)
     sizes = [size_of(part, checkpoint) for part in parts(task, held)]
     staging = None
     if outputs.folder is not None:
