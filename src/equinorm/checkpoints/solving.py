@@ -137,9 +137,10 @@ def check_dtypes(task: Task, held: Tensor) -> None:
     for scaling in task.conversion.scalings:
         is_half = scaling.dtype in (torch.float16, torch.bfloat16)
         if is_half and not task.power_of_two and bool((~held[scaling.free()]).any()):
+            info = torch.finfo(scaling.dtype)
             raise RescaleError(
-                f"cannot rescale {scaling.name} exactly: in {str(scaling.dtype).removeprefix('torch.')} a real scale would change "
-                f"each weight by up to {torch.finfo(scaling.dtype).eps / 2:.1e} of itself. Use powers of two (power_of_two=True)."
+                f"cannot rescale {scaling.name} exactly: in {info.dtype} a real scale would change each weight by up to "
+                f"{info.eps / 2:.1e} of itself. Use powers of two (power_of_two=True)."
             )
 
 
