@@ -191,8 +191,7 @@ def test_overflow_is_refused_and_nothing_is_left(folders, tmp_path):
     huge = Plan(torch.full((plan.num_free,), 150 * math.log(2), dtype=torch.float64), plan.scalings)
     with pytest.raises(Exception, match="overflow BF16"):
         huge.rewrite(source.folder, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_underflows_are_counted(tmp_path):
@@ -295,7 +294,7 @@ def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(OutputError, match=r"it takes .* GB, and 0.0 GB are free"):
         balance(folder, tmp_path / "full")
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_damaged_files_are_refused(folders, tmp_path):

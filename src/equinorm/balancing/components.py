@@ -85,8 +85,12 @@ def _component(members: Sequence[tuple[Scaling, np.ndarray]], family: np.ndarray
     classes = np.unique(np.concatenate([ids for _, ids in members]))
     place[classes] = np.arange(1, len(classes) + 1)
     scalings = []
+    renumbered: dict[int, Tensor] = {}  # ids that share memory still do
     for scaling, _ in members:
-        own = [(exponent, torch.from_numpy(place[ids.numpy()])) for exponent, ids in scaling.factors]
+        for _, ids in scaling.factors:
+            if id(ids) not in renumbered:
+                renumbered[id(ids)] = torch.from_numpy(place[ids.numpy()])
+        own = [(exponent, renumbered[id(ids)]) for exponent, ids in scaling.factors]
         scalings.append(replace(scaling, factors=tuple(factor for factor in own if bool(factor[1].any()))))
     place[classes] = 0
     ends = [*(np.flatnonzero(np.diff(family[classes])) + 1).tolist(), len(classes)]

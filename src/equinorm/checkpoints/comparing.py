@@ -12,7 +12,7 @@ from equinorm._scaling import Scaling
 from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.folder import Checkpoint
-from equinorm.checkpoints.rewriting import Tick
+from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import Task, Weights, parts, size_of
 from equinorm.checkpoints.stored import CheckpointError, pieces
 from equinorm.rescaling.powers_of_two import LN2
@@ -105,7 +105,7 @@ def _snapped(z: Tensor) -> Tensor:
 def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint]) -> float:
     """Relative difference of one tensor, once the first is rescaled."""
     tensors = [side.where[key].mapped(key) for side in sides]
-    if not tensors[0].numel() or (torch.equal(*tensors) and not bool((scaling.log_scales(z) != 0).any())):
+    if not tensors[0].numel() or (torch.equal(*tensors) and not does_move(scaling, z)):
         return 0.0
     logs = scaling.log_factors(z)
     worst, shape = 0.0, tuple(tensors[0].shape)

@@ -145,6 +145,7 @@ class _Parts:
         self._model, self._scalings, self._owner = model, scalings, owner
         self._base = max((int(ids.max()) for s in scalings for _, ids in s.factors if ids.numel()), default=0) + 1
         self._exponents = sorted({exponent for s in scalings for exponent, _ in s.factors})
+        self._known: dict[tuple[Any, bytes], Tensor] = {}
 
     def convert(self, own: Mapping[str, Tensor], converted: Mapping[str, str], entries: Mapping[str, Entry]) -> list[Scaling]:
         """Scalings of the keys that are converted; `own` are the tensors of the model that no key is by itself."""
@@ -195,6 +196,10 @@ class _Parts:
         exponent, ids = scaling.factors[slot]
         return torch.where(ids > 0, ids + self._base * self._exponents.index(exponent), 0).expand(scaling.shape)
 
+    def _shared(self, ids: Tensor) -> Tensor:
+        """The same ids in the same memory: hundreds of experts read one axis."""
+        return self._known.setdefault((tuple(ids.shape), ids.numpy().tobytes()), ids)
+
     def _joined(self, key: str, shape: Sequence[int], numbers: Sequence[int], codes: Sequence[Tensor]) -> Scaling:
         """One tensor of a file, from the tensors of the model that it comes from."""
         parents = [self._scalings[number] for number in numbers]
@@ -207,7 +212,7 @@ class _Parts:
             for place in torch.unique(torch.where(code > 0, code // self._base, -1)).tolist():
                 if place >= 0:
                     ids = torch.where((code > 0) & (code // self._base == place), code % self._base, 0)
-                    factors.append((self._exponents[place], ids))
+                    factors.append((self._exponents[place], self._shared(ids)))
         role = "weight" if any(parent.role == "weight" for parent in parents) else "bias"
         depth = max(parent.depth for parent in parents)
         return replace(parents[0], names=(key,), shape=tuple(shape), role=role, factors=tuple(factors), depth=depth)

@@ -53,7 +53,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
             if metadata.get("format") != _FORMAT:
                 raise CheckpointError(f"{path} is no plan of equinorm, which Plan.save and equinorm balance --plan write.")
             described: Mapping[str, Any] = json.loads(metadata["plan"])
-            tensors = {key: file.get_tensor(key) for key in stored.by_key}
+            tensors = {key: _wide(file.get_tensor(key)) for key in stored.by_key}
         plan = Plan(
             tensors["log_scales"],
             tuple(_scaling(part, tensors) for part in described["scalings"]),
@@ -96,12 +96,17 @@ class _Ids:
         return self._names[key]
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Ids in 64 bits, once for all tensors that share them."""
+    return tensor.long() if tensor.dtype == torch.int32 else tensor
+
+
 def _factors(factors: Sequence[tuple[float, Tensor]], ids: _Ids) -> list[tuple[float, str]]:
     return [(exponent, ids.name(part)) for exponent, part in factors]
 
 
 def _read_factors(found: Sequence[Any], tensors: Mapping[str, Tensor]) -> tuple[tuple[float, Tensor], ...]:
-    return tuple((float(exponent), tensors[name].long()) for exponent, name in found)
+    return tuple((float(exponent), tensors[name]) for exponent, name in found)
 
 
 def _described(scaling: Scaling, ids: _Ids) -> dict[str, Any]:

@@ -64,7 +64,12 @@ def moves_of(plan: Plan, entries: Mapping[str, Entry], whole: bool) -> dict[str,
     if lost:
         raise CheckpointError(f"the files lack {len(lost)} tensors of the plan: {', '.join(shortened(lost, 6, 'of them'))}.")
     moved = {key: known[key] for key in entries if key in known and known[key].factors}
-    return {key: scaling for key, scaling in moved.items() if bool((scaling.log_scales(plan.log_scales) != 0).any())}
+    return {key: scaling for key, scaling in moved.items() if does_move(scaling, plan.log_scales)}
+
+
+def does_move(scaling: Scaling, log_scales: Tensor) -> bool:
+    """Is any scale of a tensor other than 1? Factors are looked at one by one: their product is as large as the tensor."""
+    return any(bool((log != 0).any()) for log in scaling.log_factors(log_scales))
 
 
 def _is_integer(entry: Entry) -> bool:

@@ -30,6 +30,9 @@ from equinorm.rescaling.writing import Write
 
 _SOLVED = "solved.safetensors"
 
+_AT_ONCE = 1 << 22
+"""Entries that are looked at together."""
+
 _OFTEN = 10.0
 """Seconds after which what is solved is written down."""
 
@@ -210,7 +213,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = _mapped(self._checkpoint, name)
-        self._bounds[name] = row_bounds(tensor)
+        self._bounds[name] = _bounds(tensor)
         for other in self._scalings[name].names[1:]:
             if not torch.equal(tensor, _mapped(self._checkpoint, other)):
                 raise CheckpointError(f"{name} and {other} are one tensor in the model and differ in the files.")
@@ -224,7 +227,17 @@ class Weights(Mapping[str, Tensor]):
 
     def bounds(self, name: str) -> Tensor:
         """Bounds on the largest entry of every row."""
-        return self._bounds[name] if name in self._bounds else row_bounds(self[name])
+        if name not in self._bounds:
+            self[name]
+        return self._bounds[name]
+
+
+def _bounds(tensor: Tensor) -> Tensor:
+    """Bounds on the largest entry of every row, some rows at a time, since norms in another precision copy what they read."""
+    if not tensor.numel():
+        return row_bounds(tensor)
+    rows = max(1, _AT_ONCE * max(1, tensor.size(0) if tensor.dim() else 1) // tensor.numel())
+    return torch.cat([row_bounds(part) for part in tensor.split(rows)]) if tensor.dim() else row_bounds(tensor)
 
 
 def _mapped(checkpoint: Checkpoint, key: str) -> Tensor:

@@ -1,16 +1,18 @@
 """A folder is prepared beside its place and takes its name at once; what was begun goes on."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from equinorm._errors import EquinormError
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Rewriting, rewrite_file
 from equinorm.reporting.files import OutputError, write_atomically
@@ -56,21 +58,21 @@ def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Pat
     if target == checkpoint.folder.resolve() or checkpoint.folder.resolve() in target.parents:
         raise OutputError(f"{output} lies in the folder that is read. Write to another one.")
     state = json.dumps({"source": _identity(checkpoint), **job}, sort_keys=True, default=str)
+    begun, inside = staging / _STATE, staging / "out"
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
     try:
-        if not target.parent.is_dir():
-            raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
-        (staging / "out").mkdir(parents=True, exist_ok=True)
-        for left in [*staging.glob(".*.tmp"), *(staging / "out").glob(".*.tmp")]:
-            left.unlink()  # what a run that was killed was writing
-        begun = staging / _STATE
         if begun.exists() and begun.read_text("utf-8") != state:
             raise OutputError(
                 f"{staging} was begun from other files or with other options. Remove it, or repeat those to go on."
             )
-        done = sum(path.stat().st_size for path in (staging / "out").iterdir() if path.is_file())
-        room, needed = shutil.disk_usage(staging).free, checkpoint.size - done
+        done = sum(path.stat().st_size for path in inside.iterdir() if path.is_file()) if inside.is_dir() else 0
+        room, needed = shutil.disk_usage(target.parent).free, checkpoint.size - done
         if room < needed:
             raise OutputError(f"cannot write {output}: it takes {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free.")
+        inside.mkdir(parents=True, exist_ok=True)
+        for left in [*staging.glob(".*.tmp"), *inside.glob(".*.tmp")]:
+            left.unlink()  # what a run that was killed was writing
         if not begun.exists():
             write_atomically([(begun, lambda path: path.write_text(state, "utf-8"))], force=True)
     except OSError as error:
@@ -93,7 +95,21 @@ def rewrite_folder(checkpoint: Checkpoint, work: Rewriting, output: Path) -> Rew
     """
     plan = work.plan
     staging = prepare(checkpoint, output, {"plan": plan.fingerprint, "log_scales": digest(plan.log_scales)})
-    return finish(checkpoint, work, output, staging)
+    with kept(staging):
+        return finish(checkpoint, work, output, staging)
+
+
+@contextlib.contextmanager
+def kept(staging: Path | None) -> Iterator[None]:
+    """Keep what was begun for another run, but not where that would end as this one did: where weights are refused."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except EquinormError:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def finish(checkpoint: Checkpoint, work: Rewriting, output: Path, staging: Path) -> Rewritten:

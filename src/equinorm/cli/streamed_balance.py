@@ -6,13 +6,14 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
+from equinorm import __version__
 from equinorm._display import count, shortened
 from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
 from equinorm.checkpoints.rewriting import Rewriting, moves_of
 from equinorm.checkpoints.solving import check_dtypes, norm_of, parts, size_of, solve
-from equinorm.checkpoints.staging import Rewritten, finish, prepare
+from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
 from equinorm.cli.writing import OutputError, check_target
@@ -91,17 +92,23 @@ def streamed_balance(
     sizes = [size_of(part, checkpoint) for part in parts(task, held)]
     staging = None
     if outputs.folder is not None:
-        job = {"options": asdict(options), "power_of_two": power_of_two, "symmetries": folder.symmetries.fingerprint}
+        job = {
+            "options": asdict(options),
+            "power_of_two": power_of_two,
+            "symmetries": folder.symmetries.fingerprint,
+            "by": __version__,
+        }
         staging = prepare(checkpoint, outputs.folder, job)
     written = checkpoint.size if staging is not None else 0
     meter = Meter(steps, "balancing", sum(sizes) + written)
-    plan, record = solve(task, held, staging, meter.tick)
-    moves = moves_of(plan, checkpoint.entries, True)
-    if outputs.plan is not None:
-        write_plan(plan, outputs.plan)
     done = Rewritten(0, 0, ())
-    if outputs.folder is not None and staging is not None:
-        done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
+    with kept(staging):
+        plan, record = solve(task, held, staging, meter.tick)
+        moves = moves_of(plan, checkpoint.entries, True)
+        if outputs.plan is not None:
+            write_plan(plan, outputs.plan)
+        if outputs.folder is not None and staging is not None:
+            done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
     if done.left:
         listed = ", ".join(shortened(list(done.left), 4, "of them"))
         notes.append(f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {listed}")
