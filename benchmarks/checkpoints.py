@@ -119,8 +119,6 @@ def peak() -> int:
 def balance(folder: Path, output: Path) -> dict[str, Any]:
     """Balance in this process; what it took."""
     declare_operators()
-    import transformers  # noqa: F401
-
     from equinorm.balancing.options import BalanceOptions
     from equinorm.cli.folders import analysed
     from equinorm.cli.streamed_balance import Outputs, streamed_balance
@@ -173,46 +171,61 @@ def check(folder: Path, output: Path) -> int:
     return wrong
 
 
-def paper(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Components of a model from its configuration, in bfloat16."""
-    declare_operators()
+def built(config: dict[str, Any]) -> tuple[Any, Any]:
+    """A model without numbers, and its configuration."""
     import transformers
 
-    from equinorm import symmetries
-    from equinorm.balancing.components import components
-    from equinorm.cli.libraries import _examples
-
-    started = time.perf_counter()
     found = transformers.AutoConfig.for_model(**config)
     found.use_cache = False
     with torch.device("meta"):
-        model = getattr(transformers, config["architectures"][0])._from_config(found).eval()
-    group = symmetries(model, (), _examples(model, found))
+        return getattr(transformers, config["architectures"][0])._from_config(found).eval(), found
+
+
+def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Components of a model from its configuration, in bfloat16; a few layers tell, since all are alike."""
+    declare_operators()
+    from transformers import core_model_loading
+
+    from equinorm import symmetries
+    from equinorm.balancing.components import components
+    from equinorm.checkpoints.conversion import stored_scalings
+    from equinorm.checkpoints.stored import Entry
+    from equinorm.cli.libraries import examples
+
+    size = sum(2 * parameter.numel() for parameter in built(config)[0].parameters())
+    started = time.perf_counter()
+    model, found = built(config | {"num_hidden_layers": layers})
+    group = symmetries(model, (), examples(model, found))
+    stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # as save_pretrained names them
+    entries = {key: Entry(key, "BF16", tuple(tensor.shape), 0, 2 * tensor.numel()) for key, tensor in stored.items()}
+    scalings = stored_scalings(model, group.scalings, entries).scalings
     held = torch.zeros(group.num_free + 1, dtype=torch.bool)
-    parts = components(group.scalings, group.family_ranges, held)
+    parts = components(scalings, group.family_ranges, held)
     sizes = [sum(2 * scaling.numel for scaling in part.scalings) for part in parts]
-    twosided = [
-        sum(
-            2 * s.numel for s in part.scalings if sum(any(i.size(a) > 1 for _, i in s.factors) for a in range(len(s.shape))) > 1
-        )
-        for part in parts
-    ]
+    matrices = [sum(2 * scaling.numel for scaling in part.scalings if two_sided(scaling)) for part in parts]
     return {
         "name": name,
-        "bytes": sum(2 * p.numel() for p in model.parameters()),
+        "bytes": size,
+        "layers": config["num_hidden_layers"],
+        "layers analysed": layers,
         "free scales": group.num_free,
         "components": len(sizes),
         "largest component": max(sizes),
-        "most that is held on to": max(twosided),
+        "most that is held on to": max(matrices),
         "seconds of analysis": time.perf_counter() - started,
         "peak bytes of memory": peak(),
     }
 
 
+def two_sided(scaling: Any) -> bool:
+    """Does a matrix move along both of its axes, so that vectors do not stand for it?"""
+    return len({axis for _, ids in scaling.factors for axis in range(ids.dim()) if ids.size(axis) > 1}) > 1
+
+
 def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.paper:
         for name, config in LARGE.items():
-            yield {"kind": "paper", **paper(name, config), **machine()}
+            yield {"kind": "paper", **paper(name, config, 4), **machine()}
         return
     folder, output = options.folder, options.folder.with_name(options.folder.name + "-balanced")
     try:

@@ -46,7 +46,7 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
         if device == "meta":
             with torch.device("meta"):
                 model = make.from_config(config, trust_remote_code=trust) if _is_auto(make) else make._from_config(config)
-            return model, _examples(model, config), ()
+            return model, examples(model, config), ()
         more = here if _is_auto(make) else {"local_files_only": True}
         options = {"config": config, "dtype": "auto", "use_safetensors": True}
         model, found = make.from_pretrained(folder, **options, **more, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -68,7 +68,7 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
     notes = (
         [f"{folder}: {len(unused)} weights belong to no part of {type(model).__name__}: {shorten(unused)}"] if unused else []
     )
-    return model, _examples(model, config), tuple(notes)
+    return model, examples(model, config), tuple(notes)
 
 
 def from_timm(name: str, settings: Mapping[str, Any], device: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -169,8 +169,8 @@ def _is_auto(make: Any) -> bool:
     return make.__name__.startswith("AutoModel")
 
 
-def _examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
-    """Inputs by keyword, as far as the configuration tells their shapes: tokens, or an image."""
+def examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
+    """Inputs by keyword, as far as a configuration of transformers tells their shapes: tokens, or an image."""
     device = next(model.parameters()).device
     name = getattr(model, "main_input_name", None)
     if name == "input_ids":
