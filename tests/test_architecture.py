@@ -13,7 +13,7 @@ FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
     *["discovery", "rescaling", "permuting", "balancing", "_symmetries", "_deviation", "quantization", "_equivalence"],
     *["_alignment", "training", "rules", "__init__"],
-    *["reporting", "experiments", "integrations", "cli"],
+    *["reporting", "checkpoints", "experiments", "integrations", "cli"],
 ]
 """Folders and files at the package's root, from the ground up."""
 
@@ -27,7 +27,8 @@ STRANGERS = {
     "permuting.laws": ["discovery.graph", "permuting.interpreter", "permuting.discover"],
     "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
     "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],
-    "experiments": [],
+    "checkpoints": ["discovery", "training"],
+    "experiments": ["checkpoints"],
 }
 """What stands below a folder and is none of its business."""
 

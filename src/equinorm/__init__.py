@@ -19,11 +19,12 @@ from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
-from equinorm.quantization.equalization import Equalization
-from equinorm.quantization.equalize import equalize, equalize_
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
+from equinorm.quantization.equalization import Equalization
+from equinorm.quantization.equalize import equalize, equalize_
 from equinorm.rescaling.optimizer_state import register_optimizer
+from equinorm.rescaling.plan import Plan
 from equinorm.training.enorm import ENorm
 
 __version__ = importlib.metadata.version("equinorm")
@@ -47,6 +48,7 @@ __all__ = [
     "PermutationSpec",
     "Permutations",
     "Pin",
+    "Plan",
     "Reason",
     "RescaleError",
     "Scaling",

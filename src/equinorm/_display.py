@@ -92,15 +92,28 @@ def plain(value: Any) -> Any:
 def drawing(what: str = "balances") -> ModuleType:
     """A file of `reporting`, imported when something is to be drawn.
 
-    The one place where a lower floor asks for a higher one, by name: whoever draws nothing needs no matplotlib.
+    Here alone a lower floor asks for a higher one, by name: whoever draws nothing needs no matplotlib.
 
     Raises:
         EquinormError: if matplotlib is not installed.
     """
+    return _above(f"equinorm.reporting.{what}", "pictures need")
+
+
+def storing() -> ModuleType:
+    """`checkpoints.plans`, imported when a plan goes to a file or comes from one: whoever stores nothing needs no safetensors.
+
+    Raises:
+        EquinormError: if safetensors is not installed.
+    """
+    return _above("equinorm.checkpoints.plans", "files of plans need")
+
+
+def _above(name: str, need: str) -> ModuleType:
     try:
-        return importlib.import_module(f"equinorm.reporting.{what}")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "equinorm":
             raise
-        raise EquinormError(f"pictures need {missing}, which is not installed: pip install 'equinorm[cli]'.") from error
+        raise EquinormError(f"{need} {missing}, which is not installed: pip install 'equinorm[cli]'.") from error

@@ -300,7 +300,7 @@ def test_small_weights_of_half_precision_take_powers_of_two(width):
 def test_interrupt_while_checking_writes_nothing(monkeypatch):
     net, args = network(), inputs()
     before, symmetries = state(net), equinorm.symmetries(net, args)
-    check, seen = in_place._check, []
+    check, seen = in_place.check, []
 
     def interrupted(write):
         seen.append(write)
@@ -308,7 +308,7 @@ def test_interrupt_while_checking_writes_nothing(monkeypatch):
             raise KeyboardInterrupt
         check(write)
 
-    monkeypatch.setattr(in_place, "_check", interrupted)
+    monkeypatch.setattr(in_place, "check", interrupted)
     with pytest.raises(KeyboardInterrupt):
         symmetries.rescale_(random_scales(symmetries))
     assert all(torch.equal(a, b) for a, b in zip(state(net), before, strict=True))

@@ -1,9 +1,8 @@
 """Balance: the member of a network's rescaling orbit with least ℓp norm, and the record of how it was found."""
 
-import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +13,14 @@ from equinorm import native
 from equinorm._display import count, drawing
 from equinorm._errors import RescaleError
 from equinorm.balancing import description
-from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import lay_out
+from equinorm.balancing.minimum import minimum
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.scope import counted, held_classes, nothing_moves
-from equinorm.balancing.solver import Progress, Solution, solve
+from equinorm.balancing.solver import Progress, Solution
 from equinorm.rescaling.orbit import Orbit
+from equinorm.rescaling.plan import Plan, plan_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,14 @@ class Balance:
             )
         self.symmetries.rescale_(self.log_scales, optimizer, power_of_two)
 
+    def plan(self, power_of_two: bool = False) -> Plan:
+        """This point of the orbit apart from the model: to save, and to apply to other copies of its weights.
+
+        Args:
+            power_of_two: round every scale to a power of two.
+        """
+        return plan_of(self.symmetries, self.log_scales, power_of_two)
+
     def plot(self, axes: Any = None) -> Any:
         """Draw the energies of all tensors before and after, and the residual by cycle. Needs matplotlib.
 
@@ -154,15 +162,8 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
     if not scalings:
         return _unmoved(symmetries, options)
     network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
-    start = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
-    with _full_precision(devices):
-        found = problem(network, tensors, options)
-        before = found.log_energies(start)
-        solution = solve(found, options, progress)
-        if solution.problem is not found:  # edges of dead channels are not part of the norms
-            found = solution.problem
-            before = found.log_energies(start)
-        after = found.log_energies(solution.z)
+    least = minimum(network, tensors, options, progress, devices)
+    found, solution, before, after = least.problem, least.solution, least.before, least.after
     is_void = bool(solution.dead.any()) and found.norm.join(list(after.values())) == -math.inf
     converged = solution.residuals[-1] <= options.tol and not is_void
     return Balance(
@@ -199,16 +200,6 @@ def _unmoved(symmetries: Orbit, options: BalanceOptions) -> Balance:
         energies=(),
         versions=symmetries.versions(),
     )
-
-
-@contextlib.contextmanager
-def _full_precision(devices: Iterable[str]) -> Iterator[None]:
-    """Without autocast, which would sum in half precision."""
-    with contextlib.ExitStack() as stack:
-        for device in devices:
-            if torch.amp.is_autocast_available(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def _reason(solution: Solution, options: BalanceOptions, converged: bool, is_void: bool) -> str:

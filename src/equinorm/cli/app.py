@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from equinorm.cli.apply import apply
 from equinorm.cli.balance import balance
 from equinorm.cli.compare import compare
 from equinorm.cli.demo import demo
@@ -40,7 +41,7 @@ def _options(
     pass
 
 
-for _command in (inspect, balance, compare, demo, train, figures):
+for _command in (inspect, balance, apply, compare, demo, train, figures):
     app.command()(_command)
 
 

@@ -11,13 +11,16 @@ from rich.text import Text
 
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
-from equinorm.balancing.options import LARGEST_P, LEAST_P
+from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli import report as reports
+from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Source, load
 from equinorm.cli.onnx_files import is_onnx, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
+from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
@@ -26,8 +29,16 @@ from equinorm.reporting.words import deviation, norm_name, number, percent
 def balance(
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Write to this .safetensors file; of an ONNX file, to this .onnx file.")
-    ],
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write to this .safetensors file; of an ONNX file, to this .onnx file; of a checkpoint's FOLDER, to this folder.",
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Write the scales to this .safetensors file, for `equinorm apply` and Plan.load.")
+    ] = None,
     weights: Weights = None,
     settings: Settings = None,
     inputs: Inputs = None,
@@ -50,11 +61,23 @@ def balance(
 ) -> None:
     """Write the rescaling-equivalent weights of least norm.
 
-    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused.
+    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused. A checkpoint's FOLDER is
+    read and written in parts instead, whatever its size, and every weight is verified.
     """
 
     def work(steps: Steps) -> Result:
         norm = _norm(p)
+        if is_folder(model) and (output is None or output.suffix != ".safetensors"):
+            if given := [name for name, value in (("--weights", weights), ("--set", settings), ("--report", report)) if value]:
+                raise InputError(f"{given[0]} does not go with a checkpoint's folder, which is never in memory as a whole.")
+            outputs = Outputs(output, plan, force)
+            outputs.check()
+            folder = analysed(model, steps, inputs or (), opaque or (), trust_remote_code)
+            chosen = BalanceOptions(norm, c, cycles, tol, method, biases)
+            streamed = streamed_balance(folder, chosen, power_of_two, outputs, steps)
+            return streamed, shown_streamed(streamed), 0
+        if output is None or plan is not None:
+            raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
         check_target(output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
@@ -65,7 +88,8 @@ def balance(
         if is_onnx(model) and not found.num_free:
             raise BalanceError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
-        record, pictures = verified_balance(loaded, found, **options, power_of_two=power_of_two, progress=steps.solving(tol))
+        shown_too = {"progress": steps.solving(tol), "pictured": report is not None}
+        record, pictures = verified_balance(loaded, found, **options, power_of_two=power_of_two, **shown_too)
         steps.say("writing")
         record = replace(record, output=str(output), report=str(report) if report else None)
         files, written = [(output, lambda path: save(loaded.model, path))], None

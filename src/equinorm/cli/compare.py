@@ -13,8 +13,10 @@ from equinorm._deviation import deviation
 from equinorm._equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm.cli.exactness import LIMITS, coarsest
+from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, Source, load, takes_settings
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.streamed_comparison import shown_streamed, streamed_comparison
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import WEIGHTS, InputError, dtype_name
 from equinorm.cli.wording import worded
@@ -69,10 +71,15 @@ def compare(
 ) -> None:
     """Compare the outputs of two models, and tell whether a rescaling joins their weights.
 
-    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason.
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason. Of
+    two checkpoints' FOLDERs the weights alone are compared, in parts.
     """
 
     def work(steps: Steps) -> Result:
+        if is_folder(model_a) and is_folder(model_b) and not (weights or weights_b or settings or train):
+            first, other = (analysed(n, steps, inputs or (), opaque or (), trust_remote_code) for n in (model_a, model_b))
+            streamed = streamed_comparison(first, other, steps)
+            return streamed, shown_streamed(streamed), int(not streamed.equivalent)
         second, file, hint = model_b, weights_b, ""
         if Path(model_b).suffix in WEIGHTS:
             if weights_b is not None:
@@ -80,10 +87,10 @@ def compare(
             second, file = model_a, Path(model_b)
         steps.say(f"loading {model_a}")
         given = settings if takes_settings(model_a) or not takes_settings(second) else ()
-        first = Source(model_a, weights, given or (), trust_remote_code, train=train)
-        a = load(first, inputs or (), needs_inputs=False)
+        source = Source(model_a, weights, given or (), trust_remote_code, train=train)
+        a = load(source, inputs or (), needs_inputs=False)
         steps.say(f"loading {model_b}")
-        other = replace(first, name=second, weights=file, settings=(settings or ()) if takes_settings(second) else ())
+        other = replace(source, name=second, weights=file, settings=(settings or ()) if takes_settings(second) else ())
         b = load(other, inputs or (), needs_inputs=not (a.args or a.kwargs))
         if not (a.args or a.kwargs):
             a = replace(a, args=b.args, kwargs=b.kwargs)

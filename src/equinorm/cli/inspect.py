@@ -1,20 +1,24 @@
 """`equinorm inspect`: which channels can be rescaled, and why the others cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm._symmetries import Symmetries, symmetries
+from equinorm.balancing.options import BalanceOptions
+from equinorm.checkpoints.solving import parts, size_of
+from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import worded
 from equinorm.reporting.tables import facts, table
-from equinorm.reporting.words import percent
+from equinorm.reporting.words import in_bytes, percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,9 @@ def inspect(
     """Show which channels can be rescaled, and why the others cannot."""
 
     def work(steps: Steps) -> Result:
+        if is_folder(model) and weights is None and not settings and device == "cpu" and not train:
+            record = of_folder(analysed(model, steps, inputs or (), opaque or (), trust_remote_code))
+            return record, shown(record), 0
         steps.say(f"loading {model}")
         loaded = load(Source(model, weights, settings or (), trust_remote_code, device, train), inputs or ())
         steps.say("finding symmetries")
@@ -93,6 +100,22 @@ def inspect(
         return record, shown(record), 0
 
     run(work, json, debug)
+
+
+def of_folder(folder: Folder) -> Inspection:
+    """The record of a checkpoint's folder, whose weights are not read."""
+    checkpoint, task = folder.checkpoint, folder.task(BalanceOptions())
+    held, why = task.held()
+    sizes = [size_of(part, checkpoint) for part in parts(task, held)]
+    files = count(len(checkpoint.files), "file")
+    notes = [f"{files} of {in_bytes(checkpoint.size)}; no weights were read"]
+    if sizes:
+        notes.append(f"{count(len(sizes), 'component')}, to be solved one by one; the largest is {in_bytes(max(sizes))}")
+    if folder.conversion.converted:
+        notes.append(f"{folder.conversion.converted:,} tensors of the files are parts of others in the model, or hold several")
+    return inspection(
+        replace(folder.loaded, name=str(checkpoint.folder), notes=(*notes, *why, *folder.notes)), folder.symmetries
+    )
 
 
 def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
@@ -132,14 +155,14 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
 def shown(record: Inspection) -> RenderableType:
     """What `equinorm inspect` prints."""
     share, seconds = percent(record.moving, record.parameters), record.seconds_export + record.seconds_labels
-    count = len(record.families)
+    number = len(record.families)
     head = facts(
         [
             ("model", record.model),
             ("inputs", record.inputs),
             (
                 "free classes",
-                f"{record.num_free:,} in {count:,} {'family' if count == 1 else 'families'}",
+                f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}",
             ),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
@@ -160,12 +183,18 @@ def shown(record: Inspection) -> RenderableType:
         chosen = [row for row in record.tensors if row.role == role]
         entries, moving = sum(row.entries for row in chosen), sum(row.moving for row in chosen)
         rows.append((label, f"{len(chosen):,}", f"{entries:,}", f"{moving:,}", percent(moving, entries)))
-    count = sum(row.kind == "parameter" for row in record.tensors)
+    number = sum(row.kind == "parameter" for row in record.tensors)
     coverage = table(
         "Coverage",
         [("", False), ("tensors", True), ("entries", True), ("moving", True), ("share", True)],
         rows,
-        ("parameters", f"{count:,}", f"{record.parameters:,}", f"{record.moving:,}", percent(record.moving, record.parameters)),
+        (
+            "parameters",
+            f"{number:,}",
+            f"{record.parameters:,}",
+            f"{record.moving:,}",
+            percent(record.moving, record.parameters),
+        ),
     )
     pins = table(
         "Pinned channels",

@@ -29,14 +29,14 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
     Raises:
         InputError: if the folder is no checkpoint, a part of it is missing, or transformers cannot build it.
     """
-    described = _described(folder)
+    configuration = described(folder)
     if device != "meta":
         _check_weights(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers: Any = _library("transformers", "hf:", "pip install 'equinorm[transformers]'")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    own = described.get("auto_map", {})
+    own = configuration.get("auto_map", {})
     here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **here)
@@ -46,7 +46,7 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
         if device == "meta":
             with torch.device("meta"):
                 model = make.from_config(config, trust_remote_code=trust) if _is_auto(make) else make._from_config(config)
-            return model, _examples(model, config), ()
+            return model, examples(model, config), ()
         more = here if _is_auto(make) else {"local_files_only": True}
         options = {"config": config, "dtype": "auto", "use_safetensors": True}
         model, found = make.from_pretrained(folder, **options, **more, output_loading_info=True, ignore_mismatched_sizes=True)
@@ -68,7 +68,7 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
     notes = (
         [f"{folder}: {len(unused)} weights belong to no part of {type(model).__name__}: {shorten(unused)}"] if unused else []
     )
-    return model, _examples(model, config), tuple(notes)
+    return model, examples(model, config), tuple(notes)
 
 
 def from_timm(name: str, settings: Mapping[str, Any], device: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -113,8 +113,12 @@ def _library(name: str, scheme: str, command: str) -> Any:
         raise InputError(f"{scheme} needs {name}, whose import raised {type(error).__name__}: {first_line(error)}.") from error
 
 
-def _described(folder: Path) -> Mapping[str, Any]:
-    """What config.json holds."""
+def described(folder: Path) -> Mapping[str, Any]:
+    """What config.json holds.
+
+    Raises:
+        InputError: if there is no folder or no such file, or it cannot be read.
+    """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}. hf: reads a checkpoint's folder on this machine, and fetches nothing.")
     path = folder / "config.json"
@@ -165,8 +169,8 @@ def _is_auto(make: Any) -> bool:
     return make.__name__.startswith("AutoModel")
 
 
-def _examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
-    """Inputs by keyword, as far as the configuration tells their shapes: tokens, or an image."""
+def examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
+    """Inputs by keyword, as far as a configuration of transformers tells their shapes: tokens, or an image."""
     device = next(model.parameters()).device
     name = getattr(model, "main_input_name", None)
     if name == "input_ids":

@@ -40,7 +40,7 @@ class Source:
     """What a model is made from.
 
     Attributes:
-        name: ``package.module:factory``, ``hf:FOLDER``, ``timm:NAME``, an ``.onnx`` or a ``.pt2`` file.
+        name: ``package.module:factory``, ``hf:FOLDER`` or the folder itself, ``timm:NAME``, an ``.onnx`` or a ``.pt2`` file.
         weights: file to load into it.
         settings: arguments of a factory, as ``name=value``.
         trust: run code that comes with a checkpoint.
@@ -88,14 +88,14 @@ def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Lo
 
 def takes_settings(name: str) -> bool:
     """Whether a model is called with arguments: factories are, what files hold is not."""
-    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx"))
+    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not Path(name).is_dir()
 
 
 def _model(source: Source) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
     """The model, the inputs that it brings, and notes on its weights."""
     name, is_meta = source.name, source.device == "meta"
     settings = settings_of(source.settings)
-    scheme, _, rest = name.partition(":")
+    scheme, _, rest = ("hf", "", name) if Path(name).expanduser().is_dir() else name.partition(":")
     if name.endswith(".pt2") and scheme != "hf":
         if source.train is not None:
             raise InputError(f"{name} was exported in one mode, which cannot change. Leave out --train and --eval.")

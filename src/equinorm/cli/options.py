@@ -9,7 +9,10 @@ from rich.console import RenderableType
 Result = tuple[Any, RenderableType, int]
 """A command's record, what it prints for it, and its exit code."""
 
-MODELS = "package.module:factory, hf:FOLDER of a transformers checkpoint, timm:NAME, an .onnx file, or an exported .pt2 file."
+MODELS = (
+    "package.module:factory, a transformers checkpoint's FOLDER (read in parts) or hf:FOLDER (loaded), timm:NAME, an .onnx file, "
+    "or an exported .pt2 file."
+)
 
 Model = Annotated[str, typer.Argument(help=MODELS)]
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
@@ -24,7 +27,7 @@ Opaque = Annotated[
     typer.Option("--opaque", help="Name of a submodule that is not looked into, where torch.export fails. Repeatable."),
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Argument of the factory, such as width=64. Repeatable.")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that lies in the folder of hf:FOLDER.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that lies in a checkpoint's folder.")]
 Train = Annotated[bool | None, typer.Option("--train/--eval", help="Mode of the model; evaluation by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

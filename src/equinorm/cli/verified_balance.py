@@ -76,8 +76,9 @@ def verified_balance(
     biases: bool = False,
     power_of_two: bool = False,
     progress: Callable[[int, float], None] | None = None,
+    pictured: bool = True,
 ) -> tuple[Balancing, list[Weights]]:
-    """Balance a model in place and verify that its outputs stay; returns the record and the weights to picture.
+    """Balance a model in place and verify that its outputs stay; returns the record, and the weights to picture if so asked.
 
     With powers of two the record holds norm, energies and the last residual at the rounded scales. Where rounding would
     leave no smaller norm than before, the weights stay as they are.
@@ -126,7 +127,8 @@ def verified_balance(
         seconds=time.perf_counter() - started,
         notes=loaded.notes,
     )
-    return record, pictures(symmetries, dict(original.named_parameters(remove_duplicate=False)))
+    before = dict(original.named_parameters(remove_duplicate=False))
+    return record, pictures(symmetries, before) if pictured else []
 
 
 def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float, c: float) -> Table:

@@ -49,3 +49,12 @@ def solution(balance: Any) -> list[tuple[str, str]]:
         ("residual", f"{balance.residuals[0]:.1e} → {balance.residual:.1e}"),
         ("cycles", str(balance.cycles)),
     ]
+
+
+def in_bytes(size: int) -> str:
+    """A size on disk.
+
+    >>> in_bytes(3_280_000_000), in_bytes(70_000)
+    ('3.28 GB', '0.07 MB')
+    """
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

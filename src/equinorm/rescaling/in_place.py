@@ -17,7 +17,8 @@ from equinorm.rescaling.writing import Write, scaled, write_
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
 
-_WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
+WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
+"""Dtypes of tensors that can be rescaled."""
 
 
 def rescale_(
@@ -59,7 +60,7 @@ def rescale_(
     if optimizer is not None:
         for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
             writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
-    reaches = [_check(write) for write in writes]
+    reaches = [check(write) for write in writes]
     write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
 
 
@@ -96,7 +97,7 @@ def check_writable(what: str, tensor: Tensor) -> None:
         raise RescaleError(f"cannot rescale {what}: it is on the meta device and holds no numbers. Load the weights first.")
     if tensor.layout != torch.strided:
         raise RescaleError(f"cannot rescale {what}: its layout is {tensor.layout}, only dense tensors can be rescaled.")
-    if tensor.dtype not in _WRITABLE:
+    if tensor.dtype not in WRITABLE:
         raise RescaleError(f"cannot rescale {what}: its dtype is {tensor.dtype}.")
     expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.is_inference() or expanded:
@@ -104,7 +105,7 @@ def check_writable(what: str, tensor: Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reach:
+class Reach:
     """Bounds on the logarithm of the largest entry of any row, while some of the factors are applied.
 
     Attributes:
@@ -120,18 +121,25 @@ class _Reach:
         return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
 
 
-def _check(write: Write) -> _Reach | None:
+def check(write: Write, rows: Tensor | None = None) -> Reach | None:
     """Refuse what cannot be written or would not be exact.
+
+    Args:
+        write: what is to be written.
+        rows: its `row_bounds`, where they are known: then few tensors are read.
 
     Returns:
         How large and small what is written may become; None where there are no entries, or they are shifted.
+
+    Raises:
+        RescaleError: which names it.
     """
     what, tensor = write.what, write.tensor
     check_writable(what, tensor)
     info = torch.finfo(tensor.dtype)
     if not tensor.numel():
         return None
-    rows = row_bounds(tensor.detach())
+    rows = row_bounds(tensor.detach()) if rows is None else rows
     if not bool(rows.isfinite().all()):
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
@@ -150,7 +158,7 @@ def _check(write: Write) -> _Reach | None:
     return reach
 
 
-def _is_direct(write: Write, reach: _Reach | None) -> bool:
+def _is_direct(write: Write, reach: Reach | None) -> bool:
     """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
     info = torch.finfo(write.tensor.dtype)
     if reach is None or not reach.is_within(info) or _is_rounded(write):
@@ -164,17 +172,17 @@ def _is_rounded(write: Write) -> bool:
     return half and not all(is_power_of_two(log) for log in write.logs)
 
 
-def _reach(write: Write, rows: Tensor) -> _Reach:
+def _reach(write: Write, rows: Tensor) -> Reach:
     """From bounds on the largest entry of each row, and those of the factors."""
     tensor = write.tensor
     high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
-    return _Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
+    return Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
 
 
-def _check_squares(write: Write, reach: _Reach) -> None:
+def _check_squares(write: Write, reach: Reach) -> None:
     """Norms of the tensor must stay in range, whose squares are summed in float32 at least."""
     info = torch.finfo(torch.promote_types(write.tensor.dtype, torch.float32))
     most = 0.5 * math.log(write.tensor.numel())

@@ -40,5 +40,9 @@ def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
 
 def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
     """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
-    unit = unit_of_powers_of_two(scalings)
+    return round_to_unit(log_scales, unit_of_powers_of_two(scalings))
+
+
+def round_to_unit(log_scales: Tensor, unit: float) -> Tensor:
+    """Round to multiples of a unit."""
     return torch.round(log_scales / unit) * unit

@@ -1,0 +1,123 @@
+"""Does a rescaling join two checkpoints? One component after the other, as both are balanced."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from equinorm._equivalence import TOLERANCES
+from equinorm._scaling import Scaling
+from equinorm.balancing.components import balanced
+from equinorm.balancing.options import BalanceOptions
+from equinorm.checkpoints.folder import Checkpoint
+from equinorm.checkpoints.rewriting import Tick, does_move
+from equinorm.checkpoints.solving import Task, Weights, parts, size_of
+from equinorm.checkpoints.stored import CheckpointError, pieces
+from equinorm.rescaling.powers_of_two import LN2
+from equinorm.rescaling.writing import scaled
+
+CANONICAL = BalanceOptions(tol=1e-12, biases=True)
+"""How both are balanced."""
+
+_AT_ONCE = 1 << 22
+
+_NEAR = 1e-6
+"""Log-scales, in units of ln 2, that are so near to whole numbers are powers of two."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Difference:
+    """How the weights of two checkpoints differ once scales are taken out.
+
+    Attributes:
+        log_scales: float64 natural logarithms that take the weights of the first to those of the second, as well as any do.
+        largest: relative difference of any channel (slice along axis 0) of any tensor, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
+        tolerance: for it, by the narrowest dtype.
+        different: tensors above the tolerance, worst first.
+        dead: channels that no path of nonzero weights joins to an input and an output; their scales are taken for 1.
+    """
+
+    log_scales: Tensor = field(repr=False)
+    largest: float
+    tolerance: float
+    different: tuple[tuple[str, float], ...]
+    dead: int
+
+
+def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda size: None) -> Difference:
+    """Compare the weights of two folders of one architecture.
+
+    Args:
+        task: the first folder and how its tensors move.
+        other: the second one.
+        held: mask over 0..num_free of classes that do not move.
+        tick: told how many bytes more of either were read.
+
+    Raises:
+        EquinormError: if they hold other tensors, or a weight is not finite.
+    """
+    _check_same(task.checkpoint, other)
+    z = torch.zeros(task.orbit.num_free, dtype=torch.float64)
+    found: dict[str, float] = {}
+    dead = 0
+    for component in parts(task, held):
+        sides = [balanced(component, Weights(c, component.scalings), CANONICAL, 0.0) for c in (task.checkpoint, other)]
+        own = _snapped(sides[0].log_scales - sides[1].log_scales)
+        z[component.classes - 1] = own
+        dead += max(side.dead for side in sides)
+        for scaling in component.scalings:
+            for key in scaling.names:
+                found[key] = _apart(key, scaling, own, (task.checkpoint, other))
+        tick(2 * size_of(component, task.checkpoint))
+    for scaling in task.conversion.scalings:
+        for key in scaling.names:
+            if key not in found:
+                found[key] = _apart(key, scaling, z, (task.checkpoint, other))
+                tick(2 * task.checkpoint.entries[key].size)
+    dtypes = {entry.dtype for entry in task.checkpoint.entries.values() if entry.dtype in TOLERANCES}
+    tolerance = max((TOLERANCES[dtype] for dtype in dtypes), default=1e-9)
+    different = sorted(((key, apart) for key, apart in found.items() if apart > tolerance), key=lambda pair: -pair[1])
+    return Difference(z, max(found.values(), default=0.0), tolerance, tuple(different), dead)
+
+
+def _check_same(a: Checkpoint, b: Checkpoint) -> None:
+    """Refuse folders with other keys, shapes or dtypes."""
+    apart = [key for key in {*a.entries, *b.entries} if _facts(a, key) != _facts(b, key)]
+    if apart:
+        key = min(apart)
+        said = " and ".join(f"{_facts(c, key)} in {c.folder}" for c in (a, b))
+        raise CheckpointError(f"{len(apart)} tensors differ in kind or shape, as {key}: {said}. No rescaling joins them.")
+
+
+def _facts(checkpoint: Checkpoint, key: str) -> str:
+    entry = checkpoint.entries.get(key)
+    return "absent" if entry is None else f"{entry.kind}{list(entry.shape)}"
+
+
+def _snapped(z: Tensor) -> Tensor:
+    """Powers of two, if all scales are nearly that."""
+    twos = (z / LN2).round()
+    return twos * LN2 if bool(((z / LN2 - twos).abs() < _NEAR).all()) else z
+
+
+def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint]) -> float:
+    """Relative difference of one tensor, once the first is rescaled."""
+    tensors = [side.where[key].mapped(key) for side in sides]
+    if not tensors[0].numel() or (torch.equal(*tensors) and not does_move(scaling, z)):
+        return 0.0
+    logs = scaling.log_factors(z)
+    worst, shape = 0.0, tuple(tensors[0].shape)
+    for places, _ in pieces(shape, max(_AT_ONCE, math.prod(shape[1:]))):
+        here = [log[tuple(p if log.size(axis) > 1 else slice(None) for axis, p in enumerate(places))] for log in logs]
+        a, b = (tensor[places].double() + scaling.offset for tensor in tensors)
+        worst = max(worst, _relative(scaled(a, here), b))
+    return worst
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    a, b = (x.reshape(x.shape[0] if x.dim() else 1, -1) for x in (a, b))
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
+    scale = torch.maximum(a.abs(), b.abs()).amax(1)
+    return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())

@@ -1,0 +1,261 @@
+"""From names and shapes in a model to those in its files: transformers' own conversion, run on ids instead of weights.
+
+Files of older checkpoints have other names, and parts where the model has one tensor (experts) or one where it has parts. What
+transformers does to weights when it saves them it does here to labels: every entry of a tensor in a file learns which classes
+move it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from equinorm._display import shortened
+from equinorm._memory import place_of
+from equinorm._scaling import Scaling
+from equinorm.checkpoints.stored import CheckpointError, Entry
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversion:
+    """How the tensors of files move.
+
+    Attributes:
+        scalings: one for each tensor of the files that belongs to the model, with all keys that hold it.
+        unstored: scalings that no file holds: buffers that a model makes for itself.
+        ignored: keys that the model says it does not read.
+        converted: how many keys are not tensors of the model as they are.
+    """
+
+    scalings: tuple[Scaling, ...] = field(repr=False)
+    unstored: tuple[Scaling, ...] = field(repr=False)
+    ignored: tuple[str, ...]
+    converted: int
+
+
+def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapping[str, Entry]) -> Conversion:
+    """Find how every tensor of a checkpoint moves.
+
+    Args:
+        model: of transformers, on the meta device.
+        scalings: of its tensors.
+        entries: what the files hold, by key.
+
+    Raises:
+        CheckpointError: for keys that the model lacks, tensors that the files lack, or other shapes.
+    """
+    own = model.state_dict()
+    owner = {name: number for number, scaling in enumerate(scalings) for name in scaling.names}
+    direct, converted, unknown = _named(model, own, entries)
+    ignored = tuple(key for key in unknown if _is_ignored(model, key))
+    if lost := [key for key in unknown if key not in ignored]:
+        raise CheckpointError(f"{len(lost)} keys of the files belong to no part of {_name(model)}: {_few(lost)}.")
+    found: dict[int, list[str]] = {}
+    for key, name in direct.items():
+        _check_shape(model, key, entries[key].shape, own[name].shape)
+        if name in owner:
+            found.setdefault(owner[name], []).append(key)
+    stored = [replace(scalings[number], names=tuple(keys)) for number, keys in found.items()]
+    rest = _missing(model, own, direct.values())
+    if converted:
+        stored += _Parts(model, scalings, owner).convert(rest, converted, entries)
+    elif rest:
+        raise CheckpointError(f"the files lack {len(rest)} tensors of {_name(model)}: {_few([*rest])}.")
+    unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
+    dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
+    return Conversion(tuple(dtypes), unstored, ignored, len(converted))
+
+
+def _missing(model: nn.Module, own: Mapping[str, Tensor], present: Iterable[str]) -> dict[str, Tensor]:
+    """Tensors of the model that no key is by itself, under any of their names, and that it does need."""
+    places = {place_of(own[name]) for name in present}
+    patterns = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    return {
+        name: tensor
+        for name, tensor in own.items()
+        if place_of(tensor) not in places and not any(re.search(pattern, name) for pattern in patterns)
+    }
+
+
+def _named(
+    model: nn.Module, own: Mapping[str, Tensor], keys: Iterable[str]
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Keys of files that are tensors of the model as they are, those that become parts of some, and those that are neither."""
+    if all(key in own for key in keys):
+        return {key: key for key in keys}, {}, []
+    loading: Any = _loading()
+    transforms = _transforms(model)
+    renamings = [part for part in transforms if isinstance(part, loading.WeightRenaming)]
+    converters = [part for part in transforms if isinstance(part, loading.WeightConverter)]
+    prefix = getattr(model, "base_model_prefix", None)
+    direct: dict[str, str] = {}
+    converted: dict[str, str] = {}
+    unknown: list[str] = []
+    for key in sorted(keys, key=loading.dot_natural_key):
+        name, pattern = loading.rename_source_key(key, renamings, converters, prefix, own)
+        if name not in own and key in own:
+            name, pattern = key, None
+        if name not in own:
+            unknown.append(key)
+        elif pattern is None:
+            direct[key] = name
+        else:
+            converted[key] = name
+    used: Any = [part for part in transforms if part.was_used()]
+    model._weight_conversions = used  # what saving reverts
+    return direct, converted, unknown
+
+
+def _transforms(model: nn.Module) -> list[Any]:
+    """What transformers does to the keys and tensors of files."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError as error:
+        raise CheckpointError(
+            f"checkpoints whose keys are not those of {_name(model)} need transformers: pip install 'equinorm[transformers]'."
+        ) from error
+    return get_model_conversion_mapping(model)  # pyright: ignore[reportArgumentType]
+
+
+def _loading() -> Any:
+    try:
+        from transformers import core_model_loading
+    except ImportError as error:
+        raise CheckpointError("reading these keys needs transformers: pip install 'equinorm[transformers]'.") from error
+    return core_model_loading
+
+
+class _InPlace(TorchFunctionMode):
+    """Keeps labels that repeat in memory of one row: what copies weights to lie densely does not copy them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
+class _Parts:
+    """Tensors of a model that files hold in parts, or as parts."""
+
+    def __init__(self, model: nn.Module, scalings: Sequence[Scaling], owner: Mapping[str, int]) -> None:
+        self._model, self._scalings, self._owner = model, scalings, owner
+        self._base = max((int(ids.max()) for s in scalings for _, ids in s.factors if ids.numel()), default=0) + 1
+        self._exponents = sorted({exponent for s in scalings for exponent, _ in s.factors})
+        self._known: dict[tuple[Any, bytes], Tensor] = {}
+
+    def convert(self, own: Mapping[str, Tensor], converted: Mapping[str, str], entries: Mapping[str, Entry]) -> list[Scaling]:
+        """Scalings of the keys that are converted; `own` are the tensors of the model that no key is by itself."""
+        found: dict[str, Scaling] = {}
+        for names in _layers(own):
+            found |= self._reverted([name for name in names if name in self._owner])
+        prefix = f"{getattr(self._model, 'base_model_prefix', '')}."
+        stored: list[Scaling] = []
+        for key in converted:
+            name = next((name for name in (key, key.removeprefix(prefix), prefix + key) if name in found), None)
+            if name is None:
+                raise CheckpointError(
+                    f"{key} becomes a part of {converted[key]} in {_name(self._model)}, but transformers does not save it so: "
+                    "how it moves cannot be told. Load the folder and save it again with save_pretrained."
+                )
+            _check_shape(self._model, key, entries[key].shape, found[name].shape)
+            stored.append(replace(found.pop(name), names=(key,)))
+        if found:
+            raise CheckpointError(f"the files lack {len(found)} tensors of {_name(self._model)}: {_few([*found])}.")
+        return stored
+
+    def _reverted(self, names: Sequence[str]) -> dict[str, Scaling]:
+        """What files hold of some tensors of the model."""
+        known = {name: self._scalings[self._owner[name]] for name in names}
+        slots = max((len(scaling.factors) for scaling in known.values()), default=0)
+        parents = self._run({name: torch.full((), self._owner[name]).expand(s.shape) for name, s in known.items()})
+        runs = [self._run({name: self._codes(scaling, slot) for name, scaling in known.items()}) for slot in range(slots)]
+        return {
+            key: self._joined(key, part.shape, torch.unique(_compact(part)).tolist(), [run[key] for run in runs])
+            for key, part in parents.items()
+        }
+
+    def _run(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        loading = _loading()
+        try:
+            with _InPlace():
+                return loading.revert_weight_conversion(self._model, dict(labels))
+        except Exception as error:
+            raise CheckpointError(
+                f"transformers cannot tell how files hold {_few(list(labels))} of {_name(self._model)}: "
+                f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
+            ) from error
+
+    def _codes(self, scaling: Scaling, slot: int) -> Tensor:
+        """Id and exponent of one factor in one number for each entry."""
+        if slot >= len(scaling.factors):
+            return torch.zeros((), dtype=torch.long).expand(scaling.shape)
+        exponent, ids = scaling.factors[slot]
+        return torch.where(ids > 0, ids + self._base * self._exponents.index(exponent), 0).expand(scaling.shape)
+
+    def _shared(self, ids: Tensor) -> Tensor:
+        """The same ids in the same memory: hundreds of experts read one axis."""
+        return self._known.setdefault((tuple(ids.shape), ids.numpy().tobytes()), ids)
+
+    def _joined(self, key: str, shape: Sequence[int], numbers: Sequence[int], codes: Sequence[Tensor]) -> Scaling:
+        """One tensor of a file, from the tensors of the model that it comes from."""
+        parents = [self._scalings[number] for number in numbers]
+        if len({(p.offset, p.is_squared, p.kind) for p in parents}) > 1:
+            names = [parent.name for parent in parents]
+            raise CheckpointError(f"{key} holds tensors that {_name(self._model)} uses in different ways: {_few(names)}.")
+        factors: list[tuple[float, Tensor]] = []
+        for code in codes:
+            code = _compact(code)
+            for place in torch.unique(torch.where(code > 0, code // self._base, -1)).tolist():
+                if place >= 0:
+                    ids = torch.where((code > 0) & (code // self._base == place), code % self._base, 0)
+                    factors.append((self._exponents[place], self._shared(ids)))
+        role = "weight" if any(parent.role == "weight" for parent in parents) else "bias"
+        depth = max(parent.depth for parent in parents)
+        return replace(parents[0], names=(key,), shape=tuple(shape), role=role, factors=tuple(factors), depth=depth)
+
+
+def _compact(ids: Tensor) -> Tensor:
+    """Narrowed to one entry along every axis along which it is constant; those that repeat in memory first."""
+    for axis in range(ids.dim()):
+        if ids.stride(axis) == 0:
+            ids = ids.narrow(axis, 0, 1)
+    for axis in range(ids.dim()):
+        if ids.size(axis) > 1 and bool((ids == ids.narrow(axis, 0, 1)).all()):
+            ids = ids.narrow(axis, 0, 1)
+    return ids.contiguous()
+
+
+def _layers(names: Iterable[str]) -> list[list[str]]:
+    """Names by the first number in them: a layer at a time."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        number = re.search(r"^.*?\.\d+\.", name)
+        groups.setdefault(number.group() if number else "", []).append(name)
+    return [*groups.values()]
+
+
+def _is_ignored(model: nn.Module, key: str) -> bool:
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in patterns)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(shortened(list(names), _SHOWN, "of them"))
+
+
+def _check_shape(model: nn.Module, key: str, found: Sequence[int], own: Sequence[int]) -> None:
+    if tuple(found) != tuple(own):
+        shapes = f"{_shape(found)} in the files and {_shape(own)} in {_name(model)}"
+        raise CheckpointError(f"{key} has the shape {shapes}. Do config.json and the weights belong together?")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__

@@ -1,0 +1,98 @@
+"""A checkpoint's folder: its safetensors, what they hold, and what else lies there."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from equinorm._display import shortened
+from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, open_stored
+
+ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+_WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".tflite")
+"""Files that may hold weights, which would no longer be those of the folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The tensors of a folder, on disk.
+
+    Attributes:
+        folder: where they are.
+        files: that hold them.
+        entries: every tensor by key.
+    """
+
+    folder: Path
+    files: tuple[StoredFile, ...] = field(repr=False)
+    entries: Mapping[str, Entry] = field(repr=False)
+    where: Mapping[str, StoredFile] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files of weights."""
+        return sum(file.size for file in self.files)
+
+    def others(self) -> tuple[list[Path], list[Path]]:
+        """Relative paths of files that fit any weights, as tokenizers do, and of those that may hold other weights."""
+        own = {file.path.name for file in self.files}
+        found = [path for path in _walk(self.folder, Path()) if path.as_posix() not in own]
+        weights = [
+            path for path in found if path.suffix in _WEIGHTS or (path.name.endswith(".index.json") and path.name != INDEX)
+        ]
+        return [path for path in found if path not in weights], weights
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the headers of a folder's safetensors; no tensor is touched.
+
+    Raises:
+        CheckpointError: if there are none, one is missing or damaged, or they are not what the index says.
+    """
+    named: dict[str, str] | None = None
+    if (folder / ONE).is_file():
+        names = [ONE]
+    elif (folder / INDEX).is_file():
+        named = _index(folder / INDEX)
+        names = sorted({*named.values()})
+    else:
+        raise CheckpointError(f"{folder} holds neither {ONE} nor {INDEX}. Write it with save_pretrained.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        listed = ", ".join(shortened(missing, 6, "of them"))
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} files that its index names: {listed}.")
+    files = tuple(open_stored(folder / name) for name in names)
+    where: dict[str, StoredFile] = {}
+    for file in files:
+        for entry in file.entries:
+            if entry.key in where:
+                raise CheckpointError(f"{entry.key} is in {where[entry.key].path.name} and in {file.path.name}.")
+            where[entry.key] = file
+    if named is not None:
+        apart = [key for key in {*named, *where} if key not in where or named.get(key) != where[key].path.name]
+        if apart:
+            listed = ", ".join(shortened(sorted(apart), 6, "of them"))
+            raise CheckpointError(f"{folder / INDEX} and the files disagree about where {len(apart)} tensors are: {listed}.")
+    entries = {entry.key: entry for file in files for entry in file.entries}
+    return Checkpoint(folder, files, entries, where)
+
+
+def _index(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text("utf-8"))["weight_map"]
+        if not all(isinstance(name, str) and Path(name).name == name for name in found.values()):
+            raise ValueError("names of files must be plain")
+        return dict(found)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no index of weights: {type(error).__name__}: {error}.") from error
+
+
+def _walk(root: Path, below: Path) -> Iterator[Path]:
+    """Files of a folder and of those in it, without hidden ones."""
+    for path in sorted((root / below).iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(root, below / path.name)
+        else:
+            yield below / path.name

@@ -1,0 +1,170 @@
+"""`equinorm balance` on a checkpoint's folder: solved a component at a time, written a file at a time."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import RenderableType
+
+from equinorm import __version__
+from equinorm._display import count, shortened
+from equinorm._errors import describe, describe_inputs
+from equinorm.balancing.options import BalanceOptions
+from equinorm.checkpoints.plans import write_plan
+from equinorm.checkpoints.rewriting import Rewriting, moves_of
+from equinorm.checkpoints.solving import check_dtypes, norm_of, parts, size_of, solve
+from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
+from equinorm.cli.folders import Folder, Meter
+from equinorm.cli.terminal import Steps
+from equinorm.cli.writing import OutputError, check_target
+from equinorm.reporting.tables import facts
+from equinorm.reporting.words import in_bytes, norm_name, number, percent
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What is written: a folder, a plan, or both; `force` replaces the plan."""
+
+    folder: Path | None
+    plan: Path | None
+    force: bool
+
+    def check(self) -> None:
+        """Refuse early what could not be written in the end.
+
+        Raises:
+            OutputError: which says why.
+        """
+        if self.folder is None and self.plan is None:
+            raise OutputError("nothing would be written. Name a folder with --output, or a file with --plan.")
+        if self.plan is not None:
+            check_target(self.plan, (".safetensors",), self.force)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedBalancing:
+    """Record of `equinorm balance` on a checkpoint's folder.
+
+    `residuals` are the largest of any component before and after, of real scales; norms are those at the scales that were
+    written. `bytes_read` counts every pass over the files, `bytes_largest` is the largest component.
+    """
+
+    model: str
+    inputs: str
+    p: float
+    c: float
+    method: str
+    biases: bool
+    power_of_two: bool
+    tol: float
+    num_free: int
+    dead: int
+    files: int
+    components: int
+    norm_before: float
+    norm_after: float
+    residuals: tuple[float, float]
+    cycles: int
+    converged: bool
+    underflows: int
+    resumed: int
+    bytes_read: int
+    bytes_written: int
+    bytes_largest: int
+    seconds: float
+    output: str | None
+    plan: str | None
+    notes: tuple[str, ...] = ()
+
+
+def streamed_balance(
+    folder: Folder, options: BalanceOptions, power_of_two: bool, outputs: Outputs, steps: Steps
+) -> StreamedBalancing:
+    """Balance a folder into another, or into a plan.
+
+    Raises:
+        EquinormError: if it cannot be balanced exactly or written; no output is there then.
+    """
+    started, checkpoint = time.perf_counter(), folder.checkpoint
+    task = folder.task(options, power_of_two)
+    held, notes = task.held()
+    check_dtypes(task, held)
+    sizes = [size_of(part, checkpoint) for part in parts(task, held)]
+    staging = None
+    if outputs.folder is not None:
+        job = {
+            "options": asdict(options),
+            "power_of_two": power_of_two,
+            "symmetries": folder.symmetries.fingerprint,
+            "by": __version__,
+        }
+        staging = prepare(checkpoint, outputs.folder, job)
+    written = checkpoint.size if staging is not None else 0
+    meter = Meter(steps, "balancing", sum(sizes) + written)
+    done = Rewritten(0, 0, ())
+    with kept(staging):
+        plan, record = solve(task, held, staging, meter.tick)
+        moves = moves_of(plan, checkpoint.entries, True)
+        if outputs.plan is not None:
+            write_plan(plan, outputs.plan)
+        if outputs.folder is not None and staging is not None:
+            done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
+    if done.left:
+        listed = ", ".join(shortened(list(done.left), 4, "of them"))
+        notes.append(f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {listed}")
+    loaded = folder.loaded
+    return StreamedBalancing(
+        model=f"{loaded.name.removeprefix('hf:')} ({describe(loaded.model)})",
+        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        p=options.p,
+        c=options.c,
+        method=options.method,
+        biases=options.biases,
+        power_of_two=power_of_two,
+        tol=options.tol,
+        num_free=folder.symmetries.num_free,
+        dead=record.dead,
+        files=len(checkpoint.files),
+        components=len(sizes),
+        norm_before=norm_of(record.before, options),
+        norm_after=norm_of(record.after, options),
+        residuals=(record.residual_before, record.residual),
+        cycles=record.cycles,
+        converged=record.residual <= options.tol,
+        underflows=done.underflows,
+        resumed=done.resumed,
+        bytes_read=sum(sizes) + written,
+        bytes_written=written,
+        bytes_largest=max(sizes, default=0),
+        seconds=time.perf_counter() - started,
+        output=None if outputs.folder is None else str(outputs.folder),
+        plan=None if outputs.plan is None else str(outputs.plan),
+        notes=(*notes, *folder.notes),
+    )
+
+
+def shown_streamed(record: StreamedBalancing) -> RenderableType:
+    """What `equinorm balance` prints for a folder."""
+    share = percent(record.norm_after - record.norm_before, record.norm_before)
+    sizes = f"{count(record.components, 'component')}, the largest of {in_bytes(record.bytes_largest)}"
+    pairs = [
+        ("model", record.model),
+        ("inputs", record.inputs),
+        ("free classes", f"{record.num_free:,}"),
+        ("solved", sizes),
+        (f"{norm_name(record.p)} norm", f"{number(record.norm_before)} → {number(record.norm_after)} ({share})"),
+        ("residual", f"{record.residuals[0]:.1e} → {record.residuals[1]:.1e} after {count(record.cycles, 'cycle')} at most"),
+    ]
+    if record.power_of_two:
+        pairs.append(("scales", "powers of two: every weight is 2^k times what it was"))
+    if record.dead:
+        pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
+    if record.output:
+        pairs.append(("underflows", f"{record.underflows:,} entries" if record.underflows else "none"))
+    pairs.append(
+        ("bytes", f"{in_bytes(record.bytes_read)} read, {in_bytes(record.bytes_written)} written, {record.seconds:.0f} s")
+    )
+    if record.resumed:
+        pairs.append(("resumed", f"{record.resumed} of {record.files} files were finished by an earlier run"))
+    pairs += [(name, path) for name, path in (("written", record.output), ("plan", record.plan)) if path]
+    return facts([*pairs, *(("note", note) for note in record.notes)])

@@ -1,0 +1,64 @@
+"""`equinorm` on folders of checkpoints."""
+
+import json
+
+import pytest
+import torch
+from checkpoint_models import logits, save
+from cli_tools import folder, invoke, record, refusal
+from safetensors.torch import load_file, save_file
+
+__all__ = ["folder"]
+
+
+def test_inspect_balance_compare_and_apply(folder):
+    save("llama", "model", "15KB")
+    (folder / "model" / "tokenizer.json").write_text("{}")
+    (folder / "model" / "pytorch_model.bin").write_bytes(b"old")
+    found = record("inspect", "model")
+    assert found["num_free"] == 304
+    assert any("5 components" in note for note in found["notes"])
+    text = invoke("balance", "model", "-o", "out", "--plan", "plan.safetensors", "--power-of-two").stdout
+    assert "every weight is 2^k times what it was" in text
+    assert "pytorch_model.bin" in text
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
+        path.name for path in (folder / "model").iterdir() if path.name != "pytorch_model.bin"
+    )
+    assert torch.equal(logits("model"), logits("out"))
+    compared = record("compare", "model", "out")
+    assert compared["equivalent"]
+    assert compared["difference"] == 0
+    assert not compared["same_weights"]
+    assert compared["largest_scale"] >= 2
+    assert record("apply", "plan.safetensors", "model", "-o", "again")["underflows"] == 0
+    for path in (folder / "out").glob("*.safetensors"):
+        assert path.read_bytes() == (folder / "again" / path.name).read_bytes()
+    shard = sorted((folder / "out").glob("*.safetensors"))[0]
+    changed = load_file(shard)
+    key = next(key for key, tensor in changed.items() if tensor.dim() == 2)
+    changed[key][1] += 7
+    save_file(changed, shard, {"format": "pt"})
+    assert record("compare", "model", "out", code=1)["different"][0]["tensor"] == key
+
+
+def test_what_is_refused_says_why(folder):
+    save("llama", "model")
+    assert "nothing would be written" in refusal("balance", "model")
+    assert "--report does not go with a checkpoint's folder" in refusal("balance", "model", "-o", "out", "--report", "a.html")
+    assert "--plan goes with a checkpoint's folder only" in refusal(
+        "balance", "cli_models:mlp", "-o", "a.safetensors", "--plan", "p.safetensors"
+    )
+    assert "Use powers of two (--power-of-two)" in refusal("balance", "model", "-o", "out")
+    assert not (folder / "out").exists()
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    assert "quantized (method fp8)" in refusal("inspect", "model")
+    (folder / "model" / "config.json").unlink()
+    assert "no config.json" in refusal("inspect", "model")
+
+
+@pytest.mark.parametrize("command", ["inspect", "balance"])
+def test_folders_that_do_not_exist_are_told(command, folder):
+    (folder / "empty").mkdir()
+    more = ["-o", "out"] if command == "balance" else []
+    assert "holds no config.json" in refusal(command, "empty", *more)

@@ -1,0 +1,316 @@
+"""Folders of checkpoints: rescaled bitwise in bfloat16, whatever their architecture, shards and ties."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import safetensors
+import torch
+from checkpoint_models import MODELS, logits, save
+from safetensors.torch import load_file, save_file
+
+from equinorm._scaling import Scaling
+from equinorm.balancing.options import BalanceOptions
+from equinorm.checkpoints import rewriting, solving, staging
+from equinorm.checkpoints.comparing import CANONICAL, difference
+from equinorm.checkpoints.conversion import stored_scalings
+from equinorm.checkpoints.folder import open_checkpoint
+from equinorm.checkpoints.stored import CheckpointError
+from equinorm.cli.folders import analysed
+from equinorm.cli.streamed_balance import Outputs, streamed_balance
+from equinorm.reporting.files import OutputError
+from equinorm.rescaling.plan import Plan
+
+
+class Quiet:
+    """Steps that say nothing."""
+
+    def say(self, text):
+        pass
+
+    def count(self, done, total, text):
+        assert 0 <= done <= total
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Every model as a folder, analysed once; one file but for mixtral, whose shards hold a few tensors each."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {name: analysed(str(save(name, root / name, "15KB" if name == "mixtral" else "1GB")), Quiet()) for name in MODELS}
+
+
+def balance(folder, output, options=None, power_of_two=True, plan=None):
+    return streamed_balance(folder, options or BalanceOptions(), power_of_two, Outputs(output, plan, False), Quiet())
+
+
+def tensors(folder):
+    return {key: tensor for path in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(path).items()}
+
+
+def headers(folder):
+    """File, keys in order, dtypes and metadata of every shard."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="pt") as file:
+            found[path.name] = [[(k, file.get_slice(k).get_dtype()) for k in file.keys()], file.metadata()]  # noqa: SIM118
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_powers_of_two_in_bfloat16_are_bitwise_the_same(folders, name, tmp_path):
+    source, output, plan = folders[name].checkpoint.folder, tmp_path / "out", tmp_path / "plan.safetensors"
+    record = balance(folders[name], output, plan=plan)
+    assert record.converged
+    assert record.norm_after < record.norm_before
+    assert record.underflows == 0
+    assert torch.equal(logits(source), logits(output))
+    assert headers(source) == headers(output)
+    assert {p.name for p in source.iterdir()} == {p.name for p in output.iterdir()}
+    before, after = tensors(source), tensors(output)
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert len(moved) >= min(6, len(before) / 3)
+    for key in before:  # every entry is 2^k times what it was
+        ratio = (after[key].double() / before[key].double()).log2()
+        assert torch.equal(ratio[before[key] != 0], ratio[before[key] != 0].round()), key
+    made = Plan.load(plan)
+    assert bool(made.stored) == (name == "mixtral")
+    assert made.rewrite(source, tmp_path / "again") == 0
+    assert all(torch.equal(after[key], tensor) for key, tensor in tensors(tmp_path / "again").items())
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_scales_are_those_of_the_whole_model(folders, tmp_path):
+    import transformers
+
+    known = folders["llama"]
+    checkpoint = open_checkpoint(save("llama", tmp_path / "model", dtype=torch.float32))
+    conversion = stored_scalings(known.loaded.model, known.symmetries.scalings, checkpoint.entries)
+    folder = replace(known, checkpoint=checkpoint, conversion=conversion)
+    record = balance(folder, tmp_path / "out", power_of_two=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    whole = replace(known.symmetries, model=model).balance()
+    assert record.norm_before == pytest.approx(whole.norm_before, rel=1e-6)
+    assert record.norm_after == pytest.approx(whole.norm_after, rel=1e-6)
+    a, b = logits(tmp_path / "model"), logits(tmp_path / "out")
+    assert 0 < float((a - b).abs().max() / a.abs().max()) < 1e-5
+    held = torch.zeros(known.symmetries.num_free + 1, dtype=torch.bool)
+    found = difference(folder.task(CANONICAL), open_checkpoint(tmp_path / "out"), held)
+    assert found.largest < 1e-5
+    assert not found.different
+    assert float((found.log_scales - whole.log_scales).abs().max()) < 1e-3
+    plan = whole.plan()
+    assert not plan.stored
+    plan.rewrite(tmp_path / "model", tmp_path / "planned")
+    plan.apply_(model)
+    for key, tensor in tensors(tmp_path / "planned").items():
+        torch.testing.assert_close(tensor, model.get_parameter(key).detach(), rtol=1e-6, atol=0)
+    shard = tmp_path / "shard.safetensors"
+    assert plan.rewrite(tmp_path / "model" / "model.safetensors", shard) == 0
+    assert shard.read_bytes() == (tmp_path / "planned" / "model.safetensors").read_bytes()
+
+
+def test_one_weight_that_differs_is_named(folders, tmp_path):
+    folder, key = folders["gpt2"], "transformer.h.0.mlp.c_fc.weight"
+    balance(folder, tmp_path / "out")
+    changed = load_file(tmp_path / "out" / "model.safetensors")
+    other = open_checkpoint(tmp_path / "out")
+    task, held = folder.task(CANONICAL), torch.zeros(folder.symmetries.num_free + 1, dtype=torch.bool)
+    assert difference(task, other, held).largest == 0.0  # powers of two are recognized
+    changed[key][3, 5] += 10
+    save_file(changed, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    found = difference(task, open_checkpoint(tmp_path / "out"), held)
+    assert found.different[0][0] == key
+
+
+def test_gains_that_half_precision_would_round_stay_and_say_why(folders):
+    folder = folders["llama"]
+    scalings = [
+        replace(s, offset=1.0) if s.name.endswith("0.input_layernorm.weight") else s for s in folder.conversion.scalings
+    ]
+    task = replace(folder, conversion=replace(folder.conversion, scalings=tuple(scalings))).task(BalanceOptions())
+    held, notes = task.held()
+    assert int(held.sum()) == 32
+    assert notes == [
+        f"32 of {folder.symmetries.num_free} scales stay at 1: they move gains that are stored as w in half precision and "
+        "used as 1 + w, which rounds"
+    ]
+    assert len(solving.parts(task, held)) == 6  # queries with keys, and values with outputs, are parted
+    assert not folder.task(BalanceOptions()).held()[1]
+
+
+def test_components_are_blocks_of_the_decoder(folders):
+    task = folders["llama"].task(BalanceOptions())
+    held, _ = task.held()
+    found = [{scaling.name for scaling in part.scalings} for part in solving.parts(task, held)]
+    mlp = {
+        f"model.layers.0.{part}.weight"
+        for part in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")
+    }
+    assert mlp in found
+    assert len(found) == 5  # two of each layer, and the last norm with the head
+
+
+@pytest.fixture
+def entries(folders):
+    folder = folders["mixtral"]
+    return lambda change: stored_scalings(
+        folder.loaded.model, folder.symmetries.scalings, change(dict(folder.checkpoint.entries))
+    )
+
+
+W1 = "model.layers.0.block_sparse_moe.experts.2.w1.weight"
+
+
+def without(*keys):
+    return lambda found: {key: entry for key, entry in found.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("model.norm.weight"), "lack 1 tensors.*model.norm.weight"),
+        (without(W1), "(cannot tell how|lack 1 tensors|shape)"),
+        (lambda found: found | {"model.extra": found["model.norm.weight"]}, "1 keys .* no part of Mixtral.*model.extra"),
+        (lambda found: found | {"lm_head.weight": found["model.norm.weight"]}, "lm_head.weight has the shape 32"),
+        (lambda found: found | {W1: found["model.norm.weight"]}, "experts.2.w1.weight has the shape 32"),
+    ],
+)
+def test_keys_and_shapes_are_checked_before_anything_is_read(entries, change, said):
+    entries(lambda found: found)
+    with pytest.raises(CheckpointError, match=said):
+        entries(change)
+
+
+def test_overflow_is_refused_and_nothing_is_left(folders, tmp_path):
+    source = folders["gpt2"].checkpoint
+    plan = folders["gpt2"].symmetries
+    huge = Plan(torch.full((plan.num_free,), 150 * math.log(2), dtype=torch.float64), plan.scalings)
+    with pytest.raises(Exception, match="overflow BF16"):
+        huge.rewrite(source.folder, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_underflows_are_counted(tmp_path):
+    weight = torch.tensor([[1.0, 2.0**-126, 0.0], [2.0**-120, 3.0, -(2.0**-124)]], dtype=torch.bfloat16)
+    save_file({"a": weight}, tmp_path / "a.safetensors")
+    ids = torch.tensor([[1], [2]])
+    scaling = Scaling(("a",), (2, 3), torch.bfloat16, "parameter", "weight", 1, ((1.0, ids),))
+    plan = Plan(torch.tensor([-10.0, -9.0], dtype=torch.float64) * math.log(2), (scaling,))
+    assert plan.rewrite(tmp_path / "a.safetensors", tmp_path / "b.safetensors") == 1  # 2⁻¹³³ is the smallest number
+    wanted = torch.tensor([[2.0**-10, 0.0, 0.0], [2.0**-129, 3 * 2.0**-9, -(2.0**-133)]], dtype=torch.bfloat16)
+    assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], wanted)
+
+
+def test_a_run_that_was_interrupted_goes_on_where_it_was(folders, tmp_path, monkeypatch):
+    folder, solve, seen = folders["llama"], solving.balanced, []
+
+    def interrupted(*arguments):
+        seen.append(arguments)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return solve(*arguments)
+
+    monkeypatch.setattr(solving, "_OFTEN", 0.0)
+    monkeypatch.setattr(solving, "balanced", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        balance(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="was begun from other files or with other options"):
+        balance(folder, tmp_path / "out", BalanceOptions(p=1.0))
+    record = balance(folder, tmp_path / "out")
+    assert len(seen) == 3 + 3  # the first two of five components were not solved again
+    monkeypatch.undo()
+    assert record.norm_after == balance(folder, tmp_path / "whole").norm_after
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+KILLED = """
+import os, sys, signal
+from equinorm.checkpoints import staging
+from equinorm.rescaling.plan import Plan
+write, count = staging.rewrite_file, []
+def killed(stored, work, output):
+    count.append(output)
+    if len(count) == 3:  # in the middle of the third
+        output.with_name(".half.tmp").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(stored, work, output)
+staging.rewrite_file = killed
+Plan.load(sys.argv[1]).rewrite(sys.argv[2], sys.argv[3])
+"""
+
+
+def test_a_run_that_was_killed_between_files_goes_on(folders, tmp_path):
+    folder, plan = folders["mixtral"], tmp_path / "plan.safetensors"
+    balance(folder, None, plan=plan)
+    source = folder.checkpoint
+    assert len(source.files) > 3
+    command = [sys.executable, "-c", KILLED, str(plan), str(source.folder), str(tmp_path / "out")]
+    assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    made = Plan.load(plan)
+    done = staging.rewrite_folder(
+        source, rewriting.Rewriting(made, rewriting.moves_of(made, source.entries, True)), tmp_path / "out"
+    )
+    assert done.resumed == 2
+    made.rewrite(source.folder, tmp_path / "whole")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "plan.safetensors", "whole"]
+
+
+def test_a_full_disk_leaves_no_output_and_the_next_run_goes_on(folders, tmp_path, monkeypatch):
+    folder, write = folders["mixtral"], staging.rewrite_file
+    names = [file.path.name for file in folder.checkpoint.files]
+
+    def full(stored, work, output):
+        if output.name == names[2]:
+            raise OutputError(f"cannot write {output}: No space left on device. Nothing was written.")
+        return write(stored, work, output)
+
+    monkeypatch.setattr(staging, "rewrite_file", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*2 finished files are kept in .* run again to go on"):
+        balance(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert balance(folder, tmp_path / "out").resumed == 2
+    assert torch.equal(logits(folder.checkpoint.folder), logits(tmp_path / "out"))
+
+
+def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch):
+    folder = folders["llama"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(OutputError, match="exists"):
+        balance(folder, tmp_path / "out")
+    with pytest.raises(OutputError, match="there is no folder"):
+        balance(folder, tmp_path / "no" / "out")
+    with pytest.raises(OutputError, match="lies in the folder that is read"):
+        balance(folder, folder.checkpoint.folder / "out")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(OutputError, match=r"it takes .* GB, and 0.0 GB are free"):
+        balance(folder, tmp_path / "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_damaged_files_are_refused(folders, tmp_path):
+    save("llama", tmp_path / "model", "20KB")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    shard = next((tmp_path / "model").glob("model-00002*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(CheckpointError, match="bytes where its header needs"):
+        open_checkpoint(tmp_path / "model")
+    shard.write_bytes(b"\xff" * 64)
+    with pytest.raises(CheckpointError, match="is no safetensors file"):
+        open_checkpoint(tmp_path / "model")
+    shard.write_bytes(whole)
+    named = json.loads(index.read_text())
+    named["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(named))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight|lacks"):
+        open_checkpoint(tmp_path / "model")
