@@ -33,7 +33,7 @@ def balance(
         typer.Option(
             "--output",
             "-o",
-            help="Write to this .safetensors file; of an ONNX file, to this .onnx file; of a checkpoint's FOLDER, to this folder.",
+            help="Write to this .safetensors file, of an ONNX file to this .onnx file, of a FOLDER to this folder.",
         ),
     ] = None,
     plan: Annotated[

@@ -10,8 +10,8 @@ Result = tuple[Any, RenderableType, int]
 """A command's record, what it prints for it, and its exit code."""
 
 MODELS = (
-    "package.module:factory, a transformers checkpoint's FOLDER (read in parts) or hf:FOLDER (loaded), timm:NAME, an .onnx file, "
-    "or an exported .pt2 file."
+    "package.module:factory, a transformers checkpoint's FOLDER (read in parts) or hf:FOLDER (loaded), timm:NAME, an .onnx "
+    "file, or an exported .pt2 file."
 )
 
 Model = Annotated[str, typer.Argument(help=MODELS)]
