@@ -185,6 +185,27 @@ def test_keys_and_shapes_are_checked_before_anything_is_read(entries, change, sa
         entries(change)
 
 
+def test_names_of_older_files_are_followed(folders, tmp_path):
+    known = folders["gpt2"]
+    source = known.checkpoint.folder / "model.safetensors"
+    old = {key.removeprefix("transformer."): tensor for key, tensor in load_file(source).items()}
+    old["h.0.attn.bias"] = torch.tensor(-10000.0)  # what the model makes for itself today
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_bytes((source.parent / "config.json").read_bytes())
+    save_file(old, tmp_path / "old" / "model.safetensors", {"format": "pt"})
+    checkpoint = open_checkpoint(tmp_path / "old")
+    conversion = stored_scalings(known.loaded.model, known.symmetries.scalings, checkpoint.entries)
+    assert conversion.ignored == ("h.0.attn.bias",)
+    folder = replace(known, checkpoint=checkpoint, conversion=conversion)
+    balance(folder, tmp_path / "out", plan=tmp_path / "plan.safetensors")
+    balance(known, tmp_path / "new")
+    after = {f"transformer.{key}": tensor for key, tensor in tensors(tmp_path / "out").items()}
+    assert float(after.pop("transformer.h.0.attn.bias")) == -10000
+    assert all(torch.equal(after[key], tensor) for key, tensor in tensors(tmp_path / "new").items())
+    assert torch.equal(logits(tmp_path / "old"), logits(tmp_path / "out"))
+    assert Plan.load(tmp_path / "plan.safetensors").rewrite(tmp_path / "old", tmp_path / "again") == 0
+
+
 def test_overflow_is_refused_and_nothing_is_left(folders, tmp_path):
     source = folders["gpt2"].checkpoint
     plan = folders["gpt2"].symmetries

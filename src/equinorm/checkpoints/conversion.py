@@ -239,8 +239,16 @@ def _layers(names: Iterable[str]) -> list[list[str]]:
 
 
 def _is_ignored(model: nn.Module, key: str) -> bool:
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    """Does the model say that it does not read a key? Rotary frequencies and positions were stored once."""
+    declared: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
+    patterns: list[str] = [*(declared or ())]
+    buffers = [name for name, _ in model.named_buffers()]
+    patterns += [old for end, old in _NO_LONGER_STORED.items() if any(name.endswith(end) for name in buffers)]
     return any(re.search(pattern, key) for pattern in patterns)
+
+
+_NO_LONGER_STORED = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
+"""Patterns of keys that models with a buffer of this name make for themselves."""
 
 
 def _few(names: Sequence[str]) -> str:

@@ -175,7 +175,7 @@ def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = la
     _check_casts(task, z)
     if staging is not None:
         _write_down(staging, z, record)
-    stored = () if _are_names(task) else task.conversion.scalings
+    stored = () if _are_names(task) else (*task.conversion.scalings, *_ignored(task))
     return Plan(z, task.orbit.scalings, stored, task.orbit.casts, task.orbit.backward), record
 
 
@@ -189,7 +189,13 @@ def _check_casts(task: Task, z: Tensor) -> None:
 def _are_names(task: Task) -> bool:
     """Are the keys of the files the names of the model's tensors, as they are?"""
     own = {name for scaling in task.orbit.scalings for name in scaling.names}
-    return not task.conversion.converted and all(key in own for s in task.conversion.scalings for key in s.names)
+    return not task.conversion.converted and all(key in own for key in task.checkpoint.entries)
+
+
+def _ignored(task: Task) -> list[Scaling]:
+    """Tensors of the files that the model does not read, which stay as they are."""
+    entries = [task.checkpoint.entries[key] for key in task.conversion.ignored]
+    return [Scaling((e.key,), e.shape, e.dtype or torch.uint8, "buffer", "weight", 0, ()) for e in entries]
 
 
 def _solved(task: Task, component: Component, unit: float) -> ComponentBalance:
