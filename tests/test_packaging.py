@@ -41,8 +41,10 @@ def files(*folders: str) -> list[Path]:
 
 def test_library_needs_torch_and_numpy_alone():
     assert packages(PROJECT["dependencies"]) == {"torch", "numpy"}
-    core = [path for path in files() if path not in files(*UPPER)]
+    assignment = ROOT / "src" / "equinorm" / "permuting" / "assignment.py"
+    core = [path for path in files() if path not in [*files(*UPPER), assignment]]
     assert set().union(*map(imported, core)) == {"torch", "numpy"}
+    assert imported(assignment) - {"torch", "numpy"} == packages(EXTRAS["align"])  # when an assignment is asked for
 
 
 def test_command_line_needs_its_extra_alone():
