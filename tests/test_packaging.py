@@ -15,7 +15,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-UPPER = ("reporting", "checkpoints", "cli", "experiments", "integrations")
+UPPER = ("reporting", "cli", "experiments", "integrations")
 """Folders that may need an extra."""
 
 
@@ -41,20 +41,16 @@ def files(*folders: str) -> list[Path]:
 
 def test_library_needs_torch_and_numpy_alone():
     assert packages(PROJECT["dependencies"]) == {"torch", "numpy"}
-    core = {path for path in files() if path not in files(*UPPER)}
-    assigning = {path for path in core if "scipy" in imported(path)}
-    assert {path.name for path in assigning} <= {"assignment.py"}  # names the extra that has it
-    assert set().union(*map(imported, core - assigning)) == {"torch", "numpy"}
+    assignment = ROOT / "src" / "equinorm" / "permuting" / "assignment.py"
+    core = [path for path in files() if path not in [*files(*UPPER), assignment]]
+    assert set().union(*map(imported, core)) == {"torch", "numpy"}
+    assert imported(assignment) - {"torch", "numpy"} == packages(EXTRAS["align"])  # when an assignment is asked for
 
 
 def test_command_line_needs_its_extra_alone():
     assert packages(EXTRAS["cli"]) == {"rich", "typer", "safetensors", "matplotlib"}
     needed = set().union(*map(imported, files("reporting", "cli")))
     assert needed == packages(EXTRAS["cli"]) | {"torch", "numpy", "sklearn"}  # the last for `demo`
-
-
-def test_checkpoints_need_what_writes_them_and_what_knows_their_keys():
-    assert set().union(*map(imported, files("checkpoints"))) == {"torch", "numpy", "safetensors", "transformers"}
 
 
 def test_entry_point_knows_the_extra():

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,8 @@ def discover(
             exporting += time.perf_counter() - entered
         exports.append(exported)
         if not laid:
-            laid = {source: _laid(source, model) for source in exported.sources}
+            stored = {*model.state_dict(keep_vars=True)}
+            laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
         outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)
         book.reason = Reason("model output")
@@ -84,10 +85,10 @@ def _used(exported: Exported) -> set[Source]:
     return {value for name, (value, _) in exported.inputs.items() if name in names and isinstance(value, Source)}
 
 
-def _laid(source: Source, model: nn.Module) -> Laid:
+def _laid(source: Source, stored: Set[str]) -> Laid:
     """A tensor of the model before anything is known of it. What no checkpoint holds is the code's, and stays."""
     reason = None
-    if source.kind == "buffer" and not set(source.names) & {*model.state_dict(keep_vars=True)}:
+    if source.kind == "buffer" and not set(source.names) & stored:
         reason = Reason("model buffer", "made by the model's code, not stored with its weights")
     return Laid(tuple(fresh(size, reason) for size in source.shape))
 

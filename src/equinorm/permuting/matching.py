@@ -5,6 +5,7 @@ the fingerprints of the other channels that it joins. A few rounds tell apart al
 refinement of colours of Weisfeiler and Leman, with numbers for colours, so that rounding changes them little.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -139,6 +140,9 @@ def _add(
     """Add what a tensor says of each channel that stands in it."""
     colours, sums = into
     values = tensor + constant * tensor.square()
+    if _is_along_lines(tensor, stand):
+        _add_lines(values, stand, tables, feature, into)
+        return
     for table, fixed in zip(tables, stand.fixed, strict=True):
         values = values * table[fixed]
     for place, (atom, channels) in enumerate(stand.occurrences):
@@ -149,6 +153,44 @@ def _add(
         whole = channels.expand(tensor.shape)
         here = whole >= 0
         sums[atom][:, feature].index_add_(0, whole[here], message[here])
+
+
+def _is_along_lines(tensor: Tensor, stand: Standing) -> bool:
+    """Does every channel stand at places of one axis, wherever it is in the others?"""
+    return all(max(channels.shape) == channels.numel() for _, channels in stand.occurrences) and tensor.dim() > 0
+
+
+def _add_lines(
+    values: Tensor,
+    stand: Standing,
+    tables: Sequence[Tensor],
+    feature: int,
+    into: tuple[Mapping[Atom, Tensor], Mapping[Atom, Tensor]],
+) -> None:
+    """The same by products of the tensor with one vector for each axis."""
+    colours, sums = into
+    rank = values.dim()
+    factors: list[list[Tensor]] = [[table[fixed.flatten()]] for table, fixed in zip(tables, stand.fixed, strict=True)]
+    places = []
+    for atom, channels in stand.occurrences:
+        axis = next((axis for axis in range(rank) if channels.shape[axis] > 1), 0)
+        line = channels.flatten()
+        factors[axis].append(torch.where(line >= 0, colours[atom][line.clamp_min(0), feature], 1.0))
+        places.append((axis, len(factors[axis]) - 1, line))
+    vectors = [math.prod(own[1:], start=own[0]) for own in factors]
+    sides: dict[int, Tensor] = {}
+    for (atom, _), (axis, number, line) in zip(stand.occurrences, places, strict=True):
+        if axis not in sides:
+            rest = values
+            for other in reversed(range(rank)):
+                if other != axis:
+                    rest = rest.movedim(other, -1) @ vectors[other]
+            sides[axis] = rest
+        message = sides[axis]
+        for at, factor in enumerate(factors[axis]):
+            message = message if at == number else message * factor
+        here = line >= 0
+        sums[atom][:, feature].index_add_(0, line[here], message[here])
 
 
 def nearest(ours: Tensor, theirs: Tensor) -> Tensor:
