@@ -12,6 +12,7 @@ from equinorm.cli.apply import apply
 from equinorm.cli.balance import balance
 from equinorm.cli.compare import compare
 from equinorm.cli.demo import demo
+from equinorm.cli.equalize import equalize
 from equinorm.cli.figures import figures
 from equinorm.cli.inspect import inspect
 from equinorm.cli.terminal import INTERRUPTED, Commands
@@ -41,7 +42,7 @@ def _options(
     pass
 
 
-for _command in (inspect, balance, apply, compare, demo, train, figures):
+for _command in (inspect, balance, equalize, apply, compare, demo, train, figures):
     app.command()(_command)
 
 

@@ -20,6 +20,13 @@ def is_onnx(name: str) -> bool:
     return name.endswith(".onnx") and not name.startswith("hf:")
 
 
+def names_of(name: str) -> list[str]:
+    """Names of an ONNX file's inputs, in order."""
+    from equinorm.integrations.onnx import input_names  # only who names such a file needs onnx
+
+    return input_names(Path(name).expanduser())
+
+
 def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple[str, ...]]:
     """The module, example inputs, and what a reader must know.
 
@@ -30,10 +37,9 @@ def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple
     Raises:
         EquinormError: if it cannot be read.
     """
-    from equinorm.integrations.onnx import input_names, read  # only who names such a file needs onnx
+    from equinorm.integrations.onnx import read
 
-    path = Path(name).expanduser()
-    names = input_names(path)
+    path, names = Path(name).expanduser(), names_of(name)
     given: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     places = iter(names)

@@ -235,24 +235,25 @@ class _Taken:
     ) -> "_Taken":
         """All of z, or as much of it as makes the rounded network no worse than it was.
 
-        What decides is measured with bounds of activations from half of the data: the more even channels are, the more of them
-        reach beyond bounds on data that were not seen.
+        It must be no worse with the bounds of activations that were seen, and with bounds from half of the data: the more even
+        channels are, the more of them reach beyond bounds on data that were not seen.
         """
         halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
         scalings = by_name(symmetries.scalings)
 
-        def simulation(share: float, activations: Mapping[tuple[str, int], Activation] = seen.activations) -> Simulation:
-            return Simulation(model, points, activations, scalings, share * z)
+        def measured(*shares: float) -> list[tuple[float, float]]:
+            """Signal over noise with both bounds."""
+            bounds = (seen.activations, halves)
+            simulations = [Simulation(model, points, known, scalings, share * z) for share in shares for known in bounds]
+            ratios = iter(signal_to_noise(simulations, batches))
+            return [*zip(ratios, ratios, strict=True)]
 
-        before, after, *half = signal_to_noise(
-            [simulation(0.0), simulation(1.0), *(simulation(s, halves) for s in (0.0, 1.0))], batches
-        )
-        if half[1] >= half[0]:
-            return _Taken(z, before, after, 1.0)
-        tried = signal_to_noise([simulation(share, halves) for share in FALLBACKS], batches)
-        _, share = max([*zip(tried, FALLBACKS, strict=True), (half[0], 0.0)])
-        (after,) = signal_to_noise([simulation(share)], batches)
-        return _Taken(share * z, before, after, share)
+        still, moved = measured(0.0, 1.0)
+        if moved[0] >= still[0] and moved[1] >= still[1]:
+            return _Taken(z, still[0], moved[0], 1.0)
+        tried = zip([still, *measured(*FALLBACKS)], (0.0, *FALLBACKS), strict=True)
+        best, share = max(tried, key=lambda pair: min(pair[0][0] - still[0], pair[0][1] - still[1]))
+        return _Taken(share * z, still[0], best[0], share)
 
 
 def _corrected(

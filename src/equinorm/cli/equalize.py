@@ -1,0 +1,188 @@
+"""`equinorm equalize`: write the rescaling-equivalent weights that lose least when they are rounded."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Group, RenderableType
+
+from equinorm._deviation import deviation
+from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._modules import duplicate
+from equinorm.cli.calibration import Batch, Samples
+from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
+from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.onnx_files import is_onnx, names_of, to_write
+from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.verified_balance import InexactError
+from equinorm.cli.weights import InputError
+from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.quantization.equalization import Equalization
+from equinorm.quantization.equalize import equalize as equalized, equalize_
+from equinorm.quantization.scheme import Scheme
+from equinorm.reporting.tables import facts, table
+from equinorm.reporting.words import deviation as in_words
+
+AT_ONCE = 16
+"""Samples in one run of a model whose inputs nobody has said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equalizing:
+    """Record of `equinorm equalize`: what `Equalization.to_dict` holds, and what was verified and written."""
+
+    model: str
+    inputs: str
+    equalization: dict[str, Any]
+    deviation: float
+    output: str
+    report: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def equalize(
+    model: Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write to this file: .onnx of an ONNX file; else .safetensors (the model's own weights) or .pt2 (a copy with "
+            "batch normalization folded and bounds set free, exported).",
+        ),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Inputs of tens of samples, .npz, .npy, .safetensors or .pt: the first axis counts samples."),
+    ] = None,
+    scheme: Annotated[
+        str, typer.Option(help="What will be rounded: w8a8, w8a8-tensor, w8 (weights only), w4g32 (blocks of 32 inputs).")
+    ] = "w8a8",
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in one run of the model.")] = None,
+    weights: Weights = None,
+    settings: Settings = None,
+    inputs: Inputs = None,
+    opaque: Opaque = None,
+    largest: Annotated[float, typer.Option(help="No free scale is larger than this, or smaller than its inverse.")] = 1e8,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
+    ] = False,
+    report: Report = None,
+    trust_remote_code: Trust = False,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the rescaling-equivalent weights that lose least when a quantizer rounds them.
+
+    The file holds a float network that computes what it did, which is verified first. Quantize it with any tool.
+    """
+
+    def work(steps: Steps) -> Result:
+        meant = Scheme.parse(scheme)
+        check_target(output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
+        if report is not None:
+            check_target(report, (".html", ".png"), force)
+        steps.say(f"loading {model}")
+        source = Source(model, weights, settings or (), trust_remote_code)
+        loaded, batches = _loaded(source, inputs or (), calibration, batch)
+        original = duplicate(loaded.model, VERIFYING)
+        steps.say("finding symmetries")
+        options = {"scheme": meant, "largest": largest, "powers_of_two": power_of_two, "opaque": opaque or ()}
+        equalizer = equalized if output.suffix == ".pt2" else equalize_
+        found = equalizer(
+            *(loaded.model, loaded.args, loaded.kwargs),
+            **options,
+            calibration=batches,
+            progress=lambda text, done, total: steps.count(done, total, text),
+        )
+        if not found.symmetries.num_free:
+            raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
+        apart = _verified(found, original, loaded)
+        steps.say("writing")
+        files, notes = _files(found, loaded, output)
+        if report is not None:
+            found.report(report)
+        write_atomically(files, force)
+        record = Equalizing(
+            model=f"{loaded.name} ({describe(original)})",
+            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            equalization=found.to_dict(),
+            deviation=apart,
+            output=str(output),
+            report=str(report) if report else None,
+            notes=(*loaded.notes, *notes),
+        )
+        return record, shown(record, found), 0
+
+    run(work, json, debug)
+
+
+def shown(record: Equalizing, found: Equalization) -> RenderableType:
+    """What `equinorm equalize` prints: facts, and the tensors whose rounding costs most."""
+    pairs = [("model", record.model), ("inputs", record.inputs), *found.facts, ("deviation", in_words(record.deviation))]
+    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
+    pairs += [("note", note) for note in record.notes]
+    costly = sorted(zip(found.tensors, found.table, strict=True), key=lambda pair: pair[0].before)[:8]
+    columns = [("costliest before", False), ("", False), ("before, dB", True), ("after, dB", True)]
+    return Group(facts(pairs), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
+
+
+def _loaded(
+    source: Source, inputs: Sequence[str], calibration: Path | None, size: int | None
+) -> tuple[Loaded, list[Batch] | None]:
+    """The model with inputs, which calibration data tell where no option does, and these data in batches."""
+    if calibration is None:
+        return load(source, inputs), None
+    samples, names = Samples(calibration), ()
+    if is_onnx(source.name):
+        names = names_of(source.name)
+        samples = samples.placed(names)
+    if inputs:
+        loaded = load(source, inputs)
+        first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
+        at_once = len(first) if first is not None and first.dim() else 1
+    else:
+        at_once = size or (1 if names else AT_ONCE)
+        loaded = load(source, samples.shapes(at_once, names))
+    return loaded, samples.batches(size or at_once)
+
+
+def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded) -> float:
+    """The deviation of outputs.
+
+    Raises:
+        InexactError: if it is more than rounding.
+    """
+    apart, dtype = deviation(found.model, original, loaded.args, loaded.kwargs), coarsest(original)
+    if not apart <= LIMITS[dtype]:
+        raise InexactError(
+            f"refused: the equalized outputs deviate by {apart:.1e}, more than the limit of {LIMITS[dtype]:g}. "
+            "Use --power-of-two, which changes no mantissa, or a smaller --largest."
+        )
+    return apart
+
+
+def _files(found: Equalization, loaded: Loaded, output: Path) -> tuple[list, list[str]]:
+    """What to write, and what a reader must know."""
+    if output.suffix == ".onnx":
+        files, _ = to_write(found.model, loaded.args, output)
+        return files, []
+    if output.suffix == ".safetensors":
+        folded = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in found.model.modules())
+        left = "batch normalization stays, so that these weights fit the model: -o FILE.pt2 folds it, which gains more"
+        return [(output, lambda path: save(found.model, path))], [left] if folded else []
+    content = io.BytesIO()
+    try:
+        program = torch.export.export(found.model, loaded.args, dict(loaded.kwargs), strict=False)
+        torch.export.save(program, content)
+    except Exception as error:
+        raise InputError(
+            f"cannot export the equalized copy: {error}. Write its weights instead, to a .safetensors file."
+        ) from error
+    return [(output, lambda path: path.write_bytes(content.getvalue()))], []

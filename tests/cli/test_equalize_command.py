@@ -1,0 +1,99 @@
+"""`equinorm equalize`: of factories to weights or to an exported copy, of ONNX files to ONNX files; data from files."""
+
+import numpy as np
+import pytest
+import torch
+from cli_tools import folder, invoke, record, refusal
+
+import equinorm
+
+__all__ = ["folder"]
+
+
+@pytest.fixture
+def data(folder):
+    torch.manual_seed(0)
+    samples = torch.randn(40, 8)
+    np.savez(folder / "x.npz", samples.numpy())
+    return samples
+
+
+def test_weights_fit_the_factory_and_compute_the_same(data):
+    import cli_models
+
+    found = record("equalize", "cli_models:mlp", "--calibration", "x.npz", "--scheme", "w8a8-tensor", "-o", "out.safetensors")
+    assert found["equalization"]["measured_after"] >= found["equalization"]["measured_before"]
+    assert found["equalization"]["samples"] == 40
+    assert found["inputs"] == "(float32[16, 8])"
+    compared = record("compare", "cli_models:mlp", "out.safetensors", "--input", "4x8")
+    assert compared["same_outputs"]
+    assert compared["equivalent"]
+    assert "exists" in refusal("equalize", "cli_models:mlp", "--calibration", "x.npz", "-o", "out.safetensors")
+    assert cli_models.mlp()(data).shape[0] == 40
+
+
+def test_exported_copy_has_its_normalization_folded(folder):
+    torch.save(torch.randn(12, 3, 8, 8), "images.pt")
+    arguments = ("--calibration", "images.pt", "--batch", "4", "--report", "report.html")
+    said = invoke("equalize", "cli_models:convolutional", *arguments, "-o", "out.pt2").stdout
+    assert "deviation" in said
+    assert (folder / "report.html").stat().st_size > 1000
+    found = record("equalize", "cli_models:convolutional", "--calibration", "images.pt", "-o", "out.safetensors")
+    assert any("-o FILE.pt2 folds it" in note for note in found["notes"])
+    import cli_models
+
+    program, images = torch.export.load("out.pt2").module(), torch.randn(4, 3, 8, 8)
+    assert equinorm.deviation(program, cli_models.convolutional().eval(), images) < 1e-5
+    assert not any("running_mean" in name for name in program.state_dict())
+
+
+def test_onnx_in_onnx_out(folder):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx_graphs import mobile, normal, run, save, without_numbers
+
+    save(mobile(), folder / "net.onnx")
+    images = normal(40, 3, 8, 8, seed=9)
+    np.savez("x.npz", x=images)
+    arguments = "--calibration", "x.npz", "--batch", "8", "--scheme", "w8-tensor"
+    found = record("equalize", "net.onnx", *arguments, "-o", "out.onnx")
+    assert found["equalization"]["noise_after"] >= found["equalization"]["noise_before"]
+    assert without_numbers("out.onnx") == without_numbers("net.onnx")
+    (one,), (other,) = run("out.onnx", images), run("net.onnx", images)
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+    assert any(np.any(a != b) for a, b in zip(_numbers("out.onnx"), _numbers("net.onnx"), strict=True))
+    np.savez("z.npz", z=images)
+    assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
+
+
+def _numbers(path):
+    import onnx
+
+    return [onnx.numpy_helper.to_array(proto) for proto in onnx.load(path).graph.initializer]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--scheme", "int8"), "a scheme is written as"),
+        (("--calibration", "none.npz"), "there is no file none.npz"),
+        (("--calibration", "text.npz"), "Write it with numpy.savez"),
+        (("--calibration", "uneven.npz"), "must count the same samples"),
+        (("--calibration", "wide.npz"), "does not run on inputs"),
+        (("--calibration", "nan.npz"), "returns NaN or inf on calibration batch 0"),
+        ((), "needs inputs to run with"),
+    ],
+)
+def test_refusals(data, folder, arguments, expected):
+    (folder / "text.npz").write_text("no arrays")
+    np.savez("uneven.npz", np.zeros((3, 8)), np.zeros((4, 8)))
+    np.savez("wide.npz", np.zeros((3, 9), np.float32))
+    np.savez("nan.npz", np.full((3, 8), np.nan, np.float32))
+    assert expected in " ".join(refusal("equalize", "cli_models:mlp", *arguments, "-o", "out.safetensors").split())
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_nothing_is_written_where_nothing_moves(data, folder):
+    said = refusal("equalize", "torch.nn:Tanh", "--calibration", "x.npz", "-o", "out.safetensors")
+    assert "nothing" in said
+    assert not (folder / "out.safetensors").exists()
