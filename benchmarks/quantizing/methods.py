@@ -1,0 +1,233 @@
+"""Ways to move a trained network along its rescaling symmetries before it is rounded.
+
+All start from the network with batch normalization folded into the convolution in front, as every quantizer folds it. Tools that
+do not know ReLU6 are given ReLU, and the bounds are put back afterwards, moved along with their channels: the reading that
+favours them, since ReLU6 replaced for good costs more than rounding does.
+"""
+
+import copy
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional
+
+import equinorm
+from quantizing.rounding import Setting
+from zoo.from_torchvision import import_models
+
+Args = tuple[Tensor, ...]
+
+
+class Bounded(nn.Module):
+    """ReLU6 with one bound for each channel, which scales with the channel."""
+
+    def __init__(self, channels: int, dimensions: int) -> None:
+        super().__init__()
+        self.high = nn.Parameter(torch.full((channels, *[1] * (dimensions - 2)), 6.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.relu(x), self.high)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of rescaling.
+
+    Attributes:
+        apply: the moved network, from the folded one, a calibration batch and the setting. The folded one is untouched.
+        reads_data: does the result depend on calibration data?
+        reads_setting: … on the setting?
+    """
+
+    apply: Callable[[nn.Module, Args, Setting], nn.Module]
+    reads_data: bool = False
+    reads_setting: bool = False
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy with batch normalization folded where a convolution or linear layer stands in front; nothing works in place."""
+    copied = copy.deepcopy(model).eval()
+    for module in copied.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    try:
+        return with_modules(fuse(copied))
+    except Exception:  # networks that symbolic tracing refuses have no batch normalization here
+        assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in copied.modules())
+        return copied
+
+
+def with_modules(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same network, in which ReLU as a function is a module: some tools look for nothing else."""
+    for i, node in enumerate(graph.graph.nodes):
+        if node.op == "call_function" and node.target in (torch.relu, functional.relu):
+            graph.add_submodule(f"relu_{i}", nn.ReLU())
+            node.op, node.target, node.args, node.kwargs = "call_module", f"relu_{i}", node.args[:1], {}
+    graph.recompile()
+    return graph
+
+
+def bounded(model: nn.Module) -> Iterator[tuple[fx.Node, str]]:
+    """Calls of ReLU6 in a traced network."""
+    if isinstance(model, fx.GraphModule):
+        for node in model.graph.nodes:
+            if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.ReLU6):
+                yield node, node.target
+
+
+def replaced(model: nn.Module, make: Callable[[Tensor], nn.Module], args: Args) -> nn.Module:
+    """A copy in which every call of ReLU6 has a module of its own, made from the shape of what it reads."""
+    copied = copy.deepcopy(model)
+    calls = [*bounded(copied)]
+    if calls:
+        assert isinstance(copied, fx.GraphModule)
+        ShapeProp(copied).propagate(*args)
+        for i, (node, _) in enumerate(calls):
+            name = f"bounded_{i}"
+            copied.add_submodule(name, make(node.meta["tensor_meta"]))
+            node.target = name
+        copied.recompile()
+    return copied
+
+
+def freed(model: nn.Module, args: Args) -> nn.Module:
+    """A copy whose ReLU6 have one bound for each channel."""
+    return replaced(model, lambda meta: Bounded(meta.shape[1], len(meta.shape)), args)
+
+
+def least_norm(p: float) -> Method:
+    """Least ℓp norm of what was freed; bounds do not count."""
+
+    def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+        moved = freed(model, args)
+        weights = [name for name, module in moved.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))]
+        equinorm.balance_(moved, args, p=p, modules=weights)
+        return moved
+
+    return Method(apply)
+
+
+def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
+    """A tool that knows ReLU: it is given ReLU, and the bounds are put back, moved by what it did to their channels."""
+
+    def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+        plain = replaced(model, lambda meta: nn.ReLU(), args)
+        moved = tool(copy.deepcopy(plain), args)
+        result = copy.deepcopy(moved)
+        before, after = _read_by_bounds(plain, args), _read_by_bounds(moved, args)
+        for name, value in before.items():
+            module = Bounded(value.shape[1], value.dim())
+            others = [i for i in range(value.dim()) if i != 1]
+            ratio = after[name].double().abs().sum(others) / value.double().abs().sum(others).clamp_min(1e-300)
+            with torch.no_grad():
+                module.high.mul_(torch.where(ratio > 0, ratio, 1.0).float().reshape(module.high.shape))
+            setattr(result, name, module)
+        return result
+
+    return Method(apply)
+
+
+@torch.no_grad()
+def _read_by_bounds(model: nn.Module, args: Args) -> dict[str, Tensor]:
+    """What each of the modules that were ReLU6 reads."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, read, name=name: found.__setitem__(name, read[0].clone()))
+        for name, module in model.named_children()
+        if name.startswith("bounded_")
+    ]
+    model(*args)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def brevitas(model: nn.Module, args: Args) -> nn.Module:
+    """EqualizeGraph of brevitas, as it comes, on brevitas' own trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from brevitas.fx import value_trace
+        from brevitas.graph.equalize import EqualizeGraph
+
+        name = next(iter(inspect.signature(model.forward).parameters))
+        return EqualizeGraph().apply(value_trace(model, {name: args[0]}))
+
+
+def aimet(model: nn.Module, args: Args) -> nn.Module:
+    """Cross-layer scaling of AIMET."""
+    import_models()  # AIMET imports torchvision, whose compiled operators may be missing here
+    from aimet_torch.cross_layer_equalization import CrossLayerScaling
+
+    CrossLayerScaling.scale_model(model, dummy_input=args if len(args) > 1 else args[0])
+    return model
+
+
+def smooth(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """SmoothQuant's rule, α = ½: a channel is divided by √(largest activation / largest weight that reads it)."""
+    moved = freed(model, args)
+    symmetries = equinorm.symmetries(moved, args)
+    largest = _largest_read(moved, args)
+    modules = dict(moved.named_modules())
+    activation = torch.zeros(symmetries.num_free + 1, dtype=torch.float64)
+    weight = torch.zeros_like(activation)
+    for scaling in symmetries.scalings:
+        name, _, kind = scaling.name.rpartition(".")
+        layer = modules.get(name)
+        if kind != "weight" or not isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Linear)) or name not in largest:
+            continue
+        for exponent, ids in scaling.factors:
+            if exponent < 0 and ids.dim() > 1 and ids.shape[1] == layer.weight.shape[1]:
+                value, reads = layer.weight.detach().double().abs(), largest[name]
+                groups = getattr(layer, "groups", 1)
+                wide = ids.expand(layer.weight.shape[0], layer.weight.shape[1], *[1] * (ids.dim() - 2))
+                rows = torch.arange(len(wide)) // (len(wide) // groups)
+                which = rows[:, None] * wide.shape[1] + torch.arange(wide.shape[1])
+                weight.scatter_reduce_(0, wide.flatten(), value.flatten(2).amax(2).flatten() if value.dim() > 2 else value.flatten(), "amax")
+                activation.scatter_reduce_(0, wide.flatten(), reads[which].flatten(), "amax")
+    known = (activation > 0) & (weight > 0)
+    scales = torch.where(known, (activation / weight.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)[1:]
+    symmetries.rescale_(-scales.clamp(1e-5, 1e5).log())
+    return moved
+
+
+@torch.no_grad()
+def _largest_read(model: nn.Module, args: Args) -> dict[str, Tensor]:
+    """The largest value of each channel that a layer reads."""
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: nn.Module, read: Tensor) -> None:
+        channels = read.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        found[name] = read.double().abs().amax([i for i in range(read.dim()) if i != channels])
+
+    hooks = [
+        module.register_forward_pre_hook(lambda layer, read, name=name: look(name, layer, read[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+    ]
+    model(*args)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def untouched(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """The folded network."""
+    return model
+
+
+METHODS = {
+    "none": Method(untouched),
+    "p=2": least_norm(2.0),
+    "p=inf": least_norm(math.inf),
+    "brevitas": as_if_unbounded(brevitas),
+    "aimet": as_if_unbounded(aimet),
+    "smooth": Method(smooth, reads_data=True),
+}
