@@ -26,15 +26,19 @@ from zoo.from_torchvision import import_models
 Args = tuple[Tensor, ...]
 
 
+LARGE = 2.0**40
+"""Bounds are kept divided by this, so that they count for nothing in a norm."""
+
+
 class Bounded(nn.Module):
     """ReLU6 with one bound for each channel, which scales with the channel."""
 
     def __init__(self, channels: int, dimensions: int) -> None:
         super().__init__()
-        self.high = nn.Parameter(torch.full((channels, *[1] * (dimensions - 2)), 6.0))
+        self.high = nn.Parameter(torch.full((channels, *[1] * (dimensions - 2)), 6.0 / LARGE))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.minimum(torch.relu(x), self.high)
+        return torch.minimum(torch.relu(x), self.high * LARGE)
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,7 @@ def least_norm(p: float) -> Method:
 
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
         moved = freed(model, args)
-        weights = [name for name, module in moved.named_modules() if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))]
-        equinorm.balance_(moved, args, p=p, modules=weights)
+        equinorm.balance_(moved, args, p=p)
         return moved
 
     return Method(apply)
@@ -121,7 +124,6 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
         plain = replaced(model, lambda meta: nn.ReLU(), args)
         moved = tool(copy.deepcopy(plain), args)
-        result = copy.deepcopy(moved)
         before, after = _read_by_bounds(plain, args), _read_by_bounds(moved, args)
         for name, value in before.items():
             module = Bounded(value.shape[1], value.dim())
@@ -129,8 +131,8 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
             ratio = after[name].double().abs().sum(others) / value.double().abs().sum(others).clamp_min(1e-300)
             with torch.no_grad():
                 module.high.mul_(torch.where(ratio > 0, ratio, 1.0).float().reshape(module.high.shape))
-            setattr(result, name, module)
-        return result
+            setattr(moved, name, module)
+        return moved
 
     return Method(apply)
 
@@ -150,6 +152,7 @@ def _read_by_bounds(model: nn.Module, args: Args) -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
 def brevitas(model: nn.Module, args: Args) -> nn.Module:
     """EqualizeGraph of brevitas, as it comes, on brevitas' own trace."""
     with warnings.catch_warnings():
@@ -161,6 +164,7 @@ def brevitas(model: nn.Module, args: Args) -> nn.Module:
         return EqualizeGraph().apply(value_trace(model, {name: args[0]}))
 
 
+@torch.no_grad()
 def aimet(model: nn.Module, args: Args) -> nn.Module:
     """Cross-layer scaling of AIMET."""
     import_models()  # AIMET imports torchvision, whose compiled operators may be missing here
