@@ -26,6 +26,15 @@ def real_numbers(log_scales: Any, num_free: int) -> Tensor:
     return found
 
 
+def positional(args: Any) -> tuple:
+    """Positional inputs, of which one tensor may stand alone."""
+    if isinstance(args, Tensor):
+        return (args,)
+    if not isinstance(args, (tuple, list)):
+        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    return tuple(args)
+
+
 def further_inputs(also: Any) -> list[Any]:
     """The further inputs, each by itself."""
     if isinstance(also, (Tensor, Mapping)):

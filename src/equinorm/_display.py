@@ -79,8 +79,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def drawing() -> ModuleType:
-    """`reporting.balances`, imported when something is to be drawn.
+def drawing(what: str = "balances") -> ModuleType:
+    """A file of `reporting`, imported when something is to be drawn.
 
     The one place where a lower floor asks for a higher one, by name: whoever draws nothing needs no matplotlib.
 
@@ -88,7 +88,7 @@ def drawing() -> ModuleType:
         EquinormError: if matplotlib is not installed.
     """
     try:
-        return importlib.import_module("equinorm.reporting.balances")
+        return importlib.import_module(f"equinorm.reporting.{what}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing == "equinorm":

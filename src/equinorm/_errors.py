@@ -28,6 +28,10 @@ class BalanceError(EquinormError):
     """The weights cannot be balanced as asked; nothing was written."""
 
 
+class EqualizeError(EquinormError):
+    """A network cannot be prepared for quantization, or its scales not be chosen, as asked; nothing was written."""
+
+
 class EquivalenceError(EquinormError):
     """Two models cannot be compared."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn, optim
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from equinorm._arguments import further_inputs
+from equinorm._arguments import further_inputs, positional
 from equinorm._errors import BalanceError, EquinormError, ExportError, describe
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
@@ -167,10 +167,7 @@ def symmetries(
     model = unwrapped(model)
     if batch_norm not in ("affine", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")
-    if isinstance(args, Tensor):
-        args = (args,)
-    if not isinstance(args, (tuple, list)):
-        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    args = positional(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
     lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]

@@ -1,0 +1,98 @@
+"""Calls of linear maps: what a quantizer rounds, found while the network runs, whatever its modules are."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A linear map: axes that follow the channels of what it reads, and whether its weight is stored (in, out)."""
+
+    spatial: int
+    is_transposed: bool = False
+    places: tuple[str, ...] = ()
+
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+KINDS: dict[Any, Kind] = {
+    functional.linear: Kind(0, places=("input", "weight", "bias")),
+    torch.conv1d: Kind(1, places=_CONVOLUTION),
+    torch.conv2d: Kind(2, places=_CONVOLUTION),
+    torch.conv3d: Kind(3, places=_CONVOLUTION),
+    torch.conv_transpose1d: Kind(1, True, _TRANSPOSED),
+    torch.conv_transpose2d: Kind(2, True, _TRANSPOSED),
+    torch.conv_transpose3d: Kind(3, True, _TRANSPOSED),
+}
+"""Functions that modules and users call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call of a linear map.
+
+    Attributes:
+        function: what is called.
+        arguments: by name.
+        name: of the parameter that is its weight; empty if the weight is no parameter.
+        number: of calls with this weight before it.
+    """
+
+    function: Any
+    arguments: dict[str, Any]
+    name: str
+    number: int
+
+    @property
+    def kind(self) -> Kind:
+        """Which map it is."""
+        return KINDS[self.function]
+
+    @property
+    def axis(self) -> int:
+        """Axis of the channels of what it reads and returns, from the end."""
+        return -1 - self.kind.spatial
+
+    @property
+    def groups(self) -> int:
+        """Groups of channels that do not mix."""
+        return int(self.arguments.get("groups", 1))
+
+    def run(self, **changed: Any) -> Tensor:
+        """The result, some arguments replaced."""
+        return self.function(**{**self.arguments, **changed})
+
+
+class Calls(TorchFunctionMode):
+    """While active, every linear map whose weight is a parameter of a model is handed to a function instead.
+
+    Args:
+        model: whose parameters count.
+        handle: gets the call, returns its result.
+        every: hand over calls with other weights too.
+    """
+
+    def __init__(self, model: nn.Module, handle: Callable[[Call], Any], every: bool = False) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self._handle, self._every, self._numbers = handle, every, Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in KINDS:
+            return func(*args, **kwargs)
+        arguments = {**dict(zip(KINDS[func].places, args, strict=False)), **kwargs}
+        name = self._names.get(id(arguments.get("weight")), "")
+        if not name and not self._every:
+            return func(*args, **kwargs)
+        number = self._numbers[name]
+        self._numbers[name] += 1
+        return self._handle(Call(func, arguments, name, number))

@@ -1,0 +1,139 @@
+"""Equalization: the record of a network moved to where rounding costs least."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm._display import drawing
+from equinorm._modules import on_cpu
+from equinorm._symmetries import Symmetries
+from equinorm.quantization import description
+from equinorm.quantization.fake import Simulation, signal_to_noise
+from equinorm.quantization.points import Point
+from equinorm.quantization.scheme import Scheme
+from equinorm.quantization.statistics import Activation, Batch, calibration_batches
+from equinorm.quantization.terms import by_name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNoise:
+    """What rounding one tensor costs at the outputs: signal over its noise in dB, before and after.
+
+    Attributes:
+        name: of the weight, or of the module whose input it is.
+        kind: "weight" or "activation".
+        before: 10·log10(Σ y² / N_k) of the network as it was.
+        after: the same of the equalized one.
+    """
+
+    name: str
+    kind: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Equalization:
+    """A network with the scales at which rounding costs least, and how they were found.
+
+    Attributes:
+        model: the equalized network, in float; quantize it with any tool.
+        scheme: what rounding was meant.
+        log_scales: float64 natural logarithms of shape (num_free,), from the network as it was to `model`.
+        symmetries: of `model`.
+        noise_before: signal over quantization noise, predicted to first order, in dB: 10·log10(Σ y² / N). Higher is better.
+        noise_after: the same of `model`; of the global minimum where `converged`.
+        measured_before: the same ratio, measured on the calibration data with rounded numbers.
+        measured_after: the same of `model`, biases corrected if asked for.
+        gap: by which share the predicted noise may be above the least that any log-scales reach, from a dual bound.
+        converged: is the gap at most `tol`?
+        reason: how it ended, in words.
+        tensors: noise by tensor.
+        corrections: what was added to outputs of layers by bias correction, by the weight's name.
+        samples: of calibration data.
+        seconds: for export, statistics, minimising, and measuring.
+    """
+
+    model: nn.Module = field(repr=False)
+    scheme: Scheme
+    log_scales: Tensor = field(repr=False)
+    symmetries: Symmetries = field(repr=False)
+    noise_before: float
+    noise_after: float
+    measured_before: float
+    measured_after: float
+    gap: float
+    converged: bool
+    reason: str
+    tensors: tuple[TensorNoise, ...] = field(repr=False)
+    corrections: Mapping[str, Tensor] = field(repr=False)
+    samples: int
+    seconds: Mapping[str, float] = field(repr=False)
+    points: tuple[Point, ...] = field(repr=False)
+    activations: Mapping[tuple[str, int], Activation] = field(repr=False)
+    batches: tuple[Batch, ...] = field(repr=False)
+
+    @on_cpu()
+    def measured(self, batches: Any = None) -> tuple[float, float]:
+        """Signal over quantization noise in dB, before and after, measured with rounded numbers: Σ y² / Σ (ŷ − y)².
+
+        Args:
+            batches: other inputs than those of calibration, in the same form. The bounds of activations stay.
+
+        Returns:
+            The ratio of the network as it was, and of `model`. Both are compared with the network as it was, in float.
+
+        Raises:
+            EqualizeError: if the batches are no inputs of the model.
+        """
+        given = self.batches if batches is None else calibration_batches(batches, self.model, *self.batches[0])
+        shifts = {name: -shift for name, shift in self.corrections.items()}
+        still = torch.zeros_like(self.log_scales)
+        common = self.model, self.points, self.activations, by_name(self.symmetries.scalings)
+        before, after = Simulation(*common, -self.log_scales, shifts), Simulation(*common, still)
+        before_db, after_db = signal_to_noise([before, after], given, shifts)
+        return before_db, after_db
+
+    @property
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Name, kind, and signal over noise before and after of every tensor, as text."""
+        return description.table(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the ranges of channels before and after, of the weights that changed most. Needs matplotlib.
+
+        Args:
+            axes: two axes of matplotlib to draw in; None for a new figure.
+
+        Returns:
+            The two axes: noise by tensor, and ranges by channel.
+
+        Raises:
+            EquinormError: if matplotlib is not installed.
+        """
+        return drawing("equalizations").plot(self, axes)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write facts, pictures and the noise of tensors as one page (.html) or picture (.png). Needs matplotlib.
+
+        Args:
+            path: of the file; one that exists is replaced.
+
+        Raises:
+            EquinormError: if the file cannot be written, or matplotlib is not installed.
+        """
+        drawing("equalizations").report(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON holds it: all but the model and the data; numbers that are not finite are strings."""
+        return description.as_dict(self)
+
+    def __str__(self) -> str:
+        return description.text(self)
+
+    def _repr_html_(self) -> str:
+        return description.markup(self)

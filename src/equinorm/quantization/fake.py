@@ -1,0 +1,156 @@
+"""Fake quantization: numbers rounded as a scheme says, in floating point."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm._scaling import Scaling
+from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.points import Point
+from equinorm.quantization.scheme import levels
+from equinorm.quantization.statistics import Activation, Batch
+
+
+def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: bool) -> Tensor:
+    """Numbers rounded to the nearest of the steps between two bounds around zero, which broadcast to them.
+
+    Symmetric: steps of max(−low, high) / (2^(b−1) − 1). Otherwise (high − low) / (2^b − 1), and zero is one of them.
+    """
+    steps = levels(bits, is_symmetric)
+    extent = torch.maximum(-low, high) if is_symmetric else high - low
+    step = torch.where(extent > 0, extent / steps, torch.ones_like(extent))
+    if is_symmetric:
+        return (values / step).round().clamp(-steps, steps) * step
+    zero = (-low / step).round()
+    return ((values / step).round() + zero).clamp(0, steps).sub(zero) * step
+
+
+def rounded_weight(weight: Tensor, point: Point) -> Tensor:
+    """A weight rounded as the scheme of its point says."""
+    scheme, block = point.scheme, point.scheme.weight_granularity
+    if block == "tensor":
+        return rounded(
+            weight, weight.min().clamp(max=0), weight.max().clamp(min=0), scheme.weight_bits, scheme.weight_symmetric
+        )
+    parts = weight.reshape(point.groups, weight.shape[0] // point.groups, *weight.shape[1:])
+    parts = parts.transpose(1, 2) if point.is_transposed else parts
+    shape, many = parts.shape, parts.shape[2]
+    size = min(block, many) if isinstance(block, int) else many
+    grouped = parts.reshape(*shape[:3], -1)
+    grouped = nn.functional.pad(grouped, (0, 0, 0, -many % size)).unflatten(2, (-1, size))
+    low, high = grouped.amin((3, 4), keepdim=True).clamp(max=0), grouped.amax((3, 4), keepdim=True).clamp(min=0)
+    grouped = rounded(grouped, low, high, scheme.weight_bits, scheme.weight_symmetric)
+    parts = grouped.flatten(2, 3)[:, :, :many].reshape(shape)
+    return (parts.transpose(1, 2) if point.is_transposed else parts).reshape(weight.shape)
+
+
+class Simulation:
+    """A network that computes as if it were quantized, at any log-scales, its weights as they are.
+
+    Rounding at log-scales λ is x ↦ round(x·e^λ)·e^{−λ}: the network need not be rescaled to see what that does.
+
+    Args:
+        model: the network.
+        points: where it is rounded.
+        activations: the bounds there.
+        scalings: of its weights, by name.
+        z: free log-scales, zeros if not given.
+        shifts: numbers for each channel that are added to what calls return, by the weight's name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        points: Sequence[Point],
+        activations: Mapping[tuple[str, int], Activation],
+        scalings: Mapping[str, Scaling],
+        z: Tensor,
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.model, self.points = model, {point.key: point for point in points}
+        self.activations, self.scalings, self.z = activations, scalings, z
+        self.shifts: Mapping[str, Tensor] = shifts or {}
+        self.weights: dict[str, Tensor] = {}
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Floating-point outputs of the rounded network."""
+        return outputs(self.model, batch, self.handle)
+
+    def handle(self, call: Call) -> Tensor:
+        """A call, rounded."""
+        point = self.points.get((call.name, call.number))
+        if point is None:
+            return call.run()
+        result = call.run(input=self.activation(point, call), weight=self.weight(point, call))
+        if point.weight in self.shifts:
+            result = result + broadcast(self.shifts[point.weight], call, result)
+        return result
+
+    def weight(self, point: Point, call: Call) -> Tensor:
+        """The weight, rounded."""
+        if point.weight not in self.weights:
+            weight = call.arguments["weight"].detach()
+            scales = self.scalings[point.weight].log_scales(self.z).exp().to(weight.device, weight.dtype)
+            self.weights[point.weight] = rounded_weight(weight * scales, point) / scales
+        return self.weights[point.weight]
+
+    def activation(self, point: Point, call: Call) -> Tensor:
+        """What the call reads, rounded."""
+        value, scheme = call.arguments["input"], point.scheme
+        if scheme.activation_bits is None:
+            return value
+        seen, scales = self.activations[point.key], point.scaling.log_scales(self.z).exp()
+        channels = scales.expand(point.scaling.shape).reshape(-1)
+        low, high = ((part * channels) for part in (seen.low, seen.high))
+        scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
+        return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
+
+
+def broadcast(channels: Tensor, call: Call, result: Tensor) -> Tensor:
+    """Numbers for each channel, in the shape that fits what a call returns."""
+    return channels.to(result.device, result.dtype).reshape(-1, *(1,) * call.kind.spatial)
+
+
+def outputs(model: nn.Module, batch: Batch, handle: Any = None) -> list[Tensor]:
+    """Floating-point outputs of a network, its linear maps handed to a function if there is one."""
+    args, kwargs = batch
+    kwargs = without_cache(model, args, kwargs)
+    with undisturbed(model), by_default(), Calls(model, handle or (lambda call: call.run())):
+        result = model(*args, **kwargs)
+    return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal / noise)."""
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf if noise <= 0 else -math.inf
+
+
+def signal_to_noise(
+    simulations: Sequence[Simulation], batches: Sequence[Batch], shifts: Mapping[str, Tensor] | None = None
+) -> list[float]:
+    """Σ y² / Σ (ŷ − y)² over batches and outputs in dB, for each simulation of one model.
+
+    Args:
+        simulations: that give ŷ.
+        batches: inputs.
+        shifts: what is added to outputs of layers, by the weight's name, of the float network that gives y.
+    """
+    moved = dict(shifts or {})
+
+    def shifted(call: Call) -> Tensor:
+        result = call.run()
+        return result + broadcast(moved[call.name], call, result) if call.name in moved else result
+
+    signal, noises = 0.0, [0.0] * len(simulations)
+    for batch in batches:
+        wanted = outputs(simulations[0].model, batch, shifted)
+        signal += sum(float(value.double().square().sum()) for value in wanted)
+        for place, simulation in enumerate(simulations):
+            pairs = zip(simulation.outputs(batch), wanted, strict=True)
+            noises[place] += sum(float((one.double() - other.double()).square().sum()) for one, other in pairs)
+    return [decibels(signal, noise) for noise in noises]

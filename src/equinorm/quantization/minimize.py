@@ -1,0 +1,133 @@
+"""Minimise: the log-scales of least noise, and how far above the least they can be."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from equinorm.quantization.noise import Noise
+
+FRESH, SHARPEST = (4.0, 16.0), 64.0
+"""Exponents of power means: first coarse ones, then one whose weights are found as multipliers."""
+
+ROUNDS, STEPS, MEMORY = 30, 60, 12
+"""Rounds of multipliers, steps of each, and pairs that L-BFGS remembers."""
+
+Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Minimum:
+    """Where the noise is least.
+
+    Attributes:
+        z: log-scales.
+        value: ln N there.
+        bound: ln N is at least this, whatever the log-scales.
+        evaluations: of the smooth noise.
+        rounds: of multipliers.
+    """
+
+    z: np.ndarray
+    value: float
+    bound: float
+    evaluations: int
+    rounds: int
+
+    @property
+    def gap(self) -> float:
+        """By which share N may be above the least: N / bound − 1."""
+        return math.expm1(max(self.value - self.bound, 0.0))
+
+
+def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = None) -> Minimum:
+    """Minimise the noise over the box |z| ≤ limit.
+
+    The maxima make N kinked where it is least: many numbers are largest together. Multipliers μ say with which weight: the
+    power mean with weights μ is smooth and below the maximum, so its minimum bounds N from below; the shares of numbers in it
+    are the next μ. At the optimum both meet (the exponential method of multipliers).
+
+    Args:
+        noise: the function.
+        tol: on the gap.
+        limit: on every |z|.
+        start: log-scales to start from; zeros if not given.
+    """
+    z = np.zeros(noise.num_free) if start is None else np.clip(start, -limit, limit)
+    best, lowest = (float(np.log(noise.exact(z).sum())), z), -math.inf
+    spent, rounds = 0, 0
+    for beta in FRESH:
+        noise.sharpen(z, beta, is_fresh=True)
+        z, _, _, used = descend(noise.smooth, z, limit, 1e-3, STEPS)
+        spent += used
+    best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
+    accuracy = 1e-3
+    for rounds in range(1, ROUNDS + 1):
+        noise.sharpen(z, SHARPEST, is_fresh=rounds == 1)
+        z, value, slack, used = descend(noise.smooth, z, limit, min(accuracy, 0.1 * max(tol, 1e-12)), STEPS)
+        spent += used
+        if rounds > 1:
+            lowest = max(lowest, value - slack)
+        best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
+        if best[0] - lowest <= math.log1p(tol):
+            break
+    return Minimum(best[1], best[0], min(lowest, best[0]), spent, rounds)
+
+
+def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: int) -> tuple[np.ndarray, float, float, int]:
+    """L-BFGS in a box, on the coordinates that its bounds do not hold.
+
+    Returns:
+        Where it ends, the value there, by how much the quadratic model says that it can still fall, and evaluations.
+    """
+    value, gradient = function(z)
+    pairs: list[tuple[np.ndarray, np.ndarray, float]] = []
+    spent, slack = 1, math.inf
+    for _ in range(steps):
+        is_held = ((z >= limit) & (gradient < 0)) | ((z <= -limit) & (gradient > 0))
+        direction = np.where(is_held, 0.0, -_inverse(pairs, np.where(is_held, 0.0, gradient)))
+        slope = float(direction @ gradient)
+        if slope >= 0:
+            pairs, direction = [], np.where(is_held, 0.0, -gradient)
+            slope = float(direction @ gradient)
+        slack = -slope
+        if (pairs and slack <= tol) or slope == 0:
+            break
+        length, largest = 1.0, float(np.abs(direction).max())
+        if not pairs:
+            length = min(1.0, 0.5 / max(largest, 1e-300))
+        length = min(length, 2.0 / max(largest, 1e-300))
+        for _ in range(25):
+            moved = np.clip(z + length * direction, -limit, limit)
+            after, new = function(moved)
+            spent += 1
+            if after <= value + 1e-4 * float(gradient @ (moved - z)):
+                break
+            length *= 0.4
+        else:
+            if not pairs:
+                break
+            pairs = []
+            continue
+        step, change = moved - z, new - gradient
+        curvature = float(step @ change)
+        if curvature > 1e-12 * float(step @ step):
+            pairs = [*pairs[-MEMORY + 1 :], (step, change, curvature)]
+        z, value, gradient = moved, after, new
+    return z, value, slack, spent
+
+
+def _inverse(pairs: list[tuple[np.ndarray, np.ndarray, float]], gradient: np.ndarray) -> np.ndarray:
+    """The inverse Hessian of L-BFGS times a gradient."""
+    result, kept = gradient.copy(), []
+    for step, change, curvature in reversed(pairs):
+        share = float(step @ result) / curvature
+        result -= share * change
+        kept.append(share)
+    if pairs:
+        step, change, curvature = pairs[-1]
+        result *= curvature / float(change @ change)
+    for (step, change, curvature), share in zip(pairs, reversed(kept), strict=True):
+        result += (share - float(change @ result) / curvature) * step
+    return result

@@ -1,0 +1,258 @@
+"""Statistics: between which bounds activations lie, and how much rounding errors matter to the network's outputs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.points import Point
+
+Batch = tuple[tuple, dict[str, Any]]
+"""Positional and keyword inputs of one call."""
+
+MOST_PARTS = 64
+"""Backward passes at most: batches of more rows are taken several rows at a time."""
+
+MASS = 1 / 16
+"""A value that this share of a channel's entries has is rounded alike everywhere."""
+
+
+@dataclass(slots=True, eq=False)
+class Activation:
+    """What was seen at one point, for each channel.
+
+    Attributes:
+        low: least entry, at most 0.
+        high: largest entry, at least 0.
+        sensitivity: mean over samples of Σ (∂y/∂x)², over positions and outputs: the noise that errors of variance 1 make.
+        coherent: the part of it from entries that share one value (zeros behind ReLU and a normalization, say), whose errors
+            add up: (Σ ∂y/∂x)² over these.
+    """
+
+    low: Tensor
+    high: Tensor
+    sensitivity: Tensor
+    coherent: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Statistics:
+    """What calibration says of a network.
+
+    Attributes:
+        activations: by point.
+        weights: mean over samples of (∂y/∂w)², summed over outputs, by the weight's name; of the weight's shape.
+        signal: mean over samples of Σ y².
+        samples: how many.
+        passes: backward passes.
+    """
+
+    activations: dict[tuple[str, int], Activation] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    signal: float = 0.0
+    samples: int = 0
+    passes: int = 0
+
+
+def gather(
+    model: nn.Module, points: Sequence[Point], batches: Sequence[Batch], progress: Callable[[int, int], None] | None = None
+) -> Statistics:
+    """Run a network on calibration data and back, outputs weighted by random signs.
+
+    For signs v, independent and of mean 0, E (v·∂y/∂w)² = Σ_k (∂y_k/∂w)²: one backward pass tells of all outputs and samples.
+
+    Args:
+        model: the network.
+        points: where it is rounded.
+        batches: inputs of any batch size.
+        progress: called after each pass with its number and how many there are.
+
+    Raises:
+        EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
+    """
+    found = Statistics()
+    parts = [(number, part) for number, batch in enumerate(batches) for part in _parts(batch, _rows_a_part(batches))]
+    generator = torch.Generator().manual_seed(0)
+    for done, (number, part) in enumerate(parts):
+        _Pass(model, points, found, number).run(part, generator)
+        if progress is not None:
+            progress(done + 1, len(parts))
+    for seen in found.activations.values():
+        seen.sensitivity /= found.samples
+        seen.coherent /= found.samples
+    for name in found.weights:
+        found.weights[name] /= found.samples
+    found.signal /= found.samples
+    if not found.signal > 0:
+        raise EqualizeError(f"every output of {describe(model)} is zero on the calibration data: there is no signal to keep.")
+    if all(not bool(seen.any()) for seen in found.weights.values()):
+        raise EqualizeError(f"no output of {describe(model)} depends on its weights on the calibration data.")
+    return found
+
+
+def rows(batch: Batch) -> int:
+    """Size of the first axis that all tensors of a batch share; 1 if there is none."""
+    sizes = {value.shape[0] if value.dim() else 0 for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)}
+    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
+
+
+def _rows_a_part(batches: Sequence[Batch]) -> int:
+    return max(math.ceil(sum(map(rows, batches)) / MOST_PARTS), 1)
+
+
+def _parts(batch: Batch, size: int) -> list[Batch]:
+    """A batch, so many rows at a time."""
+    total = rows(batch)
+
+    def cut(start: int) -> Batch:
+        return pytree.tree_map(lambda value: value[start : start + size] if isinstance(value, Tensor) else value, batch)
+
+    return [batch] if total <= size else [cut(start) for start in range(0, total, size)]
+
+
+class _Pass:
+    """One run forth and back."""
+
+    def __init__(self, model: nn.Module, points: Sequence[Point], found: Statistics, number: int) -> None:
+        self.model, self.found, self.number = model, found, number
+        self.points = {point.key: point for point in points}
+        self.leaves: dict[str, Tensor] = {}
+        self.inputs: list[tuple[Point, int, Tensor]] = []
+
+    def run(self, part: Batch, generator: torch.Generator) -> None:
+        """Add what this part shows."""
+        outputs = self._forward(part)
+        signs = [
+            (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1).to(output.device, output.dtype)
+            for output in outputs
+        ]
+        total = sum(((output * sign).sum() for output, sign in zip(outputs, signs, strict=True)), start=torch.zeros(()))
+        wanted = [*self.leaves.values(), *(value for _, _, value in self.inputs)]
+        if not total.requires_grad:
+            raise EqualizeError(
+                f"no gradient reaches the layers of {describe(self.model)}: its forward runs without gradients "
+                "(torch.no_grad, detach). Equalize the module inside."
+            )
+        gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+        for name, gradient in zip(self.leaves, gradients, strict=False):
+            squares = torch.zeros_like(self.leaves[name]) if gradient is None else gradient.square()
+            self.found.weights[name] = self.found.weights[name].add_(squares) if name in self.found.weights else squares
+        for (point, axis, value), gradient in zip(self.inputs, gradients[len(self.leaves) :], strict=True):
+            self._add(point, axis, value.detach(), torch.zeros_like(value) if gradient is None else gradient)
+        self.found.signal += sum(float(output.detach().double().square().sum()) for output in outputs)
+        self.found.samples += rows(part)
+        self.found.passes += 1
+
+    def _forward(self, part: Batch) -> list[Tensor]:
+        args, kwargs = part
+        kwargs = without_cache(self.model, args, kwargs)
+        try:
+            with undisturbed(self.model), by_default(), torch.enable_grad(), Calls(self.model, self._note):
+                result = self.model(*args, **kwargs)
+        except EqualizeError:
+            raise
+        except Exception as error:
+            raise EqualizeError(
+                f"{describe(self.model)} does not run on calibration batch {self.number}, {describe_inputs(args, kwargs)}: "
+                f"{type(error).__name__}: {error}. Each batch must be a tuple of the model's inputs, as args is."
+            ) from error
+        outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            raise EqualizeError(f"{describe(self.model)} returns NaN or inf on calibration batch {self.number}.")
+        return outputs
+
+    def _note(self, call: Call) -> Tensor:
+        """Run a call on copies of its input and weight that gradients reach."""
+        point = self.points.get((call.name, call.number))
+        if point is None:
+            return call.run()
+        leaf = self.leaves.setdefault(call.name, call.arguments["weight"].detach().requires_grad_())
+        value = call.arguments["input"].clone()  # what the network changes in place later is another tensor
+        if not value.requires_grad:
+            value.requires_grad_()
+        self.inputs.append((point, call.axis, value))
+        return call.run(input=value, weight=leaf)
+
+    def _add(self, point: Point, axis: int, value: Tensor, gradient: Tensor) -> None:
+        value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
+        low, high = value.amin(1), value.amax(1)
+        if not bool((low.isfinite() & high.isfinite()).all()):
+            raise EqualizeError(f"what {point.name} reads has NaN or inf on calibration batch {self.number}.")
+        coherent = torch.zeros(len(value), dtype=torch.float64)
+        alone = gradient.masked_fill(value == 0, 0.0)  # zero is rounded to itself
+        for bound in (low, high) if point.scheme.activation_bits is not None else ():
+            same = value == bound[:, None]
+            shared = (same.sum(1) > MASS * same.shape[1]) & (bound != 0)
+            if bool(shared.any()):
+                same &= shared[:, None]
+                coherent += (alone * same).sum(1).double().square().cpu()
+                alone = alone.masked_fill(same, 0.0)
+        sensitivity = coherent + alone.square().sum(1).double().cpu()
+        low, high = low.double().clamp(max=0).cpu(), high.double().clamp(min=0).cpu()
+        seen = self.found.activations.get(point.key)
+        if seen is None:
+            self.found.activations[point.key] = Activation(low, high, sensitivity, coherent)
+            return
+        seen.low, seen.high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
+        seen.sensitivity += sensitivity
+        seen.coherent += coherent
+
+
+def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:
+    """Batches as the user gives them: tensors, tuples of positional inputs, dicts of keyword inputs.
+
+    Raises:
+        EqualizeError: if there are none, or one does not have the inputs of the example.
+    """
+    named = dict(kwargs or {})
+    if isinstance(calibration, (Tensor, Mapping, str)) or not hasattr(calibration, "__iter__"):
+        what = "a tensor" if isinstance(calibration, Tensor) else f"a {type(calibration).__name__}"
+        raise EqualizeError(f"calibration must be several batches, each a tuple of inputs, not {what}. For one: [(x,)].")
+    found: list[Batch] = []
+    for number, given in enumerate(calibration):
+        batch = (
+            ((), {**named, **given})
+            if isinstance(given, Mapping)
+            else ((given,) if isinstance(given, Tensor) else given, named)
+        )
+        if not isinstance(batch[0], (tuple, list)):
+            raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
+        batch = (tuple(batch[0]), batch[1])
+        _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
+        found.append(batch)
+    if not found:
+        raise EqualizeError("calibration holds no batch. Give tens of samples, or None to draw random inputs.")
+    return found
+
+
+def _check_like(batch: Batch, example: Batch, number: int, model: str) -> None:
+    """Refuse a batch that differs from the example in more than the size of its first axis."""
+    given, wanted = batch[0], example[0]
+    shapes = f"{describe_inputs(*batch)}, and {model} was analysed with {describe_inputs(*example)}"
+    if wanted and len(given) != len(wanted):
+        raise EqualizeError(f"calibration batch {number} has inputs {shapes}: the number of inputs differs.")
+    for one, other in zip(given, wanted, strict=False):
+        if isinstance(other, Tensor) and (not isinstance(one, Tensor) or one.dim() != other.dim()):
+            raise EqualizeError(f"calibration batch {number} has inputs {shapes}: they may differ in sizes alone.")
+
+
+def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:
+    """Normal numbers of the mean and standard deviation of the example inputs; those that are no floats stay."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            return value
+        spread = value.std() if value.numel() > 1 else 1.0
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return (noise.to(value.device, value.dtype) * spread + value.mean()).to(value.dtype)
+
+    batch = (tuple(args), dict(kwargs or {}))
+    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(samples / rows(batch)))]
