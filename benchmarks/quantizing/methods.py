@@ -20,7 +20,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 import equinorm
-from quantizing.rounding import Setting
+from equinorm.quantization import Scheme
+from quantizing.rounding import GROUP, Setting
 from zoo.from_torchvision import import_models
 
 Args = tuple[Tensor, ...]
@@ -222,6 +223,13 @@ def _largest_read(model: nn.Module, args: Args) -> dict[str, Tensor]:
     return found
 
 
+def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """Least noise of this setting's own rounding."""
+    granularity = GROUP if setting.granularity == "group" else setting.granularity
+    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits)
+    return equinorm.equalize(freed(model, args), args, calibration=[args], scheme=scheme).model
+
+
 def untouched(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     """The folded network."""
     return model
@@ -234,4 +242,5 @@ METHODS = {
     "brevitas": as_if_unbounded(brevitas),
     "aimet": as_if_unbounded(aimet),
     "smooth": Method(smooth, reads_data=True),
+    "noise": Method(noise, reads_data=True, reads_setting=True),
 }

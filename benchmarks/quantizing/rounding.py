@@ -1,7 +1,7 @@
 """Simulated quantization of an exported network: the same rounding for every way of rescaling.
 
-Weights of convolutions and linear layers have symmetric steps: one for a tensor, for an output channel, or for every 32 weights
-of an output channel. What a convolution, linear layer, matrix product or addition of two activations reads has one affine step,
+Weights of convolutions and linear layers have symmetric steps: one for a tensor, for an output channel, or for every 32 input
+channels of an output channel. What a convolution, linear layer, matrix product or addition of two activations reads has one affine step,
 from the least to the largest value over the calibration batch, zero included. Everything else stays in float32. Where ranges are
 clipped, each step is the one of 40 that leaves the least squared error of its weights.
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 aten = torch.ops.aten
 
@@ -58,14 +59,13 @@ class Setting:
 def rounded_weight(weight: Tensor, setting: Setting) -> Tensor:
     """The nearest multiples of each group's step."""
     if setting.granularity == "tensor":
-        rows = weight.reshape(1, -1)
-    else:
-        rows = weight.reshape(len(weight), -1)
-    if setting.granularity == "group" and rows.shape[1] > GROUP:
-        missing = -rows.shape[1] % GROUP
-        padded = torch.cat([rows, rows.new_zeros(len(rows), missing)], 1)
-        return _rounded_rows(padded.reshape(-1, GROUP), setting).reshape(padded.shape)[:, : rows.shape[1]].reshape(weight.shape)
-    return _rounded_rows(rows, setting).reshape(weight.shape)
+        return _rounded_rows(weight.reshape(1, -1), setting).reshape(weight.shape)
+    if setting.granularity == "channel" or weight.shape[1] <= GROUP:
+        return _rounded_rows(weight.reshape(len(weight), -1), setting).reshape(weight.shape)
+    blocks = weight.reshape(len(weight), weight.shape[1], -1)
+    padded = functional.pad(blocks, (0, 0, 0, -weight.shape[1] % GROUP))
+    rows = padded.reshape(-1, GROUP * padded.shape[2])
+    return _rounded_rows(rows, setting).reshape(padded.shape)[:, : weight.shape[1]].reshape(weight.shape)
 
 
 def _rounded_rows(rows: Tensor, setting: Setting) -> Tensor:
