@@ -124,7 +124,9 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
 
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
         plain = replaced(model, lambda meta: nn.ReLU(), args)
-        moved = tool(copy.deepcopy(plain), args)
+        moved = copy.deepcopy(plain)
+        tensors = tool(copy.deepcopy(plain), args).state_dict()  # its own graph may hold constants too
+        moved.load_state_dict({name: tensors[name] for name in moved.state_dict()})
         before, after = _read_by_bounds(plain, args), _read_by_bounds(moved, args)
         for name, value in before.items():
             module = Bounded(value.shape[1], value.dim())
