@@ -9,6 +9,7 @@ Bias correction is empirical: on the calibration batch the float and the rounded
 rounded layer the mean error of a channel is taken off before the next layer runs.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,16 @@ def _rounded_rows(rows: Tensor, setting: Setting) -> Tensor:
     return best
 
 
+_EXPORTED: weakref.WeakKeyDictionary[nn.Module, fx.GraphModule] = weakref.WeakKeyDictionary()
+
+
+def exported(model: nn.Module, args: tuple[Tensor, ...]) -> fx.GraphModule:
+    """The graph of a model, which is exported once; its weights are the model's."""
+    if model not in _EXPORTED:
+        _EXPORTED[model] = torch.export.export(model, args).module(check_guards=False)
+    return _EXPORTED[model]
+
+
 @dataclass
 class Rounded:
     """A network as exported, with rounded weights, ranges and corrections.
@@ -103,7 +114,7 @@ class Rounded:
 
     def __post_init__(self) -> None:
         with torch.no_grad():
-            self.graph = torch.export.export(self.model, self.args).module(check_guards=False)
+            self.graph = exported(self.model, self.args)
             self.order = {node: i for i, node in enumerate(self.graph.graph.nodes)}
             for node in self.layers():
                 name = str(node.args[1].target)
