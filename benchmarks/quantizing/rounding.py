@@ -1,9 +1,9 @@
 """Simulated quantization of an exported network: the same rounding for every way of rescaling.
 
 Weights of convolutions and linear layers have symmetric steps: one for a tensor, for an output channel, or for every 32 input
-channels of an output channel. What a convolution, linear layer, matrix product or addition of two activations reads has one affine step,
-from the least to the largest value over the calibration batch, zero included. Everything else stays in float32. Where ranges are
-clipped, each step is the one of 40 that leaves the least squared error of its weights.
+channels of an output channel. What a convolution, linear layer, matrix product or addition of two activations reads has one
+affine step, from the least to the largest value over the calibration batch, zero included. Everything else stays in float32.
+Where ranges are clipped, each step is the one of 40 that leaves the least squared error of its weights.
 
 Bias correction is empirical: on the calibration batch the float and the rounded network run side by side, and behind each
 rounded layer the mean error of a channel is taken off before the next layer runs.

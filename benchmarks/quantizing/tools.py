@@ -1,4 +1,4 @@
-"""The real quantizers: onnxruntime's static quantization and PyTorch's PT2E, with its backends' own choices of what to round."""
+"""The real quantizers: onnxruntime's static one and PyTorch's PT2E, with its backends' own choices of what to round."""
 
 import copy
 import logging
@@ -34,7 +34,10 @@ def outputs(model: nn.Module, calibration: Args, inputs: Args, setting: Setting)
     corrected = shifted(model, simulated.bias_corrections())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {is_one: TOOLS[setting.tool](corrected if is_one else model, calibration, inputs, setting) for is_one in (False, True)}
+        return {
+            is_one: TOOLS[setting.tool](corrected if is_one else model, calibration, inputs, setting)
+            for is_one in (False, True)
+        }
 
 
 def onnxruntime(model: nn.Module, calibration: Args, inputs: Args, setting: Setting) -> Tensor:
