@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,21 @@ class TensorNoise:
     kind: str
     before: float
     after: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelRanges:
+    """The largest |w| of every output channel of a weight, before and after."""
+
+    name: str
+    before: np.ndarray
+    after: np.ndarray
+
+    @property
+    def spread(self) -> float:
+        """Logarithm of the largest over the median range, before."""
+        alive = self.before[self.before > 0]
+        return float(np.log(alive.max() / np.median(alive))) if len(alive) else 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +118,25 @@ class Equalization:
     def table(self) -> list[tuple[str, str, str, str]]:
         """Name, kind, and signal over noise before and after of every tensor, as text."""
         return description.table(self)
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Names and values of what was found, as text."""
+        return description.facts(self)
+
+    def channel_ranges(self) -> list[ChannelRanges]:
+        """Ranges of output channels of every weight that moves, before and after; those that were least even first."""
+        scalings, tensors = by_name(self.symmetries.scalings), self.symmetries.tensors
+        found = []
+        for point in self.points:
+            scaling = scalings[point.weight]
+            if point.number or not scaling.factors:
+                continue
+            after = tensors[point.weight].detach().to("cpu", torch.float64).abs()
+            before = after / scaling.log_scales(self.log_scales).exp()
+            axes = [axis for axis in range(after.dim()) if axis != int(point.is_transposed)]
+            found.append(ChannelRanges(point.weight, *(part.amax(axes).numpy() for part in (before, after))))
+        return sorted(found, key=lambda one: -one.spread)
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the ranges of channels before and after, of the weights that changed most. Needs matplotlib.

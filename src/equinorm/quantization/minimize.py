@@ -11,8 +11,11 @@ from equinorm.quantization.noise import Noise
 FRESH, SHARPEST = (4.0, 16.0), 64.0
 """Exponents of power means: first coarse ones, then one whose weights are found as multipliers."""
 
-ROUNDS, STEPS, MEMORY = 30, 60, 12
-"""Rounds of multipliers, steps of each, and pairs that L-BFGS remembers."""
+ROUNDS, STEPS, MEMORY = 100, 60, 12
+"""Rounds of multipliers at most, steps of each, and pairs that L-BFGS remembers."""
+
+PATIENCE = 25
+"""Rounds in which the gap must become smaller by a tenth."""
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
@@ -58,19 +61,20 @@ def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = 
     best, lowest = (float(np.log(noise.exact(z).sum())), z), -math.inf
     spent, rounds = 0, 0
     for beta in FRESH:
-        noise.sharpen(z, beta, is_fresh=True)
+        noise.sharpen(z, beta, None)
         z, _, _, used = descend(noise.smooth, z, limit, 1e-3, STEPS)
         spent += used
     best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
-    accuracy = 1e-3
+    gaps: list[float] = []
     for rounds in range(1, ROUNDS + 1):
-        noise.sharpen(z, SHARPEST, is_fresh=rounds == 1)
-        z, value, slack, used = descend(noise.smooth, z, limit, min(accuracy, 0.1 * max(tol, 1e-12)), STEPS)
+        noise.sharpen(z, SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
+        z, value, slack, used = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
         spent += used
         if rounds > 1:
             lowest = max(lowest, value - slack)
         best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
-        if best[0] - lowest <= math.log1p(tol):
+        gaps.append(best[0] - lowest)
+        if gaps[-1] <= math.log1p(tol) or (rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]):
             break
     return Minimum(best[1], best[0], min(lowest, best[0]), spent, rounds)
 

@@ -18,9 +18,6 @@ Map = tuple[tuple[float, np.ndarray, bool], ...]
 LARGE = 2**16
 """Matrices of more numbers are kept in float32."""
 
-_LOOSE = 1e-3
-"""Share of the weights μ that every number keeps, so that it can come back."""
-
 
 def logs(amounts: Map, z: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """λ = Σ exponent · z[ids]."""
@@ -81,8 +78,15 @@ class Term:
         sums = np.exp(-2 * row) * self._times(self.sensitivity, np.exp(-2 * column))
         return float(self.coefficient * (ranges**2 * (sums.sum(keepdims=True) if self.is_whole else sums)).sum())
 
-    def sharpen(self, z: np.ndarray, beta: float, is_fresh: bool) -> None:
-        """Take the power mean of exponent β around z. Its weights are 1 (fresh), or become what the last one says of z."""
+    def sharpen(self, z: np.ndarray, beta: float, loose: float | None) -> None:
+        """Take the power mean of exponent β around z.
+
+        Args:
+            z: free log-scales, with a 0 in front.
+            beta: the exponent.
+            loose: the weights become what the last power mean says of z, but for this share, which all numbers have alike so
+                that each can come back. None: all weights are 1, so that the mean is a sum, above the maximum.
+        """
         row, column = self.vectors(z)
         powers, self.bases = [], []
         for place, side in enumerate(self.sides):
@@ -90,21 +94,21 @@ class Term:
             most = np.where(np.isfinite(most), most, 0.0)
             power = side + row[:, :, None] + column[:, None, :] - most[..., None]
             np.exp(np.multiply(power, beta, out=power), out=power)
-            if not is_fresh and self.center is not None:
-                power *= self._weights(self.powers[place], row - self.center[0], column - self.center[1])
+            if loose is not None and self.center is not None:
+                power *= self._weights(self.powers[place], row - self.center[0], column - self.center[1], loose)
             powers.append(small(power))
             self.bases.append(most)
         self.powers, self.center, self.beta = powers, (row, column), beta
 
-    def _weights(self, power: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    def _weights(self, power: np.ndarray, row: np.ndarray, column: np.ndarray, loose: float) -> np.ndarray:
         """The share of every number in the last power mean, at log-scales that moved by so much."""
         share = power * np.exp(self.beta * row)[:, :, None]
         share *= np.exp(self.beta * column)[:, None, :]
         axes = (0, 1, 2) if self.is_whole else 2
         total = share.sum(axis=axes, keepdims=True)
         many = (power > 0).sum(axis=axes, keepdims=True).clip(min=1)
-        share *= (1 - _LOOSE) / np.where(total > 0, total, 1.0)
-        share += _LOOSE / many * (power > 0)
+        share *= (1 - loose) / np.where(total > 0, total, 1.0)
+        share += loose / many * (power > 0)
         return share
 
     def smooth(self, z: np.ndarray, gradient: np.ndarray) -> float:
@@ -176,11 +180,11 @@ class Noise:
         padded = np.concatenate([[0.0], z])
         return np.array([term.exact(padded) for term in self.terms])
 
-    def sharpen(self, z: np.ndarray, beta: float, is_fresh: bool) -> None:
+    def sharpen(self, z: np.ndarray, beta: float, loose: float | None) -> None:
         """See `Term.sharpen`."""
         padded = np.concatenate([[0.0], z])
         for term in self.terms:
-            term.sharpen(padded, beta, is_fresh)
+            term.sharpen(padded, beta, loose)
 
     def smooth(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """ln N with power means for maxima, and its gradient."""

@@ -70,13 +70,13 @@ def page(record: Balanced, weights: Sequence[Weights], title: str = TITLE) -> st
     )
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n<body><main><h1>{escape(title)}</h1><dl>{facts}</dl>\n"
+        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><dl>{facts}</dl>\n"
         + "\n".join(sections)
         + f"\n{table}</main></body></html>\n"
     )
 
 
-_CSS = (
+PAGE_STYLE = (
     "body{margin:0;background:#fff;color:#22272e;font:15px/1.5 system-ui,sans-serif}"
     "main{max-width:62rem;margin:2.5rem auto;padding:0 1.5rem}"
     "h1{font-size:1.5rem;margin:0 0 1rem}h2{font-size:1.05rem;margin:2.2rem 0 .6rem}img{width:100%;height:auto}"

@@ -1,0 +1,145 @@
+"""The noise: what rounding does cost, as a convex function of log-scales, and its minimum."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from quantized_networks import mixed, noise_of, perceptron
+from scipy import optimize
+
+from equinorm.quantization.minimize import descend, minimize
+from equinorm.quantization.noise import logs
+from equinorm.quantization.scheme import Scheme
+
+SCHEMES = ["w8a8-tensor", "w8a8", "w4g2a8", Scheme(8, "tensor", False, 8, True), Scheme(8, "channel", False, None)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_noise_at_log_scales_is_that_of_the_rescaled_network(scheme):
+    """To 2e-3: floors of 1e-6 on sensitivities, in parts of a mean that moves, are all that differs."""
+    net, x = mixed()
+    noise, symmetries, _ = noise_of(net, x, scheme)
+    assert symmetries.num_free > 10
+    z = 0.5 * torch.randn(symmetries.num_free, dtype=torch.float64)
+    wanted = noise.exact(z.numpy())
+    symmetries.rescale_(z)
+    found = noise_of(net, x, scheme)[0].exact(np.zeros(len(z)))
+    assert len(found) == len(noise.terms) >= 6
+    np.testing.assert_allclose(found, wanted, rtol=2e-3)
+    assert np.abs(wanted / noise.exact(np.zeros(len(z))) - 1).max() > 0.1  # something has moved
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_its_logarithm_is_convex_and_power_means_are_below_it_with_the_right_gradient(scheme):
+    noise, symmetries, _ = noise_of(*mixed(1), scheme)
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        one, other = generator.normal(size=(2, symmetries.num_free))
+        middle = math.log(noise.exact((one + other) / 2).sum())
+        assert middle <= (math.log(noise.exact(one).sum()) + math.log(noise.exact(other).sum())) / 2 + 1e-9
+    noise.sharpen(one, 8.0, None)
+    noise.sharpen(one, 16.0, 1e-3)
+    for z in (one, one + 0.1, other / 4):
+        value, gradient = noise.smooth(z)
+        assert value <= math.log(noise.exact(z).sum()) + 1e-9
+        step = 1e-5 * generator.normal(size=len(z))
+        along = noise.smooth(z + step)[0] - noise.smooth(z - step)[0]
+        assert along / 2 == pytest.approx(float(gradient @ step), rel=1e-4, abs=1e-11)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-tensor", "w8a8", "w8-tensor", "w6a8"])
+def test_prediction_is_what_rounding_costs(scheme):
+    """On the mean over networks, to 1 dB: single draws of rounding differ by some dB."""
+    import equinorm
+
+    apart = []
+    for seed in range(6):
+        net, x = perceptron(seed, (8, 24, 24, 6), 0.2)
+        found = equinorm.equalize(net, x, calibration=[x], scheme=scheme)
+        apart.append(found.measured_before - found.noise_before)
+    assert abs(sum(apart) / len(apart)) < 1.0
+    assert max(map(abs, apart)) < 4.0
+
+
+def least(noise, num_free):
+    """ln N at its minimum by scipy: the largest of each group as a variable that bounds what is in it."""
+    entries = []  # group, exponents of z, logarithm
+    groups = []
+    for term in noise.terms:
+        batch, many, each = term.sensitivity.shape
+        whole = {}
+        for b, i, j in np.ndindex(batch, many, each):
+            key = (id(term),) if term.is_whole else (id(term), b, i)
+            if key not in whole:
+                whole[key] = len(groups)
+                groups.append((term.coefficient, []))
+            exponents = np.zeros(num_free + 1)
+            for maps, place in ((term.rows if term.is_whole else (), (b, i)), (term.columns, (b, j))):
+                for exponent, ids, _ in maps:
+                    exponents[ids[place]] += exponent
+            groups[whole[key]][1].append((term.sensitivity[b, i, j], exponents[1:]))
+            for side in term.sides:
+                if np.isfinite(side[b, i, j]):
+                    entries.append((whole[key], exponents[1:], side[b, i, j]))
+    coefficients = np.array([c for c, _ in groups])
+    F = [(np.array([f for f, _ in members]), np.array([e for _, e in members])) for _, members in groups]
+
+    def value(v):
+        z, r = v[:num_free], v[num_free:]
+        sums = np.array([f @ np.exp(-2 * e @ z) for f, e in F])
+        by_z = np.array([-2 * (f * np.exp(-2 * e @ z)) @ e for f, e in F])
+        parts = coefficients * np.exp(2 * r) * sums
+        return math.log(parts.sum()), np.concatenate([(coefficients * np.exp(2 * r)) @ by_z, 2 * parts]) / parts.sum()
+
+    A = np.array([np.concatenate([-e, np.eye(len(groups))[g]]) for g, e, _ in entries])
+    b = np.array([log for _, _, log in entries])
+    start = np.concatenate([np.zeros(num_free), [max(log for g, _, log in entries if g == k) for k in range(len(groups))]])
+    found = optimize.minimize(
+        value,
+        start,
+        jac=True,
+        method="SLSQP",
+        constraints={"type": "ineq", "fun": lambda v: A @ v - b, "jac": lambda v: A},
+        options={"maxiter": 500, "ftol": 1e-13},
+    )
+    return found.fun
+
+
+SYMMETRIC = [Scheme(8, granularity, True, 8, True) for granularity in ("tensor", "channel", 2)]
+
+
+@pytest.mark.parametrize("scheme", SYMMETRIC, ids=str)
+def test_minimum_is_that_of_scipy_from_any_start(scheme):
+    noise, symmetries, _ = noise_of(*perceptron(3, (3, 4, 4, 2)), scheme)
+    found = minimize(noise, 1e-7, 20.0)
+    assert found.gap <= 1e-6
+    assert found.value == pytest.approx(math.log(noise.exact(found.z).sum()), abs=1e-12)
+    assert found.value == pytest.approx(least(noise, symmetries.num_free), abs=1e-6)
+    start = 2 * np.random.default_rng(0).normal(size=symmetries.num_free)
+    assert minimize(noise, 1e-7, 20.0, start).value == pytest.approx(found.value, abs=1e-6)
+    for _ in range(20):
+        near = found.z + 0.01 * np.random.default_rng(1).normal(size=len(start))
+        assert math.log(noise.exact(near).sum()) >= found.bound
+
+
+def test_bounds_on_scales_hold_and_cost():
+    noise, _, _ = noise_of(*mixed(2), "w8a8-tensor")
+    free, held = minimize(noise, 1e-3, 20.0), minimize(noise, 1e-3, 0.3)
+    assert np.abs(free.z).max() > 0.6
+    assert np.abs(held.z).max() == pytest.approx(0.3)
+    assert held.value > free.value + 0.01
+    assert held.gap < 0.01
+
+
+def test_descent_finds_the_minimum_of_a_quadratic_in_a_box():
+    target, weights = np.array([3.0, -0.5, 0.1]), np.array([1.0, 10.0, 100.0])
+
+    def function(z):
+        return float((weights * (z - target) ** 2).sum()), 2 * weights * (z - target)
+
+    z, value, slack, _ = descend(function, np.zeros(3), 1.0, 1e-14, 200)
+    np.testing.assert_allclose(z, [1.0, -0.5, 0.1], atol=1e-6)
+    assert value == pytest.approx(4.0)
+    assert slack < 1e-10
+    assert logs(((2.0, np.array([0, 1, 3]), True),), np.array([0.0, 5.0, 6.0, 7.0]), (3,)).tolist() == [0, 10, 14]

@@ -1,0 +1,68 @@
+"""Schemes: what they say, their short form, and what they refuse."""
+
+import pytest
+import torch
+
+from equinorm import EqualizeError
+from equinorm.quantization import Scheme
+from equinorm.quantization.fake import rounded
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("w8a8", Scheme()),
+        ("w4", Scheme(4, "channel", activation_bits=None)),
+        ("w4g32", Scheme(4, 32, activation_bits=None)),
+        ("w4g32a8", Scheme(4, 32)),
+        ("W8A8-tensor", Scheme(8, "tensor")),
+    ],
+)
+def test_short_forms(text, wanted):
+    assert Scheme.parse(text) == wanted
+    assert Scheme.parse(str(wanted)) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8])
+def test_other_texts_are_refused(text):
+    with pytest.raises(EqualizeError):
+        Scheme.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"weight_bits": 1}, "weight_bits"),
+        ({"weight_bits": True}, "weight_bits"),
+        ({"activation_bits": 0}, "activation_bits"),
+        ({"weight_granularity": "row"}, "weight_granularity"),
+        ({"weight_granularity": True}, "weight_granularity"),
+        ({"weight_symmetric": 1}, "weight_symmetric"),
+        ({"overrides": {"a": 3}}, "scheme"),
+        ({"overrides": 3}, "overrides"),
+        ({"in_float": 3}, "in_float"),
+    ],
+)
+def test_wrong_values_are_named(options, word):
+    with pytest.raises(EqualizeError, match=word):
+        Scheme(**options)
+
+
+def test_overrides_and_what_stays_in_float():
+    scheme = Scheme(overrides={"layer1.*": "w4", "layer*": Scheme(2)}, in_float=["head"])
+    assert scheme.within("head") is None
+    assert scheme.within("layer1.0") == Scheme.parse("w4")
+    assert scheme.within("layer2.0") == Scheme(2)
+    assert scheme.within("other") is scheme
+    hash(scheme)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_rounding_has_as_many_steps_as_bits_say(symmetric):
+    values = torch.linspace(-1.0, 3.0, 100_001, dtype=torch.float64)
+    found = rounded(values, values.min(), values.max(), 3, symmetric)
+    step = 3.0 / 3 if symmetric else 4.0 / 7
+    assert len(found.unique()) == (5 if symmetric else 8)  # from −1 on, of −3 … 3
+    assert float((found - values).abs().max()) <= step / 2 + 1e-12
+    assert 0.0 in found.tolist()
+    assert rounded(torch.zeros(3), torch.tensor(0.0), torch.tensor(0.0), 8, symmetric).tolist() == [0, 0, 0]
