@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
-    *["discovery", "rescaling", "balancing", "_symmetries", "quantization", "_deviation", "_equivalence", "training", "rules"],
+    *["discovery", "rescaling", "balancing", "_symmetries", "_deviation", "quantization", "_equivalence", "training", "rules"],
     "__init__",
     *["reporting", "experiments", "cli", "integrations"],
 ]

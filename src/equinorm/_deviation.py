@@ -12,6 +12,10 @@ from torch.utils import _pytree as pytree
 from equinorm._errors import EquivalenceError, describe, describe_inputs
 from equinorm._modules import by_default, on_cpu, undisturbed, without_cache
 
+LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+"""Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
+precision real scales round every weight once; in half precision only powers of two are applied; ten roundings are allowed."""
+
 
 @on_cpu()
 def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None = None) -> float:
@@ -115,3 +119,9 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             raise EquivalenceError(
                 f"{describe(model)} does not run on inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {error}"
             ) from error
+
+
+def coarsest(*models: nn.Module) -> torch.dtype:
+    """The floating dtype of least precision among the models' parameters."""
+    dtypes = {tensor.dtype for model in models for tensor in model.parameters() if tensor.dtype in LIMITS}
+    return max(dtypes, key=lambda dtype: LIMITS[dtype], default=torch.float32)

@@ -1,5 +1,7 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,7 @@ from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.discover import discover
+from equinorm.discovery.inner_values import InnerValues
 from equinorm.rescaling import description
 from equinorm.rescaling.orbit import Orbit
 
@@ -30,6 +33,7 @@ class Symmetries(Orbit):
         pins: channels that cannot scale, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
         fingerprint: of the graph and its constants: equal for models that run the same operations.
+        values: how every value inside the network scales, in the order of its graph: of the first inputs, in the model's mode.
         backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
         casts: where the network rounds values that scale to fewer bits than their weights have (`h.bfloat16()`, autocast in a
             forward): their classes take powers of two only.
@@ -37,6 +41,7 @@ class Symmetries(Orbit):
 
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
+    values: InnerValues = field(repr=False)
 
     @on_cpu()
     def balance(
@@ -90,6 +95,8 @@ class Symmetries(Orbit):
         if progress is not None and not callable(progress):
             raise BalanceError(f"progress must be a function of a cycle's number and residual, not {progress!r}.")
         options = BalanceOptions(p, c, cycles, tol, method, biases, modules, compile)
+        if p == math.inf:
+            _warn_of_batch_norm(self.values)
         return balance_orbit(self, options, progress)
 
     def details(self) -> str:
@@ -112,6 +119,19 @@ class Symmetries(Orbit):
 
     def _repr_html_(self) -> str:
         return description.markup(self)
+
+
+def _warn_of_batch_norm(values: InnerValues) -> None:
+    """Say that least maximum weights are not those that quantizers round where they fold batch normalization first."""
+    norms = [value for value in values if "batch_norm" in value.operator and "running_mean" in value.reads]
+    if norms:
+        more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
+        warnings.warn(
+            f"{norms[0].module or norms[0].name}{more} (batch normalization) will be folded into the layers beside it when the "
+            "network is quantized, and p = inf evens out the weights as they are now, not the folded ones. Fold first: "
+            "equinorm.quantization.prepare(model, args) gives a folded copy to balance.",
+            stacklevel=4,
+        )
 
 
 @on_cpu()
@@ -138,8 +158,10 @@ def symmetries(
         args: its positional inputs, a tuple (one tensor may stand alone).
         kwargs: its keyword inputs.
         batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
-            normalization is pinned. "statistics": the weights in front, γ, β and the running statistics scale together,
-            exact only up to the normalization's eps.
+            normalization is pinned. "evaluation": as the affine map that it is in evaluation mode: the weights in front and the
+            running mean scale too, and γ by the inverse; exact in that mode only, so not for models that are trained further.
+            "statistics": the weights in front, γ, β and the running statistics scale together, exact only up to the
+            normalization's eps.
         both_modes: find what holds in training and in evaluation mode, from one export of each, instead of what holds in the
             mode that the model is in.
         opaque: names or submodules that `torch.export` cannot record, or that it should not look into. What they are given,
@@ -165,8 +187,8 @@ def symmetries(
         way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
     model = unwrapped(model)
-    if batch_norm not in ("affine", "statistics"):
-        raise EquinormError(f"batch_norm must be 'affine' or 'statistics', not {batch_norm!r}.")
+    if batch_norm not in ("affine", "evaluation", "statistics"):
+        raise EquinormError(f"batch_norm must be 'affine', 'evaluation' or 'statistics', not {batch_norm!r}.")
     args = positional(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
@@ -180,7 +202,7 @@ def symmetries(
     ]
     found = discover(model, calls, (True, False) if both_modes else (None,), hidden, batch_norm)
     return Symmetries(
-        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint),
+        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint, found.values),
         backward=found.backward,
         casts=found.casts,
     )

@@ -1,10 +1,12 @@
 """Batch normalization read exactly and with its statistics, and gains written 1 + w."""
 
 import copy
+import math
 
 import pytest
 import torch
 from exactness import X, check
+from oracle import verdict
 from torch import Tensor, nn
 
 import equinorm
@@ -37,6 +39,95 @@ def test_batch_norm_read_with_its_statistics(training):
     symmetries.rescale_(torch.randn(5, dtype=torch.float64) / 2)
     assert not torch.equal(before[1].running_var, net[1].running_var)
     assert 0 < equinorm.deviation(net, before, args) <= 1e-6
+
+
+def behind_relu(training: bool = False) -> nn.Sequential:
+    """A batch normalization that no convolution stands in front of."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 2)).double().train(training)
+    net[2].running_mean.normal_()
+    net[2].running_var.uniform_(0.5, 2)
+    return net
+
+
+IMAGES = (torch.randn(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),)
+
+
+def test_batch_norm_read_as_in_evaluation_mode():
+    net = behind_relu()
+    assert equinorm.symmetries(net, IMAGES).num_free == 3
+    symmetries = equinorm.symmetries(net, IMAGES, batch_norm="evaluation")
+    assert symmetries.num_free == 6
+    assert [s.name for s in symmetries.scalings if s.factors and s.kind == "buffer"] == ["2.running_mean"]
+    before, z = copy.deepcopy(net), torch.randn(6, dtype=torch.float64)
+    symmetries.rescale_(z)
+    assert equinorm.deviation(net, before, IMAGES) <= 1e-12
+    assert torch.equal(net[2].running_var, before[2].running_var)
+    assert equinorm.deviation(net.train(), before.train(), IMAGES) > 1e-2, "batch statistics undo what the mean does"
+
+
+def test_evaluation_mode_by_powers_of_two_is_bitwise():
+    net = behind_relu().float()
+    before, args = copy.deepcopy(net), (IMAGES[0].float(),)
+    symmetries = equinorm.symmetries(net, args, batch_norm="evaluation")
+    symmetries.rescale_(torch.tensor([1.0, -2, 3, 2, -1, 4]) * math.log(2))
+    assert torch.equal(net(*args), before(*args))
+
+
+@pytest.mark.parametrize("both_modes", [True, False])
+def test_training_mode_leaves_nothing_of_the_reading_of_evaluation(both_modes):
+    net = behind_relu(training=True)
+    found = equinorm.symmetries(net, IMAGES, batch_norm="evaluation", both_modes=both_modes)
+    assert found.num_free == 3
+
+
+class Differentiable(nn.BatchNorm2d):
+    """PyTorch has no derivative by the running mean: there the formula stands in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.running_mean.requires_grad:
+            return super().forward(input)
+        parts = [None if t is None else t[:, None, None] for t in (self.running_mean, self.running_var, self.weight, self.bias)]
+        normalized = (input - parts[0]) * (parts[1] + self.eps).rsqrt()
+        return normalized if parts[2] is None else parts[2] * normalized + parts[3]
+
+
+@pytest.mark.parametrize(
+    ("layers", "free"),
+    [
+        ([nn.Conv2d(2, 3, 2), nn.ReLU(), Differentiable(3), nn.Conv2d(3, 2, 2)], 6),
+        ([nn.Conv2d(2, 3, 2), Differentiable(3), nn.ReLU(), nn.Conv2d(3, 2, 2)], 6),
+        ([nn.Conv2d(2, 3, 2, bias=False), Differentiable(3, affine=False), nn.ReLU(), nn.Conv2d(3, 2, 2)], 3),
+    ],
+)
+def test_evaluation_mode_against_derivatives(layers, free):
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers).eval()
+    (name,) = (f"{i}.running_mean" for i, layer in enumerate(layers) if isinstance(layer, nn.BatchNorm2d))
+    result = verdict(net, IMAGES, buffers=[name], batch_norm="evaluation")
+    assert result.residual < 1e-10
+    assert result.dimension == result.found == result.num_free == free
+
+
+def test_zeros_less_a_mean_are_not_zero():
+    """Channels that are padded with zeros do not stay zero behind a normalization that shifts them."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.down = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(5, affine=False), nn.Conv2d(5, 2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padded = nn.functional.pad(self.up(x).relu(), (0, 0, 0, 0, 0, 2))
+            return self.down(self.norm(padded).relu() + padded)
+
+    net = Padded().double().eval()
+    net.norm.running_mean.normal_()
+    symmetries = equinorm.symmetries(net, IMAGES, batch_norm="evaluation")
+    before = copy.deepcopy(net)
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    assert symmetries.num_free == 3
+    assert equinorm.deviation(net, before, IMAGES) <= 1e-12
 
 
 class ShiftedGain(nn.Module):

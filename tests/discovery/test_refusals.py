@@ -33,7 +33,7 @@ def test_wrong_shapes_are_an_export_error():
     [
         (lambda: equinorm.symmetries(torch.relu, X), "torch.nn.Module"),
         (lambda: equinorm.symmetries(two_layers(), {"x": X}), "tuple of inputs"),
-        (lambda: equinorm.symmetries(two_layers(), X, batch_norm="fused"), "'affine' or 'statistics'"),
+        (lambda: equinorm.symmetries(two_layers(), X, batch_norm="fused"), "'affine', 'evaluation' or 'statistics'"),
         (lambda: equinorm.symmetries(two_layers(), X, also=[5]), "also must hold further inputs"),
     ],
 )

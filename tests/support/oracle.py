@@ -42,15 +42,15 @@ class Verdict:
     live: int
 
 
-def verdict(model: nn.Module, args: Sequence, seed: int = 0) -> Verdict:
-    """Compare discovery with the oracle on one small network, whose weights are redrawn."""
+def verdict(model: nn.Module, args: Sequence, seed: int = 0, buffers: Sequence[str] = (), **options: str) -> Verdict:
+    """Compare discovery with the oracle on one small network, whose weights, and these buffers, are redrawn."""
     model = model.double()
     for module in model.modules():
         if getattr(module, "eps", None):
             module.eps = 0.3  # a tiny eps is almost a symmetry; 0 stays 0
     args = pytree.tree_map(lambda a: a.double() if isinstance(a, Tensor) and a.is_floating_point() else a, tuple(args))
-    symmetries = equinorm.symmetries(model, args)
-    parameters = dict(model.named_parameters())
+    symmetries = equinorm.symmetries(model, args, **options)
+    parameters = {**dict(model.named_parameters()), **{name: model.get_buffer(name) for name in buffers}}
     offsets = {name: scaling.offset for scaling in symmetries.scalings for name in scaling.names}
     jacobian = equations(model, parameters, args, offsets, seed)
     live = jacobian.abs().amax(0) > 1e-12 * jacobian.abs().max()

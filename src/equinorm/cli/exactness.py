@@ -1,17 +1,8 @@
-"""When outputs count as exact: limits by dtype."""
+"""When outputs count as exact, and what for the command line copies models."""
 
-import torch
-from torch import nn
+from equinorm._deviation import LIMITS, coarsest
 
-LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single
-precision real scales round every weight once; in half precision only powers of two are applied; ten roundings are allowed."""
+__all__ = ["LIMITS", "VERIFYING", "coarsest"]
 
 VERIFYING = "to verify its outputs"
 """What the command line copies models for."""
-
-
-def coarsest(*models: nn.Module) -> torch.dtype:
-    """The floating dtype of least precision among the models' parameters."""
-    dtypes = {tensor.dtype for model in models for tensor in model.parameters() if tensor.dtype in LIMITS}
-    return max(dtypes, key=lambda dtype: LIMITS[dtype], default=torch.float32)

@@ -12,9 +12,11 @@ from equinorm._modules import in_mode, own_backward
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, export
+from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.operation import flat
-from equinorm.discovery.resolve import families, resolve
+from equinorm.discovery.record_values import recorded
+from equinorm.discovery.resolve import families, numbering, resolve
 from equinorm.discovery.trace import Trace
 
 
@@ -30,6 +32,7 @@ class Discovery:
     fingerprint: str
     backward: tuple[str, ...]
     casts: tuple[Cast, ...]
+    values: InnerValues
 
 
 def discover(
@@ -46,7 +49,7 @@ def discover(
         calls: positional and keyword inputs of each.
         modes: training (True), evaluation (False), or as the model is (None).
         opaque: submodules that are not looked into, by name.
-        batch_norm: how batch normalization is read, "affine" or "statistics".
+        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
 
     Raises:
         ExportError: if the model cannot be exported.
@@ -54,6 +57,7 @@ def discover(
     started, exporting = time.perf_counter(), 0.0
     trace = Trace(batch_norm=batch_norm)
     exports: list[Exported] = []
+    interpreters: list[Interpreter] = []
     outputs: list[Any] = []
     backward: dict[str, None] = {}
     for training, (args, kwargs) in itertools.product(modes, calls):
@@ -64,7 +68,8 @@ def discover(
             exporting += time.perf_counter() - entered
         backward |= called
         exports.append(exported)
-        outputs.append(Interpreter(exported.aliases, trace, exported.unsteady).propagate(exported.inputs)[0])
+        interpreters.append(Interpreter(exported.aliases, trace, exported.unsteady))
+        outputs.append(interpreters[-1].propagate(exported.inputs)[0])
     trace.reason = Reason("model output")
     for value in flat(outputs):
         trace.pin(value)
@@ -75,6 +80,7 @@ def discover(
             trace.pin(source, why)
     sources = list(exports[0].sources)
     scalings, roots = resolve(sources, trace.classes)
+    own = interpreters[next((i for i, mode in enumerate(modes) if mode in (None, model.training)), 0) * len(calls)]
     found, pins = families(sources, scalings, trace.classes, roots)
     return Discovery(
         num_free=len(roots),
@@ -85,4 +91,5 @@ def discover(
         fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in exports),
         backward=tuple(backward),
         casts=casts(trace, scalings, roots),
+        values=recorded(own, trace, Solution(trace.classes, numbering(roots, trace.classes))),
     )

@@ -42,6 +42,8 @@ class Interpreter:
         self.graph, self.roots, self.trace, self.unsteady = aliases.graph, aliases.roots, trace, unsteady
         self.values: dict[fx.Node, Any] = {}
         self.origins: dict[fx.Node, Origin] = {}
+        self.reasons: dict[fx.Node, Reason] = {}
+        self.bodies: dict[fx.Node, dict[str, Interpreter]] = {}
 
     def propagate(self, inputs: Mapping[str, tuple[Value, Origin]]) -> tuple[list[Any], Origin]:
         """Run every operation on labels; return what the graph returns.
@@ -57,10 +59,10 @@ class Interpreter:
                 self.values[node] = Constant(attribute.detach()) if isinstance(attribute, Tensor) else attribute
                 self.origins[node] = Origin(parameters=frozenset())
             elif node.op == "call_function":
-                self.trace.reason = reason_of(node)
+                self.reasons[node] = self.trace.reason = reason_of(node)
                 self._call(node)
             if self.roots[node] in self.unsteady:
-                self.trace.reason = reason_of(node)
+                self.trace.reason = self.reasons.get(node) or reason_of(node)
                 for value in flat(self.values[node]):
                     self.trace.pin(value, "shares memory that is changed in place")
                 self.values[node] = pinned(node.meta.get("val"))
@@ -83,9 +85,9 @@ class Interpreter:
         name = getattr(node.target, "__name__", "")
         body, given = subgraph(node)
         if body is not None:
-            self.values[node], self.origins[node] = self._inside(body, given)
+            self.values[node], self.origins[node] = self._inside(node, body, given)
         elif name == "cond" and is_static(node.meta.get("val")) and not written(node):
-            (ones, first), (others, second) = (self._inside(body, node.args[3]) for body in args[1:3])
+            (ones, first), (others, second) = (self._inside(node, body, node.args[3]) for body in args[1:3])
             self.trace.reason = reason_of(node)
             self.values[node] = [self.trace.add(one, other) for one, other in zip(ones, others, strict=True)]
             self.origins[node] = max(first, second, key=lambda origin: (origin.parameters is None, origin.depth))
@@ -113,12 +115,16 @@ class Interpreter:
                     detail = f"rounds to {str(lossy).removeprefix('torch.')}"
                     self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail), by_autocast))
 
-    def _inside(self, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
-        """What a subgraph returns, run on the values of these nodes."""
+    def _inside(self, node: fx.Node, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:
+        """What a subgraph of this node returns, run on the values of these nodes."""
         names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
         inputs = {name: (self.values[node], self.origins[node]) for name, node in zip(names, given, strict=True)}
         aliases = GraphAliases(body)
-        return Interpreter(aliases, self.trace, aliases.visibly_written()).propagate(inputs)
+        inner = Interpreter(aliases, self.trace, aliases.visibly_written())
+        calls = (called for called in node.all_input_nodes if called.op == "get_attr")
+        name = next(str(called.target) for called in calls if getattr(self.graph, str(called.target), None) is body)
+        self.bodies.setdefault(node, {})[name] = inner
+        return inner.propagate(inputs)
 
     def _meet(self, node: fx.Node) -> Origin:
         """Give parameters that meet an activation here for the first time their role and depth."""

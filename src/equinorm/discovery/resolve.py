@@ -8,7 +8,7 @@ from torch import Tensor
 
 from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm.discovery.classes import PINNED, Classes
-from equinorm.discovery.labels import compact
+from equinorm.discovery.labels import Label, compact
 from equinorm.discovery.values import Source
 
 _UNUSED = Reason("no operation", "the graph does not use it")
@@ -17,12 +17,11 @@ _UNUSED = Reason("no operation", "the graph does not use it")
 def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], np.ndarray]:
     """Express every label in the free classes; returns the scalings of all sources, and the free classes that they use."""
     roots = _used_roots(sources, classes)
-    index = np.zeros(int(roots.max(initial=1)) + 2, np.int64)
-    index[roots] = np.arange(1, len(roots) + 1)
+    index = numbering(roots, classes)
     scalings = (
         Scaling(
             *(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth),
-            *(factors(s, classes, index), s.offset, s.is_squared),
+            *(factors(s.label, classes, index) if s.label else (), s.offset, s.is_squared),
         )
         for s in sources
     )
@@ -44,10 +43,17 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
     return free[is_used[free]]
 
 
-def factors(source: Source, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
+def numbering(roots: np.ndarray, classes: Classes) -> np.ndarray:
+    """The number from 1 of each of these free classes, by its id; 0 for all others."""
+    index = np.zeros(max(int(roots.max(initial=1)), int(classes.free_roots().max(initial=1))) + 2, np.int64)
+    index[roots] = np.arange(1, len(roots) + 1)
+    return index
+
+
+def factors(label: Label, classes: Classes, index: np.ndarray) -> tuple[tuple[float, Tensor], ...]:
     """Exponents and ids of a label in the free classes, which `index` numbers from 1."""
     factors: list[tuple[float, Tensor]] = []
-    for factor in source.label.factors if source.label is not None else ():
+    for factor in label.factors:
         ids, inverse = _distinct(factor.ids.numpy())
         slots: dict[tuple[float, int], np.ndarray] = {}
         roots = classes.resolve(ids)

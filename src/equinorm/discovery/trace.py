@@ -56,7 +56,7 @@ class Trace:
             return value.label
         if value.label is None:
             value.label = Label(value.shape)
-            if value.kind == "parameter":
+            if value.may_scale:
                 axes = [axis for axis, size in enumerate(value.shape) if size > 1] or list(range(len(value.shape)))[:1]
                 parts = [self.fresh(value.shape, axes[:1])]
                 for axis in axes[1:]:  # scales of two axes are defined up to a common factor only: fix the first index
@@ -69,7 +69,7 @@ class Trace:
     def is_unlabelled(self, value: object) -> bool:
         """Is this a parameter that no operation has used yet?"""
         source = value.source if isinstance(value, View) else value
-        return isinstance(source, Source) and source.kind == "parameter" and source.label is None
+        return isinstance(source, Source) and source.may_scale and source.label is None
 
     def assign(self, value: Value, wanted: Label) -> None:
         """Give a tensor of the model its label at its first use; ask any other value to have this one."""

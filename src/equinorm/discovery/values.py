@@ -24,6 +24,7 @@ class Source:
         offset: number that the network adds before it uses the tensor, as in gains written 1 + w, or 10 for 1 + 0.1·w; what
             scales is w + offset.
         is_squared: does the network take norms of it, whose squares leave the dtype before its entries do?
+        is_scalable: is it a buffer that may scale as a parameter does, because its module says so?
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,12 @@ class Source:
     depth: int = 0
     offset: float = 0.0
     is_squared: bool = False
+    is_scalable: bool = False
+
+    @property
+    def may_scale(self) -> bool:
+        """Does its first use decide how it scales? If not, it is a buffer, and pinned unless a rule moves it."""
+        return self.kind == "parameter" or self.is_scalable
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """Bias correction: what rounding shifts on average, taken out of the biases."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
 
         def correct(call: Call, wanted: dict[Key, Tensor] = wanted) -> Tensor:
             result = simulation.handle(call)
-            if (call.name, call.number) not in simulation.points:
+            if (call.name, call.number) not in simulation.points or not has_bias(simulation.model, call.name):
                 return result
             shift = wanted[call.name, call.number] - mean(call, result)
             sums[call.name] = sums.get(call.name, torch.zeros_like(shift)) + shift
@@ -48,17 +49,16 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
     return {name: total / uses[name] for name, total in sums.items()}
 
 
-def correct_(model: nn.Module, shifts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add shifts to the biases of the modules that hold these weights; one without a bias gets one.
+def has_bias(model: nn.Module, weight: str) -> bool:
+    """Does a linear or convolutional module hold this weight, so that it has a bias of its own, or can be given one?"""
+    owner, _, name = weight.rpartition(".")
+    return name == "weight" and isinstance(model.get_submodule(owner), (nn.Linear, nn.modules.conv._ConvNd))
 
-    Returns:
-        The shifts that were added: a weight that no module of linear or convolutional kind holds has no bias of its own.
-    """
-    added: dict[str, Tensor] = {}
+
+def correct_(model: nn.Module, shifts: dict[str, Tensor]) -> None:
+    """Add shifts to the biases of the modules that hold these weights; one without a bias gets one."""
     for name, shift in shifts.items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        if name.rpartition(".")[2] != "weight" or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            continue
+        module: Any = model.get_submodule(name.rpartition(".")[0])
         with torch.no_grad():
             if module.bias is None:
                 weight = module.weight
@@ -66,5 +66,3 @@ def correct_(model: nn.Module, shifts: dict[str, Tensor]) -> dict[str, Tensor]:
                     torch.zeros(len(shift), dtype=weight.dtype, device=weight.device), weight.requires_grad
                 )
             module.bias.add_(shift.to(module.bias.device, module.bias.dtype))
-        added[name] = shift
-    return added

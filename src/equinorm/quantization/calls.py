@@ -42,7 +42,7 @@ class Call:
     Attributes:
         function: what is called.
         arguments: by name.
-        name: of the parameter that is its weight; empty if the weight is no parameter.
+        name: of the parameter that is its weight.
         number: of calls with this weight before it.
     """
 
@@ -77,13 +77,12 @@ class Calls(TorchFunctionMode):
     Args:
         model: whose parameters count.
         handle: gets the call, returns its result.
-        every: hand over calls with other weights too.
     """
 
-    def __init__(self, model: nn.Module, handle: Callable[[Call], Any], every: bool = False) -> None:
+    def __init__(self, model: nn.Module, handle: Callable[[Call], Any]) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
-        self._handle, self._every, self._numbers = handle, every, Counter()
+        self._handle, self._numbers = handle, Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -91,7 +90,7 @@ class Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         arguments = {**dict(zip(KINDS[func].places, args, strict=False)), **kwargs}
         name = self._names.get(id(arguments.get("weight")), "")
-        if not name and not self._every:
+        if not name:
             return func(*args, **kwargs)
         number = self._numbers[name]
         self._numbers[name] += 1

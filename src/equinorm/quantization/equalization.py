@@ -15,6 +15,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.quantization import description
 from equinorm.quantization.fake import Simulation, signal_to_noise
 from equinorm.quantization.points import Point
+from equinorm.quantization.prepare import Preparation
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Activation, Batch, calibration_batches
 from equinorm.quantization.terms import by_name
@@ -71,6 +72,7 @@ class Equalization:
         tensors: noise by tensor.
         corrections: what was added to outputs of layers by bias correction, by the weight's name.
         samples: of calibration data.
+        preparation: what was folded and set free; None in place.
         seconds: for export, statistics, minimising, and measuring.
     """
 
@@ -92,6 +94,7 @@ class Equalization:
     points: tuple[Point, ...] = field(repr=False)
     activations: Mapping[tuple[str, int], Activation] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
+    preparation: Preparation | None = field(repr=False, default=None)
 
     @on_cpu()
     def measured(self, batches: Any = None) -> tuple[float, float]:

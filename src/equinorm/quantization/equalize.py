@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from equinorm._arguments import positional
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
+from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
 from equinorm.quantization.bias_correction import correct_, mean_shifts
 from equinorm.quantization.equalization import Equalization, TensorNoise
 from equinorm.quantization.fake import Simulation, decibels, signal_to_noise
+from equinorm.quantization.freeing import settle_
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.points import Point, find_points
+from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme, scheme_of
 from equinorm.quantization.statistics import Activation, Batch, Statistics, calibration_batches, gather, random_batches
 from equinorm.quantization.terms import by_name, terms
@@ -74,11 +76,11 @@ def equalize(
 
         N(z) = Σ_g r_g(z)² / (12 levels²) · Σ_{i in g} F_i e^(−2 λ_i(z)),
 
-    over log-scales z, where g are the groups of numbers that share a step, r_g the range of a group, λ_i the log-scale of a
-    number, and F_i how much an error in it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. N is convex, so the minimum
-    is global; `Equalization.gap` bounds how far the result may be above it. Then the rounded network is measured on the
-    calibration data; if it lost more than the network as it was, a part of the log-scales is taken, or none, and `reason` says
-    so.
+    over log-scales z of the prepared copy (normalizations folded, bounded activations set free, see `prepare`), where g are the
+    groups of numbers that share a step, r_g the range of a group, λ_i the log-scale of a number, and F_i how much an error in
+    it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. N is convex, so the minimum is global; `Equalization.gap` bounds
+    how far the result may be above it. Then the rounded network is measured on the calibration data; if it lost more than the
+    network as it was, a part of the log-scales is taken, or none, and `reason` says so.
 
     Args:
         model: any module in evaluation mode that `torch.export` can handle and `copy.deepcopy` can copy. It is untouched.
@@ -117,8 +119,10 @@ def equalize(
     options = Options(scheme_of(scheme), largest, powers_of_two, bias_correction, tol, progress)
     _check(model)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
-    copied = unwrapped(duplicate(model, "to equalize the copy"))
-    return _equalized(copied, args, kwargs, calibration, options, hidden)
+    prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
+    found = _equalized(prepared, args, kwargs, calibration, options, hidden)
+    settle_(prepared)
+    return replace(found, preparation=preparation)
 
 
 @on_cpu()
@@ -138,7 +142,8 @@ def equalize_(
 ) -> Equalization:
     """Equalize a network in place: as `equalize`, but its parameters stay the same objects, and no module is replaced.
 
-    So batch normalization stays, and what is bounded (ReLU6) stays pinned. Nothing is written before all is known to be valid.
+    So batch normalization stays as it is, though quantizers will fold it, and what is bounded (ReLU6) stays pinned: give what
+    `equinorm.quantization.prepare` makes of such a network. Nothing is written before all is known to be valid.
 
     >>> import torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
@@ -247,7 +252,10 @@ def _corrected(
     common = model, points, _scaled(seen, points, taken.z), by_name(symmetries.scalings), torch.zeros_like(taken.z)
     found = mean_shifts(Simulation(*common), batches)
     (after,) = signal_to_noise([Simulation(*common, found)], batches)
-    return (correct_(model, found), after) if after > taken.after else ({}, taken.after)
+    if not after > taken.after:
+        return {}, taken.after
+    correct_(model, found)
+    return found, after
 
 
 def _scaled(seen: Statistics, points: tuple[Point, ...], z: Tensor) -> dict[tuple[str, int], Activation]:

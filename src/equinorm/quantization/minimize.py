@@ -8,8 +8,11 @@ import numpy as np
 
 from equinorm.quantization.noise import Noise
 
-FRESH, SHARPEST = (4.0, 16.0), 64.0
-"""Exponents of power means: first coarse ones, then one whose weights are found as multipliers."""
+FRESH, SHARP, SHARPEST = (4.0, 16.0), 64.0, 256.0
+"""Exponents of power means: first coarse ones, then one whose weights are found as multipliers, and one for the last digits."""
+
+LATE = 12
+"""The round from which digits are the last."""
 
 ROUNDS, STEPS, MEMORY = 100, 60, 12
 """Rounds of multipliers at most, steps of each, and pairs that L-BFGS remembers."""
@@ -67,7 +70,7 @@ def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = 
     best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
     gaps: list[float] = []
     for rounds in range(1, ROUNDS + 1):
-        noise.sharpen(z, SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
+        noise.sharpen(z, SHARP if rounds < LATE else SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
         z, value, slack, used = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
         spent += used
         if rounds > 1:

@@ -1,20 +1,18 @@
 """Points: where a quantizer rounds, and how what it rounds there scales."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from equinorm._errors import EqualizeError, ExportError, describe, describe_inputs
-from equinorm._modules import Choice, by_default, chosen, undisturbed, without_cache
-from equinorm._scaling import Pin, Scaling
+from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._modules import Choice, by_default, undisturbed, without_cache
+from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
+from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.calls import Call, Calls
 from equinorm.quantization.scheme import Scheme
-
-_INNER, _PROBES = "inner", "probes"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +53,7 @@ def find_points(
 ) -> tuple[Symmetries, tuple[Point, ...]]:
     """A network's symmetries, and every call that the scheme rounds with how its input scales.
 
-    The network is exported with a parameter of zeros added to every such input: a probe, which scales as the input does.
+    What an opaque module calls is not rounded.
 
     Args:
         model: the network.
@@ -70,66 +68,47 @@ def find_points(
     """
     _check_floats(model)
     seen = _run_once(model, args, kwargs)
-    owners = {name: name.rpartition(".")[0] for name, _, _ in seen}
-    schemes = {name: scheme.within(owner) for name, owner in owners.items() if name}
-    if all(schemes.get(name) is None for name, _, _ in seen):
-        why = (
-            "all its layers stay in float" if schemes else "it calls no linear layer or convolution with a parameter as weight"
-        )
+    owners = {call.name: call.name.rpartition(".")[0] for call in seen}
+    schemes = {name: rounded for name, owner in owners.items() if (rounded := scheme.within(owner)) is not None}
+    if not schemes:
+        why = "all its layers stay in float" if owners else "it calls no linear layer or convolution with a parameter as weight"
         raise EqualizeError(f"{describe(model)} has nothing to quantize: {why}.")
-    shapes = [shape for name, shape, _ in seen if schemes.get(name) is not None]
-    probed = _Probed(model, [schemes.get(name) is not None for name, _, _ in seen], shapes)
-    hidden = list(chosen(model, opaque, ExportError, "opaque").values())
-    found = symmetries(probed, args, kwargs, opaque=hidden)
-    scalings = {scaling.name: scaling for scaling in found.scalings}
+    found = symmetries(model, args, kwargs, batch_norm="evaluation", opaque=opaque)
     points = []
-    for name, _, call in seen:
-        if (rounded := schemes.get(name)) is not None:
-            probe = scalings[f"{_PROBES}.{len(points)}"]
-            numbers = owners[name], name, call.number, call.groups, call.kind.is_transposed
-            points.append(Point(*numbers, rounded, probe))
-    return _without_probes(found, model), tuple(points)
+    for call in seen:
+        uses = found.values.uses(call.name) if call.name in schemes else []
+        if call.number < len(uses):
+            read = _scaling_of_channels(_read(found.values, uses[call.number]), call)
+            numbers = owners[call.name], call.name, call.number, call.groups, call.kind.is_transposed
+            points.append(Point(*numbers, schemes[call.name], read))
+    return found, tuple(points)
 
 
-class _Probed(nn.Module):
-    """A model to whose linear maps zeros are added, one parameter for each call."""
-
-    def __init__(self, model: nn.Module, is_probed: Sequence[bool], shapes: Sequence[tuple[int, ...]]) -> None:
-        super().__init__()
-        self.training = model.training
-        self.inner = model
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        self.probes = nn.ParameterList([nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes])
-        self.is_probed = tuple(is_probed)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        probes, is_probed = iter(self.probes), iter(self.is_probed)
-
-        def probe(call: Call) -> Tensor:
-            if not next(is_probed, False):
-                return call.run()
-            return call.run(input=call.arguments["input"] + next(probes))
-
-        with Calls(self.inner, probe, every=True):
-            result = self.inner(*args, **kwargs)
-        if next(is_probed, None) is not None:
-            raise ExportError(f"{describe(self.inner)} calls other layers while it is exported than when it runs.")
-        return result
+def _read(values: InnerValues, use: InnerValue) -> InnerValue:
+    """What a linear map reads beside its weight and bias."""
+    return next(values[name] for name in use.reads.values() if not values[name].parameters)
 
 
-def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[tuple[str, tuple[int, ...], Call]]:
-    """Every linear map in order: the name of its weight or nothing, the shape of a probe of its input, and the call."""
-    seen: list[tuple[str, tuple[int, ...], Call]] = []
+def _scaling_of_channels(value: InnerValue, call: Call) -> Scaling:
+    """How the channels of a value scale: a layer that reads it lets nothing else about it scale."""
+    scaling, ones = value.scaling, (1,) * call.kind.spatial
+    channels = value.shape[call.axis]
+    factors = [] if scaling is None else [(exponent, ids.reshape(-1, *ones)) for exponent, ids in scaling.factors]
+    fitting = tuple((exponent, ids) for exponent, ids in factors if len(ids) in (1, channels))
+    return Scaling((value.name,), (channels, *ones), value.dtype, "value", "value", value.depth, fitting)
+
+
+def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Call]:
+    """Every linear map in order, without its tensors."""
+    seen: list[Call] = []
 
     def note(call: Call) -> Tensor:
-        shape = (call.arguments["input"].shape[call.axis], *(1,) * call.kind.spatial)
-        empty = {name: value for name, value in call.arguments.items() if not isinstance(value, Tensor)}
-        seen.append((call.name, shape, replace(call, arguments=empty)))
+        seen.append(replace(call, arguments={"groups": call.groups}))
         return call.run()
 
     named = without_cache(model, args, dict(kwargs or {}))
     try:
-        with undisturbed(model), by_default(), Calls(model, note, every=True):
+        with undisturbed(model), by_default(), Calls(model, note):
             model(*args, **named)
     except Exception as error:
         raise EqualizeError(
@@ -148,25 +127,3 @@ def _check_floats(model: nn.Module) -> None:
             raise EqualizeError(
                 f"{name or 'the model'} ({describe(module)}) is quantized already. Equalize the float model, then quantize it."
             )
-
-
-def _without_probes(found: Symmetries, model: nn.Module) -> Symmetries:
-    """The symmetries of the model itself, found on the one with probes."""
-
-    def own(name: str) -> str:
-        return name.removeprefix(f"{_INNER}.")
-
-    scalings = tuple(
-        replace(scaling, names=tuple(map(own, scaling.names)))
-        for scaling in found.scalings
-        if not scaling.name.startswith(f"{_PROBES}.")
-    )
-    families = tuple(replace(family, tensor=own(family.tensor)) for family in found.families)
-    pins = tuple(
-        Pin(own(pin.tensor), pin.axis, pin.channels, replace(pin.reason, module=own(pin.reason.module)))
-        for pin in found.pins
-        if not pin.tensor.startswith(f"{_PROBES}.")
-    )
-    casts = tuple(replace(cast, tensor=own(cast.tensor)) for cast in found.casts)
-    further = {"backward": found.backward, "casts": casts}
-    return Symmetries(model, found.num_free, scalings, families, pins, found.seconds, found.fingerprint, **further)

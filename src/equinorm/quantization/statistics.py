@@ -127,7 +127,11 @@ class _Pass:
         self.inputs: list[tuple[Point, int, Tensor]] = []
 
     def run(self, part: Batch, generator: torch.Generator) -> None:
-        """Add what this part shows."""
+        """Add what this part shows; buffers are put back when the pass is over, since its way back reads them."""
+        with undisturbed(self.model), by_default():
+            self._run(part, generator)
+
+    def _run(self, part: Batch, generator: torch.Generator) -> None:
         outputs = self._forward(part)
         signs = [
             (torch.randint(0, 2, output.shape, generator=generator) * 2 - 1).to(output.device, output.dtype)
@@ -154,7 +158,7 @@ class _Pass:
         args, kwargs = part
         kwargs = without_cache(self.model, args, kwargs)
         try:
-            with undisturbed(self.model), by_default(), torch.enable_grad(), Calls(self.model, self._note):
+            with torch.enable_grad(), Calls(self.model, self._note):
                 result = self.model(*args, **kwargs)
         except EqualizeError:
             raise

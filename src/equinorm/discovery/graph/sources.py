@@ -88,8 +88,18 @@ def _sources(model: nn.Module, known: Mapping[Source, Tensor] | None) -> dict[So
         for name, tensor in tensors:
             if kind == "parameter" or tensor.is_floating_point():
                 found.setdefault(place_of(tensor), ([], kind, tensor))[0].append(name)
-    by_names = {source.names: source for source in known or ()}
-    return {by_names.get(tuple(n)) or Source(tuple(n), tuple(t.shape), kind, t.dtype): t for n, kind, t in found.values()}
+    by_names, marked = {source.names: source for source in known or ()}, _scalable(model)
+    return {
+        by_names.get(tuple(n)) or Source(tuple(n), tuple(t.shape), kind, t.dtype, is_scalable=marked.issuperset(n)): t
+        for n, kind, t in found.values()
+    }
+
+
+def _scalable(model: nn.Module) -> set[str]:
+    """Names of the buffers that their modules list in `scalable_buffers`: bounds that scale with what they bound."""
+    modules = model.named_modules(remove_duplicate=False)
+    named = ((path, getattr(module, "scalable_buffers", ())) for path, module in modules)
+    return {f"{path}.{name}" if path else name for path, names in named for name in names}
 
 
 def _why_held(tensor: Tensor) -> str:

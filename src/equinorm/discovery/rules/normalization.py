@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from equinorm.discovery.labels import Label, move_one
@@ -47,8 +48,9 @@ def _with_statistics(call: Call, label: Label) -> Label | list[Label]:
 def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
     """y = γ·(x − mean)/√(var + eps) + β over every axis but 1.
 
-    Reading "affine" (exact in both modes): x is pinned and (γ, β) are the neuron's incoming weights. Reading "statistics"
-    (exact up to eps): the weights in front, γ, β, running mean and running variance scale together, the variance squared.
+    Reading "affine" (exact in both modes): x is pinned and (γ, β) are the neuron's incoming weights. Reading "evaluation"
+    (exact in evaluation mode): x and the running mean scale alike, γ and β on their own. Reading "statistics" (exact up to
+    eps): the weights in front, γ, β, running mean and running variance scale together, the variance squared.
     """
     shape = trace.label(call.input).shape
     others = [axis for axis in range(len(shape)) if axis != 1]
@@ -64,11 +66,24 @@ def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
         result = Label(shape, merged.factors) if shift is None else _affine_channels(trace, normalized, None, shift)
         return _with_statistics(call, result)
     batch_statistics = bool(call.get("training", call.get("use_input_stats", False)))
+    if trace.batch_norm == "evaluation" and mean is not None and not batch_statistics:
+        return _with_statistics(call, _as_affine_map(trace, call))
     normalized = _normalize(trace, call, call.input, others if batch_statistics and mean is None else None)
     for statistic in (mean, variance):
         if statistic is not None:
             trace.pin(statistic)
     return _with_statistics(call, _affine_channels(trace, normalized, gain, shift))
+
+
+def _as_affine_map(trace: Trace, call: Call) -> Label:
+    """γ·(x − mean)·factor + β with statistics that are kept: x and the mean scale alike, and the variance does not."""
+    *others, channels = (shape := trace.label(call.input).shape)[:1] + shape[2:] + shape[1:2]
+    merged = move_one(torch.flatten, trace.merge(call.input, [axis for axis in range(len(shape)) if axis != 1]))
+    trace.assign(call.running_mean, merged)
+    trace.pin(call.running_var, "its eps has a unit of its own")
+    centred = trace.add(merged, call.running_mean)  # zeros less the mean are not zero
+    result = _affine(trace, centred.expand((*others, channels)), call.weight, call.bias)
+    return move_one(lambda ids: ids.movedim(-1, 1), result)
 
 
 @rule("layer_norm native_layer_norm rms_norm _fused_rms_norm")

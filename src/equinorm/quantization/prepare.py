@@ -1,0 +1,122 @@
+"""Bring a network into the form in which quantizers round it: normalizations folded, bounded activations free to scale."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from equinorm._deviation import LIMITS, coarsest, deviation
+from equinorm._display import as_html, count
+from equinorm._errors import EqualizeError, ExportError, describe
+from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
+from equinorm._symmetries import symmetries
+from equinorm.quantization.folding import fold_
+from equinorm.quantization.freeing import free_, functional
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What was done to a network before it is quantized.
+
+    Attributes:
+        model: name of its class.
+        folded: batch normalizations, and the layers into which each was folded.
+        freed: bounded activations that became a `Clamp`, and how many bounds each has.
+        left: what stayed as it was, and why.
+        deviation: largest relative difference of outputs that all this made.
+    """
+
+    model: str
+    folded: Mapping[str, str]
+    freed: Mapping[str, int]
+    left: Mapping[str, str]
+    deviation: float
+
+    def __str__(self) -> str:
+        folded, freed = count(len(self.folded), "batch normalization"), count(len(self.freed), "bounded activation")
+        lines = [f"{self.model}: {folded} folded, {freed} set free, {len(self.left)} left; deviation {self.deviation:.1e}"]
+        lines += [f"  {name} folded into {into}" for name, into in self.folded.items()]
+        lines += [f"  {name} set free: {count(number, 'bound')}" for name, number in self.freed.items()]
+        lines += [f"  {name} left: {why}" for name, why in self.left.items()]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return as_html(
+            f"Preparation of {self.model}",
+            [("deviation", f"{self.deviation:.1e}")],
+            (("folded", "into"), [*self.folded.items()], "normalizations"),
+            (("set free", "bounds"), [*self.freed.items()], "activations"),
+            (("left", "why"), [*self.left.items()], "modules"),
+        )
+
+
+@on_cpu()
+def prepare(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    fold: bool = True,
+    free: bool = True,
+    opaque: Choice = (),
+    limit: float | None = None,
+) -> tuple[nn.Module, Preparation]:
+    """A copy of a network that computes the same in the form in which quantizers round it.
+
+    Batch normalization is folded, y = γ(Wx + b − μ)/√(σ² + ε) + β = W'x + b', into the layer in front wherever it alone reads
+    that layer's output, several layers side by side included; otherwise into the layers behind, where these do not pad with
+    zeros. It leaves an nn.Identity. ReLU6 and Hardtanh become a `Clamp` with one bound for each channel, which scales with the
+    channel; `settle_` turns those that stayed equal back. What cannot be folded or set free is left, and the record says why.
+
+    Args:
+        model: any module in evaluation mode that `torch.export` can handle and `copy.deepcopy` can copy. It is untouched.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        fold: fold batch normalization.
+        free: set bounded activations free.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+        limit: on the deviation of the copy; None: 1e-12 in float64, 1e-5 in float32, 1e-2 in float16 and 8e-2 in bfloat16.
+
+    Returns:
+        The copy, an ordinary nn.Module, and what was done to it.
+
+    Raises:
+        EqualizeError: if the model is in training mode, or the copy would compute something else.
+        EquinormError: if the model cannot be copied or exported.
+
+    Source: folding as in `torch.nn.utils.fusion`; Nagel et al., ICCV 2019, where bounds are dropped instead.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU6(), torch.nn.Conv2d(8, 4, 3))
+    >>> prepared, preparation = equinorm.quantization.prepare(net.eval(), (torch.randn(1, 3, 9, 9),))
+    >>> dict(preparation.folded), dict(preparation.freed)
+    ({'1': '0'}, {'2': 8})
+    >>> equinorm.symmetries(net, (torch.randn(1, 3, 9, 9),)).num_free
+    0
+    >>> equinorm.symmetries(prepared, (torch.randn(1, 3, 9, 9),)).num_free
+    8
+    """
+    if not isinstance(model, nn.Module):
+        raise EqualizeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    model = unwrapped(model)
+    if trained := [name for name, module in model.named_modules() if module.training]:
+        where = f", as {trained[0]}" if trained[0] else ""
+        raise EqualizeError(
+            f"{describe(model)} is in training mode{where}, and what is quantized runs in evaluation mode: model.eval()."
+        )
+    hidden = list(chosen(model, opaque, ExportError, "opaque"))
+    prepared = duplicate(model, "to prepare the copy")
+    folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
+    freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
+    if free:
+        bound |= functional(symmetries(prepared, args, kwargs, batch_norm="evaluation", opaque=hidden), bound)
+    apart = deviation(model, prepared, args, kwargs)
+    limit = LIMITS[coarsest(model)] if limit is None else limit
+    if not apart <= limit:
+        raise EqualizeError(
+            f"the prepared copy of {describe(model)} deviates by {apart:.1e}, more than {limit:.0e}: {len(folded)} batch "
+            f"normalizations were folded and {len(freed)} activations set free. Take double precision, fold=False, free=False "
+            "or a larger limit."
+        )
+    return prepared, Preparation(describe(model), folded, freed, left | bound, apart)

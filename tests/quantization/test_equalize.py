@@ -1,0 +1,226 @@
+"""Equalization: the same function, less noise, and words for what cannot be."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from quantized_networks import mixed, perceptron
+from torch import nn
+
+import equinorm
+from equinorm import EqualizeError
+from equinorm.quantization import Scheme
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    return mixed(0, 1.5)
+
+
+@pytest.fixture(scope="module")
+def found(uneven):
+    net, x = uneven
+    return equinorm.equalize(net, x, calibration=[x[:2], (x[2:],)], scheme="w8a8-tensor")
+
+
+def test_function_is_unchanged_and_noise_is_less(uneven, found):
+    net, x = uneven
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+    assert found.converged
+    assert found.gap <= 5e-3
+    assert found.noise_after > found.noise_before + 6
+    assert found.measured_after > found.measured_before + 6
+    assert found.measured_after == pytest.approx(found.noise_after, abs=3)
+    assert found.samples == len(x)
+
+
+def test_the_model_is_untouched_and_the_copy_is_what_the_log_scales_say(uneven, found):
+    net, x = uneven
+    before = copy.deepcopy(net.state_dict())
+    again = equinorm.equalize_(twin := copy.deepcopy(net), x, calibration=[x], scheme="w8a8-tensor")
+    assert again.model is twin
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    moved = copy.deepcopy(net)
+    equinorm.symmetries(moved, (x,)).rescale_(found.log_scales)
+    assert all(torch.equal(one, other) for one, other in zip(moved.parameters(), found.model.parameters(), strict=True))
+
+
+def test_measuring_again_gives_the_same_and_other_data_something_near(uneven, found):
+    _, x = uneven
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+    assert found.measured([x[:3]])[1] == pytest.approx(found.measured_after, abs=5)
+
+
+def test_powers_of_two_change_no_bit(uneven):
+    net, x = uneven
+    net, x = copy.deepcopy(net).float(), x.float()
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", powers_of_two=True)
+    assert equinorm.deviation(found.model, net, x) == 0.0
+    assert bool(found.log_scales.any())
+    assert "powers of two" in found.reason
+
+
+def test_scales_stay_within_bounds(uneven):
+    net, x = uneven
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", largest=2.0)
+    assert float(found.log_scales.abs().max()) == pytest.approx(math.log(2.0))
+
+
+def test_bias_correction_takes_out_what_rounding_shifts():
+    """Means over many positions and samples show what single errors do on average."""
+    torch.manual_seed(0)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+    layers = nn.Conv2d(2, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 16, 1, bias=False), nn.ReLU(), *head
+    net, x = nn.Sequential(*layers).double().eval(), torch.randn(16, 2, 8, 8, dtype=torch.float64)
+    plain, corrected = (
+        equinorm.equalize(net, x, calibration=[x], scheme="w4a8-tensor", bias_correction=wanted) for wanted in (False, True)
+    )
+    assert corrected.measured_after > plain.measured_after + 6
+    assert corrected.measured() == pytest.approx((corrected.measured_before, corrected.measured_after), abs=1e-6)
+    assert set(corrected.corrections) == {"0.weight", "2.weight", "6.weight"}
+    assert net[2].bias is None
+    assert corrected.model[2].bias is not None
+    assert not plain.corrections
+
+
+def test_normalizations_are_folded_and_bounds_set_free():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)]
+    net = nn.Sequential(*layers, nn.ReLU6(), nn.Conv2d(8, 4, 1)).double().eval()
+    for norm in (net[1], net[4]):
+        nn.init.uniform_(norm.weight, 0.1, 9.0)
+    x = torch.randn(8, 2, 9, 9, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor")
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+    assert found.symmetries.num_free == 16
+    assert found.noise_after > found.noise_before + 1
+    assert dict(found.preparation.folded) == {"1": "0", "4": "3"}
+    assert {type(module).__name__ for module in found.model} == {"Conv2d", "Identity", "Clamp"}
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+
+
+def test_random_inputs_do_without_data(uneven):
+    net, x = uneven
+    found = equinorm.equalize(net, x, scheme="w8a8-tensor")
+    assert found.samples >= 32
+    assert found.noise_after > found.noise_before + 6
+
+
+def test_what_is_worse_measured_is_not_taken(monkeypatch, uneven, found):
+    from equinorm.quantization import equalize as module
+
+    _, x = uneven
+    wrong = module.Minimum(-found.log_scales.numpy(), -1.0, -1.0, 1, 1)
+    monkeypatch.setattr(module, "minimize", lambda *_: wrong)
+    back = equinorm.equalize(found.model, x, calibration=[x], scheme="w8a8-tensor")
+    assert not bool(back.log_scales.any())
+    assert "left as they were" in back.reason
+    assert back.measured_after == back.measured_before
+
+
+def test_errors_that_many_positions_share_count_together():
+    """Zeros behind ReLU become one constant behind an affine map; rounded alike everywhere, their errors add up."""
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv1d(1, 1, 1), nn.Conv1d(1, 1, 1)
+            self.gain, self.shift = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)) * self.gain + self.shift).mean(2)
+
+    torch.manual_seed(0)
+    net, x = Constant().double().eval(), torch.randn(8, 1, 100, dtype=torch.float64)
+    with torch.no_grad():
+        net.first.weight.fill_(1.0), net.first.bias.fill_(-1.0)
+    found = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(16, "tensor", True, 8))
+    seen = found.activations["last.weight", 0]
+    assert float(seen.coherent / seen.sensitivity) > 0.9
+    # all zeros alone: F = mean over samples of (share of zeros · w)²
+    share = (x <= 1.0).double().mean(2).square().mean() * net.last.weight.item() ** 2
+    assert float(seen.coherent) == pytest.approx(float(share), rel=1e-9)
+
+
+def test_record_and_pictures(tmp_path, found):
+    record = found.to_dict()
+    assert json.loads(json.dumps(record)) == record
+    assert record["scheme"] == "w8a8-tensor"
+    assert [tensor["name"] for tensor in record["tensors"]][:2] == ["first.weight", "input of first"]
+    assert "dB predicted" in str(found)
+    assert "signal over noise" in found._repr_html_()
+    assert len(found.table) == len(found.tensors) == 13
+    pytest.importorskip("matplotlib")
+    found.report(tmp_path / "page.html")
+    found.report(tmp_path / "picture.png")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert page.count("<img") == 2
+    assert "depthwise.weight" in page
+    assert len(found.plot()) == 2
+
+
+def net_of(*layers):
+    return nn.Sequential(*layers).eval()
+
+
+LINEAR = net_of(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+X = torch.randn(5, 3)
+
+
+class NoGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "words"),
+    [
+        (LINEAR, {"calibration": [torch.randn(5, 4)]}, "does not run on calibration batch 0"),
+        (LINEAR, {"calibration": [(X, X)]}, "the number of inputs differs"),
+        (LINEAR, {"calibration": [X[0]]}, "they may differ in sizes alone"),
+        (LINEAR, {"calibration": [X, 3]}, "calibration batch 1 must be a tuple of inputs, not int"),
+        (LINEAR, {"calibration": X}, "For one"),
+        (LINEAR, {"calibration": []}, "holds no batch"),
+        (LINEAR, {"calibration": [X * math.nan]}, "NaN or inf on calibration batch 0"),
+        (LINEAR, {"calibration": [X], "scheme": "int8"}, "a scheme is written as"),
+        (LINEAR, {"calibration": [X], "scheme": 8}, "scheme must be"),
+        (LINEAR, {"scheme": Scheme(in_float=["*"])}, "all its layers stay in float"),
+        (LINEAR, {"largest": 0.5}, "largest must be a number above 1"),
+        (LINEAR, {"tol": 0}, "tol must be a number above 0"),
+        (LINEAR, {"progress": 3}, "progress must be a function"),
+        (net_of(nn.ReLU()), {}, "calls no linear layer or convolution"),
+        (nn.Sequential(nn.Linear(3, 3)).train(), {}, "training mode"),
+        (net_of(nn.Linear(3, 4), torch.ao.quantization.FakeQuantize()), {}, "is quantized already"),
+        (NoGradient().eval(), {}, "no gradient reaches"),
+        (3, {}, "model must be a torch.nn.Module"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said(net, options, words):
+    before = copy.deepcopy(net.state_dict()) if net is LINEAR else {}
+    with pytest.raises(EqualizeError, match=words) as caught:
+        equinorm.equalize_(net, X, **options)
+    assert len(str(caught.value)) < 400
+    assert all(torch.equal(value, LINEAR.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_network_without_freedom_says_so():
+    net = net_of(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 2))
+    found = equinorm.equalize(net, X, calibration=[X])
+    assert found.reason.startswith("no hidden channel of Sequential can be rescaled")
+    assert found.noise_after == found.noise_before
+
+
+def test_layers_in_float_and_overrides_cost_what_they_should():
+    net, x = perceptron(0)
+    whole = equinorm.equalize(net, x, calibration=[x])
+    part = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(in_float=["0"], overrides={"4": "w4"}))
+    assert [t.name for t in part.tensors] == ["2.weight", "input of 2", "4.weight"]
+    assert {t.name for t in whole.tensors} > {"0.weight", "input of 4"}
+    assert part.noise_after < whole.noise_after
