@@ -128,7 +128,7 @@ class _Pass:
 
     def run(self, part: Batch, generator: torch.Generator) -> None:
         """Add what this part shows; buffers are put back when the pass is over, since its way back reads them."""
-        with undisturbed(self.model), by_default():
+        with undisturbed(self.model), by_default(), torch.enable_grad():
             self._run(part, generator)
 
     def _run(self, part: Batch, generator: torch.Generator) -> None:
@@ -158,7 +158,7 @@ class _Pass:
         args, kwargs = part
         kwargs = without_cache(self.model, args, kwargs)
         try:
-            with torch.enable_grad(), Calls(self.model, self._note):
+            with Calls(self.model, self._note):
                 result = self.model(*args, **kwargs)
         except EqualizeError:
             raise
