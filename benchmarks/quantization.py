@@ -1,6 +1,6 @@
 """What rounding to integers costs trained networks, by how they are rescaled before: signal to noise, agreement, accuracy.
 
-    python benchmarks/quantization.py --data FOLDER [--networks mobilenet_v2 resnet20] [--methods none p=inf noise]
+    OMP_NUM_THREADS=1 python benchmarks/quantization.py --data FOLDER [--networks mobilenet_v2] [--methods none p=inf noise]
         [--settings w8a8-tensor onnxruntime-channel] [--draws 4] [--images 32] [--output benchmarks/results/quantization.jsonl]
 
 Networks are trained ones that packages ship (benchmarks/quantizing/networks.py says which, and what their inputs are); the

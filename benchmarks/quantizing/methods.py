@@ -9,36 +9,20 @@ import copy
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 import equinorm
-from equinorm.quantization import Scheme
+from equinorm.quantization import Clamp, Scheme
 from quantizing.rounding import GROUP, Setting
 from zoo.from_torchvision import import_models
 
 Args = tuple[Tensor, ...]
-
-
-LARGE = 2.0**40
-"""Bounds are kept divided by this, so that they count for nothing in a norm."""
-
-
-class Bounded(nn.Module):
-    """ReLU6 with one bound for each channel, which scales with the channel."""
-
-    def __init__(self, channels: int, dimensions: int) -> None:
-        super().__init__()
-        self.high = nn.Parameter(torch.full((channels, *[1] * (dimensions - 2)), 6.0 / LARGE))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.minimum(torch.relu(x), self.high * LARGE)
 
 
 @dataclass(frozen=True)
@@ -57,54 +41,34 @@ class Method:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy with batch normalization folded where a convolution or linear layer stands in front; nothing works in place."""
+    """A copy with batch normalization folded where a convolution or linear layer stands in front.
+
+    ReLU and ReLU6 are modules, one for each call, and nothing works in place: some tools look for nothing else.
+    """
     copied = copy.deepcopy(model).eval()
     for module in copied.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
     try:
-        return with_modules(fuse(copied))
+        graph = fuse(copied)
     except Exception:  # networks that symbolic tracing refuses have no batch normalization here
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in copied.modules())
         return copied
-
-
-def with_modules(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same network, in which ReLU as a function is a module: some tools look for nothing else."""
     for i, node in enumerate(graph.graph.nodes):
-        if node.op == "call_function" and node.target in (torch.relu, functional.relu):
-            graph.add_submodule(f"relu_{i}", nn.ReLU())
-            node.op, node.target, node.args, node.kwargs = "call_module", f"relu_{i}", node.args[:1], {}
+        is_function = node.op == "call_function" and node.target in (torch.relu, functional.relu)
+        is_bounded = node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.ReLU6)
+        if is_function or is_bounded:
+            name = f"bounded_{i}" if is_bounded else f"relu_{i}"
+            graph.add_submodule(name, nn.ReLU6() if is_bounded else nn.ReLU())
+            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+    graph.delete_all_unused_submodules()
     graph.recompile()
-    return graph
-
-
-def bounded(model: nn.Module) -> Iterator[tuple[fx.Node, str]]:
-    """Calls of ReLU6 in a traced network."""
-    if isinstance(model, fx.GraphModule):
-        for node in model.graph.nodes:
-            if node.op == "call_module" and isinstance(model.get_submodule(node.target), nn.ReLU6):
-                yield node, node.target
-
-
-def replaced(model: nn.Module, make: Callable[[Tensor], nn.Module], args: Args) -> nn.Module:
-    """A copy in which every call of ReLU6 has a module of its own, made from the shape of what it reads."""
-    copied = copy.deepcopy(model)
-    calls = [*bounded(copied)]
-    if calls:
-        assert isinstance(copied, fx.GraphModule)
-        ShapeProp(copied).propagate(*args)
-        for i, (node, _) in enumerate(calls):
-            name = f"bounded_{i}"
-            copied.add_submodule(name, make(node.meta["tensor_meta"]))
-            node.target = name
-        copied.recompile()
-    return copied
+    return graph.eval()
 
 
 def freed(model: nn.Module, args: Args) -> nn.Module:
     """A copy whose ReLU6 have one bound for each channel."""
-    return replaced(model, lambda meta: Bounded(meta.shape[1], len(meta.shape)), args)
+    return equinorm.quantization.prepare(model, args)[0]
 
 
 def least_norm(p: float) -> Method:
@@ -122,17 +86,19 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
     """A tool that knows ReLU: it is given ReLU, and the bounds are put back, moved by what it did to their channels."""
 
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
-        plain = replaced(model, lambda meta: nn.ReLU(), args)
+        plain = copy.deepcopy(model)
+        for name in [name for name, _ in plain.named_children() if name.startswith("bounded_")]:
+            setattr(plain, name, nn.ReLU())
         moved = copy.deepcopy(plain)
         tensors = tool(copy.deepcopy(plain), args).state_dict()  # its own graph may hold constants too
         moved.load_state_dict({name: tensors[name] for name in moved.state_dict()})
         before, after = _read_by_bounds(plain, args), _read_by_bounds(moved, args)
         for name, value in before.items():
-            module = Bounded(value.shape[1], value.dim())
+            module = Clamp(nn.ReLU6(), (value.shape[1], *[1] * (value.dim() - 2)), value.dtype)
             others = [i for i in range(value.dim()) if i != 1]
             ratio = after[name].double().abs().sum(others) / value.double().abs().sum(others).clamp_min(1e-300)
             with torch.no_grad():
-                module.high.mul_(torch.where(ratio > 0, ratio, 1.0).float().reshape(module.high.shape))
+                module.upper.mul_(torch.where(ratio > 0, ratio, 1.0).float().reshape(module.upper.shape))
             setattr(moved, name, module)
         return moved
 
@@ -230,7 +196,7 @@ def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     """Least noise of this setting's own rounding."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
     scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits)
-    return equinorm.equalize(freed(model, args), args, calibration=[args], scheme=scheme).model
+    return equinorm.equalize(model, args, calibration=[args], scheme=scheme).model
 
 
 def untouched(model: nn.Module, args: Args, setting: Setting) -> nn.Module:

