@@ -93,7 +93,7 @@ class Bench:
         if key not in self.moved:
             torch.manual_seed(draw)
             started = time.perf_counter()
-            model = how.apply(self.folded, calibration, setting)
+            model = how.apply(self.model if how.prepares else self.folded, calibration, setting)
             self.moved[key] = model.eval(), time.perf_counter() - started
         return self.moved[key]
 

@@ -1,6 +1,7 @@
 """Ways to move a trained network along its rescaling symmetries before it is rounded.
 
-All start from the network with batch normalization folded into the convolution in front, as every quantizer folds it. Tools
+All start from the network with batch normalization folded into the convolution in front, as every quantizer folds it: ours fold
+by themselves and set ReLU6 free (`equinorm.quantization.prepare`), peers get what torch.fx folds. Tools
 that do not know ReLU6 are given ReLU, and the bounds are put back afterwards, moved along with their channels: the reading that
 favours them, since ReLU6 replaced for good costs more than rounding does.
 """
@@ -30,12 +31,14 @@ class Method:
     """A way of rescaling.
 
     Attributes:
-        apply: the moved network, from the folded one, a calibration batch and the setting. The folded one is untouched.
+        apply: the moved network, from one that stays untouched, a calibration batch and the setting.
+        prepares: does it fold by itself?
         reads_data: does the result depend on calibration data?
         reads_setting: … on the setting?
     """
 
     apply: Callable[[nn.Module, Args, Setting], nn.Module]
+    prepares: bool = False
     reads_data: bool = False
     reads_setting: bool = False
 
@@ -67,7 +70,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 def freed(model: nn.Module, args: Args) -> nn.Module:
-    """A copy whose ReLU6 have one bound for each channel."""
+    """A copy, folded, whose ReLU6 have one bound for each channel."""
     return equinorm.quantization.prepare(model, args)[0]
 
 
@@ -79,7 +82,7 @@ def least_norm(p: float) -> Method:
         equinorm.balance_(moved, args, p=p)
         return moved
 
-    return Method(apply)
+    return Method(apply, prepares=True)
 
 
 def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
@@ -210,6 +213,6 @@ METHODS = {
     "p=inf": least_norm(math.inf),
     "brevitas": as_if_unbounded(brevitas),
     "aimet": as_if_unbounded(aimet),
-    "smooth": Method(smooth, reads_data=True),
-    "noise": Method(noise, reads_data=True, reads_setting=True),
+    "smooth": Method(smooth, prepares=True, reads_data=True),
+    "noise": Method(noise, prepares=True, reads_data=True, reads_setting=True),
 }

