@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import claims
+import rounding
 import source
 import speed
 
@@ -17,7 +18,7 @@ import discovery
 
 PAGES = Path(__file__).parents[1]
 
-RESULTS: dict[str, Callable[..., str]] = {**claims.MARKERS, **speed.MARKERS, **discovery.MARKERS}
+RESULTS: dict[str, Callable[..., str]] = {**claims.MARKERS, **speed.MARKERS, **discovery.MARKERS, **rounding.MARKERS}
 """Made from files of results alone."""
 
 MARKERS: dict[str, Callable[..., str]] = {**RESULTS, **source.MARKERS}
