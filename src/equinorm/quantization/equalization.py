@@ -110,12 +110,31 @@ class Equalization:
             EqualizeError: if the batches are no inputs of the model.
         """
         given = self.batches if batches is None else calibration_batches(batches, self.model, *self.batches[0])
-        shifts = {name: -shift for name, shift in self.corrections.items()}
-        still = torch.zeros_like(self.log_scales)
-        common = self.model, self.points, self.activations, by_name(self.symmetries.scalings)
-        before, after = Simulation(*common, -self.log_scales, shifts), Simulation(*common, still)
-        before_db, after_db = signal_to_noise([before, after], given, shifts)
+        before_db, after_db = signal_to_noise(self._simulations(), given, self._shifts())
         return before_db, after_db
+
+    @on_cpu()
+    def simulated(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """What the rounded network returns for inputs, before and after: its outputs, a tensor if there is one.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+        >>> found = equinorm.equalize(net, torch.randn(1, 8), calibration=[torch.randn(32, 8)])
+        >>> before, after = found.simulated(torch.randn(3, 8))
+        >>> before.shape, after.shape
+        (torch.Size([3, 4]), torch.Size([3, 4]))
+        """
+        before, after = (simulation.outputs((args, kwargs)) for simulation in self._simulations())
+        return (before[0], after[0]) if len(before) == 1 else (before, after)
+
+    def _shifts(self) -> dict[str, Tensor]:
+        return {name: -shift for name, shift in self.corrections.items()}
+
+    def _simulations(self) -> tuple[Simulation, Simulation]:
+        """The network as it was and as it is, rounded."""
+        common = self.model, self.points, self.activations, by_name(self.symmetries.scalings)
+        still = torch.zeros_like(self.log_scales)
+        return Simulation(*common, -self.log_scales, self._shifts()), Simulation(*common, still)
 
     @property
     def table(self) -> list[tuple[str, str, str, str]]:

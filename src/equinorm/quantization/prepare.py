@@ -111,6 +111,7 @@ def prepare(
     freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
     if free:
         bound |= functional(symmetries(prepared, args, kwargs, batch_norm="evaluation", opaque=hidden), bound)
+    prepared.eval()  # also what was put in
     apart = deviation(model, prepared, args, kwargs)
     limit = LIMITS[coarsest(model)] if limit is None else limit
     if not apart <= limit:
