@@ -12,23 +12,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor
 
 import equinorm
 from equinorm.cli import demo
-from equinorm.quantization.equalization import Equalization
-from equinorm.quantization.fake import Simulation
-from equinorm.quantization.terms import by_name
 
 DECADES, SHOWN = 1.5, 12
 RIGHT, WRONG, QUIET = "#1b7f4b", "#c0392b", "#7f8c8d"
-
-
-def rounded(result: Equalization, images: Tensor, log_scales: Tensor) -> Tensor:
-    """Predictions of the rounded network, moved from where it was equalized to."""
-    common = result.model, result.points, result.activations, by_name(result.symmetries.scalings)
-    with torch.no_grad():
-        return Simulation(*common, log_scales).outputs(((images,), {}))[0].argmax(1)
 
 
 def main() -> None:
@@ -43,11 +32,9 @@ def main() -> None:
     with torch.no_grad():
         plain = model(tests).argmax(1)
     result = equinorm.equalize(model, (images,), calibration=[(images[~held_out],)], scheme="w8a8-tensor")
-    found = {
-        "float": plain,
-        "8 bits": rounded(result, tests, -result.log_scales),
-        "8 bits, after equinorm.equalize": rounded(result, tests, torch.zeros_like(result.log_scales)),
-    }
+    with torch.no_grad():
+        before, after = (outputs.argmax(1) for outputs in result.simulated(tests))
+    found = {"float": plain, "8 bits": before, "8 bits, after equinorm.equalize": after}
     accuracy = {name: float((answers == truth).double().mean()) for name, answers in found.items()}
     for name, value in accuracy.items():
         print(f"{name}: {value:.1%} of {len(truth)} test images right")
@@ -67,8 +54,8 @@ def main() -> None:
         title = first.text(0, 1.12, said, transform=first.transAxes, fontsize=11)
         title.set_in_layout(False)  # so that it does not widen its column
     place = right.subplots()
-    before, after = (network.get_parameter("2.weight").detach().abs().amax(1) for network in (model, result.model))
-    for values, colour, name in ((before, WRONG, "as it was"), (after, RIGHT, "equalized")):
+    largest = (network.get_parameter("2.weight").detach().abs().amax(1) for network in (model, result.model))
+    for values, colour, name in zip(largest, (WRONG, RIGHT), ("as it was", "equalized"), strict=True):
         place.semilogy(values.sort().values / values.max(), color=colour, label=name, linewidth=2)
     place.axhline(1 / 254, color=QUIET, linestyle=":", label="half a step of 8 bits")
     place.set(xlabel="neurons of the second layer, sorted", title="largest weight / largest of the layer")

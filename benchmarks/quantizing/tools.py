@@ -42,6 +42,14 @@ def outputs(model: nn.Module, calibration: Args, inputs: Args, setting: Setting)
 
 def onnxruntime(model: nn.Module, calibration: Args, inputs: Args, setting: Setting) -> Tensor:
     """Static quantization into QuantizeLinear and DequantizeLinear, 8-bit weights and activations, ranges by MinMax."""
+    found = session(model, calibration, setting)
+    names = [value.name for value in found.get_inputs()]
+    results = found.run(None, dict(zip(names, (a.numpy() for a in inputs), strict=True)))
+    return joined([torch.from_numpy(value) for value in results])
+
+
+def session(model: nn.Module, calibration: Args, setting: Setting, optimized: Path | None = None) -> Any:
+    """The quantized network in onnxruntime; what it makes of the graph is also written to a file, if one is named."""
     import onnxruntime as runtime
     from onnxruntime import quantization
 
@@ -71,34 +79,37 @@ def onnxruntime(model: nn.Module, calibration: Args, inputs: Args, setting: Sett
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        session = runtime.InferenceSession(str(rounded), options, providers=["CPUExecutionProvider"])
-        found = session.run(None, dict(zip(names, (a.numpy() for a in inputs), strict=True)))
-        return joined([torch.from_numpy(value) for value in found])
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        return runtime.InferenceSession(str(rounded), options, providers=["CPUExecutionProvider"])
 
 
-def x86(model: nn.Module, calibration: Args, inputs: Args, setting: Setting) -> Tensor:
-    """PT2E with the quantizer for x86: 8-bit weights, one step for each output channel."""
-    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+def quantizer(backend: str, per_channel: bool) -> Any:
+    """A backend's own choice of what is rounded: "x86", with steps for each channel, or the "xnnpack" of torchao's tests."""
+    if backend == "x86":
+        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
-    return _pt2e(quantizer, model, calibration, inputs)
-
-
-def xnnpack(model: nn.Module, calibration: Args, inputs: Args, setting: Setting) -> Tensor:
-    """PT2E with the quantizer for XNNPACK that torchao tests with."""
+        return x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
     from torchao.testing.pt2e import _xnnpack_quantizer as xnnpack
 
-    config = xnnpack.get_symmetric_quantization_config(is_per_channel=setting.granularity == "channel")
-    return _pt2e(xnnpack.XNNPACKQuantizer().set_global(config), model, calibration, inputs)
+    return xnnpack.XNNPACKQuantizer().set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=per_channel))
 
 
 @torch.no_grad()
-def _pt2e(quantizer: Any, model: nn.Module, calibration: Args, inputs: Args) -> Tensor:
+def converted(chosen: Any, model: nn.Module, calibration: Args) -> nn.Module:
+    """The network as PT2E converts it."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    prepared = prepare_pt2e(torch.export.export(model, calibration).module(), quantizer)
+    prepared = prepare_pt2e(torch.export.export(model, calibration).module(), chosen)
     prepared(*calibration)
-    return joined(convert_pt2e(prepared)(*inputs))
+    return convert_pt2e(prepared)
 
 
-TOOLS = {"onnxruntime": onnxruntime, "pt2e-x86": x86, "pt2e-xnnpack": xnnpack}
+@torch.no_grad()
+def pt2e(model: nn.Module, calibration: Args, inputs: Args, setting: Setting) -> Tensor:
+    """PT2E, with the quantizer of a backend."""
+    chosen = quantizer(setting.tool.removeprefix("pt2e-"), setting.granularity == "channel")
+    return joined(converted(chosen, model, calibration)(*inputs))
+
+
+TOOLS = {"onnxruntime": onnxruntime, "pt2e-x86": pt2e, "pt2e-xnnpack": pt2e}

@@ -38,6 +38,9 @@ SETTINGS = {
     "w4a8-channel": "W4A8, channel",
 }
 
+FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
+"""Operations that onnxruntime runs in float between two roundings."""
+
 LEVEL = 0.3
 """dB within which two methods are called level."""
 
@@ -70,7 +73,7 @@ def network(name: str, kind: str) -> str:
             rows.append(f"| {title} | {' | '.join(cells)} |")
     first = next(iter(found.values()))
     draws, about = len(first["draws"]), first["source"]
-    note = f"Decibels, mean ± standard deviation over {draws} draws of {first['images']} samples to calibrate and as many to test"
+    note = f"Decibels, mean ± standard deviation over {draws} draws of {first['images']} samples to calibrate, as many to test"
     return "\n".join([*rows, "", f"{note}. Weights from {about}."])
 
 
@@ -143,7 +146,33 @@ def seconds(*names: str) -> str:
     return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
 
 
+def bounds() -> str:
+    """Forms of a bound for each channel: milliseconds, operations and roundings."""
+    held = [json.loads(line) for line in RESULTS.with_name("bounds.jsonl").read_text("utf-8").splitlines()]
+    found = {record["form"]: record for record in held}
+    rows = [
+        "| form | onnxruntime | × ReLU6 | operations between integers | roundings in onnxruntime | PT2E, x86 | PT2E, XNNPACK |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for form, record in found.items():
+        operations = record["operations"]
+        extra = ", ".join(
+            f"{count} {name}" for name, count in operations.items() if name in (*FLOATING)
+        )
+        ratio = record["milliseconds"] / found["ReLU6"]["milliseconds"]
+        cells = [
+            f"`{form}`",
+            f"{record['milliseconds']:.2f} ms",
+            f"{ratio:.1f}",
+            extra or "none",
+            str(operations["QuantizeLinear"]),
+        ]
+        rows.append(f"| {' | '.join([*cells, str(record['x86_roundings']), str(record['xnnpack_roundings'])])} |")
+    return "\n".join(rows)
+
+
 MARKERS = {
+    "bounds": bounds,
     "quantization": network,
     "quantization_accuracy": accuracy,
     "quantization_aims": aims,

@@ -26,8 +26,6 @@ from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, write_atomically
 from equinorm.quantization.equalize import equalize
-from equinorm.quantization.fake import Simulation
-from equinorm.quantization.terms import by_name
 from equinorm.reporting import words
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import facts, table
@@ -188,14 +186,10 @@ def demonstrate(
 def _rounded(model: nn.Module, images: Tensor, labels: Tensor, held_out: Tensor) -> Integers:
     """What one 8-bit step for each tensor makes of a network, and of the equalized one."""
     result = equalize(model.eval(), (images,), calibration=[(images[~held_out],)], scheme=SCHEME)
-    accuracies = []
-    for log_scales in (-result.log_scales, torch.zeros_like(result.log_scales)):
-        scalings = by_name(result.symmetries.scalings)
-        simulation = Simulation(result.model, result.points, result.activations, scalings, log_scales)
-        with torch.no_grad():
-            (outputs,) = simulation.outputs(((images,), {}))
-        accuracies.append(float((outputs.argmax(1) == labels)[held_out].double().mean()))
-    return Integers(SCHEME, *accuracies, sum(result.seconds.values()))
+    with torch.no_grad():
+        found = result.simulated(images)
+    before, after = (float((outputs.argmax(1) == labels)[held_out].double().mean()) for outputs in found)
+    return Integers(SCHEME, before, after, sum(result.seconds.values()))
 
 
 def shown(record: Demonstration) -> RenderableType:
