@@ -25,6 +25,7 @@ PAGES = [*sorted((ROOT / "docs").glob("how-to-*.md")), ROOT / "README.md"]
 PAGES += [ROOT / "docs" / f"{name}.md" for name in ("architecture", "getting-started", "index", "models", "rules")]
 
 NEEDS = {"how-to-onnx": ("onnx", "onnxscript", "onnxruntime"), "how-to-hugging-face": ("transformers",)}
+NEEDS |= {"how-to-quantization-tools": ("torchao", "onnx", "onnxscript", "onnxruntime", "sklearn")}
 NEEDS |= dict.fromkeys(["how-to-quantize"], ("sklearn",))
 """What a page needs that the tests need not have."""
 

@@ -156,9 +156,7 @@ def bounds() -> str:
     ]
     for form, record in found.items():
         operations = record["operations"]
-        extra = ", ".join(
-            f"{count} {name}" for name, count in operations.items() if name in (*FLOATING)
-        )
+        extra = ", ".join(f"{count} {name}" for name, count in operations.items() if name in FLOATING)
         ratio = record["milliseconds"] / found["ReLU6"]["milliseconds"]
         cells = [
             f"`{form}`",
