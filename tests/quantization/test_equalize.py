@@ -22,7 +22,7 @@ def uneven():
 @pytest.fixture(scope="module")
 def found(uneven):
     net, x = uneven
-    return equinorm.equalize(net, x, calibration=[x[:2], (x[2:],)], scheme="w8a8-tensor")
+    return equinorm.equalize(net, x, calibration=[x[:8], (x[8:],)], scheme="w8a8-tensor")
 
 
 def test_function_is_unchanged_and_noise_is_less(uneven, found):
@@ -32,7 +32,7 @@ def test_function_is_unchanged_and_noise_is_less(uneven, found):
     assert found.gap <= 5e-3
     assert found.noise_after > found.noise_before + 6
     assert found.measured_after > found.measured_before + 6
-    assert found.measured_after == pytest.approx(found.noise_after, abs=3)
+    assert found.measured_after == pytest.approx(found.noise_after, abs=4)
     assert found.samples == len(x)
 
 
@@ -50,7 +50,7 @@ def test_the_model_is_untouched_and_the_copy_is_what_the_log_scales_say(uneven, 
 def test_measuring_again_gives_the_same_and_other_data_something_near(uneven, found):
     _, x = uneven
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
-    assert found.measured([x[:3]])[1] == pytest.approx(found.measured_after, abs=5)
+    assert found.measured([x[:9]])[1] == pytest.approx(found.measured_after, abs=5)
 
 
 def test_powers_of_two_change_no_bit(uneven):

@@ -63,7 +63,7 @@ def test_prediction_is_what_rounding_costs(scheme):
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         seen = gather(net, points, [((x,), {})])
-        found, _ = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
+        _, found, _ = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
         predicted = decibels(seen.signal, Noise(found, len(z)).exact(z.numpy()).sum())
         (measured,) = signal_to_noise([Simulation(net, points, seen.activations, scalings, z)], [((x,), {})])
         apart.append(measured - predicted)

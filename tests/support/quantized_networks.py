@@ -35,7 +35,7 @@ class Mixed(nn.Module):
 def mixed(seed=0, spread=0.7):
     """Such a network in float64 whose channels differ in size, and inputs."""
     torch.manual_seed(seed)
-    net, x = Mixed().double().eval(), torch.randn(6, 2, 5, 5, dtype=torch.float64)
+    net, x = Mixed().double().eval(), torch.randn(32, 2, 5, 5, dtype=torch.float64)
     uneven_(net, x, spread)
     return net, x
 
@@ -60,5 +60,5 @@ def noise_of(net, x, scheme):
     """The noise of a network, its symmetries, and the statistics."""
     symmetries, points = find_points(net, (x,), None, Scheme.parse(scheme) if isinstance(scheme, str) else scheme)
     seen = gather(net, points, [((x,), {})])
-    found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
+    _, found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     return Noise(found, symmetries.num_free), symmetries, seen

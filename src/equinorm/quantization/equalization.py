@@ -63,7 +63,8 @@ class Equalization:
         log_scales: float64 natural logarithms of shape (num_free,), from the network as it was to `model`.
         symmetries: of `model`.
         noise_before: signal over quantization noise, predicted to first order, in dB: 10·log10(Σ y² / N). Higher is better.
-        noise_after: the same of `model`; of the global minimum where `converged`.
+            With the bounds of activations that were seen.
+        noise_after: the same of `model`.
         measured_before: the same ratio, measured on the calibration data with rounded numbers.
         measured_after: the same of `model`, biases corrected if asked for.
         gap: by which share the predicted noise may be above the least that any log-scales reach, from a dual bound.

@@ -78,7 +78,8 @@ def equalize(
 
     over log-scales z of the prepared copy (normalizations folded, bounded activations set free, see `prepare`), where g are the
     groups of numbers that share a step, r_g the range of a group, λ_i the log-scale of a number, and F_i how much an error in
-    it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. N is convex, so the minimum is global; `Equalization.gap` bounds
+    it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. Ranges of activations are those that many more samples should
+    keep, by how the largest entries of samples are spread. N is convex, so the minimum is global; `Equalization.gap` bounds
     how far the result may be above it. Then the rounded network is measured on the calibration data; if it lost more than the
     network as it was, a part of the log-scales is taken, or none, and `reason` says so.
 
@@ -87,8 +88,8 @@ def equalize(
         args: its positional inputs, an example.
         kwargs: its keyword inputs.
         calibration: batches of inputs, each a tuple (or a tensor, or a dict of keyword inputs), of any batch size. Tens of
-            samples suffice. None: random inputs with the mean and spread of `args`; the scales are nearly as good, but the
-            bounds of activations are wrong, so measure on data.
+            samples tell what matters; bounds of activations are better from hundreds. None: random inputs with the mean and
+            spread of `args`; the scales are nearly as good, but the bounds are wrong, so measure on data.
         scheme: what will be rounded to how many bits, or its short form, as "w8a8".
         largest: no free scale is larger than this, or smaller than its inverse.
         powers_of_two: round scales to powers of two. Then the float network is bitwise the same, and the noise larger.
@@ -176,9 +177,8 @@ def _equalized(
     watch = None if report is None else lambda done, total: report("calibration", done, total)
     seen = gather(model, points, batches, watch)
     clock.lap("statistics")
-    found, names = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
-    noise = Noise(found, symmetries.num_free)
-    minimum = minimize(noise, options.tol, math.log(options.largest))
+    expected, observed, names = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
+    minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
     z = torch.from_numpy(minimum.z)
     if options.powers_of_two:
         z = round_to_powers_of_two(z, [s for s in symmetries.scalings if s.factors])
@@ -189,6 +189,7 @@ def _equalized(
         _corrected(model, points, seen, symmetries, taken, batches) if options.bias_correction else ({}, taken.after)
     )
     clock.lap("measuring")
+    noise = Noise(observed, symmetries.num_free)
     still, moved = noise.exact(np.zeros(noise.num_free)), noise.exact(taken.z.numpy())
     return Equalization(
         model=model,
@@ -232,17 +233,26 @@ class _Taken:
     def measure(
         model: nn.Module, points: tuple[Point, ...], seen: Statistics, symmetries: Symmetries, z: Tensor, batches: list[Batch]
     ) -> "_Taken":
-        """All of z, or as much of it as makes the rounded network no worse than it was."""
+        """All of z, or as much of it as makes the rounded network no worse than it was.
 
-        def simulation(share: float) -> Simulation:
-            return Simulation(model, points, seen.activations, by_name(symmetries.scalings), share * z)
+        What decides is measured with bounds of activations from half of the data: the more even channels are, the more of them
+        reach beyond bounds on data that were not seen.
+        """
+        halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
+        scalings = by_name(symmetries.scalings)
 
-        before, after = signal_to_noise([simulation(0.0), simulation(1.0)], batches)
-        if after >= before:
+        def simulation(share: float, activations: Mapping[tuple[str, int], Activation] = seen.activations) -> Simulation:
+            return Simulation(model, points, activations, scalings, share * z)
+
+        before, after, *half = signal_to_noise(
+            [simulation(0.0), simulation(1.0), *(simulation(s, halves) for s in (0.0, 1.0))], batches
+        )
+        if half[1] >= half[0]:
             return _Taken(z, before, after, 1.0)
-        tried = signal_to_noise([simulation(share) for share in FALLBACKS], batches)
-        best, share = max([*zip(tried, FALLBACKS, strict=True), (before, 0.0)])
-        return _Taken(share * z, before, best, share)
+        tried = signal_to_noise([simulation(share, halves) for share in FALLBACKS], batches)
+        _, share = max([*zip(tried, FALLBACKS, strict=True), (half[0], 0.0)])
+        (after,) = signal_to_noise([simulation(share)], batches)
+        return _Taken(share * z, before, after, share)
 
 
 def _corrected(
@@ -265,7 +275,8 @@ def _scaled(seen: Statistics, points: tuple[Point, ...], z: Tensor) -> dict[tupl
         scales = point.scaling.log_scales(z).exp().expand(point.scaling.shape).reshape(-1)
         was = seen.activations[point.key]
         squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
-        found[point.key] = Activation(was.low * scales, was.high * scales, *squares)
+        low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
+        found[point.key] = Activation(low, high, (half[0], half[1]), lows, highs, *squares)
     return found
 
 
@@ -281,7 +292,7 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, taken: _
     if taken.share == 1.0:
         return share
     kept = f"{taken.share:g} of the log-scales are taken" if taken.share else "the scales are left as they were"
-    return f"{share}; measured, that rounds worse, so that {kept}"
+    return f"{share}; by measurement, {kept}"
 
 
 class _Clock:

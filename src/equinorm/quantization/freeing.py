@@ -1,6 +1,6 @@
 """Set bounded activations free: ReLU6 and Hardtanh become clamps whose bounds scale channel by channel, and go back."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def free_(
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
         put(model, stand_ins[name], Clamp(module, shape, calls[0].dtype, device))
         freed[name] = torch.Size(shape).numel()
-    return freed, left
+    return freed, left | _functional(found)
 
 
 def settle_(model: nn.Module) -> int:
@@ -76,16 +76,12 @@ def settle_(model: nn.Module) -> int:
     return sum(isinstance(module, Clamp) for module in model.modules())
 
 
-def functional(found: Symmetries, modules: Container[str]) -> dict[str, str]:
-    """Bounds that pin something and that no module of these makes, by where they are written."""
+def _functional(found: Symmetries) -> dict[str, str]:
+    """Bounds that are no modules and pin something, by where they are written."""
     names = {f"aten.{name}{ending}" for name in FUNCTIONS.split() for ending in ("", "_")}
     reasons = (pin.reason for pin in found.pins if pin.reason.operation in names)
-    return {
-        f"{reason.operation} at {reason.source or reason.module}": "only modules are set free: call an nn.ReLU6 or nn.Hardtanh "
-        "in the forward instead"
-        for reason in reasons
-        if reason.module.partition("@")[0] not in modules
-    }
+    why = "only modules are set free: call an nn.ReLU6 or nn.Hardtanh in the forward instead"
+    return {f"{reason.operation} at {reason.source or reason.module}": why for reason in reasons}
 
 
 def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

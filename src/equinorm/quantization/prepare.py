@@ -10,9 +10,8 @@ from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, count
 from equinorm._errors import EqualizeError, ExportError, describe
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
-from equinorm._symmetries import symmetries
 from equinorm.quantization.folding import fold_
-from equinorm.quantization.freeing import free_, functional
+from equinorm.quantization.freeing import free_
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,6 @@ def prepare(
     prepared = duplicate(model, "to prepare the copy")
     folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
     freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
-    if free:
-        bound |= functional(symmetries(prepared, args, kwargs, batch_norm="evaluation", opaque=hidden), bound)
     prepared.eval()  # also what was put in
     apart = deviation(model, prepared, args, kwargs)
     limit = LIMITS[coarsest(model)] if limit is None else limit

@@ -24,6 +24,10 @@ MASS = 1 / 16
 """A value that this share of a channel's entries has is rounded alike everywhere."""
 
 
+TAIL, GROWTH = 8, 100.0
+"""Samples from which tails are told, and how many times more samples their bounds should hold for."""
+
+
 @dataclass(slots=True, eq=False)
 class Activation:
     """What was seen at one point, for each channel.
@@ -31,6 +35,9 @@ class Activation:
     Attributes:
         low: least entry, at most 0.
         high: largest entry, at least 0.
+        half: both from every other pass alone.
+        lows: least entries of the samples that went lowest, of shape (samples, channels), those first.
+        highs: largest entries of those that went highest.
         sensitivity: mean over samples of Σ (∂y/∂x)², over positions and outputs: the noise that errors of variance 1 make.
         coherent: the part of it from entries that share one value (zeros behind ReLU and a normalization, say), whose errors
             add up: (Σ ∂y/∂x)² over these.
@@ -38,8 +45,23 @@ class Activation:
 
     low: Tensor
     high: Tensor
+    half: tuple[Tensor, Tensor]
+    lows: Tensor
+    highs: Tensor
     sensitivity: Tensor
     coherent: Tensor
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Bounds that `GROWTH` times as many samples should keep, tails taken to be exponential.
+
+        The mean excess over the 9th largest tells the tail's scale σ; n times as many samples reach σ·ln n further.
+        """
+        return self.low - _beyond(-self.lows), self.high + _beyond(self.highs)
+
+
+def _beyond(tops: Tensor) -> Tensor:
+    """By how much more samples would exceed the largest."""
+    return (tops[:-1].mean(0) - tops[-1]) * math.log(GROWTH) if len(tops) > 1 else torch.zeros_like(tops[0])
 
 
 @dataclass(slots=True, eq=False)
@@ -185,6 +207,7 @@ class _Pass:
         return call.run(input=value, weight=leaf)
 
     def _add(self, point: Point, axis: int, value: Tensor, gradient: Tensor) -> None:
+        lows, highs = _by_sample(value, axis)
         value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
         if not bool((low.isfinite() & high.isfinite()).all()):
@@ -202,11 +225,27 @@ class _Pass:
         low, high = low.double().clamp(max=0).cpu(), high.double().clamp(min=0).cpu()
         seen = self.found.activations.get(point.key)
         if seen is None:
-            self.found.activations[point.key] = Activation(low, high, sensitivity, coherent)
+            tops = _top(lows, False), _top(highs, True)
+            self.found.activations[point.key] = Activation(low, high, (low, high), *tops, sensitivity, coherent)
             return
+        seen.lows, seen.highs = _top(torch.cat([seen.lows, lows]), False), _top(torch.cat([seen.highs, highs]), True)
+        if self.found.passes % 2 == 0:
+            seen.half = torch.minimum(seen.half[0], low), torch.maximum(seen.half[1], high)
         seen.low, seen.high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
         seen.sensitivity += sensitivity
         seen.coherent += coherent
+
+
+def _by_sample(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Least and largest entry of each channel of each sample, at most and at least 0; samples are along the first axis."""
+    parts = value.movedim(axis, -1)
+    parts = parts.reshape(len(parts) if parts.dim() > 1 else 1, -1, parts.shape[-1])
+    return parts.amin(1).double().clamp(max=0).cpu(), parts.amax(1).double().clamp(min=0).cpu()
+
+
+def _top(values: Tensor, largest: bool) -> Tensor:
+    """The most extreme of each column."""
+    return values.topk(min(TAIL + 1, len(values)), dim=0, largest=largest).values
 
 
 def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:

@@ -42,9 +42,17 @@ def weight_term(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: Po
     return _term(sides, squares, factors, scheme.weight_granularity == "tensor", scheme.weight_levels)
 
 
-def activation_term(seen: Activation, scaling: Scaling, scheme: Scheme) -> Term:
-    """The noise of one activation: a step for the whole tensor, entries that are its channels."""
-    low, high, squares = ((part.numpy().reshape(1, 1, -1)) for part in (-seen.low, seen.high, seen.sensitivity))
+def activation_term(seen: Activation, scaling: Scaling, scheme: Scheme, is_expected: bool) -> Term:
+    """The noise of one activation: a step for the whole tensor, entries that are its channels.
+
+    Args:
+        seen: what was seen there.
+        scaling: of its channels.
+        scheme: how it is rounded.
+        is_expected: are the bounds those that more samples should keep, or those that were seen?
+    """
+    least, most = seen.expected() if is_expected else (seen.low, seen.high)
+    low, high, squares = (part.numpy().reshape(1, 1, -1) for part in (-least, most, seen.sensitivity))
     squares = squares + FLOOR * squares.mean()
     extent = np.maximum(low, high)
     floor = FLOOR * extent.max()
@@ -130,18 +138,25 @@ def terms(
     scalings: Mapping[str, Scaling],
     activations: Mapping[tuple[str, int], Activation],
     sensitivities: Mapping[str, Tensor],
-) -> tuple[list[Term], list[tuple[str, str]]]:
-    """Every term, and its name and kind; a weight that is used again counts once."""
+) -> tuple[list[Term], list[Term], list[tuple[str, str]]]:
+    """The noise of every tensor, with bounds of activations as expected and as seen, and its name and kind.
+
+    A weight that is used again counts once.
+    """
     found: list[Term] = []
+    observed: list[Term] = []
     names: list[tuple[str, str]] = []
     for point in points:
         if point.number == 0:
             found.append(weight_term(tensors[point.weight], sensitivities[point.weight], scalings[point.weight], point))
+            observed.append(found[-1])
             names.append((point.weight, "weight"))
         if point.scheme.activation_bits is not None:
-            found.append(activation_term(activations[point.key], point.scaling, point.scheme))
+            both = (activation_term(activations[point.key], point.scaling, point.scheme, kind) for kind in (True, False))
+            for terms_of, term in zip((found, observed), both, strict=True):
+                terms_of.append(term)
             names.append((f"input of {point.name}", "activation"))
-    return found, names
+    return found, observed, names
 
 
 def by_name(scalings: Sequence[Scaling]) -> dict[str, Scaling]:
