@@ -131,7 +131,7 @@ def about() -> dict[str, Any]:
 
 def sweep(options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Network by network, setting by setting, method by method; a row that fails says why."""
-    done = {(r["network"], r["setting"], r["method"]) for r in known}
+    done, source = {(r["network"], r["setting"], r["method"]) for r in known}, about()
     for name in options.networks:
         bench = None
         for setting in options.settings:
@@ -144,7 +144,7 @@ def sweep(options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[
                     found = bench.record(SETTINGS[setting], method, options.draws)
                 except Exception as error:
                     found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
-                yield subject | found | about()
+                yield subject | found | source
 
 
 def main() -> None:
