@@ -28,6 +28,7 @@ PAGES += [
 
 NEEDS = {"how-to-onnx": ("onnx", "onnxscript", "onnxruntime"), "how-to-hugging-face": ("transformers",)}
 NEEDS["how-to-checkpoints"] = ("transformers",)
+NEEDS |= {"how-to-quantization-tools": ("torchao", "onnx", "onnxscript", "onnxruntime", "sklearn")}
 NEEDS |= dict.fromkeys(["how-to-quantize"], ("sklearn",))
 """What a page needs that the tests need not have."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import claims
 import large
+import rounding
 import source
 import speed
 
@@ -18,7 +19,13 @@ import discovery
 
 PAGES = Path(__file__).parents[1]
 
-RESULTS: dict[str, Callable[..., str]] = {**claims.MARKERS, **speed.MARKERS, **discovery.MARKERS, **large.MARKERS}
+RESULTS: dict[str, Callable[..., str]] = {
+    **claims.MARKERS,
+    **speed.MARKERS,
+    **discovery.MARKERS,
+    **large.MARKERS,
+    **rounding.MARKERS,
+}
 """Made from files of results alone."""
 
 MARKERS: dict[str, Callable[..., str]] = {**RESULTS, **source.MARKERS}

@@ -173,6 +173,13 @@ def test_demonstration_keeps_every_prediction(demonstration):
     assert 0 < record.balancing.deviation <= 1e-5
 
 
+def test_eight_bits_lose_the_unbalanced_network_and_keep_the_equalized_one(demonstration):
+    record, _ = demonstration
+    assert record.integers.accuracy_before < 0.5
+    assert record.integers.accuracy_after > record.stages[0].accuracy - 0.02
+    assert record.stages[0].accuracy > 0.7
+
+
 def test_demo_command(tmp_path, monkeypatch, demonstration):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "demonstrate", lambda say: demonstration)

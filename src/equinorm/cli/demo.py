@@ -1,4 +1,4 @@
-"""`equinorm demo`: a network trained on digits is unbalanced and balanced, and predicts the same throughout."""
+"""`equinorm demo`: a network for digits is unbalanced and balanced, and predicts the same throughout; then what 8 bits cost."""
 
 import itertools
 import math
@@ -25,6 +25,7 @@ from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, write_atomically
+from equinorm.quantization.equalize import equalize
 from equinorm.reporting import words
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import facts, table
@@ -33,6 +34,9 @@ REPORT = Path("equinorm-demo.html")
 """Replaced without asking: every demonstration writes it."""
 
 WIDTHS = (64, 128, 128, 64, 10)
+SCHEME = "w8a8-tensor"
+"""Weights and activations have 8 bits, and each tensor one step."""
+
 DECADES = 2.0
 """Neurons are unbalanced by 10^U(−DECADES, DECADES)."""
 
@@ -46,6 +50,23 @@ class Stage:
     norm: float
     residual: float
     predictions_changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """The unbalanced network with weights and activations rounded, before and after it is equalized.
+
+    Attributes:
+        scheme: how it is rounded.
+        accuracy_before: on the test images.
+        accuracy_after: of the equalized network, rounded in the same way.
+        seconds: of equalizing.
+    """
+
+    scheme: str
+    accuracy_before: float
+    accuracy_after: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +86,7 @@ class Demonstration:
         outputs_equal: how many are bitwise the same after balancing with powers of two.
         deviation_power_of_two: largest relative deviation with powers of two; 0 is bitwise.
         balancing: record of balancing the unbalanced network, with its deviation over all images.
+        integers: the unbalanced network rounded to 8 bits, and what equalizing makes of it.
         report: where the report was written.
     """
 
@@ -80,6 +102,7 @@ class Demonstration:
     outputs_equal: int
     deviation_power_of_two: float
     balancing: Balancing
+    integers: Integers
     report: str | None = None
 
 
@@ -89,7 +112,7 @@ def demo(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train, unbalance and balance a small network: every prediction stays.
+    """Train, unbalance and balance a small network: every prediction stays. Then round it to 8 bits.
 
     Needs scikit-learn, no arguments and no network. The default report is replaced if it exists.
     """
@@ -141,6 +164,8 @@ def demonstrate(
     verified_balance(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), power_of_two=True)
     with torch.no_grad():
         outputs, exact = unbalanced(images), twin(images)
+    say("rounding to 8 bits")
+    integers = _rounded(unbalanced, images, labels, held_out)
     return Demonstration(
         network="-".join(map(str, WIDTHS)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -154,7 +179,17 @@ def demonstrate(
         outputs_equal=int((outputs == exact).sum()),
         deviation_power_of_two=deviation(twin, unbalanced, (images,)),
         balancing=record,
+        integers=integers,
     ), pictures
+
+
+def _rounded(model: nn.Module, images: Tensor, labels: Tensor, held_out: Tensor) -> Integers:
+    """What one 8-bit step for each tensor makes of a network, and of the equalized one."""
+    result = equalize(model.eval(), (images,), calibration=[(images[~held_out],)], scheme=SCHEME)
+    with torch.no_grad():
+        found = result.simulated(images)
+    before, after = (float((outputs.argmax(1) == labels)[held_out].double().mean()) for outputs in found)
+    return Integers(SCHEME, before, after, sum(result.seconds.values()))
 
 
 def shown(record: Demonstration) -> RenderableType:
@@ -200,9 +235,16 @@ def shown(record: Demonstration) -> RenderableType:
         stages,
         proof,
         Text(),
+        facts([("in 8 bits", _in_words(record.integers))]),
+        Text(),
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
         facts([("report", record.report)] if record.report else []),
     )
+
+
+def _in_words(found: Integers) -> str:
+    before, after = (words.percent(value, 1) for value in (found.accuracy_before, found.accuracy_after))
+    return f"test accuracy {before} unbalanced, {after} after equinorm.equalize, {found.seconds:.2f} s ({found.scheme})"
 
 
 def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,178 @@
+"""What rounding costs trained networks, from the file of results: a table for each network, and the aims row by row."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "quantization.jsonl"
+
+Record = dict[str, Any]
+
+METHODS = {
+    "none": "none",
+    "p=2": "p = 2",
+    "p=inf": "p = ∞",
+    "brevitas": "brevitas",
+    "aimet": "AIMET",
+    "smooth": "SmoothQuant",
+    "noise": "noise",
+}
+
+PEERS = ("brevitas", "aimet", "smooth")
+"""Methods of others."""
+
+SETTINGS = {
+    "w8-tensor": "W8, tensor",
+    "w8-channel": "W8, channel",
+    "w8a8-tensor": "W8A8, tensor",
+    "w8a8-channel": "W8A8, channel",
+    "w8a8-group": "W8A8, groups of 32",
+    "onnxruntime-tensor": "onnxruntime, tensor",
+    "onnxruntime-channel": "onnxruntime, channel",
+    "pt2e-x86": "PT2E, x86",
+    "pt2e-xnnpack": "PT2E, XNNPACK",
+    "w4-channel": "W4, channel",
+    "w4-channel-clipped": "W4, channel, clipped",
+    "w4-group": "W4, groups of 32",
+    "w4a8-channel": "W4A8, channel",
+}
+
+FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
+"""Operations that onnxruntime runs in float between two roundings."""
+
+LEVEL = 0.3
+"""dB within which two methods are called level."""
+
+
+def records(network: str) -> dict[tuple[str, str], Record]:
+    """The last record of each setting and method."""
+    if not RESULTS.exists():
+        return {}
+    found = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+    return {(r["setting"], r["method"]): r for r in found if r["network"] == network and "error" not in r}
+
+
+def mean(record: Record, kind: str, key: str = "db") -> float:
+    """Mean over draws."""
+    return statistics.mean(draw[kind][key] for draw in record["draws"])
+
+
+def network(name: str, kind: str) -> str:
+    """Signal to noise by setting and method, with its spread over draws and the agreement with the float network."""
+    found = records(name)
+    methods = [method for method in METHODS if any(other == method for _, other in found)]
+    if not methods:
+        return "*Not measured yet.*"
+    rows = [f"| | {' | '.join(METHODS[method] for method in methods)} |", "| --- |" + " ---: |" * len(methods)]
+    for setting, title in SETTINGS.items():
+        row = {method: found[setting, method] for method in methods if (setting, method) in found}
+        if row:
+            best = max(mean(record, kind) for record in row.values())
+            cells = [_cell(row[method], kind, best) if method in row else "" for method in methods]
+            rows.append(f"| {title} | {' | '.join(cells)} |")
+    first = next(iter(found.values()))
+    draws, about = len(first["draws"]), first["source"]
+    note = f"Decibels, mean ± standard deviation over {draws} draws of {first['images']} samples to calibrate, as many to test"
+    return "\n".join([*rows, "", f"{note}. Weights from {about}."])
+
+
+def _cell(record: Record, kind: str, best: float) -> str:
+    values = [draw[kind]["db"] for draw in record["draws"]]
+    middle = statistics.mean(values)
+    said = f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
+    said = f"**{said}**" if middle > best - 0.05 else said
+    if record["draws"][0][kind]["agreement"] is None:
+        return said
+    return f"{said} <small>({mean(record, kind, 'agreement'):.0%})</small>"
+
+
+def accuracy(*names: str) -> str:
+    """How many answers are right, of the float network and of rounded ones, without bias correction."""
+    rows = ["| | | float | none | p = ∞ | brevitas | noise | noise, bias corrected |", "| --- | --- |" + " ---: |" * 6]
+    for name in names:
+        found = records(name)
+        for setting, title in SETTINGS.items():
+            if (setting, "noise") not in found or found[setting, "noise"]["draws"][0]["plain"]["accuracy"] is None:
+                continue
+            kinds = [(method, "plain") for method in ("none", "p=inf", "brevitas", "noise")] + [("noise", "corrected")]
+            shown = [_percent(found.get((setting, method)), kind, "accuracy") for method, kind in kinds]
+            exact = _percent(found[setting, "noise"], "plain", "float_accuracy")
+            rows.append(f"| {name} | {title} | {exact} | {' | '.join(shown)} |")
+    return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
+
+
+def _percent(record: Record | None, kind: str, key: str) -> str:
+    return "" if record is None else f"{mean(record, kind, key):.0%}"
+
+
+def aims(*names: str) -> str:
+    """Noise against doing nothing and against the best of others, in each row: what holds and what does not."""
+    rows = [
+        "| | | noise − none | noise − best of others | … both with bias correction | best or level |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for name in names:
+        found = records(name)
+        for setting, title in SETTINGS.items():
+            row = {method: found[setting, method] for method in METHODS if (setting, method) in found}
+            if "noise" not in row or "none" not in row:
+                continue
+            rest = [record for method, record in row.items() if method in PEERS]
+            cells = [_gap(row["noise"], [row["none"]], "plain"), _gap(row["noise"], rest, "plain")]
+            cells.append(_gap(row["noise"], rest, "corrected"))
+            others = [mean(record, "plain") for method, record in row.items() if method != "noise"]
+            behind = max(others) - mean(row["noise"], "plain")
+            verdict = "yes" if behind <= 0 else "level" if behind <= LEVEL else f"**no**, by {behind:.1f} dB"
+            rows.append(f"| {name} | {title} | {' | '.join(cells)} | {verdict} |")
+    return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
+
+
+def _gap(record: Record, others: list[Record], kind: str) -> str:
+    return f"{mean(record, kind) - max(mean(other, kind) for other in others):+.1f} dB" if others else ""
+
+
+def seconds(*names: str) -> str:
+    """Seconds that each method takes."""
+    rows = [f"| | {' | '.join(METHODS.values())} |", "| --- |" + " ---: |" * len(METHODS)]
+    for name in names:
+        found = records(name)
+        cells = []
+        for method in METHODS:
+            taken = [draw["seconds"] for (_, other), r in found.items() if other == method for draw in r["draws"]]
+            cells.append(f"{statistics.median(taken):.1f}" if taken else "")
+        if any(cells):
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
+
+
+def bounds() -> str:
+    """Forms of a bound for each channel: milliseconds, operations and roundings."""
+    held = [json.loads(line) for line in RESULTS.with_name("bounds.jsonl").read_text("utf-8").splitlines()]
+    found = {record["form"]: record for record in held}
+    rows = [
+        "| form | onnxruntime | × ReLU6 | operations between integers | roundings in onnxruntime | PT2E, x86 | PT2E, XNNPACK |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for form, record in found.items():
+        operations = record["operations"]
+        extra = ", ".join(f"{count} {name}" for name, count in operations.items() if name in FLOATING)
+        ratio = record["milliseconds"] / found["ReLU6"]["milliseconds"]
+        cells = [
+            f"`{form}`",
+            f"{record['milliseconds']:.2f} ms",
+            f"{ratio:.1f}",
+            extra or "none",
+            str(operations["QuantizeLinear"]),
+        ]
+        rows.append(f"| {' | '.join([*cells, str(record['x86_roundings']), str(record['xnnpack_roundings'])])} |")
+    return "\n".join(rows)
+
+
+MARKERS = {
+    "bounds": bounds,
+    "quantization": network,
+    "quantization_accuracy": accuracy,
+    "quantization_aims": aims,
+    "quantization_seconds": seconds,
+}
