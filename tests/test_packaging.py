@@ -15,7 +15,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-UPPER = ("reporting", "cli", "experiments", "integrations")
+UPPER = ("reporting", "checkpoints", "cli", "experiments", "integrations")
 """Folders that may need an extra."""
 
 
@@ -51,6 +51,10 @@ def test_command_line_needs_its_extra_alone():
     assert packages(EXTRAS["cli"]) == {"rich", "typer", "safetensors", "matplotlib"}
     needed = set().union(*map(imported, files("reporting", "cli")))
     assert needed == packages(EXTRAS["cli"]) | {"torch", "numpy", "sklearn"}  # the last for `demo`
+
+
+def test_checkpoints_need_what_writes_them_and_what_knows_their_keys():
+    assert set().union(*map(imported, files("checkpoints"))) == {"torch", "numpy", "safetensors", "transformers"}
 
 
 def test_entry_point_knows_the_extra():
