@@ -7,13 +7,17 @@ TEST := .venv-test
 BARE := .venv-bare
 INSTALL := -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test fuzz lint types docs dist bench format clean
+.PHONY: demo test test-all fuzz lint types docs dist bench format clean
 
 demo: $(VENV)/.stamp-run
 	$(VENV)/bin/equinorm demo
 
 # Two workers of one thread each; doctests in src are collected too (pyproject.toml).
 test: $(TEST)/.stamp-test
+	OMP_NUM_THREADS=1 $(TEST)/bin/python -m pytest -n 2 -m "not slow"
+
+# Also what takes a minute by itself.
+test-all: $(TEST)/.stamp-test
 	OMP_NUM_THREADS=1 $(TEST)/bin/python -m pytest -n 2
 
 # Random networks for as long as asked; says which is unsound, with its seed.

@@ -43,7 +43,6 @@ FEW = [
     "squeezenet1_0",
     "mobilenet_v2",
     "mnasnet0_5",
-    "densenet121",
 ]
 """Quick ones of every kind; vision transformers are looked at block by block in test_completeness_vision."""
 

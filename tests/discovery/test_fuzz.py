@@ -36,6 +36,7 @@ def test_a_record_holds_counts_and_versions(monkeypatch, tmp_path, capsys):
     assert "seed 5" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_unsound_rule_is_found(monkeypatch, capsys):
     """As it was: a number added to any function of a parameter counts as one added to the parameter."""
     affine = Trace.affine
