@@ -129,3 +129,34 @@ def test_exported_programs_are_told_what_to_do(call):
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
     with pytest.raises(EquinormError, match=r"not ExportedProgram\. Give its \.module\(\)"):
         call(torch.export.export(net, inputs), inputs)
+
+
+@pytest.mark.parametrize("call", [equinorm.symmetries, equinorm.permutations, equinorm.equalize])
+def test_inputs_by_name_are_told_where_they_go(call):
+    net, inputs = network()
+    with pytest.raises(EquinormError, match=r"a tuple of inputs, not dict\. Give inputs by name as the next argument"):
+        call(net.eval(), {"input": inputs})
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    net, inputs = network()
+    optimizer = torch.optim.Adam(copy.deepcopy(net).parameters())
+    symmetries, permutations = equinorm.symmetries(net, inputs), equinorm.permutations(net, inputs)
+    before = copy.deepcopy(net.state_dict())
+    calls = (
+        lambda: symmetries.rescale_(torch.ones(3), optimizer),
+        lambda: symmetries.balance().apply_(optimizer),
+        lambda: symmetries.balance().plan().apply_(net, optimizer),
+        lambda: permutations.permute_({"0.weight[0]": torch.tensor([2, 0, 1])}, optimizer),
+    )
+    for call in calls:
+        with pytest.raises(RescaleError, match="Adam holds no parameter of Sequential"):
+            call()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    symmetries.rescale_(torch.ones(3), torch.optim.Adam(net[2].parameters()))  # one of a part may leave the rest
+
+
+def test_a_seed_is_no_generator():
+    net, inputs = network()
+    with pytest.raises(EquinormError, match=r"generator must be .* not 0\. For a seed"):
+        equinorm.permutations(net, inputs).random(0)
