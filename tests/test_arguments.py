@@ -160,3 +160,35 @@ def test_a_seed_is_no_generator():
     net, inputs = network()
     with pytest.raises(EquinormError, match=r"generator must be .* not 0\. For a seed"):
         equinorm.permutations(net, inputs).random(0)
+
+
+def test_warnings_name_the_line_of_the_caller():
+    head, inputs = network()
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), *head).eval()
+    net[:2].requires_grad_(False)
+    with pytest.warns(UserWarning, match="frozen parameters stay") as told:
+        hook = equinorm.ENorm(torch.optim.SGD(net.parameters(), lr=0.1), net, inputs)
+    assert told[0].filename == __file__
+    hook.remove()
+    for call in (equinorm.balance, equinorm.balance_):
+        with pytest.warns(UserWarning, match=r"'1' \(batch normalization\) will be folded") as told:
+            call(net, inputs, p=float("inf"))
+        assert told[0].filename == __file__
+
+
+def test_a_network_without_parameters_of_its_own():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x).relu())
+
+    assert "only in an nn.ModuleList" in str(equinorm.balance_(Listed(), torch.randn(2, 4)))
+
+
+def test_infinity_as_text_is_told_how_to_write_it():
+    net, inputs = network()
+    with pytest.raises(BalanceError, match=r"write math\.inf"):
+        equinorm.balance_(net, inputs, p="inf")
