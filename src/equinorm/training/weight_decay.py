@@ -199,7 +199,7 @@ class DecayParts:
             RescaleError: which names the state and the first parameter that has it.
         """
         for group in self._optimizer.param_groups:
-            for name in filter(self.moving.__contains__, map(self._names.get, map(id, group["params"]))):
+            for name in filter(self.moving.__contains__, (self._names.get(id(p), "") for p in group["params"])):
                 check_group(self._optimizer, group, name)
                 for key, law in self._kept(group).items():
                     self.check(group, law, key, name, is_present=False)
