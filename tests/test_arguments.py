@@ -129,3 +129,66 @@ def test_exported_programs_are_told_what_to_do(call):
     inputs = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
     with pytest.raises(EquinormError, match=r"not ExportedProgram\. Give its \.module\(\)"):
         call(torch.export.export(net, inputs), inputs)
+
+
+@pytest.mark.parametrize("call", [equinorm.symmetries, equinorm.permutations, equinorm.equalize])
+def test_inputs_by_name_are_told_where_they_go(call):
+    net, inputs = network()
+    with pytest.raises(EquinormError, match=r"a tuple of inputs, not dict\. Give inputs by name as the next argument"):
+        call(net.eval(), {"input": inputs})
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    net, inputs = network()
+    optimizer = torch.optim.Adam(copy.deepcopy(net).parameters())
+    symmetries, permutations = equinorm.symmetries(net, inputs), equinorm.permutations(net, inputs)
+    before = copy.deepcopy(net.state_dict())
+    calls = (
+        lambda: symmetries.rescale_(torch.ones(3), optimizer),
+        lambda: symmetries.balance().apply_(optimizer),
+        lambda: symmetries.balance().plan().apply_(net, optimizer),
+        lambda: permutations.permute_({"0.weight[0]": torch.tensor([2, 0, 1])}, optimizer),
+    )
+    for call in calls:
+        with pytest.raises(RescaleError, match="Adam holds no parameter of Sequential"):
+            call()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    symmetries.rescale_(torch.ones(3), torch.optim.Adam(net[2].parameters()))  # one of a part may leave the rest
+
+
+def test_a_seed_is_no_generator():
+    net, inputs = network()
+    with pytest.raises(EquinormError, match=r"generator must be .* not 0\. For a seed"):
+        equinorm.permutations(net, inputs).random(0)
+
+
+def test_warnings_name_the_line_of_the_caller():
+    head, inputs = network()
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), *head).eval()
+    net[:2].requires_grad_(False)
+    with pytest.warns(UserWarning, match="frozen parameters stay") as told:
+        hook = equinorm.ENorm(torch.optim.SGD(net.parameters(), lr=0.1), net, inputs)
+    assert told[0].filename == __file__
+    hook.remove()
+    for call in (equinorm.balance, equinorm.balance_):
+        with pytest.warns(UserWarning, match=r"'1' \(batch normalization\) will be folded") as told:
+            call(net, inputs, p=float("inf"))
+        assert told[0].filename == __file__
+
+
+def test_a_network_without_parameters_of_its_own():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(4, 3), nn.Linear(3, 2)]
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](x).relu())
+
+    assert "only in an nn.ModuleList" in str(equinorm.balance_(Listed(), torch.randn(2, 4)))
+
+
+def test_infinity_as_text_is_told_how_to_write_it():
+    net, inputs = network()
+    with pytest.raises(BalanceError, match=r"write math\.inf"):
+        equinorm.balance_(net, inputs, p="inf")

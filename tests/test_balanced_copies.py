@@ -139,10 +139,19 @@ def test_what_cannot_be_copied_is_said():
     net = network()
     net.cached = net(BATCH)
     with pytest.raises(
-        equinorm.EquinormError, match=re.escape("cannot copy Sequential to balance the copy: RuntimeError")
+        equinorm.EquinormError, match=re.escape("cannot copy Sequential to balance the copy: attribute 'cached': RuntimeError")
     ) as info:
         equinorm.balance(net, (BATCH,))
     assert "or balance the model itself with balance_." in str(info.value)
+
+
+def test_python_modules_in_attributes_are_shared():
+    net = network().eval()
+    net.F, net[0].torch = nn.functional, torch
+    balanced = equinorm.balance(net, (BATCH,))
+    assert balanced.F is nn.functional
+    assert balanced[0].torch is torch
+    assert equinorm.deviation(net, balanced, (BATCH,)) < 1e-12
 
 
 def test_refusals():

@@ -129,6 +129,10 @@ def test_weights_without_numbers():
         equinorm.equivalence(nn.Linear(4, 2, device="meta"), nn.Linear(4, 2, device="meta"), torch.randn(1, 4, device="meta"))
     with pytest.raises(equinorm.EquinormError, match="meta"):
         equinorm.equivalence(net, copy.deepcopy(net).to("meta"), inputs())
+    with pytest.raises(equinorm.EquinormError, match="is on the meta device and holds no numbers"):
+        equinorm.deviation(net, copy.deepcopy(net).to("meta"), inputs())
+    with pytest.raises(equinorm.EquinormError, match="is on the meta device and holds no numbers"):
+        equinorm.equalize(nn.Linear(4, 2, device="meta").eval(), torch.randn(1, 4, device="meta"))
 
 
 class Returning(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from equinorm._arguments import check_count
 from equinorm._deviation import check_model
+from equinorm._display import count
 from equinorm._equivalence import same_group, same_parameters
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
@@ -39,8 +40,8 @@ class Alignment:
 
     def __str__(self) -> str:
         return (
-            f"aligned in {self.sweeps} sweeps: distance {self.distance_before:.4g} before, {self.distance_after:.4g} after, "
-            "of the norm of the other network"
+            f"aligned in {count(self.sweeps, 'sweep')}: distance {self.distance_before:.4g} before, "
+            f"{self.distance_after:.4g} after, of the norm of the other network"
         )
 
 

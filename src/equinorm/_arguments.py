@@ -31,7 +31,9 @@ def positional(args: Any) -> tuple:
     if isinstance(args, Tensor):
         return (args,)
     if not isinstance(args, (tuple, list)):
-        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+        is_named = isinstance(args, Mapping)  # what tokenizers of transformers return is one too
+        way = " Give inputs by name as the next argument, kwargs: model, (), inputs." if is_named else ""
+        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.{way}")
     return tuple(args)
 
 

@@ -69,8 +69,13 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no module, and say how to make one of it."""
+    """Refuse what is no module, and say how to make one of it; also modules without numbers."""
     if isinstance(model, nn.Module):
+        empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+        if empty is not None:
+            raise EquivalenceError(
+                f"{empty} of {describe(model)} is on the meta device and holds no numbers. Load the weights first."
+            )
         return
     kind = type(model).__name__
     if isinstance(model, Mapping):

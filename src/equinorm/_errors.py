@@ -1,9 +1,17 @@
 """Errors that name what was wrong, where, and what to do next."""
 
+import contextlib
+import os
+import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+_INSIDE = (os.path.dirname(__file__) + os.sep, os.path.dirname(torch.__file__) + os.sep, contextlib.__file__)
+"""Where code is not the user's: calls come through decorators, and through hooks of optimizers."""
 
 
 class EquinormError(Exception):
@@ -55,3 +63,11 @@ def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str
 
     parts = [one(value) for value in args] + [f"{name}={one(value)}" for name, value in (kwargs or {}).items()]
     return f"({', '.join(parts)})"
+
+
+def warn(text: str) -> None:
+    """Warn at the line of the user's code that led here."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, stacklevel=level)

@@ -5,6 +5,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,13 +65,26 @@ def duplicate(model: nn.Module, purpose: str, otherwise: str = "") -> nn.Module:
         return copy.deepcopy(model, _copied_tensors(model))
     except Exception as error:
         raise EquinormError(
-            f"cannot copy {describe(model)} {purpose}: {type(error).__name__}: {error}. "
+            f"cannot copy {describe(model)} {purpose}: {_hinders(model)}{type(error).__name__}: {error}. "
             f"Make copy.deepcopy(model) work{otherwise}."
         ) from error
 
 
+def _hinders(model: nn.Module) -> str:
+    """The first plain attribute that cannot be copied, if there is one."""
+    common = vars(nn.Module())
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            try:
+                if key not in common and not isinstance(value, ModuleType):
+                    copy.deepcopy(value)
+            except Exception:
+                return f"attribute {f'{name}.{key}'.lstrip('.')!r}: "
+    return ""
+
+
 def _copied_tensors(model: nn.Module) -> dict[int, Any]:
-    """Copies, by identity, of tensors that `copy.deepcopy` would part from others, or refuse."""
+    """Copies, by identity, of tensors that `copy.deepcopy` would part from others, or refuse; and Python's modules."""
     copies: dict[int, Any] = {}
     sharing: dict[int, dict[int, Tensor]] = {}
     for module in model.modules():
@@ -78,6 +92,7 @@ def _copied_tensors(model: nn.Module) -> dict[int, Any]:
             tensor = vars(module)[name]
             if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 copies[id(tensor)] = tensor.detach().clone()
+        copies |= {id(value): value for value in vars(module).values() if isinstance(value, ModuleType)}
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in copies and _is_plain(tensor):
                 sharing.setdefault(tensor.untyped_storage()._cdata, {})[id(tensor)] = tensor

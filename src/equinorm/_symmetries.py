@@ -1,7 +1,6 @@
 """Symmetries: every rescaling of a network's channels that leaves its function unchanged."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import further_inputs, positional
-from equinorm._errors import BalanceError, EquinormError, ExportError, describe
+from equinorm._errors import BalanceError, EquinormError, ExportError, describe, warn
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
@@ -126,11 +125,10 @@ def _warn_of_batch_norm(values: InnerValues) -> None:
     norms = [value for value in values if "batch_norm" in value.operator and "running_mean" in value.reads]
     if norms:
         more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
-        warnings.warn(
-            f"{norms[0].module or norms[0].name}{more} (batch normalization) will be folded into the layers beside it when the "
-            "network is quantized, and p = inf evens out the weights as they are now, not the folded ones. Fold first: "
-            "equinorm.quantization.prepare(model, args) gives a folded copy to balance.",
-            stacklevel=4,
+        warn(
+            f"{norms[0].module or norms[0].name!r}{more} (batch normalization) will be folded into the layers beside it when "
+            "the network is quantized, and p = inf evens out the weights as they are now, not the folded ones. Fold first: "
+            "equinorm.quantization.prepare(model, args) gives a folded copy to balance."
         )
 
 

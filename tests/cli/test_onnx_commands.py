@@ -42,7 +42,7 @@ def test_balance_and_compare(graph):
     compared = record("compare", "net.onnx", "out.onnx")
     assert compared["same_outputs"]
     assert compared["equivalent"]
-    assert "exists" in refusal("balance", "net.onnx", "-o", "out.onnx")
+    assert "exists. Use --force to replace it" in refusal("balance", "net.onnx", "-o", "out.onnx")
     said = invoke("balance", "net.onnx", "-o", "out.onnx", "--force", "--power-of-two").stdout
     assert "0 (bitwise equal)" in said
 

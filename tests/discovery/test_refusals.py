@@ -97,3 +97,18 @@ def test_function_transforms_are_refused_with_a_way_out():
     with pytest.raises(equinorm.ExportError, match=r"torch\.vmap.*opaque"):
         equinorm.symmetries(model, torch.randn(2, 3))
     assert equinorm.symmetries(model, torch.randn(2, 3), opaque="3").num_free == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_told_what_to_give():
+    for compiled in (torch.jit.script(two_layers()), torch.jit.trace(two_layers(), X)):
+        with pytest.raises(equinorm.ExportError, match=r"keeps no Python to record\. Give the module"):
+            equinorm.symmetries(compiled, X)
+
+
+def test_tensors_of_inference_mode_are_named():
+    with torch.inference_mode():
+        net, inputs = two_layers(), X.clone()
+    for call in ((net, X), (two_layers(), inputs)):
+        with pytest.raises(equinorm.ExportError, match=r"within torch\.inference_mode.* clone"):
+            equinorm.symmetries(*call)

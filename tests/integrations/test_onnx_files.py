@@ -348,8 +348,10 @@ def test_what_deviates_is_not_written(tmp_path):
     with pytest.raises(OnnxError, match=r"refused: in onnxruntime .* deviate by 1\.0e-03 .* Nothing was written"):
         writing.write(file.module, tmp_path / "out.onnx", file.args)
     assert [entry.name for entry in tmp_path.iterdir()] == ["in.onnx"]
-    with pytest.raises(OutputError, match="exists"):
+    with pytest.raises(OutputError, match=r"exists\. Use force=True to replace it"):
         writing.write(file.module, path, file.args)
+    with pytest.raises(OnnxError, match=r"not Linear: .*\. A network of PyTorch becomes a file by"):
+        writing.write(torch.nn.Linear(2, 2), tmp_path / "out.onnx", file.args)
     save(chain(first=normal(4, 6), second=normal(6, 3)), path)
     with pytest.raises(OnnxError, match="Read it again"):
         writing.write(file.module, tmp_path / "out.onnx", file.args)

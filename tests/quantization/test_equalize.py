@@ -56,7 +56,7 @@ def test_measuring_again_gives_the_same_and_other_data_something_near(uneven, fo
 def test_powers_of_two_change_no_bit(uneven):
     net, x = uneven
     net, x = copy.deepcopy(net).float(), x.float()
-    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", powers_of_two=True)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", power_of_two=True)
     assert equinorm.deviation(found.model, net, x) == 0.0
     assert bool(found.log_scales.any())
     assert "powers of two" in found.reason
@@ -183,7 +183,7 @@ class NoGradient(nn.Module):
     ("net", "options", "words"),
     [
         (LINEAR, {"calibration": [torch.randn(5, 4)]}, "does not run on calibration batch 0"),
-        (LINEAR, {"calibration": [(X, X)]}, "the number of inputs differs"),
+        (LINEAR, {"calibration": [(X, X)]}, "the number of inputs differs. Leave out what the model does not take, as labels"),
         (LINEAR, {"calibration": [X[0]]}, "they may differ in sizes alone"),
         (LINEAR, {"calibration": [X, 3]}, "calibration batch 1 must be a tuple of inputs, not int"),
         (LINEAR, {"calibration": X}, "For one"),
@@ -192,6 +192,8 @@ class NoGradient(nn.Module):
         (LINEAR, {"calibration": [X], "scheme": "int8"}, "a scheme is written as"),
         (LINEAR, {"calibration": [X], "scheme": 8}, "scheme must be"),
         (LINEAR, {"scheme": Scheme(in_float=["*"])}, "all its layers stay in float"),
+        (LINEAR, {"scheme": Scheme(in_float=["hed"])}, "pattern 'hed' matches no layer"),
+        (LINEAR, {"scheme": Scheme(overrides={"*": "w4", "x.*": "w4"})}, r"pattern 'x\.\*' matches no layer"),
         (LINEAR, {"largest": 0.5}, "largest must be a number above 1"),
         (LINEAR, {"tol": 0}, "tol must be a number above 0"),
         (LINEAR, {"progress": 3}, "progress must be a function"),

@@ -276,7 +276,7 @@ def test_refusals():
 def test_least_maximum_warns_of_batch_normalization():
     net, args = net_of(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), (torch.randn(5, 3).double(),)
     with pytest.warns(
-        UserWarning, match="^1 .batch normalization. will be folded .* Fold first: equinorm.quantization.prepare"
+        UserWarning, match="^'1' .batch normalization. will be folded .* Fold first: equinorm.quantization.prepare"
     ):
         equinorm.symmetries(net, args).balance(p=math.inf)
     with warnings.catch_warnings():

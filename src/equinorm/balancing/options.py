@@ -57,7 +57,8 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
     """Refuse options that are out of range."""
     for name, value in (("p", p), ("c", c), ("tol", tol)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise BalanceError(f"{name} must be a number, not {value!r}.")
+            way = ": for the largest entry write math.inf" if name == "p" and value in ("inf", "max") else ""
+            raise BalanceError(f"{name} must be a number, not {value!r}{way}.")
     if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
         why = ": powers would underflow" if p > 0 else ": only positive p make a norm" if p <= 0 else ""
         raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}{why}.")

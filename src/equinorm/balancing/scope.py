@@ -11,6 +11,8 @@ from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
 from equinorm.rescaling.orbit import Orbit
 
+_NO_PARAMETERS = "it has no parameters (layers in a plain list or dict are its own only in an nn.ModuleList or nn.ModuleDict)"
+
 
 def counted(scalings: Iterable[Scaling], biases: bool) -> list[Scaling]:
     """Scalings of the tensors whose norm counts: weights that move, and biases if they are asked for."""
@@ -24,7 +26,8 @@ def nothing_moves(symmetries: Orbit, modules: Choice | None) -> str:
         pins = sorted(symmetries.pins, key=lambda pin: -pin.channels)
         shown = [f"{count(pin.channels, 'channel')} of {pin.tensor}[{pin.axis}] by {pin.reason}" for pin in pins[:3]]
         more = [f"and {len(pins) - 3} more"] if len(pins) > 3 else []
-        return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or 'it has none'}"
+        none = "it has none" if next(symmetries.model.parameters(), None) is not None else _NO_PARAMETERS
+        return f"no hidden channel of {model} can be rescaled: {'; '.join(shown + more) or none}"
     if modules is not None:
         return f"no hidden channel of {model} can be rescaled: none moves within the chosen modules alone"
     return f"no weight of {model} is to be balanced: what moves are biases, which do not count without biases=True, and buffers"

@@ -49,7 +49,10 @@ def built(name: str, settings: Mapping[str, Any], device: str) -> nn.Module:
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise InputError(f"{name!r} is no model. Write package.module:factory, or name an exported .pt2 file.")
+        way = "Write package.module:factory, timm:NAME, a checkpoint's FOLDER, or name an .onnx or an exported .pt2 file."
+        if name.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt")):
+            way = "Weights are given with --weights, beside the network that they belong to: package.module:factory, say."
+        raise InputError(f"{name!r} is no model. {way}")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)

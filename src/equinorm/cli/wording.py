@@ -16,6 +16,7 @@ OPTIONS = {
     "biases": "--biases",
     "power_of_two": "--power-of-two",
     "opaque": "--opaque",
+    "force": "--force",
     "args": "--input",
     "kwargs": "--input",
 }

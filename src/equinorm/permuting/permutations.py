@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn, optim
 
-from equinorm._arguments import further_inputs
+from equinorm._arguments import further_inputs, positional
 from equinorm._errors import EquinormError, ExportError, PermutationError
 from equinorm._memory import storage_of
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
@@ -22,6 +22,7 @@ from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
 from equinorm.rescaling.model_guard import ModelGuard
+from equinorm.rescaling.optimizer_state import check_trains
 
 Permutation = tuple[Tensor, ...]
 """For each family the channel that comes to each place, of shape `family.shape`."""
@@ -74,6 +75,10 @@ class Permutations:
         Returns:
             For each family an int64 tensor of shape `family.shape`: the channel that comes to each place.
         """
+        if generator is not None and not isinstance(generator, Generator):
+            raise PermutationError(
+                f"generator must be a torch.Generator or None, not {generator!r}. For a seed: torch.Generator().manual_seed(0)."
+            )
         return tuple(torch.rand(f.shape, generator=generator, dtype=torch.float64).argsort(-1) for f in self.families)
 
     def spec(self) -> PermutationSpec:
@@ -146,6 +151,7 @@ class Permutations:
                 if tensor.grad is not None:
                     moves.append(Move(f"gradient of {source.names[0]}", tensor.grad, indices))
         if optimizer is not None:
+            check_trains(optimizer, self.model)
             moves += [Move(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
         for move in moves:
             _check_writable(move)
@@ -299,10 +305,7 @@ def permutations(
     if not isinstance(model, nn.Module):
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     model = unwrapped(model)
-    if isinstance(args, Tensor):
-        args = (args,)
-    if not isinstance(args, (tuple, list)):
-        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.")
+    args = positional(args)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
     hidden = chosen(model, opaque, ExportError, "opaque")

@@ -41,7 +41,7 @@ class Options:
 
     scheme: Scheme
     largest: float
-    powers_of_two: bool
+    power_of_two: bool
     bias_correction: bool
     tol: float
     progress: Progress | None
@@ -64,7 +64,7 @@ def equalize(
     calibration: Iterable[Any] | None = None,
     scheme: Scheme | str = Scheme(),  # noqa: B008 -- it is frozen
     largest: float = 1e8,
-    powers_of_two: bool = False,
+    power_of_two: bool = False,
     bias_correction: bool = False,
     tol: float = 5e-3,
     opaque: Choice = (),
@@ -92,7 +92,7 @@ def equalize(
             spread of `args`; the scales are nearly as good, but the bounds are wrong, so measure on data.
         scheme: what will be rounded to how many bits, or its short form, as "w8a8".
         largest: no free scale is larger than this, or smaller than its inverse.
-        powers_of_two: round scales to powers of two. Then the float network is bitwise the same, and the noise larger.
+        power_of_two: round scales to powers of two. Then the float network is bitwise the same, and the noise larger.
         bias_correction: also add to biases what rounding shifts on average. The copy then differs from the model in float, by
             what makes up for rounding with this scheme.
         tol: on the gap.
@@ -117,7 +117,7 @@ def equalize(
     >>> equinorm.deviation(net, result.model, (x,)) < 1e-5
     True
     """
-    options = Options(scheme_of(scheme), largest, powers_of_two, bias_correction, tol, progress)
+    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, progress)
     _check(model)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
     prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
@@ -135,7 +135,7 @@ def equalize_(
     calibration: Iterable[Any] | None = None,
     scheme: Scheme | str = Scheme(),  # noqa: B008 -- it is frozen
     largest: float = 1e8,
-    powers_of_two: bool = False,
+    power_of_two: bool = False,
     bias_correction: bool = False,
     tol: float = 5e-3,
     opaque: Choice = (),
@@ -151,7 +151,7 @@ def equalize_(
     >>> equinorm.equalize_(net, torch.randn(32, 8), scheme="w8a8-tensor").model is net
     True
     """
-    options = Options(scheme_of(scheme), largest, powers_of_two, bias_correction, tol, progress)
+    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, progress)
     _check(model)
     return _equalized(unwrapped(model), args, kwargs, calibration, options, opaque)
 
@@ -180,7 +180,7 @@ def _equalized(
     expected, observed, names = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
     z = torch.from_numpy(minimum.z)
-    if options.powers_of_two:
+    if options.power_of_two:
         z = round_to_powers_of_two(z, [s for s in symmetries.scalings if s.factors])
     clock.lap("minimum")
     taken = _Taken.measure(model, points, seen, symmetries, z, batches)
@@ -288,7 +288,7 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, taken: _
     share = f"within {100 * minimum.gap:.2g} % of the least noise"
     if minimum.gap > options.tol:
         share += f", not the {100 * options.tol:.2g} % asked for, after {minimum.rounds} rounds"
-    if options.powers_of_two:
+    if options.power_of_two:
         share += ", before scales were rounded to powers of two"
     if taken.share == 1.0:
         return share

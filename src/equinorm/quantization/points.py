@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from equinorm._display import shortened
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm._modules import Choice, by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
@@ -69,6 +70,12 @@ def find_points(
     _check_floats(model)
     seen = _run_once(model, args, kwargs)
     owners = {call.name: call.name.rpartition(".")[0] for call in seen}
+    if idle := scheme.idle_patterns(owners.values()):
+        layers = list(dict.fromkeys(owners.values()))
+        raise EqualizeError(
+            f"the scheme's pattern {idle[0]!r} matches no layer that {describe(model)} would round. These are "
+            f"{', '.join(shortened(layers, 8, 'layers'))}; '*' stands for any letters."
+        )
     schemes = {name: rounded for name, owner in owners.items() if (rounded := scheme.within(owner)) is not None}
     if not schemes:
         why = "all its layers stay in float" if owners else "it calls no linear layer or convolution with a parameter as weight"

@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Scheme:
         activation_bits: from 2 to 16, one step for a whole tensor; None leaves activations in float.
         activation_symmetric: as for weights.
         overrides: other schemes for modules whose names match a pattern ("features.0.*"); the first that matches counts.
-        in_float: patterns of modules that are not quantized.
+        in_float: patterns of modules that are not quantized. A pattern must match a layer of the network.
 
     Raises:
         EqualizeError: for values out of range.
@@ -98,6 +98,11 @@ class Scheme:
             if fnmatch.fnmatchcase(module, pattern):
                 return scheme.within(module)
         return self
+
+    def idle_patterns(self, modules: Iterable[str]) -> list[str]:
+        """Patterns of this scheme that match none of these names."""
+        names, patterns = list(modules), [*self.in_float, *(pattern for pattern, _ in self.overrides)]
+        return [pattern for pattern in patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
 
     @property
     def weight_levels(self) -> int:

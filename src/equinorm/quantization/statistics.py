@@ -280,7 +280,10 @@ def _check_like(batch: Batch, example: Batch, number: int, model: str) -> None:
     given, wanted = batch[0], example[0]
     shapes = f"{describe_inputs(*batch)}, and {model} was analysed with {describe_inputs(*example)}"
     if wanted and len(given) != len(wanted):
-        raise EqualizeError(f"calibration batch {number} has inputs {shapes}: the number of inputs differs.")
+        way = (
+            " Leave out what the model does not take, as labels: [(x,) for x, _ in loader]." if len(given) > len(wanted) else ""
+        )
+        raise EqualizeError(f"calibration batch {number} has inputs {shapes}: the number of inputs differs.{way}")
     for one, other in zip(given, wanted, strict=False):
         if isinstance(other, Tensor) and (not isinstance(one, Tensor) or one.dim() != other.dim()):
             raise EqualizeError(f"calibration batch {number} has inputs {shapes}: they may differ in sizes alone.")

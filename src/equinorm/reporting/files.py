@@ -26,7 +26,7 @@ def check_target(path: Path, suffixes: Sequence[str], force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder.")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists. Use --force to replace it, or write to another name.")
+        raise OutputError(f"{path} exists. Use force=True to replace it, or write to another name.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: the folder {folder} is read-only. Write to another one.")
 
@@ -70,7 +70,7 @@ def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], for
                 raise OutputError(f"cannot write {path}: {reason}. Nothing was written.") from error
         for (temporary, target), (path, _) in zip(staged, files, strict=True):
             if target.exists() and not force:
-                raise OutputError(f"{path} exists by now. Use --force to replace it, or write to another name.")
+                raise OutputError(f"{path} exists by now. Use force=True to replace it, or write to another name.")
             try:
                 os.replace(temporary, target)
             except OSError as error:

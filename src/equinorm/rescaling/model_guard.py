@@ -1,12 +1,11 @@
 """Is a model still the one that was analysed?"""
 
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from equinorm._errors import RescaleError
+from equinorm._errors import RescaleError, warn
 from equinorm._modules import only_looks
 
 CLASS = "its class"
@@ -70,7 +69,7 @@ class ModelGuard:
                 self._hooks.setdefault(module, set()).update(_hooks(module))
                 where = f"{type(module).__name__} {name!r} of {self._owner}"
                 harmless = "If it changes nothing that the module takes or returns, nothing needs to be done."
-                warnings.warn(f"a forward hook was added to {where} {self._advice} {harmless}", stacklevel=2)
+                warn(f"a forward hook was added to {where} {self._advice} {harmless}")
             self._modules[number] = (name, module, before, found)
         if not self._same_tensors:
             now = dict(self._model.named_parameters(remove_duplicate=False))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
-from equinorm._errors import EquinormError, RescaleError
+from equinorm._errors import EquinormError, RescaleError, describe
 
 Group = Mapping[str, Any]
 """An optimizer's parameter group."""
@@ -201,6 +201,21 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
     if not isinstance(getattr(optimizer, "_optimizer_step_post_hooks", None), Mapping):
         raise RescaleError(f"{type(optimizer).__name__} was made without Optimizer.__init__, and takes no hooks on its steps.")
     return optimizer, wrappers
+
+
+def check_trains(optimizer: Any, model: nn.Module) -> None:
+    """Refuse an optimizer that holds no parameter of a model: nothing of it could move along.
+
+    Raises:
+        RescaleError: if it holds none, or is not known.
+    """
+    inner, _ = unwrapped_optimizer(optimizer)
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for group in inner.param_groups for parameter in group["params"]):
+        raise RescaleError(
+            f"{type(inner).__name__} holds no parameter of {describe(model)}, so that its state cannot move along. Give the "
+            "optimizer that trains this very model (not a copy of it), or none."
+        )
 
 
 def update_exponent(optimizer: optim.Optimizer) -> int:

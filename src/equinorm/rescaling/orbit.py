@@ -12,6 +12,7 @@ from equinorm._scaling import Cast, Family, Pin, Scaling
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
 from equinorm.rescaling.model_guard import ModelGuard
+from equinorm.rescaling.optimizer_state import check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 
@@ -88,6 +89,8 @@ class Orbit:
         if not bool(log_scales.isfinite().all()):
             raise RescaleError("log_scales must be finite: they are natural logarithms of positive scales.")
         self._guard.check()
+        if optimizer is not None:
+            check_trains(optimizer, self.model)
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
             log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])

@@ -1,12 +1,11 @@
 """Frozen parameters: what was saved of them elsewhere stays valid only while they keep still."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from equinorm._errors import BalanceError
+from equinorm._errors import BalanceError, warn
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.layout import NetworkLayout, lay_out
@@ -69,12 +68,11 @@ class Selection:
             left = torch.zeros_like(self.held)
             for scaling in self.moving:
                 left[scaling.free()] = True
-            warnings.warn(
+            warn(
                 f"frozen parameters stay as they are, and so does what would move with them: {shown(self.frozen)}. "
                 f"{int((left & ~self.held).sum())} of {self._symmetries.num_free} scale classes are left to move. If the whole "
                 "network is saved together, ENorm(frozen='move') rescales frozen parameters too; if not (adapters without "
-                "their base), leave it.",
-                stacklevel=3,
+                "their base), leave it."
             )
 
     def _frozen(self) -> tuple[bool, ...]:

@@ -2,13 +2,12 @@
 
 import itertools
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from equinorm._errors import EquinormError
+from equinorm._errors import EquinormError, warn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,10 +37,9 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return inner(*args, **kwargs)
         except FailOnRecompileLimitHit:
-            warnings.warn(
+            warn(
                 "what ENorm moves takes more patterns than torch.compile keeps (gradients or states come and go); further ones "
-                "run without compile=True.",
-                stacklevel=2,
+                "run without compile=True."
             )
             return function(*args, **kwargs)
         except TorchDynamoException as error:

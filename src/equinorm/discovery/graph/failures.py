@@ -37,6 +37,13 @@ def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Ex
             f"{cannot}: a forward reads a parameter or buffer by its `.data`, which torch.export cannot follow. Write "
             f"`.detach()` there, which is the same without gradients. {report}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        return f"{cannot}: TorchScript keeps no Python to record. Give the module that it was made from. {report}"
+    if "Inference tensors cannot" in first:
+        return (
+            f"{cannot}: a parameter, buffer or input was made within torch.inference_mode(), and autograd cannot use it. "
+            f"Make it outside of that, or clone() it; torch.no_grad() does no such harm. {report}"
+        )
     if "data-dependent" in first:
         first = "the model branches on the value of a tensor"
     frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)

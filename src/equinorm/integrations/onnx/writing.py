@@ -44,6 +44,11 @@ def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tenso
         OnnxError: if outputs deviate by more than rounding, or the file has changed since it was read.
         OutputError: if it cannot be written. Nothing is written then.
     """
+    if not isinstance(module, OnnxModule):
+        raise OnnxError(
+            f"module must be what read(...).module gives, not {type(module).__name__}: its file gets other weights. "
+            "A network of PyTorch becomes a file by torch.onnx.export."
+        )
     path = Path(path)
     check_target(path, (".onnx",), force)
     written = Written(module, args)
