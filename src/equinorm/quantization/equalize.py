@@ -179,11 +179,14 @@ def _equalized(
     clock.lap("statistics")
     expected, observed, names = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
-    z = torch.from_numpy(minimum.z)
-    if options.powers_of_two:
-        z = round_to_powers_of_two(z, [s for s in symmetries.scalings if s.factors])
     clock.lap("minimum")
-    taken = _Taken.measure(model, points, seen, symmetries, z, batches)
+    moving = [scaling for scaling in symmetries.scalings if scaling.factors]
+
+    def part(share: float) -> Tensor:
+        z = share * torch.from_numpy(minimum.z)
+        return round_to_powers_of_two(z, moving) if options.powers_of_two else z
+
+    taken = _Taken.measure(model, points, seen, symmetries, part, batches)
     symmetries.rescale_(taken.z)
     corrections, after = (
         _corrected(model, points, seen, symmetries, taken, batches) if options.bias_correction else ({}, taken.after)
@@ -231,9 +234,16 @@ class _Taken:
 
     @staticmethod
     def measure(
-        model: nn.Module, points: tuple[Point, ...], seen: Statistics, symmetries: Symmetries, z: Tensor, batches: list[Batch]
+        model: nn.Module,
+        points: tuple[Point, ...],
+        seen: Statistics,
+        symmetries: Symmetries,
+        part: Callable[[float], Tensor],
+        batches: list[Batch],
     ) -> "_Taken":
-        """All of z, or as much of it as makes the rounded network no worse than it was.
+        """All of the log-scales that were found, or as much of them as makes the rounded network no worse than it was.
+
+        `part` gives a share of them, rounded if it must be: half of a power of two's logarithm is none.
 
         What decides is measured with bounds of activations from half of the data: the more even channels are, the more of them
         reach beyond bounds on data that were not seen.
@@ -242,17 +252,17 @@ class _Taken:
         scalings = by_name(symmetries.scalings)
 
         def simulation(share: float, activations: Mapping[tuple[str, int], Activation] = seen.activations) -> Simulation:
-            return Simulation(model, points, activations, scalings, share * z)
+            return Simulation(model, points, activations, scalings, part(share))
 
         before, after, *half = signal_to_noise(
             [simulation(0.0), simulation(1.0), *(simulation(s, halves) for s in (0.0, 1.0))], batches
         )
         if half[1] >= half[0]:
-            return _Taken(z, before, after, 1.0)
+            return _Taken(part(1.0), before, after, 1.0)
         tried = signal_to_noise([simulation(share, halves) for share in FALLBACKS], batches)
         _, share = max([*zip(tried, FALLBACKS, strict=True), (half[0], 0.0)])
         (after,) = signal_to_noise([simulation(share)], batches)
-        return _Taken(share * z, before, after, share)
+        return _Taken(part(share), before, after, share)
 
 
 def _corrected(
