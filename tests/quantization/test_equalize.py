@@ -196,6 +196,27 @@ class NoGradient(nn.Module):
         return self.layer(x)
 
 
+class Unread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 4), nn.LayerNorm(3)
+
+    def forward(self, x):
+        self.layer(x)
+        return self.norm(x)
+
+
+class Overwritten(nn.Module):
+    """What the way back reads of a sigmoid is changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.layer(x).sigmoid().mul_(2)
+
+
 @pytest.mark.parametrize(
     ("net", "options", "words"),
     [
@@ -216,6 +237,8 @@ class NoGradient(nn.Module):
         (nn.Sequential(nn.Linear(3, 3)).train(), {}, "training mode"),
         (net_of(nn.Linear(3, 4), torch.ao.quantization.FakeQuantize()), {}, "is quantized already"),
         (NoGradient().eval(), {}, "no gradient reaches"),
+        (Unread().eval(), {}, "no output depends on its layers"),
+        (Overwritten().eval(), {}, "gradients of Overwritten cannot be taken"),
         (3, {}, "model must be a torch.nn.Module"),
     ],
 )  # fmt: skip
