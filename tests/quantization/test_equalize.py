@@ -102,6 +102,18 @@ def test_bias_correction_takes_out_what_rounding_shifts():
     assert not plain.corrections
 
 
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_what_layers_share_is_not_corrected(tensor):
+    """One layer's shift would move the other, and more than was measured."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    setattr(net[2], tensor, getattr(net[0], tensor))
+    x = 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert set(found.corrections) <= {"4.weight"}
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+
+
 def test_normalizations_are_folded_and_bounds_set_free():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)]
