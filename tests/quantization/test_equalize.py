@@ -114,6 +114,26 @@ def test_what_layers_share_is_not_corrected(tensor):
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
+class Again(nn.Module):
+    """A layer whose first result nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        self.layer(x)
+        return self.last(self.layer(self.first(x).relu()).relu())
+
+
+def test_a_corrected_bias_counts_in_every_call():
+    torch.manual_seed(3)
+    net, x = Again().double().eval(), 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert "layer.weight" in found.corrections
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+
+
 def test_normalizations_are_folded_and_bounds_set_free():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)]

@@ -301,7 +301,8 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, taken: _
         share += ", before scales were rounded to powers of two"
     if taken.share == 1.0:
         return share
-    kept = f"{taken.share:g} of the log-scales are taken" if taken.share else "the scales are left as they were"
+    moves = bool(taken.z.any())  # a small part may be rounded to nothing
+    kept = f"{taken.share:g} of the log-scales are taken" if moves else "the scales are left as they were"
     return f"{share}; by measurement, {kept}"
 
 
