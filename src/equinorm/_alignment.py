@@ -120,6 +120,8 @@ def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
         tensor = found.tensors[scaling.name]
         if tensor.is_meta or tensor.layout != torch.strided:
             raise EquivalenceError(f"{scaling.name} holds no dense numbers (on the meta device, or sparse). Load it.")
+        if not bool(tensor.isfinite().all()):
+            raise EquivalenceError(f"{scaling.name} holds NaN or inf, which is near to nothing.")
         if scaling.kind == "buffer":
             forms[scaling.name] = torch.zeros(scaling.shape, dtype=torch.float64)
         else:
@@ -129,8 +131,10 @@ def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
-    pairs = [
-        (a.detach().cpu().double(), b.detach().cpu().double())
-        for a, b in zip(one.parameters(), other.parameters(), strict=True)
-    ]
-    return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(b.square().sum()) for _, b in pairs))
+    """‖a − b‖₂ / ‖b‖₂ by names, in whatever order the two list them; inf where all of b is zero and a is not."""
+    theirs = dict(other.named_parameters())
+    apart, whole = 0.0, 0.0
+    for name, parameter in one.named_parameters():
+        a, b = (tensor.detach().cpu().double() for tensor in (parameter, theirs[name]))
+        apart, whole = apart + float((a - b).square().sum()), whole + float(b.square().sum())
+    return math.sqrt(apart / whole) if whole else math.inf if apart else 0.0

@@ -81,3 +81,16 @@ def test_other_architectures_are_refused():
         equinorm.align(relu_network(), nn.Linear(5, 3).double(), NETWORKS["relu"][1])
     with pytest.raises(equinorm.EquinormError, match="starts"):
         equinorm.align(relu_network(), relu_network(1), NETWORKS["relu"][1], starts=0)
+
+
+def test_distances_where_weights_are_zero_or_no_numbers():
+    x = NETWORKS["relu"][1]
+    net, empty, broken = relu_network(), relu_network(), relu_network()
+    with torch.no_grad():
+        for parameter in empty.parameters():
+            parameter.zero_()
+        broken[0].weight[0, 0] = torch.nan
+    assert equinorm.align(net, empty, x).distance_after == float("inf")
+    assert equinorm.align(empty, empty, x).distance_after == 0.0
+    with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight holds NaN or inf"):
+        equinorm.align(broken, net, x, rescale=False)

@@ -72,11 +72,17 @@ def dropped() -> nn.Sequential:
     ).double()
 
 
+def one_norm() -> nn.Sequential:
+    """A weight with one norm of all its entries."""
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 6), dim=None), nn.ELU(), nn.Linear(6, 2)).double()
+
+
 NETWORKS = {
     "gelu": (mlp, x(4, 3), 2),
     "images": (image_network, x(4, 3, 6, 6), 3),
     "attention": (lambda: Attention().double(), torch.randint(0, 9, (2, 5)), 6),
     "weight norm": (dropped, x(4, 3), 1),
+    "one norm": (one_norm, x(4, 3), 1),
     "encoder": (lambda: nn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True).double(), x(2, 5, 12), 4),
     "lstm": (lambda: Recurrent(nn.LSTM(4, 5, 2, bidirectional=True)).double(), x(3, 2, 4), 4),
     "gru": (lambda: Recurrent(nn.GRU(4, 10)).double(), x(3, 2, 4), 1),

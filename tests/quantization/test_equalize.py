@@ -62,6 +62,23 @@ def test_powers_of_two_change_no_bit(uneven):
     assert "powers of two" in found.reason
 
 
+def test_a_part_of_powers_of_two_is_rounded_again():
+    """Half of the logarithm of a power of two need not be one."""
+    generator = torch.Generator().manual_seed(21)
+    torch.manual_seed(21)
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p *= torch.randn(p.shape[0], generator=generator).mul(1.5).exp().reshape(-1, *[1] * (p.dim() - 1))
+    x = torch.randn(16, 6, generator=generator)
+    found = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(weight_bits=2, activation_bits=3), powers_of_two=True)
+    assert "of the log-scales are taken" in found.reason
+    twos = found.log_scales / math.log(2)
+    assert bool(twos.any())
+    assert torch.allclose(twos, twos.round(), rtol=0, atol=1e-9)
+    assert equinorm.deviation(found.model, net, x) == 0.0
+
+
 def test_scales_stay_within_bounds(uneven):
     net, x = uneven
     found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", largest=2.0)
@@ -83,6 +100,38 @@ def test_bias_correction_takes_out_what_rounding_shifts():
     assert net[2].bias is None
     assert corrected.model[2].bias is not None
     assert not plain.corrections
+
+
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_what_layers_share_is_not_corrected(tensor):
+    """One layer's shift would move the other, and more than was measured."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    setattr(net[2], tensor, getattr(net[0], tensor))
+    x = 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert set(found.corrections) <= {"4.weight"}
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+
+
+class Again(nn.Module):
+    """A layer whose first result nothing reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        self.layer(x)
+        return self.last(self.layer(self.first(x).relu()).relu())
+
+
+def test_a_corrected_bias_counts_in_every_call():
+    torch.manual_seed(3)
+    net, x = Again().double().eval(), 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert "layer.weight" in found.corrections
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
 def test_normalizations_are_folded_and_bounds_set_free():
@@ -179,6 +228,27 @@ class NoGradient(nn.Module):
         return self.layer(x)
 
 
+class Unread(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 4), nn.LayerNorm(3)
+
+    def forward(self, x):
+        self.layer(x)
+        return self.norm(x)
+
+
+class Overwritten(nn.Module):
+    """What the way back reads of a sigmoid is changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.layer(x).sigmoid().mul_(2)
+
+
 @pytest.mark.parametrize(
     ("net", "options", "words"),
     [
@@ -201,6 +271,8 @@ class NoGradient(nn.Module):
         (nn.Sequential(nn.Linear(3, 3)).train(), {}, "training mode"),
         (net_of(nn.Linear(3, 4), torch.ao.quantization.FakeQuantize()), {}, "is quantized already"),
         (NoGradient().eval(), {}, "no gradient reaches"),
+        (Unread().eval(), {}, "no output depends on its layers"),
+        (Overwritten().eval(), {}, "gradients of Overwritten cannot be taken"),
         (3, {}, "model must be a torch.nn.Module"),
     ],
 )  # fmt: skip

@@ -158,6 +158,28 @@ class Left(nn.Module):
 
 
 @pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Linear(8, 6), (2, 6, 8)), (nn.Conv1d(3, 6, 1), (3, 6))],
+    ids=["a sequence", "no batch"],
+)
+def test_channels_along_another_axis_are_left(layer, shape):
+    """As many as it normalizes, but not those."""
+    net, args = net_of(layer, nn.BatchNorm1d(6), nn.ReLU()), (torch.randn(shape, dtype=torch.float64),)
+    prepared, found = prepare(net, args)
+    assert found.left["1"].startswith("0 has its channels along another axis")
+    assert equinorm.deviation(net, prepared, args) == 0.0
+
+
+def test_weights_that_are_buffers_are_left():
+    net, args = net_of(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU()), (torch.randn(2, 8, dtype=torch.float64),)
+    weight = net[0].weight.detach()
+    del net[0].weight
+    net[0].register_buffer("weight", weight)
+    _, found = prepare(net, args)
+    assert found.left["1"].startswith("the weight of 0 is computed or shared")
+
+
+@pytest.mark.parametrize(
     ("way", "why"),
     [
         ("subclass", "its class, NormAndMore, may do more than normalize"),

@@ -93,7 +93,7 @@ def equalize(
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         original = duplicate(loaded.model, VERIFYING)
         steps.say("finding symmetries")
-        options = {"scheme": meant, "largest": largest, "powers_of_two": power_of_two, "opaque": opaque or ()}
+        options = {"scheme": meant, "largest": largest, "power_of_two": power_of_two, "opaque": opaque or ()}
         equalizer = equalized if output.suffix == ".pt2" else equalize_
         found = equalizer(
             *(loaded.model, loaded.args, loaded.kwargs),

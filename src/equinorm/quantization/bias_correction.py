@@ -50,9 +50,16 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
 
 
 def has_bias(model: nn.Module, weight: str) -> bool:
-    """Does a linear or convolutional module hold this weight, so that it has a bias of its own, or can be given one?"""
+    """Does a linear or convolutional module hold this weight, so that it has a bias of its own, or can be given one?
+
+    What other modules share is left: a shift is that of one layer.
+    """
     owner, _, name = weight.rpartition(".")
-    return name == "weight" and isinstance(model.get_submodule(owner), (nn.Linear, nn.modules.conv._ConvNd))
+    module = model.get_submodule(owner)
+    if name != "weight" or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        return False
+    tensors = [tensor for part in model.modules() for tensor in part._parameters.values()]
+    return all(sum(tensor is own for tensor in tensors) == 1 for own in (module.weight, module.bias) if own is not None)
 
 
 def correct_(model: nn.Module, shifts: dict[str, Tensor]) -> None:

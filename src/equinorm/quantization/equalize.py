@@ -179,11 +179,14 @@ def _equalized(
     clock.lap("statistics")
     expected, observed, names = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
-    z = torch.from_numpy(minimum.z)
-    if options.power_of_two:
-        z = round_to_powers_of_two(z, [s for s in symmetries.scalings if s.factors])
     clock.lap("minimum")
-    taken = _Taken.measure(model, points, seen, symmetries, z, batches)
+    moving = [scaling for scaling in symmetries.scalings if scaling.factors]
+
+    def part(share: float) -> Tensor:
+        z = share * torch.from_numpy(minimum.z)
+        return round_to_powers_of_two(z, moving) if options.power_of_two else z
+
+    taken = _Taken.measure(model, points, seen, symmetries, part, batches)
     symmetries.rescale_(taken.z)
     corrections, after = (
         _corrected(model, points, seen, symmetries, taken, batches) if options.bias_correction else ({}, taken.after)
@@ -231,9 +234,16 @@ class _Taken:
 
     @staticmethod
     def measure(
-        model: nn.Module, points: tuple[Point, ...], seen: Statistics, symmetries: Symmetries, z: Tensor, batches: list[Batch]
+        model: nn.Module,
+        points: tuple[Point, ...],
+        seen: Statistics,
+        symmetries: Symmetries,
+        part: Callable[[float], Tensor],
+        batches: list[Batch],
     ) -> "_Taken":
-        """All of z, or as much of it as makes the rounded network no worse than it was.
+        """All of the log-scales that were found, or as much of them as makes the rounded network no worse than it was.
+
+        `part` gives a share of them, rounded if it must be: half of a power of two's logarithm is none.
 
         It must be no worse with the bounds of activations that were seen, and with bounds from half of the data: the more even
         channels are, the more of them reach beyond bounds on data that were not seen.
@@ -244,16 +254,16 @@ class _Taken:
         def measured(*shares: float) -> list[tuple[float, float]]:
             """Signal over noise with both bounds."""
             bounds = (seen.activations, halves)
-            simulations = [Simulation(model, points, known, scalings, share * z) for share in shares for known in bounds]
+            simulations = [Simulation(model, points, known, scalings, part(share)) for share in shares for known in bounds]
             ratios = iter(signal_to_noise(simulations, batches))
             return [*zip(ratios, ratios, strict=True)]
 
         still, moved = measured(0.0, 1.0)
         if moved[0] >= still[0] and moved[1] >= still[1]:
-            return _Taken(z, still[0], moved[0], 1.0)
+            return _Taken(part(1.0), still[0], moved[0], 1.0)
         tried = zip([still, *measured(*FALLBACKS)], (0.0, *FALLBACKS), strict=True)
         best, share = max(tried, key=lambda pair: min(pair[0][0] - still[0], pair[0][1] - still[1]))
-        return _Taken(share * z, still[0], best[0], share)
+        return _Taken(part(share), still[0], best[0], share)
 
 
 def _corrected(
@@ -292,7 +302,8 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, taken: _
         share += ", before scales were rounded to powers of two"
     if taken.share == 1.0:
         return share
-    kept = f"{taken.share:g} of the log-scales are taken" if taken.share else "the scales are left as they were"
+    moves = bool(taken.z.any())  # a small part may be rounded to nothing
+    kept = f"{taken.share:g} of the log-scales are taken" if moves else "the scales are left as they were"
     return f"{share}; by measurement, {kept}"
 
 

@@ -82,13 +82,12 @@ class Simulation:
         return outputs(self.model, batch, self.handle)
 
     def handle(self, call: Call) -> Tensor:
-        """A call, rounded."""
+        """A call, rounded if it is a point; what is added to a layer's bias is added in all of its calls."""
         point = self.points.get((call.name, call.number))
-        if point is None:
-            return call.run()
-        result = call.run(input=self.activation(point, call), weight=self.weight(point, call))
-        if point.weight in self.shifts:
-            result = result + broadcast(self.shifts[point.weight], call, result)
+        changed = {} if point is None else {"input": self.activation(point, call), "weight": self.weight(point, call)}
+        result = call.run(**changed)
+        if call.name in self.shifts:
+            result = result + broadcast(self.shifts[call.name], call, result)
         return result
 
     def weight(self, point: Point, call: Call) -> Tensor:

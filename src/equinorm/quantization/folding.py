@@ -107,7 +107,8 @@ class _Graph:
         else:
             parts = [given]
         layers = [self._layer(part) for part in parts]
-        for part in parts:
+        for layer, part in zip(layers, parts, strict=True):
+            self._has_channels_second(layer, part)
             self._is_alone(part)
         return layers
 
@@ -122,9 +123,13 @@ class _Graph:
                 raise LeftError(f"{reader.name} behind it reads it as a weight")
             if isinstance(layer, TRANSPOSED) or not _is_unpadded(layer):
                 raise LeftError(f"{self.names[id(layer)]} behind it pads with zeros")
-            if isinstance(layer, nn.Linear) and len(call.shape) != 2:
-                raise LeftError(f"{self.names[id(layer)]} behind it sums along another axis")
+            self._has_channels_second(layer, call)
         return layers
+
+    def _has_channels_second(self, layer: Layer, value: InnerValue) -> None:
+        """The layer's channels are along axis 1, as the normalization's are: not so for sequences, and without a batch."""
+        if len(value.shape) != layer.weight.dim():
+            raise LeftError(f"{self.names[id(layer)]} has its channels along another axis")
 
     def _is_alone(self, value: InnerValue) -> None:
         if value.is_returned or len(self.values.readers(value.name)) != 1:
@@ -141,15 +146,15 @@ class _Graph:
         for tensor in ("weight", "bias"):
             if (read := value.reads.get(tensor)) is None:
                 continue
-            if self.values[read].tensor == "" or getattr(layer, tensor) is not _tensor(self.model, self.values[read].tensor):
+            if self.values[read].tensor == "" or getattr(layer, tensor) is not _parameter(self.model, self.values[read].tensor):
                 raise LeftError(f"the {tensor} of {name} is computed or shared")
             if len(self.values.uses(self.values[read].tensor)) != 1:
                 raise LeftError(f"{name} is used more than once")
         return layer
 
 
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    return dict(model.named_parameters(remove_duplicate=False))[name]
+def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    return dict(model.named_parameters(remove_duplicate=False)).get(name)
 
 
 def _is_unpadded(layer: Layer) -> bool:

@@ -88,6 +88,10 @@ def find_points(
             read = _scaling_of_channels(_read(found.values, uses[call.number]), call)
             numbers = owners[call.name], call.name, call.number, call.groups, call.kind.is_transposed
             points.append(Point(*numbers, schemes[call.name], read))
+    if not points:
+        raise EqualizeError(
+            f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
+        )
     return found, tuple(points)
 
 

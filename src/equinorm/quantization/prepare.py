@@ -115,6 +115,6 @@ def prepare(
         raise EqualizeError(
             f"the prepared copy of {describe(model)} deviates by {apart:.1e}, more than {limit:.0e}: {len(folded)} batch "
             f"normalizations were folded and {len(freed)} activations set free. Take double precision, fold=False, free=False "
-            "or a larger limit."
+            "or a larger limit; inplace=False for activations whose input is read again."
         )
     return prepared, Preparation(describe(model), folded, freed, left | bound, apart)

@@ -166,7 +166,10 @@ class _Pass:
                 f"no gradient reaches the layers of {describe(self.model)}: its forward runs without gradients "
                 "(torch.no_grad, detach). Equalize the module inside."
             )
-        gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+        except RuntimeError as error:
+            raise EqualizeError(f"gradients of {describe(self.model)} cannot be taken: {str(error).splitlines()[0]}") from error
         for name, gradient in zip(self.leaves, gradients, strict=False):
             squares = torch.zeros_like(self.leaves[name]) if gradient is None else gradient.square()
             self.found.weights[name] = self.found.weights[name].add_(squares) if name in self.found.weights else squares

@@ -70,7 +70,10 @@ def layer_norm(book: Book, call: Call) -> Any:
 
 @law("_weight_norm _weight_norm_interface")
 def weight_norm(book: Book, call: Call) -> Any:
-    """g·v / ‖v‖ with a norm for each place along one axis."""
+    """g·v / ‖v‖ with a norm for each place along one axis; for −1 one of all entries, of no order."""
+    if call.dim == -1:
+        book.see([])
+        return call.v if isinstance(call.result, Tensor) else [call.v, call.g]
     place = call.dim % len(call.v.axes)
     axes = list(call.v.axes)
     norms = call.g.axes[place if len(call.g.axes) > 1 else 0]
