@@ -170,6 +170,12 @@ def test_channels_along_another_axis_are_left(layer, shape):
     assert equinorm.deviation(net, prepared, args) == 0.0
 
 
+@pytest.mark.parametrize("limit", ["1e-5", math.nan, -1.0, True])
+def test_limits_are_numbers(limit):
+    with pytest.raises(equinorm.EqualizeError, match="limit must be None or a number from 0"):
+        prepare(net_of(nn.Linear(8, 6)), torch.randn(2, 8, dtype=torch.float64), limit=limit)
+
+
 def test_weights_that_are_buffers_are_left():
     net, args = net_of(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU()), (torch.randn(2, 8, dtype=torch.float64),)
     weight = net[0].weight.detach()

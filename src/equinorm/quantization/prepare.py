@@ -81,7 +81,7 @@ def prepare(
         The copy, an ordinary nn.Module, and what was done to it.
 
     Raises:
-        EqualizeError: if the model is in training mode, or the copy would compute something else.
+        EqualizeError: if the model is in training mode, the limit is no number, or the copy would compute something else.
         EquinormError: if the model cannot be copied or exported.
 
     Source: folding as in `torch.nn.utils.fusion`; Nagel et al., ICCV 2019, where bounds are dropped instead.
@@ -98,6 +98,8 @@ def prepare(
     """
     if not isinstance(model, nn.Module):
         raise EqualizeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
+        raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
     if trained := [name for name, module in model.named_modules() if module.training]:
         where = f", as {trained[0]}" if trained[0] else ""
