@@ -40,7 +40,7 @@ def test_clipped_ranges_leave_a_smaller_error():
 
 @pytest.mark.parametrize("method", ["p=2", "p=inf", "smooth", "noise"])
 def test_methods_leave_the_function_alone(network, images, method):
-    moved = METHODS[method].apply(network, (images,), Setting(8, "tensor", 8))
+    moved = METHODS[method].apply(network, (images,), Setting(8, "tensor"))
     assert equinorm.deviation(moved, network, (images,)) < 1e-5
     assert equinorm.deviation(folded(network), network, (images,)) < 1e-5
     before, after = (next(net.parameters()).detach() for net in (folded(network), moved))

@@ -71,7 +71,7 @@ def test_a_part_of_powers_of_two_is_rounded_again():
         for p in net.parameters():
             p *= torch.randn(p.shape[0], generator=generator).mul(1.5).exp().reshape(-1, *[1] * (p.dim() - 1))
     x = torch.randn(16, 6, generator=generator)
-    found = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(weight_bits=2, activation_bits=3), powers_of_two=True)
+    found = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(weight_bits=2, activation_bits=3), power_of_two=True)
     assert "of the log-scales are taken" in found.reason
     twos = found.log_scales / math.log(2)
     assert bool(twos.any())
