@@ -37,9 +37,13 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 SMALL = 1e-5
 """Below this a number is rounding, and differs from machine to machine."""
 
+SECONDS = re.compile(r"\b\d+ s\b")
+"""How long something took."""
+
 
 def same_text(printed, expected):
-    """Equal word by word, and number by number to 3 %; rounding errors and what stands for `…` may be anything."""
+    """Equal word by word, and number by number to 3 %; rounding errors, seconds and what stands for `…` may be anything."""
+    printed, expected = (SECONDS.sub("0 s", text) for text in (printed, expected))
     said, wanted = NUMBER.findall(printed), NUMBER.findall(expected)
     words = re.escape(NUMBER.sub("0", " ".join(expected.split()))).replace("…", ".*")
     if not re.fullmatch(words, NUMBER.sub("0", " ".join(printed.split()))):
