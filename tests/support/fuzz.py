@@ -11,6 +11,7 @@ a network is unsound or an error was met.
 import argparse
 import datetime
 import json
+import subprocess
 import sys
 import time
 import traceback
@@ -82,7 +83,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="file to which a line of JSON with counts and versions is added")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.monotonic()
+    started, commit = time.monotonic(), head()
     deadline = started + 60 * options.minutes if options.seed is None else float("inf")
     total: Counter[str] = Counter()
     faults: list[str] = []
@@ -105,11 +106,19 @@ def main() -> int:
                 for name in ("networks", "free", "exact", "cast", "ill-conditioned", "refused", "missed", "failed", "unsound")
             },
             "seconds": round(time.monotonic() - started),
+            "commit": commit,
             "versions": versions(),
         }
         with options.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
     return int(bool(total["unsound"] or total["failed"]))
+
+
+def head() -> str | None:
+    """The commit that is checked out; None where this is no clone."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def versions() -> dict[str, Any]:
