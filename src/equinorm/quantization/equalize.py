@@ -112,7 +112,7 @@ def equalize(
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
     >>> x = torch.randn(32, 8)
     >>> result = equinorm.equalize(net, (x,), calibration=[(x,)], scheme="w8a8-tensor")
-    >>> result.converged, result.noise_after >= result.noise_before
+    >>> result.converged, result.measured_after >= result.measured_before
     (True, True)
     >>> equinorm.deviation(net, result.model, (x,)) < 1e-5
     True
