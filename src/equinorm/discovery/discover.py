@@ -1,17 +1,15 @@
 """From a model to its scalings: export it for every call and mode, run the graphs on labels, resolve these."""
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from equinorm._modules import in_mode, own_backward
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
-from equinorm.discovery.graph.export import Exported, export
+from equinorm.discovery.graph.export import Exported, exports
 from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.operation import flat
@@ -56,18 +54,14 @@ def discover(
     """
     started, exporting = time.perf_counter(), 0.0
     trace = Trace(batch_norm=batch_norm)
-    exports: list[Exported] = []
+    graphs: list[Exported] = []
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []
     backward: dict[str, None] = {}
-    for training, (args, kwargs) in itertools.product(modes, calls):
-        with in_mode(model, training), own_backward() as called:
-            entered = time.perf_counter()
-            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
-            exported = export(model, inputs, kwargs, exports[0].sources if exports else None, opaque)
-            exporting += time.perf_counter() - entered
-        backward |= called
-        exports.append(exported)
+    for call in exports(model, calls, modes, opaque):
+        exported, exporting = call.exported, exporting + call.seconds
+        backward |= call.backward
+        graphs.append(exported)
         interpreters.append(Interpreter(exported.aliases, trace, exported.unsteady))
         outputs.append(interpreters[-1].propagate(exported.inputs)[0])
     trace.reason = Reason("model output")
@@ -75,10 +69,10 @@ def discover(
         trace.pin(value)
     trace.settle()
     trace.reason = Reason("storage")
-    for exported in exports:
+    for exported in graphs:
         for source, why in exported.held.items():
             trace.pin(source, why)
-    sources = list(exports[0].sources)
+    sources = list(graphs[0].sources)
     scalings, roots = resolve(sources, trace.classes)
     own = interpreters[next((i for i, mode in enumerate(modes) if mode in (None, model.training)), 0) * len(calls)]
     found, pins = families(sources, scalings, trace.classes, roots)
@@ -88,7 +82,7 @@ def discover(
         families=found,
         pins=pins,
         seconds=(exporting, time.perf_counter() - started - exporting),
-        fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in exports),
+        fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in graphs),
         backward=tuple(backward),
         casts=casts(trace, scalings, roots),
         values=recorded(own, trace, Solution(trace.classes, numbering(roots, trace.classes))),

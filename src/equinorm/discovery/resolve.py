@@ -11,7 +11,8 @@ from equinorm.discovery.classes import PINNED, Classes
 from equinorm.discovery.labels import Label, compact
 from equinorm.discovery.values import Source
 
-_UNUSED = Reason("no operation", "the graph does not use it")
+UNUSED = Reason("no operation", "the graph does not use it")
+"""Why a tensor stays that no operation reads."""
 
 
 def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], np.ndarray]:
@@ -117,7 +118,7 @@ def families(
         for number in np.flatnonzero(counts).tolist()
     )
     unused = [source for source in sources if source.label is None and source.kind == "parameter"]
-    pins = [Pin(source.names[0], 0, (source.shape or (1,))[0], _UNUSED) for source in unused]
+    pins = [Pin(source.names[0], 0, (source.shape or (1,))[0], UNUSED) for source in unused]
     for number, parts in members.items():
         ids, _ = _distinct(np.concatenate(parts))
         pins += [Pin(*owner[number], count, reason) for reason, count in classes.reasons(ids).items()]

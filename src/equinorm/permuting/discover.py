@@ -1,6 +1,5 @@
 """From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -8,17 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equinorm._modules import in_mode
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.export import Exported, export
+from equinorm.discovery.graph.export import Exported, exports
+from equinorm.discovery.resolve import UNUSED
 from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
 from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.interpreter import Interpreter
 from equinorm.permuting.values import Laid, constant
-
-_UNUSED = Reason("no operation", "the graph does not use it")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,15 +47,11 @@ def discover(
     """
     started, exporting = time.perf_counter(), 0.0
     book = Book()
-    exports: list[Exported] = []
+    graphs: list[Exported] = []
     laid: dict[Source, Laid] = {}
-    for training, (args, kwargs) in itertools.product(modes, calls):
-        with in_mode(model, training):
-            entered = time.perf_counter()
-            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
-            exported = export(model, inputs, kwargs, exports[0].sources if exports else None, opaque)
-            exporting += time.perf_counter() - entered
-        exports.append(exported)
+    for call in exports(model, calls, modes, opaque):
+        exported, exporting = call.exported, exporting + call.seconds
+        graphs.append(exported)
         if not laid:
             stored = {*model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
@@ -66,17 +59,17 @@ def discover(
         outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)
         book.reason = Reason("model output")
         book.pin(outputs)
-    used = {value for exported in exports for value in _used(exported)}
+    used = {value for exported in graphs for value in _used(exported)}
     for source in laid.keys() - used:
-        pin(laid[source].axes, _UNUSED)
+        pin(laid[source].axes, UNUSED)
     book.reason = Reason("storage")
-    for exported in exports:
+    for exported in graphs:
         for source, why in exported.held.items():
             pin(laid[source].axes, book.because(why))
     book.spaces += [value.axes for value in laid.values()]
     axes = {source: value.axes for source, value in laid.items()}
     dependence = Dependence(book.spaces)
-    return Found(exports[0].sources, axes, dependence, (exporting, time.perf_counter() - started - exporting))
+    return Found(graphs[0].sources, axes, dependence, (exporting, time.perf_counter() - started - exporting))
 
 
 def _used(exported: Exported) -> set[Source]:

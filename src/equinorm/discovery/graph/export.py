@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import operator
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from equinorm._errors import ExportError
-from equinorm._modules import by_default, without_cache
+from equinorm._modules import by_default, in_mode, own_backward, without_cache
 from equinorm.discovery.graph.aliasing import (
     GraphAliases,
     has_hidden_aliases,
@@ -47,6 +49,43 @@ class Exported:
     inputs: Mapping[str, tuple[Value, Origin]]
     sources: Mapping[Source, Tensor]
     held: Mapping[Source, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """An export of one call in one mode.
+
+    Attributes:
+        exported: the graph.
+        seconds: that it took.
+        backward: names of the model's own autograd functions that were called.
+    """
+
+    exported: Exported
+    seconds: float
+    backward: Mapping[str, None]
+
+
+def exports(
+    model: nn.Module,
+    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
+    modes: Sequence[bool | None],
+    opaque: Mapping[str, nn.Module],
+) -> Iterator[Call]:
+    """Export every call in every mode; all identify the model's tensors by the sources of the first.
+
+    Raises:
+        ExportError: if the model cannot be exported.
+    """
+    known: Mapping[Source, Tensor] | None = None
+    for training, (args, kwargs) in itertools.product(modes, calls):
+        with in_mode(model, training), own_backward() as called:
+            entered = time.perf_counter()
+            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
+            exported = export(model, inputs, kwargs, known, opaque)
+            seconds = time.perf_counter() - entered
+        known = exported.sources if known is None else known
+        yield Call(exported, seconds, called)
 
 
 def export(
