@@ -25,6 +25,7 @@ from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize as equalized, equalize_
 from equinorm.quantization.scheme import Scheme
+from equinorm.reporting.equalizations import draw
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation as in_words
 
@@ -91,10 +92,11 @@ def equalize(
         steps.say(f"loading {model}")
         source = Source(model, weights, settings or (), trust_remote_code)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
-        original = duplicate(loaded.model, VERIFYING)
+        in_place = output.suffix != ".pt2"
+        original = duplicate(loaded.model, VERIFYING) if in_place else loaded.model
         steps.say("finding symmetries")
         options = {"scheme": meant, "largest": largest, "power_of_two": power_of_two, "opaque": opaque or ()}
-        equalizer = equalized if output.suffix == ".pt2" else equalize_
+        equalizer = equalize_ if in_place else equalized
         found = equalizer(
             *(loaded.model, loaded.args, loaded.kwargs),
             **options,
@@ -107,7 +109,8 @@ def equalize(
         steps.say("writing")
         files, notes = _files(found, loaded, output)
         if report is not None:
-            found.report(report)
+            content = draw(report, found)
+            files.append((report, lambda path: path.write_bytes(content)))
         write_atomically(files, force)
         record = Equalizing(
             model=f"{loaded.name} ({describe(original)})",

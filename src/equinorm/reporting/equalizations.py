@@ -44,9 +44,14 @@ def report(found: "Equalization", path: str | os.PathLike[str]) -> None:
     """See `Equalization.report`."""
     target = Path(path)
     check_target(target, (".html", ".png"), force=True)
-    with matplotlib.rc_context(STYLE):
-        content = _png(found) if target.suffix == ".png" else _page(found).encode("utf-8")
+    content = draw(target, found)
     write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
+
+
+def draw(path: Path, found: "Equalization") -> bytes:
+    """The report in the format that a path's suffix names."""
+    with matplotlib.rc_context(STYLE):
+        return _png(found) if path.suffix == ".png" else _page(found).encode("utf-8")
 
 
 def _height(found: "Equalization") -> float:
