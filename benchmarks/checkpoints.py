@@ -1,6 +1,6 @@
 """Large checkpoints, streamed: memory, bytes, seconds.
 
-    python benchmarks/checkpoints.py --layers 8 --folder /tmp/checkpoint --output benchmarks/results/checkpoints.jsonl
+    python benchmarks/checkpoints.py --layers 8 --folder checkpoint --output benchmarks/results/checkpoints.jsonl
     python benchmarks/checkpoints.py --paper --output benchmarks/results/checkpoints.jsonl
 
 Writes a synthetic folder (random bfloat16 shards of a Llama-like configuration), balances it with powers of two in a process of
