@@ -198,7 +198,7 @@ def _largest_read(model: nn.Module, args: Args) -> dict[str, Tensor]:
 def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     """Least noise of this setting's own rounding."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
-    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits)
+    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits, sums=True)
     return equinorm.equalize(model, args, calibration=[args], scheme=scheme).model
 
 
