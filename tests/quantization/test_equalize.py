@@ -170,15 +170,16 @@ def test_sums_are_rounded_where_the_scheme_says_so(is_in_place):
     torch.manual_seed(0)
     net, x = Residual().double().eval(), torch.randn(16, 2, 6, 6, dtype=torch.float64)
     without, found = (
-        equinorm.equalize(net, x, calibration=[x], scheme=Scheme(16, "tensor", True, 6, sums=sums)) for sums in (False, True)
+        equinorm.equalize(net, x, calibration=[x], scheme=Scheme(16, "tensor", True, 6, in_float=["first", "last"], sums=sums))
+        for sums in (False, True)
     )
     assert [tensor.name for tensor in found.tensors][-2:] == ["sum 1 (operand 1)", "sum 1 (operand 2)"]
-    assert without.measured_before > found.measured_before + 0.5
+    assert without.measured_before > found.measured_before + 3
     assert found.measured_before == pytest.approx(found.noise_before, abs=3)
     assert equinorm.deviation(found.model, net, x) <= 1e-12
     assert bool(found.log_scales.any())
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
-    assert found.channel_ranges()[0].name in ("first.weight", "second.weight")
+    assert [ranges.name for ranges in found.channel_ranges()] == ["second.weight"]
 
 
 class Hidden(nn.Module):
