@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm._modules import by_default, takes_one_size, undisturbed, without_cache
 from equinorm.quantization.calls import Call, Calls
 from equinorm.quantization.points import Point
 
@@ -100,7 +100,8 @@ def gather(
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
     found = Statistics()
-    parts = [(number, part) for number, batch in enumerate(batches) for part in _parts(batch, _rows_a_part(batches))]
+    size = max(map(rows, batches)) if takes_one_size(model) else _rows_a_part(batches)
+    parts = [(number, part) for number, batch in enumerate(batches) for part in _parts(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(parts):
         _Pass(model, points, found, number).run(part, generator)
