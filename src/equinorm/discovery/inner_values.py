@@ -57,6 +57,7 @@ class InnerValue:
         tensor: the first name of the model's tensor that it is, or empty.
         parameters: the parameters that alone determine it, as those of a weight's norm; none behind an input.
         is_returned: does the model return it, or does something read it that makes no value, as a hook?
+        memory: name of the value in whose memory it lies: its own, or another's for a view.
     """
 
     name: str
@@ -70,6 +71,7 @@ class InnerValue:
     tensor: str
     parameters: tuple[str, ...]
     is_returned: bool
+    memory: str
     _held: Held = field(repr=False)
     _solution: Solution = field(repr=False)
 

@@ -88,6 +88,7 @@ class _Recorder:
             tensor=source.names[0] if source else "",
             parameters=tuple(sorted(parameter.names[0] for parameter in origin.parameters or ())),
             is_returned=any(map(_is_end, node.users)),
+            memory=self.names.get(self.interpreter.roots[node], self.names[node]),
             _held=self._held(value),
             _solution=self.solution,
         )

@@ -32,7 +32,13 @@ KINDS: dict[Any, Kind] = {
     torch.conv_transpose2d: Kind(2, True, _TRANSPOSED),
     torch.conv_transpose3d: Kind(3, True, _TRANSPOSED),
 }
-"""Functions that modules and users call."""
+KINDS |= {
+    getattr(getattr(torch.ops.aten, function.__name__), overload): kind
+    for function, kind in KINDS.items()
+    for overload in ("default", "padding", "input")
+    if overload in getattr(torch.ops.aten, function.__name__).overloads()
+}
+"""Functions that modules and users call, and operators of exported graphs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

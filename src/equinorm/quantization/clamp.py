@@ -1,11 +1,15 @@
 """An activation that is bounded channel by channel, so that its bounds can scale with what they bound."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 
 class Clamp(nn.Module):
     """min(max(x, lower), upper) with bounds that broadcast to x: buffers, which scale and count in no norm.
+
+    There is no buffer for a bound of 0, which no scale moves, nor for one that is infinite.
 
     Args:
         activation: an nn.ReLU6 or nn.Hardtanh, whose bounds these are at first.
@@ -30,26 +34,35 @@ class Clamp(nn.Module):
         self.kind, self.inplace, self.training = type(activation), activation.inplace, activation.training
         self.bounds = float(activation.min_val), float(activation.max_val)
         low, high = (torch.full(shape, bound, dtype=dtype, device=device) for bound in self.bounds)
-        if self.bounds[0]:
-            self.register_buffer("lower", low)
-        self.register_buffer("upper", high)
+        for name, bound, buffer in (("lower", self.bounds[0], low), ("upper", self.bounds[1], high)):
+            if bound and math.isfinite(bound):
+                self.register_buffer(name, buffer)
 
     def forward(self, input: Tensor) -> Tensor:
         """The bounded input; from 0 on as a ReLU, which quantizers fuse with the layer in front."""
-        if self.bounds[0]:
-            return torch.clamp(input, self.lower, self.upper)
-        return torch.minimum(torch.relu(input), self.upper)
+        low, high = (getattr(self, name, None) for name in self.scalable_buffers)
+        if low is not None and high is not None:
+            return torch.clamp(input, low, high)
+        if low is not None:
+            input = torch.maximum(input, low)
+        elif self.bounds[0] == 0:
+            input = torch.relu(input)
+        if high is not None:
+            return torch.minimum(input, high)
+        return torch.clamp(input, max=0) if self.bounds[1] == 0 else input
 
     def settled(self) -> nn.Module:
         """What the activation was if its bounds are all equal, by other numbers perhaps; itself otherwise."""
-        bounds = [torch.unique(buffer) for buffer in self.buffers()]
-        if any(len(bound) != 1 for bound in bounds):
+        found = {name: torch.unique(buffer) for name, buffer in self.named_buffers()}
+        if any(len(bound) != 1 for bound in found.values()):
             return self
-        numbers = [bound.item() for bound in bounds]
-        low, high = numbers if self.bounds[0] else (0.0, *numbers)
+        low, high = (
+            found[name].item() if name in found else bound
+            for name, bound in zip(self.scalable_buffers, self.bounds, strict=True)
+        )
         plain = self.kind(inplace=self.inplace) if self.kind is nn.ReLU6 and (low, high) == self.bounds else None
         return (plain or nn.Hardtanh(low, high, inplace=self.inplace)).train(self.training)
 
     def extra_repr(self) -> str:
         """What it was, and the shape of its bounds."""
-        return f"{self.kind.__name__} of {self.bounds}, {tuple(self.upper.shape)}"
+        return f"{self.kind.__name__} of {self.bounds}, {tuple(next(self.buffers()).shape)}"

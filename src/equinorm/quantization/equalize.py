@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._modules import Choice, chosen, is_exported, on_cpu, unwrapped
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import prepare
@@ -119,7 +119,7 @@ def equalize_(
 def _check(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise EqualizeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    if model.training:
+    if model.training and not is_exported(model):
         raise EqualizeError(
             f"{describe(model)} is in training mode, and what is quantized runs in evaluation mode: model.eval()."
         )

@@ -10,6 +10,7 @@ from equinorm._modules import Choice
 from equinorm._symmetries import symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.freeing import has_hooks, module_at, put
+from equinorm.quantization.lifting import lift_norms_, lower_
 
 Norm = nn.modules.batchnorm._BatchNorm
 Layer = Any
@@ -43,6 +44,17 @@ def fold_(
     Returns:
         Into what each was folded, and why the others were left.
     """
+    lifted = lift_norms_(model)
+    try:
+        return _folded(model, args, kwargs, opaque)
+    finally:
+        lower_(lifted)
+
+
+def _folded(
+    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The same for modules alone."""
     norms = {name: module for name, module in model.named_modules() if isinstance(module, Norm)}
     if not norms:
         return {}, {}

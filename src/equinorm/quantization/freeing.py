@@ -1,5 +1,6 @@
 """Set bounded activations free: ReLU6 and Hardtanh become clamps whose bounds scale channel by channel, and go back."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,14 +9,18 @@ from torch import Tensor, nn
 
 from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.discovery.inner_values import InnerValue
+from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.clamp import Clamp
+from equinorm.quantization.lifting import lift_bounds_, lower_
 
 BOUNDED = (nn.ReLU6, nn.Hardtanh)
 """Modules that can be set free."""
 
 FUNCTIONS = "hardtanh relu6 clamp clamp_min clamp_max clip"
 """Operations that bound, in their in-place forms too."""
+
+EXPORT = "prepare torch.export.export(model, args).module(), where each operation stands alone"
+"""What helps where modules hide calls."""
 
 
 def free_(
@@ -32,27 +37,49 @@ def free_(
     Returns:
         How many channels each freed activation has, and why the others were left.
     """
-    bounded = {name: module for name, module in model.named_modules() if name and isinstance(module, nn.Hardtanh)}
-    bounded = {name: module for name, module in bounded.items() if type(module) in BOUNDED}
-    stand_ins = {name: nn.ReLU(inplace=bool(module.inplace)) for name, module in bounded.items()}
-    for name, module in bounded.items():
-        put(model, module, stand_ins[name])
+    lifted = lift_bounds_(model)
+    try:
+        return _freed(model, args, kwargs, opaque)
+    finally:
+        lower_(lifted)
+
+
+def _freed(
+    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
+) -> tuple[dict[str, int], dict[str, str]]:
+    """The same for modules alone."""
+    places = _places(model)
+    stand_ins = {name: nn.ReLU() for name in places}
+    for name, (parent, key, _) in places.items():
+        setattr(parent, key, stand_ins[name])
     found = symmetries(model, args, kwargs, batch_norm="evaluation", opaque=opaque)
     freed: dict[str, int] = {}
     left: dict[str, str] = {}
-    for name, module in bounded.items():
+    for name, (parent, key, module) in places.items():
         calls = [value for value in found.values if _is_of(value, model, stand_ins[name])]
         shapes = {shape for value in calls if (shape := varying(value)) is not None}
-        why = _why_left(module, calls, shapes)
+        is_reread = bool(module.inplace) and any(_is_reread(value, found.values) for value in calls)
+        why = _why_left(module, calls, shapes, is_reread)
         if why:
             left[name] = why
-            put(model, stand_ins[name], module)
+            setattr(parent, key, module)
             continue
         (shape,) = shapes
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
-        put(model, stand_ins[name], Clamp(module, shape, calls[0].dtype, device))
+        setattr(parent, key, Clamp(module, shape, calls[0].dtype, device))
         freed[name] = torch.Size(shape).numel()
     return freed, left | _functional(found)
+
+
+def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Hardtanh]]:
+    """Bounded activations by name: whose child each is, by what name. One that is in two places is called from each apart."""
+    found: dict[str, tuple[nn.Module, str, nn.Hardtanh]] = {}
+    for name, parent in model.named_modules():
+        for key, child in parent._modules.items():
+            if type(child) in BOUNDED:
+                assert isinstance(child, nn.Hardtanh)
+                found[f"{name}.{key}".lstrip(".")] = parent, key, child
+    return found
 
 
 def settle_(model: nn.Module) -> int:
@@ -80,7 +107,7 @@ def _functional(found: Symmetries) -> dict[str, str]:
     """Bounds that are no modules and pin something, by where they are written."""
     names = {f"aten.{name}{ending}" for name in FUNCTIONS.split() for ending in ("", "_")}
     reasons = (pin.reason for pin in found.pins if pin.reason.operation in names)
-    why = "only modules are set free: call an nn.ReLU6 or nn.Hardtanh in the forward instead"
+    why = f"only modules are set free: call an nn.ReLU6 or nn.Hardtanh in the forward instead, or {EXPORT}"
     return {f"{reason.operation} at {reason.source or reason.module}": why for reason in reasons}
 
 
@@ -103,9 +130,9 @@ def varying(value: InnerValue) -> tuple[int, ...] | None:
 
 
 def module_at(model: nn.Module, value: InnerValue) -> nn.Module | None:
-    """The module that made a value; the exporter numbers further calls of one module, as in "act@1"."""
+    """The module that made a value; the exporter numbers further calls of one module, as in "block@1.act"."""
     try:
-        return model.get_submodule(value.module.partition("@")[0])
+        return model.get_submodule(re.sub(r"@\d+", "", value.module))
     except AttributeError:
         return None
 
@@ -116,16 +143,27 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def _is_of(value: InnerValue, model: nn.Module, module: nn.Module) -> bool:
-    return value.operator in ("aten.relu", "aten.relu_") and module_at(model, value) is module
+    return value.operator == "aten.relu" and module_at(model, value) is module
 
 
-def _why_left(module: nn.Module, calls: list[InnerValue], shapes: set[tuple[int, ...]]) -> str:
+def _is_reread(call: InnerValue, values: InnerValues) -> bool:
+    """Does anything read the memory of what an operation reads after it, which then finds what it was changed into in place?"""
+    place = next(place for place, value in enumerate(values) if value is call)
+    memory = values[next(iter(call.reads.values()))].memory
+    sharing = {value.name: value for value in values[:place] if value.memory == memory}
+    later = {name for value in values[place + 1 :] for name in value.reads.values()}
+    return bool(sharing.keys() & later) or any(value.is_returned for value in sharing.values())
+
+
+def _why_left(module: nn.Module, calls: list[InnerValue], shapes: set[tuple[int, ...]], is_reread: bool) -> str:
     if has_hooks(module):
         return "hooks run with it"
     if not calls:
         return "the graph does not call it"
+    if is_reread:
+        return "it changes in place what is read again: inplace=False sets it free, if what is read may be the unbounded input"
     if not shapes:
         return "nothing that it bounds can scale"
     if len(shapes) > 1 or any(varying(value) is None for value in calls):
-        return f"it is called {len(calls)} times, on other channels: give each call a module of its own"
+        return f"it is called {len(calls)} times, on other channels: give each call a module of its own, or {EXPORT}"
     return ""

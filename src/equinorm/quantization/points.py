@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from equinorm._display import shortened
 from equinorm._errors import EqualizeError, describe, describe_inputs
@@ -12,8 +14,11 @@ from equinorm._modules import Choice, by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.calls import KINDS, Call, Calls
 from equinorm.quantization.scheme import Scheme
+
+OPERATORS = {f"aten.{function.__name__}" for function in KINDS}
+"""What linear maps are in graphs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,11 +86,12 @@ def find_points(
         why = "all its layers stay in float" if owners else "it calls no linear layer or convolution with a parameter as weight"
         raise EqualizeError(f"{describe(model)} has nothing to quantize: {why}.")
     found = symmetries(model, args, kwargs, batch_norm="evaluation", opaque=opaque)
+    places = {name: _places(found.values, name, [c for c in seen if c.name == name], owners[name]) for name in schemes}
     points = []
     for call in seen:
-        uses = found.values.uses(call.name) if call.name in schemes else []
-        if call.number < len(uses):
-            read = _scaling_of_channels(_read(found.values, uses[call.number]), call)
+        use = places[call.name].get(call.number) if call.name in schemes else None
+        if use is not None:
+            read = _scaling_of_channels(_read(found.values, use), call)
             numbers = owners[call.name], call.name, call.number, call.groups, call.kind.is_transposed
             points.append(Point(*numbers, schemes[call.name], read))
     if not points:
@@ -93,6 +99,24 @@ def find_points(
             f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
         )
     return found, tuple(points)
+
+
+def _places(values: InnerValues, weight: str, calls: list[Call], owner: str) -> dict[int, InnerValue]:
+    """Where calls with a weight stand in the graph, by their numbers; the graph leaves out those on which no output depends.
+
+    Raises:
+        EqualizeError: if it cannot be told which these are.
+    """
+    uses = [use for use in values.uses(weight) if use.operator in OPERATORS]
+    for chosen in (calls, [call for call in calls if call.arguments["matters"]]):
+        if [call.arguments["shape"] for call in chosen] == [use.shape for use in uses]:
+            return {call.number: use for call, use in zip(chosen, uses, strict=True)}
+    if not uses:
+        return {}
+    raise EqualizeError(
+        f"{owner or weight} is called {len(calls)} times, and the outputs depend on {len(uses)}; which, cannot be told. "
+        "Take the other calls out of the forward, or leave it in float: Scheme(..., in_float=[name])."
+    )
 
 
 def _read(values: InnerValues, use: InnerValue) -> InnerValue:
@@ -112,22 +136,41 @@ def _scaling_of_channels(value: InnerValue, call: Call) -> Scaling:
 
 
 def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Call]:
-    """Every linear map in order, without its tensors."""
+    """Every linear map in order, without its tensors, and whether an output depends on it as far as gradients tell."""
     seen: list[Call] = []
+    marks: list[Tensor] = []
 
     def note(call: Call) -> Tensor:
-        seen.append(replace(call, arguments={"groups": call.groups}))
-        return call.run()
+        result = call.run()
+        marks.append(torch.zeros((), dtype=result.dtype, device=result.device, requires_grad=True))
+        seen.append(replace(call, arguments={"groups": call.groups, "shape": tuple(result.shape)}))
+        return result + marks[-1]
 
     named = without_cache(model, args, dict(kwargs or {}))
     try:
-        with undisturbed(model), by_default(), Calls(model, note):
-            model(*args, **named)
+        with undisturbed(model), by_default(), torch.enable_grad(), Calls(model, note):
+            result = model(*args, **named)
     except Exception as error:
         raise EqualizeError(
             f"{describe(model)} does not run on inputs {describe_inputs(args, named)}: {type(error).__name__}: {error}"
         ) from error
-    return seen
+    return [
+        replace(call, arguments={**call.arguments, "matters": matters})
+        for call, matters in zip(seen, _matter(result, marks), strict=True)
+    ]
+
+
+def _matter(result: Any, marks: list[Tensor]) -> list[bool]:
+    """On which of these numbers a result depends, as far as gradients would tell."""
+    reached: dict[Any, None] = {}
+    ahead = [part.grad_fn for part in pytree.tree_leaves(result) if isinstance(part, Tensor)]
+    while ahead:
+        function = ahead.pop()
+        if function is not None and function not in reached:
+            reached[function] = None
+            ahead += [further for further, _ in function.next_functions]
+    numbers = {id(function.variable) for function in reached if hasattr(function, "variable")}
+    return [id(mark) in numbers for mark in marks]
 
 
 def _check_floats(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, count
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
+from equinorm._modules import Choice, chosen, duplicate, is_exported, on_cpu, parts_in_training, unwrapped
 from equinorm.quantization.folding import fold_
 from equinorm.quantization.freeing import free_
 
@@ -101,7 +101,7 @@ def prepare(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
-    if trained := [name for name, module in model.named_modules() if module.training]:
+    if trained := parts_in_training(model):
         where = f", as {trained[0]}" if trained[0] else ""
         raise EqualizeError(
             f"{describe(model)} is in training mode{where}, and what is quantized runs in evaluation mode: model.eval()."
@@ -110,7 +110,8 @@ def prepare(
     prepared = duplicate(model, "to prepare the copy")
     folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
     freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
-    prepared.eval()  # also what was put in
+    if not is_exported(prepared):
+        prepared.eval()  # also what was put in
     apart = deviation(model, prepared, args, kwargs)
     limit = LIMITS[coarsest(model)] if limit is None else limit
     if not apart <= limit:

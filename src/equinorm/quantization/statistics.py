@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm._modules import by_default, takes_one_size, undisturbed, without_cache
 from equinorm.quantization.batches import Batch, parts, rows
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
@@ -97,7 +97,8 @@ def gather(
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
     found = Statistics()
-    passes = [(number, part) for number, batch in enumerate(batches) for part in parts(batch, _rows_a_part(batches))]
+    size = max(map(rows, batches)) if takes_one_size(model) else _rows_a_part(batches)
+    passes = [(number, part) for number, batch in enumerate(batches) for part in parts(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(passes):
         _Pass(model, points, found, number).run(part, generator)
