@@ -85,7 +85,9 @@ def test_energies_of_experts_in_every_memory_layout(monkeypatch, name, order):
         weight = weight.permute(order).contiguous().permute([order.index(axis) for axis in range(3)])
         expected = weight.square().sum(found.others) if found.others else weight.square()
         kept = sorted(found.axes)
-        expected = expected.permute([kept.index(axis) for axis in found.axes]).reshape(*found.sizes, *[1] * (2 - len(found.sizes)))
+        expected = expected.permute([kept.index(axis) for axis in found.axes]).reshape(
+            *found.sizes, *[1] * (2 - len(found.sizes))
+        )
         reading = Reading(found, weight, BalanceOptions().norm, torch.float64)
         torch.testing.assert_close(reading.read_energies(), expected, rtol=1e-15, atol=0)
         if reading.has_strips:
