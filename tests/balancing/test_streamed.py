@@ -110,7 +110,6 @@ def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, compile: 
 def strips(request, monkeypatch):
     """Strips of a few entries show mistakes at their edges."""
     monkeypatch.setattr("equinorm.balancing.energy_reader.AT_ONCE", request.param)
-    monkeypatch.setattr("equinorm.balancing.weight_passes.AT_ONCE", request.param)
     monkeypatch.setattr("equinorm._memory.STRIP", request.param)
     monkeypatch.setattr("equinorm.balancing.energy_reader.STRIP", request.param)
 

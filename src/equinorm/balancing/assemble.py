@@ -79,8 +79,8 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part]) -> tuple[list[Block]
 
 
 def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
-    """A matrix of two axes whose squares or magnitudes can be summed in float64 as they are."""
-    if not (layout.is_matrix and len(layout.axes) == 2 and norm.is_cheap and tensor.dtype != torch.float64):
+    """A matrix of two sides whose squares or magnitudes can be summed in float64 as they are."""
+    if not (layout.is_matrix and len(layout.along) == 2 and norm.is_cheap and tensor.dtype != torch.float64):
         return False
     return Reading(layout, tensor, norm, torch.float32).has_strips
 
@@ -92,13 +92,21 @@ def _read_energies(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.
         offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
         return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
     energies, offsets = _scaled(layout, tensor, norm)
-    if layout.is_matrix:
-        one_sided = len(layout.axes) == 1
-        return (energies[:, None], [offsets[0], torch.zeros(1, dtype=torch.float64)]) if one_sided else (energies, offsets)
-    logs = torch.zeros(energies.shape, dtype=torch.float64)
-    for place, offset in enumerate(offsets):
-        logs = logs + offset.reshape([-1 if i == place else 1 for i in range(len(layout.axes))])
-    return energies.flatten(), [logs.flatten()]
+    sides = [_added([offsets[axis] for axis in axes]).flatten() for axes in layout.along]
+    energies = energies.permute([sorted(layout.axes).index(axis) for axis in layout.axes])
+    if not layout.is_matrix:
+        return energies.flatten(), sides
+    if len(sides) == 1:
+        return energies.reshape(-1, 1), [*sides, torch.zeros(1, dtype=torch.float64)]
+    return energies.reshape(layout.sizes), sides
+
+
+def _added(logs: Sequence[Tensor]) -> Tensor:
+    """The sums of logarithms along some axes, of shape (…, …); along none one 0."""
+    total = torch.zeros((), dtype=torch.float64)
+    for log in logs:
+        total = total[..., None] + log
+    return total
 
 
 def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
@@ -112,22 +120,22 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     return energies
 
 
-def _scaled(layout: Layout, tensor: Tensor, norm: Norm) -> tuple[Tensor, list[Tensor]]:
-    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales."""
-    weight, axes = layout.effective(tensor), layout.axes
+def _scaled(layout: Layout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
+    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales by axis."""
+    weight = layout.effective(tensor)
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
     magnitude = weight.to("cpu", torch.float64).abs()
-    offsets = []
-    for axis in axes:
+    offsets: dict[int, Tensor] = {}
+    for axis in sorted(layout.axes):
         rest = [other for other in range(weight.dim()) if other != axis]
         top = magnitude.amax(rest, keepdim=True) if rest else magnitude
         top = torch.where(top > 0, top, 1.0)
         magnitude = magnitude / top
-        offsets.append(norm.q * top.flatten().log())
+        offsets[axis] = norm.q * top.flatten().log()
     powered = magnitude.pow(norm.q)
     if layout.others:
         powered = powered.amax(layout.others) if norm.is_max else powered.sum(layout.others)
-    return powered, offsets or [torch.zeros((), dtype=torch.float64)]
+    return powered, offsets
 
 
 def _log_constant(block: Block, norm: Norm) -> float:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equinorm._memory import is_dense, memory_order
+from equinorm._memory import is_dense
+from equinorm.balancing.energy_reader import runs_of
 from equinorm.balancing.layout import Layout
 
 FEW_COLUMNS = 8
@@ -54,17 +55,30 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
     """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
-    tensor = layout.view(tensor)
-    order = memory_order(tensor)
-    sizes, places = [tensor.size(axis) for axis in order], [order.index(axis) for axis in layout.axes]
+    runs = runs_of(layout.view(tensor), layout.along)
+    sizes, start = runs.sizes, 0
+    places = [place for place in range(len(sizes)) if place not in runs.summed]
     if not layout.is_matrix:
         return _terms(sizes, places, picks[0])
+    if runs.is_sliced:
+        side, count = runs.sides[0], runs.stretch
+        first, last, _ = picks[side].indices(layout.sizes[side])
+        number = first // count
+        if last > (number + 1) * count:
+            return None
+        start, sizes, places = number * math.prod(sizes[1:]), sizes[1:], [place - 1 for place in places[1:]]
+        within = slice(first - number * count, last - number * count)
+        picks = [within if place == side else pick for place, pick in enumerate(picks)]
+    sides = runs.sides[runs.is_sliced :]
+    if len(set(sides)) < len(sides):
+        return None
+    places = [place for _, place in sorted(zip(sides, places, strict=True))]
     cut = min(places) + 1
     if len(places) == 1 and math.prod(sizes[cut:]) < FEW_COLUMNS:
         cut -= 1
     shape = [math.prod(sizes[:cut]), math.prod(sizes[cut:])]
-    pitch, start, lines = shape[1], 0, []
-    for place, pick in zip(places, picks, strict=False):  # the ground side of a single axis has no place
+    pitch, lines = shape[1], []
+    for place, pick in zip(places, picks, strict=False):  # the ground side of a single side has no place
         is_row, size = place < cut, sizes[place]
         before = math.prod(sizes[:place] if is_row else sizes[cut:place])
         after = math.prod(sizes[place + 1 : cut] if is_row else sizes[place + 1 :])
@@ -78,9 +92,16 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
     return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
 
 
+def stretches(layout: Layout, tensor: Tensor) -> tuple[int, int]:
+    """Number of channels of each side of a matrix that may be in one block: of transposed experts, those of one."""
+    runs, sizes = runs_of(layout.view(tensor), layout.along), [*layout.sizes, 1]
+    rows, columns = (runs.stretch if runs.is_sliced and runs.sides[0] == side else sizes[side] for side in (0, 1))
+    return rows, columns
+
+
 def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> Dense | None:
     """A row for every term: only where the axes that stay apart come first in memory, as they are numbered."""
-    if list(places) != list(range(len(places))):
+    if list(places) not in ([], [0]):
         return None
     columns = math.prod(sizes[len(places) :])
     first, last, _ = pick.indices(math.prod(sizes[: len(places)]))

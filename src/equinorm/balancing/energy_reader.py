@@ -26,42 +26,73 @@ AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """A tensor's memory as runs: each axis that stays apart is one, and neighbours that are summed are one together.
+    """A tensor's memory as runs: neighbours that are summed are one, and so are those of one side that follow one another.
 
     Attributes:
         order: axes of the tensor as they lie, from the slowest to the fastest.
         sizes: entries of each run.
         summed: places of the runs to sum over.
-        kept: sizes of the axes that stay apart, as they lie.
-        back: place among `kept` of each axis that stays apart.
+        sides: of the other runs, as they lie: the side that each belongs to.
+        back: their places, as the sides name them.
 
     A convolution of 8 by 4 channels, in memory as (out, in, kernel) and as (out, kernel, in):
 
     >>> weight = torch.zeros(8, 4, 3, 3)
-    >>> runs_of(weight, (0, 1)).sizes, runs_of(weight, (0, 1)).summed
+    >>> runs_of(weight, ((0,), (1,))).sizes, runs_of(weight, ((0,), (1,))).summed
     ((8, 4, 9), (2,))
-    >>> runs_of(weight.to(memory_format=torch.channels_last), (0, 1)).sizes
+    >>> runs_of(weight.to(memory_format=torch.channels_last), ((0,), (1,))).sizes
     (8, 9, 4)
+
+    Six experts of 4 by 3 channels, and transposed. Rows are the 24 outputs of all experts:
+
+    >>> runs_of(torch.zeros(6, 4, 3), ((0, 1), (2,))).sizes
+    (24, 3)
+    >>> experts = runs_of(torch.zeros(6, 3, 4), ((0, 2), (1,)))
+    >>> experts.sizes, experts.sides, experts.back
+    ((6, 3, 4), (0, 1, 0), (0, 2, 1))
     """
 
     order: tuple[int, ...]
     sizes: tuple[int, ...]
     summed: tuple[int, ...]
-    kept: tuple[int, ...]
+    sides: tuple[int, ...]
     back: tuple[int, ...]
 
+    @property
+    def is_sliced(self) -> bool:
+        """Does one side run along the slowest axis and along another, as the outputs of transposed experts do?"""
+        twice = len(self.sides) > len(set(self.sides)) and 0 not in self.summed
+        return twice and self.sides.count(self.sides[0]) == 2 and self.back.index(0) < self.back.index(self._again)
 
-def runs_of(tensor: Tensor, axes: Sequence[int]) -> Runs:
-    """The runs of a tensor of which some axes stay apart."""
+    @property
+    def stretch(self) -> int:
+        """Entries of that other run, where it is sliced."""
+        return [size for place, size in enumerate(self.sizes) if place not in self.summed][self._again]
+
+    @property
+    def _again(self) -> int:
+        return self.sides.index(self.sides[0], 1)
+
+
+def runs_of(tensor: Tensor, along: Sequence[Sequence[int]]) -> Runs:
+    """The runs of a tensor of which some axes stay apart, side by side."""
     order = memory_order(tensor)
-    runs = [(axis, [*group]) for axis, group in itertools.groupby(order, lambda axis: axis if axis in axes else None)]
-    kept = [axis for axis in order if axis in axes]
+    side_of = {axis: side for side, axes in enumerate(along) for axis in axes}
+    pairs = {(axis, after) for axes in along for axis, after in itertools.pairwise(axes)}
+    runs: list[list[int]] = []
+    for axis in order:
+        last = runs[-1][-1] if runs else None
+        if last is not None and ((last, axis) in pairs or (last not in side_of and axis not in side_of)):
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    kept = [run for run in runs if run[0] in side_of]
     return Runs(
         tuple(order),
-        tuple(math.prod(tensor.size(axis) for axis in group) for _, group in runs),
-        tuple(place for place, (axis, _) in enumerate(runs) if axis is None),
-        tuple(tensor.size(axis) for axis in kept),
-        tuple(kept.index(axis) for axis in axes),
+        tuple(math.prod(tensor.size(axis) for axis in run) for run in runs),
+        tuple(place for place, run in enumerate(runs) if run[0] not in side_of),
+        tuple(side_of[run[0]] for run in kept),
+        tuple(place for axis in side_of for place, run in enumerate(kept) if run[0] == axis),
     )
 
 
@@ -90,13 +121,14 @@ class Reading:
         self._layout, self._tensor, self._dtype = layout, tensor, dtype
         self._p, self._is_max, self._is_cheap = norm.p, norm.is_max, norm.is_cheap
         tensor = layout.view(tensor)
-        sizes = [tensor.size(axis) for axis in layout.axes]
-        self._shape = (-1,) if not layout.is_matrix else tuple(sizes) if len(sizes) == 2 else (-1, 1)
-        self._runs = runs = runs_of(tensor, layout.axes)
+        self._shape = layout.sizes if len(layout.sizes) == 2 or not layout.is_matrix else (*layout.sizes, 1)
+        self._runs = runs = runs_of(tensor, layout.along)
+        self._kept = tuple(size for place, size in enumerate(runs.sizes) if place not in runs.summed)
         self._ones = {place: torch.ones(runs.sizes[place], device=tensor.device, dtype=dtype) for place in runs.summed if place}
         # Strips that fit the cache; on an accelerator, where launches cost, all in one.
-        rows, rest = (*runs.sizes, 1)[0], math.prod(runs.sizes[1:])
-        self._strip = max(1, STRIP // rest) if tensor.device.type == "cpu" else rows
+        is_cpu, sizes = tensor.device.type == "cpu", (*runs.sizes, 1)
+        self._cut = int(is_cpu and math.prod(sizes[1:]) > STRIP and len(runs.sizes) > 2 and 0 not in runs.summed)
+        self._strip = max(1, STRIP // math.prod(sizes[self._cut + 1 :])) if is_cpu else sizes[0]
         keeps = keeps and not runs.summed and norm.p == 2 and tensor.dtype == dtype
         self._memory = torch.empty_like(tensor, requires_grad=False) if keeps else None
 
@@ -104,45 +136,59 @@ class Reading:
         """Read them: a matrix of two sides, or a list of terms."""
         weight = self._layout.effective(self._tensor)
         if self._memory is not None and not torch.compiler.is_compiling():
-            return torch.mul(weight, weight, out=self._memory).reshape(self._shape)
+            return torch.mul(weight, weight, out=self._memory).permute(self._layout.axes).reshape(self._shape)
         if not self._runs.summed:
-            return self._power(weight).reshape(self._shape)
-        strips = weight.permute(self._runs.order).reshape(self._runs.sizes).split(self._strip)
-        if self._is_max:  # exact in any dtype
-            strips = [strip.abs().amax(self._runs.summed) for strip in strips]
-            whole = (torch.stack(strips).amax(0) if self._runs.summed[0] == 0 else torch.cat(strips)).to(self._dtype)
-            return whole.view(self._runs.kept).permute(self._runs.back).reshape(self._shape)
-        room = self._room(self._strip) if self._is_cheap and not torch.compiler.is_compiling() else None
-        strips = [self._summed(strip, None if room is None else room[: len(strip)]) for strip in strips]
-        whole = sum(strips[1:], strips[0]) if self._runs.summed[0] == 0 else torch.cat(strips)
-        return whole.view(self._runs.kept).permute(self._runs.back).reshape(self._shape)
+            return self._power(weight).permute(self._layout.axes).reshape(self._shape)
+        weight = weight.permute(self._runs.order).reshape(self._runs.sizes)
+        whole = torch.cat([self._read(part) for part in weight.split(1)]) if self._cut else self._read(weight)
+        return whole.view(self._kept).permute(self._runs.back).reshape(self._shape)
+
+    def _read(self, weight: Tensor) -> Tensor:
+        """Sums of memory as it lies, along the axis that is cut into strips."""
+        cut, is_compiling = self._cut, torch.compiler.is_compiling()
+        room = self._room(cut, self._strip) if self._is_cheap and not is_compiling else None
+        strips = weight.split(self._strip, cut)
+        found = [self._summed(strip, None if room is None else room.narrow(cut, 0, strip.size(cut))) for strip in strips]
+        if cut not in self._runs.summed:
+            return torch.cat(found, cut)
+        return torch.stack(found).amax(0) if self._is_max else sum(found[1:], found[0])
 
     @property
     def has_strips(self) -> bool:
         """Can a matrix be read a strip at a time without a copy of the tensor?"""
-        lies_dense = is_dense(self._tensor)
-        return len(self._runs.kept) == 2 and 0 not in self._runs.summed and lies_dense and not self._layout.scaling.offset
+        fits = self._runs.sides in ((0, 1), (1, 0)) or self._has_slices
+        return fits and 0 not in self._runs.summed and is_dense(self._tensor) and not self._layout.scaling.offset
+
+    @property
+    def _has_slices(self) -> bool:
+        """Is it a matrix for each index of the slowest axis, as those of transposed experts are?"""
+        return self._runs.is_sliced and self._runs.sides in ((0, 1, 0), (1, 0, 1)) and 1 not in self._runs.summed
 
     @property
     def slow_side(self) -> int:
         """The side of the matrix, 0 or 1, that strips run along."""
-        return self._runs.back.index(0)
+        return self._runs.sides[-2]
 
-    def strips(self) -> Iterator[tuple[int, Tensor]]:
-        """First place along the slow side, and the energies of a strip of shape (slow, fast) that fits the cache.
+    def strips(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Places along the slow side and along the fast one, and the energies of a strip of these, which fits the cache.
 
         Only where `has_strips`, for p = 1 and 2. A strip holds until the next one is asked for.
         """
-        weight = self._layout.view(self._tensor).permute(self._runs.order).view(self._runs.sizes)
-        rows = max(1, AT_ONCE // math.prod(self._runs.sizes[1:]))
-        memory = self._room(rows)
-        for first in range(0, self._runs.sizes[0], rows):
-            strip = weight[first : first + rows]
-            yield first, self._summed(strip, memory[: len(strip)])
+        cut, sizes, fast = int(self._has_slices), self._runs.sizes, self._kept[-1]
+        weight = self._layout.view(self._tensor).permute(self._runs.order).view(sizes)
+        rows = max(1, AT_ONCE // math.prod(sizes[cut + 1 :]))
+        memory = self._room(cut, rows)
+        for number, part in enumerate(weight.split(1) if cut else [weight]):
+            there = slice(number * fast, number * fast + fast)
+            for first, strip in enumerate(part.split(rows, cut)):
+                here = slice(first * rows, first * rows + strip.size(cut))
+                energies = self._summed(strip, memory.narrow(cut, 0, strip.size(cut)))
+                yield here, there, energies[0] if cut else energies
 
-    def _room(self, rows: int) -> Tensor:
+    def _room(self, cut: int, rows: int) -> Tensor:
         """Memory for the powers of one strip after the other: fresh pages cost more than the powers themselves."""
-        return torch.empty(min(rows, self._runs.sizes[0]), *self._runs.sizes[1:], device=self._tensor.device, dtype=self._dtype)
+        sizes = (*[1] * cut, min(rows, self._runs.sizes[cut]), *self._runs.sizes[cut + 1 :])
+        return torch.empty(sizes, device=self._tensor.device, dtype=self._dtype)
 
     def _power(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """|w|^p in the dtype of the sums; |w| for p = ∞."""
@@ -159,15 +205,16 @@ class Reading:
         return magnitude if self._p == 1 or self._is_max else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Sums over some of the axes of a contiguous strip, from the last to the first."""
+        """Sums (largest entries) over some of the axes of a contiguous strip, from the last to the first."""
+        if self._is_max:  # exact in any dtype
+            return weight.abs().amax(self._runs.summed).to(self._dtype)
         powers = self._power(weight, memory)
         for axis in reversed(self._runs.summed):
-            if axis == 0:
-                powers = powers.sum(0)
-            elif axis == powers.dim() - 1:
-                powers = powers @ self._ones[axis]
-            else:
-                powers = self._ones[axis] @ powers if axis == powers.dim() - 2 else powers.sum(axis)
+            if axis == 0 or axis < powers.dim() - 2:
+                powers = powers.sum(axis)
+                continue
+            ones = self._ones[axis][: powers.size(axis)]
+            powers = powers @ ones if axis == powers.dim() - 1 else ones @ powers
         return powers
 
 

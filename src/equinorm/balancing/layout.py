@@ -1,9 +1,10 @@
 """Where each tensor's energies lie, and which channels move them: everything about a problem but the numbers.
 
 |w|^p is summed over the axes that no scale tells apart, and over runs of equal scales along an axis, which become an axis of
-their own (a linear layer behind a flattened image). What remains between an out-axis and an in-axis is a matrix; with one
-axis only, a matrix of one column on the ground; with more, or with several scales on one axis, a list of terms. It is cut
-where families of channels change. A training hook works this out once and reads the weights many times.
+their own (a linear layer behind a flattened image). What remains between out-channels and in-channels is a matrix. A side of
+it runs along one axis, or along several if scales tell their indices apart together, as experts and their channels. With one
+side only it is a matrix of one column on the ground; with more, or with several scales on one channel, a list of terms. It is
+cut where families of channels change. A training hook works this out once and reads the weights many times.
 """
 
 import itertools
@@ -55,23 +56,33 @@ class Layout:
     >>> scaling = Scaling(("1.weight",), (16, 8, 3, 3), torch.float32, "parameter", "weight", 2, ((-1.0, columns), (1.0, rows)))
     >>> network = lay_out([scaling], [(1, 9), (9, 25)], 24, torch.zeros(25, dtype=torch.bool))
     >>> (layout,) = network.layouts
-    >>> layout.axes, layout.others, layout.is_matrix
-    ((0, 1), (2, 3), True)
+    >>> layout.along, layout.others, layout.is_matrix
+    (((0,), (1,)), (2, 3), True)
     >>> (part,) = layout.parts
     >>> [(side.family, side.exponent, len(side.ids)) for side in part.sides]
     [(1, 1.0, 16), (0, -1.0, 8)]
 
     Attributes:
         scaling: of the tensor, as `view` shows it.
-        axes: that stay apart; the others are summed.
-        is_matrix: two sides, rows and columns (of one column if `axes` has one entry), or a list of terms?
+        along: axes that stay apart, those of rows and those of columns (none for one column); of a list of terms, all.
+        is_matrix: is it one, or a list of terms?
         parts: its blocks.
     """
 
     scaling: Scaling
-    axes: tuple[int, ...]
+    along: tuple[tuple[int, ...], ...]
     is_matrix: bool
     parts: tuple[Part, ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes that stay apart, side by side."""
+        return tuple(itertools.chain(*self.along))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Channels along each side; of a list of terms, how many there are."""
+        return tuple(math.prod(self.scaling.shape[axis] for axis in side) for side in self.along)
 
     @property
     def others(self) -> tuple[int, ...]:
@@ -136,16 +147,27 @@ _Kind = tuple[int, float]
 def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
     factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
     scaling, factors = _split(scaling, factors)
-    axes = tuple(sorted({axis for _, ids in factors for axis in range(ids.dim()) if ids.size(axis) > 1}))
-    separate = all(sum(size > 1 for size in ids.shape) == 1 for _, ids in factors)
-    along = [_joined([f for f in factors if f[1].size(axis) > 1]) for axis in axes] if separate else []
-    sides = [channels for channels in along if channels is not None]
-    if len(axes) in (1, 2) and len(sides) == len(axes) and not _add_up(sides):
-        if len(axes) == 1:
+    along = _sides(factors)
+    sides = [_joined(factors, axes, scaling.shape) for axes in along]
+    sides = [channels for channels in sides if channels is not None]
+    is_separate = all(ids.numel() > 1 for _, ids in factors)
+    if is_separate and len(along) in (1, 2) and len(sides) == len(along) and not _add_up(sides):
+        if len(along) == 1:
             one = torch.zeros(1, dtype=torch.float64)
             sides.append((one.long(), one))
-        return Layout(scaling, axes, True, tuple(_matrix_parts(sides, family_of)))
-    return Layout(scaling, axes, False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+        return Layout(scaling, along, True, tuple(_matrix_parts(sides, family_of)))
+    axes = tuple(sorted(itertools.chain(*along)))
+    return Layout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+
+
+def _sides(factors: Sequence[tuple[float, Tensor]]) -> tuple[tuple[int, ...], ...]:
+    """Axes that scales tell apart; those that one factor does together are one side."""
+    sides: list[set[int]] = []
+    for _, ids in factors:
+        own = {axis for axis, size in enumerate(ids.shape) if size > 1}
+        joined = [side for side in sides if side & own]
+        sides = [side for side in sides if not side & own] + ([own.union(*joined)] if own else [])
+    return tuple(sorted(tuple(sorted(side)) for side in sides))
 
 
 def _split(scaling: Scaling, factors: list[tuple[float, Tensor]]) -> tuple[Scaling, list[tuple[float, Tensor]]]:
@@ -174,13 +196,15 @@ def _run(ids: Tensor, axis: int) -> int:
     return math.gcd(*changes.tolist())
 
 
-def _joined(factors: Sequence[tuple[float, Tensor]]) -> _Channels | None:
-    """One class and exponent for each channel of an axis, or None if several move one channel."""
-    ids = torch.stack([part.flatten() for _, part in factors])
-    if int((ids > 0).sum(0).max()) > 1:
-        return None
-    exponents = torch.tensor([[exponent] for exponent, _ in factors], dtype=torch.float64)
-    return ids.sum(0), ((ids > 0) * exponents).sum(0)
+def _joined(factors: Sequence[tuple[float, Tensor]], axes: Sequence[int], shape: Sequence[int]) -> _Channels | None:
+    """One class and exponent for each channel of a side, or None if several move one channel."""
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    found, exponents = torch.zeros(sizes, dtype=torch.long), torch.zeros(sizes, dtype=torch.float64)
+    for exponent, ids in (factor for factor in factors if any(factor[1].size(axis) > 1 for axis in axes)):
+        if bool(((found > 0) & (ids > 0)).any()):
+            return None
+        found, exponents = found + ids, exponents + (ids > 0) * exponent
+    return found.flatten(), exponents.flatten()
 
 
 def _add_up(sides: Sequence[_Channels]) -> bool:

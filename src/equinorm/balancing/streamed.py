@@ -5,7 +5,7 @@ log-scales. Sums are taken in float32 where that is precise enough and stays in 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -62,7 +62,7 @@ class Stream:
     """One weight as a matrix of energies.
 
     Args:
-        layout: of the weight, a matrix of two axes.
+        layout: of the weight, a matrix of two sides.
         tensor: the weight.
         norm: one whose powers are cheap.
         log_weight: logarithm to add to every energy.
@@ -76,12 +76,11 @@ class Stream:
     def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, log_weight: float, compile: bool = False) -> None:
         self.layout, self.precise = layout, False
         self._tensor, self._p, self._log_weight = tensor, norm.p, log_weight
-        sizes = [layout.scaling.shape[axis] for axis in layout.axes]
-        self._axes = [_Axis(size) for size in sizes]
+        self._axes = [_Axis(size) for size in layout.sizes]
         for part in layout.parts:
             for axis, side, pick in zip(self._axes, part.sides, part.picks, strict=True):
                 axis.add(side, pick, norm.p)
-        self._loops = _loops(layout, sizes)
+        self._loops = _loops(layout)
         is_plain = self._loops is None and all(len(axis.kinds) == 1 for axis in self._axes)
         compiled = compiled_pass(layout, tensor, norm) if compile and is_plain else None
         self.reader: Pass = compiled or StripPass(layout, tensor, norm, self._loops)
@@ -113,6 +112,7 @@ class Stream:
                 yield log_sum(self.along(0, part.picks[0], part.sides[1], start))
         if self._loops is not None:
             weight = self.layout.view(self._tensor).permute(*self.layout.axes, *self.layout.others)
+            weight = weight.reshape(*self.layout.sizes, *weight.shape[len(self.layout.axes) :])
             loops = weight[self._loops.to(weight.device)].to("cpu", torch.float64).abs() ** self._p
             check_finite(self.layout.scaling.name, self._tensor, [loops])
             yield log_sum(loops.flatten().log()) + self._log_weight
@@ -147,13 +147,13 @@ class Stream:
         return True
 
 
-def _loops(layout: Layout, sizes: Sequence[int]) -> Tensor | None:
+def _loops(layout: Layout) -> Tensor | None:
     """Mask of all entries that join a class to itself; None if there are none."""
     found: Tensor | None = None
     for part in layout.parts:
         if part.loops is not None:
-            found = torch.zeros(*sizes, dtype=torch.bool) if found is None else found
-            rows, columns = (torch.arange(size)[pick] for size, pick in zip(sizes, part.picks, strict=True))
+            found = torch.zeros(layout.sizes, dtype=torch.bool) if found is None else found
+            rows, columns = (torch.arange(size)[pick] for size, pick in zip(layout.sizes, part.picks, strict=True))
             found[rows[:, None], columns] = part.loops
     return found
 

@@ -5,7 +5,7 @@ where they know how the weight lies in memory.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm.balancing.dense_blocks import Dense, dense
-from equinorm.balancing.energy_reader import AT_ONCE, Reading
+from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
 
@@ -41,7 +41,7 @@ class StripPass:
     """Reads a strip at a time.
 
     Args:
-        layout: of the weight, a matrix of two axes that `Reading.has_strips`.
+        layout: of the weight, a matrix of two sides that `Reading.has_strips`.
         tensor: the weight.
         norm: one whose powers are cheap.
         loops: mask of entries that do not count; None for all.
@@ -54,33 +54,29 @@ class StripPass:
         self._readings = {dtype: Reading(layout, tensor, norm, dtype) for dtype in (torch.float32, torch.float64)}
         self._tensor, self._loops = tensor, loops
         self.keeps = are_kept(layout, tensor)
-        self._kept: Tensor | None = None
+        self._kept: list[tuple[slice, slice, Tensor]] | None = None
 
     def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """As in `Pass`."""
         slow, device = self._readings[dtype].slow_side, self._tensor.device
         along, across = (factors[place].to(device, dtype) for place in (slow, 1 - slow))
         loops = None if self._loops is None else (self._loops if slow == 0 else self._loops.T).to(device)
-        parts: list[Tensor] = []
+        sums = torch.zeros(len(along), across.size(1), device=device, dtype=torch.float64)
         total = torch.zeros(len(across), along.size(1), device=device, dtype=torch.float64)
-        for first, strip in self._strips(dtype):
-            here = slice(first, first + len(strip))
-            strip = strip if loops is None else strip.masked_fill(loops[here], 0.0)
-            parts.append(_product(strip, across))
-            total += _product(strip.T, along[here])
-        found = [torch.cat(parts).to("cpu", torch.float64), total.cpu()]
+        for here, there, strip in self._strips(dtype):
+            strip = strip if loops is None else strip.masked_fill(loops[here, there], 0.0)
+            sums[here] += _product(strip, across[there])
+            total[there] += _product(strip.T, along[here])
+        found = [sums.cpu(), total.cpu()]
         return found if slow == 0 else found[::-1]
 
-    def _strips(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    def _strips(self, dtype: torch.dtype) -> Iterable[tuple[slice, slice, Tensor]]:
         """Energies, from the weight or from what was kept of it."""
         if not self.keeps or dtype != torch.float32:
-            yield from self._readings[dtype].strips()
-            return
+            return self._readings[dtype].strips()
         if self._kept is None:
-            self._kept = torch.cat([strip for _, strip in self._readings[dtype].strips()])
-        rows = max(1, AT_ONCE // self._kept.size(1))
-        for first in range(0, len(self._kept), rows):
-            yield first, self._kept[first : first + rows]
+            self._kept = list(self._readings[dtype].strips())
+        return self._kept
 
 
 class CompiledPass:

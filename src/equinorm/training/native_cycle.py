@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm.balancing.dense_blocks import Dense, dense
+from equinorm.balancing.dense_blocks import Dense, dense, stretches
 from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.problem import GROUND, Side
 
-MOST_PIECES = 64
-"""Into which one block may be cut."""
+MOST_PIECES, LEAST = 64, 1 << 12
+"""Into how many pieces one block may be cut; or into more, if the weight has so many entries for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +153,10 @@ def program(
     pieces: list[Piece] = []
     for number, (index, part) in enumerate(network.moving):
         layout, weight = network.layouts[index], weights[index]
-        found = _grouped(layout, part, weight) or [(dense(layout, picks, weight), sides) for picks, sides in _pieces(part)]
-        if part.loops is not None or len(found) > MOST_PIECES:
+        found = _grouped(layout, part, weight)
+        if not found:
+            found = [(dense(layout, picks, weight), sides) for picks, sides in _pieces(layout, part, weight)]
+        if part.loops is not None or len(found) > max(MOST_PIECES, weight.numel() // LEAST):
             return None
         for matrix, sides in found:
             if matrix is None:
@@ -168,7 +170,8 @@ def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | N
     if layout.is_matrix or len(layout.axes) != 2:
         return []
     width, found = layout.scaling.shape[layout.axes[1]], []
-    for (place,), sides in _pieces(part):
+    matrices = replace(layout, along=tuple((axis,) for axis in layout.axes), is_matrix=True)
+    for (place,), sides in _pieces(layout, part, weight):
         if place.start % width or place.stop % width:
             return []
         ids = [side.ids.view(-1, width) for side in sides]
@@ -177,7 +180,7 @@ def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | N
         starts = (torch.stack(changes).any(0).nonzero()[:, 0] + 1).tolist() if changes else []
         for first, last in itertools.pairwise([0, *starts, place.stop // width - place.start // width]):
             rows = slice(place.start // width + first, place.start // width + last)
-            matrix = dense(replace(layout, is_matrix=True), (rows, slice(None)), weight)
+            matrix = dense(matrices, (rows, slice(None)), weight)
             if matrix is None:
                 return []
             lines = tuple(matrix.lines[is_across] for is_across in across)
@@ -191,15 +194,16 @@ _Cut = tuple[tuple[slice, ...], tuple[Side, ...]]
 """Contiguous channels along each side, and who moves them."""
 
 
-def _pieces(part: Part) -> list[_Cut]:
+def _pieces(layout: Layout, part: Part, weight: Tensor) -> list[_Cut]:
     """A block, cut where its channels are not contiguous in the weight."""
-    if len(part.picks) == 1:  # terms, of all sides
+    if not layout.is_matrix:  # terms, of all sides
         return [((pick,), tuple(_some(side, here) for side in part.sides)) for pick, here in _runs(part.picks[0])]
     rows, columns = part.sides
+    height, width = stretches(layout, weight)
     return [
         ((down, across), (_some(rows, here), _some(columns, there)))
-        for down, here in _runs(part.picks[0])
-        for across, there in _runs(part.picks[1])
+        for down, here in _runs(part.picks[0], height)
+        for across, there in _runs(part.picks[1], width)
     ]
 
 
@@ -207,13 +211,16 @@ def _some(side: Side, here: slice) -> Side:
     return Side(side.family, side.ids[here], side.exponent)
 
 
-def _runs(pick: Pick) -> Iterator[tuple[slice, slice]]:
-    """Contiguous places, and where they are among all."""
-    if isinstance(pick, slice):
+def _runs(pick: Pick, most: int | None = None) -> Iterator[tuple[slice, slice]]:
+    """Contiguous places, in none of which a multiple of `most` lies but at its start, and where they are among all."""
+    if isinstance(pick, slice) and (most is None or pick.stop <= most):
         yield pick, slice(None)
         return
-    places = pick.cpu()
-    starts = [0, *((places.diff() != 1).nonzero().flatten() + 1).tolist(), len(places)]
+    places = torch.arange(pick.start, pick.stop) if isinstance(pick, slice) else pick.cpu()
+    ends = places.diff() != 1
+    if most is not None:
+        ends |= places[1:] % most == 0
+    starts = [0, *(ends.nonzero().flatten() + 1).tolist(), len(places)]
     for first, last in itertools.pairwise(starts):
         place = int(places[first])
         yield slice(place, place + last - first), slice(first, last)
