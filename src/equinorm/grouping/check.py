@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from equinorm._errors import EquinormError, describe
 from equinorm._scaling import Pin
 from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
@@ -57,27 +60,22 @@ def check(orbit: Orbit, groups: ScaleGroups, smooth: Place, balance: Iterable[Pl
     if isinstance(balance, str):
         raise EquinormError(f"balance must be a list of names. For one: [{balance!r}].")
     here = _smooth(orbit, groups, smooth)
-    named = [(name, place) for place in balance for name in _tensors(orbit, place)]
+    places = [(place, _tensors(orbit, place)) for place in balance]
+    named = [(name, place) for place, names in places for name in names]
     wanted = [group for group in groups if any(_is_at(axis, here) for axis in (*group.up, *group.along))]
     free = [group for group in wanted if not group.is_pinned]
     read = [group for group in free if any(_is_named(axis, named) for axis in group.down)]
-    notes = []
-    if read and len(read) < len(free):
-        channels = sum(int((axis.ids > 0).sum()) for group in read for axis in group.up if _is_at(axis, here))
-        notes.append(f"{channels} channels of {_text(here)} are meant: the others belong to other groups.")
-    free = read or free
+    meant = read or free
+    taken = [axis for group in meant for axis in group.down if _is_named(axis, named)]
     missing = [
-        axis for group in free for axis in (*group.up, *group.down) if not _is_at(axis, here) and not _is_named(axis, named)
+        axis for group in meant for axis in (*group.up, *group.down) if not _is_at(axis, here) and not _is_named(axis, named)
     ]
-    taken = {axis.tensor for group in free for axis in group.down if _is_named(axis, named)}
-    extra = [_elsewhere(groups, name, place, here) for name, place in named if name not in taken]
-    pinned = [pin for group in (free or wanted) for pin in group.pinned_by if (pin.tensor, pin.axis) == here]
-    notes += [note for group in free for note in _shared(group, here)] if not missing and not extra else []
-    axes = [str(axis) for group in free for axis in group.down if _is_named(axis, named)]
-    others = [_text((name, None)) for name, _ in named if name not in taken]
-    return MappingCheck(
-        _text(here), (*dict.fromkeys([*axes, *others]),), tuple(missing), tuple(extra), tuple(pinned), tuple(notes)
-    )
+    in_vain = [(names[0], place) for place, names in places if not {axis.tensor for axis in taken} & {*names}]
+    extra = [_elsewhere(groups, name, place, here) for name, place in in_vain]
+    pinned = [] if read and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
+    notes = _notes(meant) if read and not missing and not extra else []
+    shown = dict.fromkeys([*map(str, taken), *(name for name, _ in in_vain)])
+    return MappingCheck(_text(here), (*shown,), tuple(missing), tuple(extra), tuple(pinned), tuple(notes))
 
 
 Here = tuple[str, int | None]
@@ -144,11 +142,25 @@ def _elsewhere(groups: ScaleGroups, name: str, place: Place, here: Here) -> str:
     return f"{name} does not read what {_text(here)} scales{instead}."
 
 
-def _shared(group: ScaleGroup, here: Here) -> list[str]:
-    """Axes on which several channels share one scale."""
+def _is_pin(pin: Pin, here: Here) -> bool:
+    return pin.tensor == here[0] and (here[1] is None or pin.axis == here[1])
+
+
+def _is_whole(taken: Sequence[ScaledAxis]) -> bool:
+    """Does every channel that the mapping's axes read scale, with one group or another?"""
+    free: dict[str, Tensor] = {}
+    for axis in taken:
+        free[str(axis)] = free.get(str(axis), torch.zeros_like(axis.ids, dtype=torch.bool)) | (axis.ids > 0)
+    return all(bool(mask.all()) for mask in free.values())
+
+
+def _notes(groups: Sequence[ScaleGroup]) -> list[str]:
+    """Channels that are not meant, and axes on which several channels share one scale."""
     found = []
-    for axis in (*group.up, *group.down):
+    for place, axis in enumerate(axis for group in groups for axis in (*group.up, *group.down)):
         ids = axis.ids[axis.ids > 0]
+        if not place and ids.numel() < axis.ids.numel():
+            found.append(f"{ids.numel()} of {axis.ids.numel()} channels of {axis} are meant.")
         if (most := int(ids.bincount().max())) > 1:
             found.append(f"{ids.numel()} channels of {axis} share {len(ids.unique())} scales, up to {most} each.")
     return found

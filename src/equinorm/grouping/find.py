@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Family, Pin, Reason, Scaling
+from equinorm._scaling import Pin, Reason, Scaling
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.grouping.groups import Activation, ScaledAxis, ScaleGroup, ScaleGroups
 from equinorm.rescaling.orbit import Orbit
@@ -32,7 +32,7 @@ def groups(orbit: Orbit, values: InnerValues) -> ScaleGroups:
         orbit: scalings, families and pins.
         values: how the values inside the network scale.
     """
-    number = _numbering(orbit.scalings, orbit.families)
+    number = _numbering(orbit.scalings, orbit.num_free)
     moves = _moves(orbit.scalings, number)
     carried = {value.name: _carried(value, number) for value in values if not value.parameters}
     uses = _uses(values)
@@ -73,19 +73,23 @@ def _pinned(
     return ScaleGroup((here,), (), (), (), torch.zeros(0, dtype=torch.long), tuple(pins))
 
 
-def _numbering(scalings: Sequence[Scaling], families: Sequence[Family]) -> Tensor:
-    """The number of the group of each class, by its id; −1 for id 0. Families that move exactly the same axes are one."""
-    number = torch.full((1 + sum(len(family.ids) for family in families),), -1)
-    for place, family in enumerate(families):
-        number[family.ids.start : family.ids.stop] = place
-    touched: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in families]
+def _numbering(scalings: Sequence[Scaling], num_free: int) -> Tensor:
+    """The number of the group of each class, by its id; −1 for id 0. Classes that move exactly the same axes are one group.
+
+    Each axis has a random number, and a class the sum of those that it moves: equal sums, equal axes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.zeros(num_free + 1, dtype=torch.long)
+    keys: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     for scaling in scalings:
         for _, ids in scaling.factors:
-            for family in _distinct(number[ids]):
-                touched[family].append((scaling.name, _axes(ids, scaling.shape)))
-    first: dict[frozenset[tuple[str, tuple[int, ...]]], int] = {}
-    same = torch.tensor([first.setdefault(frozenset(keys), place) for place, keys in enumerate(touched)] or [0])
-    return torch.where(number < 0, -1, same[number.clamp(min=0)])
+            key = scaling.name, _axes(ids, scaling.shape)
+            if key not in keys:
+                keys[key] = torch.randint(1 << 62, (), generator=generator)
+            sums[torch.unique(ids)] += keys[key]
+    number = torch.unique(sums, return_inverse=True)[1]
+    number[0] = -1
+    return number
 
 
 def _moves(scalings: Sequence[Scaling], number: Tensor) -> dict[int, list[_Move]]:

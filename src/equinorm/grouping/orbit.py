@@ -10,6 +10,7 @@ from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.check import MappingCheck, Place, check
 from equinorm.grouping.find import groups
 from equinorm.grouping.groups import ScaleGroups
+from equinorm.grouping.mappings import SmoothMappings, mappings
 from equinorm.grouping.wishes import Wishes, nearest
 from equinorm.rescaling.orbit import Orbit
 
@@ -37,6 +38,17 @@ class GroupedOrbit(Orbit):
         2.weight[0] is pinned: 4 channels by model output.
         """
         return groups(self, self.values)
+
+    @on_cpu()
+    def mappings(self) -> SmoothMappings:
+        """The groups in the form of mappings: a norm, or a layer, and every module that reads what it scales.
+
+        >>> import torch, equinorm
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.Linear(2, 4))
+        >>> print(equinorm.symmetries(net, (torch.randn(5, 3),)).mappings())
+        0 → 2
+        """
+        return mappings(self.groups())
 
     @on_cpu()
     def check(self, smooth: Place, balance: Iterable[Place]) -> MappingCheck:
