@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
-    *["discovery", "rescaling", "permuting", "balancing", "_symmetries", "_deviation", "quantization", "_equivalence"],
+    *["discovery", "rescaling", "permuting", "balancing", "grouping"],
+    *["_symmetries", "_deviation", "quantization", "_equivalence"],
     *["_alignment", "training", "rules", "__init__"],
     *["reporting", "checkpoints", "experiments", "integrations", "cli"],
 ]
@@ -24,6 +25,7 @@ STRANGERS = {
     "native": ["_memory", "_modules", "_scaling"],
     "rescaling": ["discovery"],
     "balancing": ["discovery", "permuting"],
+    "grouping": ["balancing", "permuting", "discovery.graph", "discovery.rules"],
     "permuting.laws": ["discovery.graph", "permuting.interpreter", "permuting.discover"],
     "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
     "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],

@@ -16,12 +16,12 @@ from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.discover import discover
 from equinorm.discovery.inner_values import InnerValues
+from equinorm.grouping.orbit import GroupedOrbit
 from equinorm.rescaling import description
-from equinorm.rescaling.orbit import Orbit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Symmetries(Orbit):
+class Symmetries(GroupedOrbit):
     """The group of rescalings that `symmetries` discovered.
 
     Attributes:
@@ -40,7 +40,6 @@ class Symmetries(Orbit):
 
     seconds: tuple[float, float] = field(repr=False)
     fingerprint: str = field(repr=False)
-    values: InnerValues = field(repr=False)
 
     @on_cpu()
     def balance(
@@ -200,7 +199,7 @@ def symmetries(
     ]
     found = discover(model, calls, (True, False) if both_modes else (None,), hidden, batch_norm)
     return Symmetries(
-        *(model, found.num_free, found.scalings, found.families, found.pins, found.seconds, found.fingerprint, found.values),
+        *(model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds, found.fingerprint),
         backward=found.backward,
         casts=found.casts,
     )

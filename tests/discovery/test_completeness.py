@@ -1,6 +1,7 @@
 """Discovery against the oracle: on small networks it must find exactly the rescalings that derivatives find."""
 
 import pytest
+from groups_of import check_groups
 from oracle import verdict
 from small_networks import constants as cases_constants, layers as cases_layers, products as cases_products
 from small_networks.cases import CASES, INPUTS
@@ -26,6 +27,7 @@ def test_finds_what_derivatives_find(name: str) -> None:
     assert result.found <= result.dimension, f"unsound: {result}"
     assert result.found_all == result.num_free, f"two free log-scales move the weights alike: {result}"
     assert result.dimension - result.found == missed, f"missed: {result}"
+    check_groups(result.symmetries)  # here, so that no network is exported twice for it
 
 
 @pytest.mark.parametrize("way", cases_constants.PADDED)

@@ -32,6 +32,7 @@ class Verdict:
         num_free: what discovery claims.
         residual: largest |J·t| / |t| over discovered generators, relative to the largest singular value: 0 if sound.
         live: entries on which the outputs depend; a dead entry (a bias in front of a batch norm) could take any scale.
+        symmetries: what was discovered.
     """
 
     dimension: int
@@ -40,6 +41,7 @@ class Verdict:
     num_free: int
     residual: float
     live: int
+    symmetries: equinorm.Symmetries
 
 
 def verdict(model: nn.Module, args: Sequence, seed: int = 0, buffers: Sequence[str] = (), **options: str) -> Verdict:
@@ -65,6 +67,7 @@ def verdict(model: nn.Module, args: Sequence, seed: int = 0, buffers: Sequence[s
         num_free=symmetries.num_free,
         residual=float(residual),
         live=int(live.sum()),
+        symmetries=symmetries,
     )
 
 

@@ -1,0 +1,148 @@
+"""Scales that users wish for on some axes, and the nearest that leave the network's function as it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from equinorm._errors import RescaleError, describe
+from equinorm._scaling import Scaling
+from equinorm.rescaling.orbit import Orbit
+
+REDUCTIONS = ("geometric mean", "maximum", "minimum")
+"""Ways to make one scale of those that are wished for on channels of one class."""
+
+Wishes = Mapping[tuple[str, int | tuple[int, ...]], Any]
+
+
+def nearest(orbit: Orbit, wishes: Wishes, reduce: str) -> Tensor:
+    """Free log-scales nearest to wishes; see `GroupedOrbit.scales`."""
+    if reduce not in REDUCTIONS:
+        raise RescaleError(f"reduce must be one of {', '.join(map(repr, REDUCTIONS))}, not {reduce!r}.")
+    if not isinstance(wishes, Mapping) or not wishes:
+        raise RescaleError('wishes must be a dict such as {("norm.weight", 0): scales}, with at least one entry.')
+    scalings = {name: scaling for scaling in orbit.scalings for name in scaling.names}
+    rows, targets, start = [], [], 0
+    for key, wished in wishes.items():
+        scaling, axes = _place(orbit, scalings, key)
+        terms = _terms(scaling, axes)
+        logs = _logs(scaling, axes, wished)
+        _check_free(orbit, scaling, axes, terms)
+        entries = torch.arange(start, start + logs.numel())
+        start += logs.numel()
+        targets.append(logs)
+        for exponent, ids in terms:
+            free = ids > 0
+            rows.append((entries[free], ids[free] - 1, torch.full_like(logs[free], exponent)))
+    row, column, entry = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    equations = row, column, entry
+    if reduce == "geometric mean":
+        return _least_squares(equations, torch.cat(targets), orbit.num_free)
+    return _extreme(equations, torch.cat(targets), orbit.num_free, reduce)
+
+
+def _place(orbit: Orbit, scalings: Mapping[str, Scaling], key: Any) -> tuple[Scaling, tuple[int, ...]]:
+    """The tensor and the axes that a wish is about."""
+    if not isinstance(key, tuple) or len(key) != 2 or not isinstance(key[0], str):
+        raise RescaleError(f"a wish is for (name of a tensor, axis), such as ('norm.weight', 0), not for {key!r}.")
+    name, axis = key
+    if name not in scalings:
+        near = [other for other in scalings if other.startswith(f"{name}.")] or list(scalings)[:8]
+        raise RescaleError(
+            f"{describe(orbit.model)} has no tensor {name!r} that could scale. Some that it has: {', '.join(near)}."
+        )
+    scaling, rank = scalings[name], len(scalings[name].shape)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(one, int) and -rank <= one < rank for one in axes):
+        raise RescaleError(f"{name} of shape {scaling.shape} has no axis {axis!r}.")
+    return scaling, tuple(sorted(one % rank for one in axes))
+
+
+def _terms(scaling: Scaling, axes: tuple[int, ...]) -> list[tuple[float, Tensor]]:
+    """Exponents and ids along these axes, flat. What moves all entries alike belongs to an axis of one channel only."""
+    found = []
+    for exponent, ids in scaling.factors:
+        varies = {axis for axis in range(ids.dim()) if ids.size(axis) > 1}
+        if not varies:
+            varies = {axis for axis in axes if scaling.shape[axis] == 1}
+        if varies & {*axes} and not varies <= {*axes}:
+            raise RescaleError(
+                f"{scaling.name} of shape {scaling.shape} scales along axes {tuple(sorted(varies))} together, not along "
+                f"{axes} alone: give the scales of ({scaling.name!r}, {tuple(sorted(varies))})."
+            )
+        if varies and varies <= {*axes}:
+            sizes = [scaling.shape[axis] if axis in axes else 1 for axis in range(ids.dim())]
+            found.append((exponent, ids.expand(sizes).reshape(-1)))
+    return found
+
+
+def _logs(scaling: Scaling, axes: tuple[int, ...], wished: Any) -> Tensor:
+    """Natural logarithms of the scales that are wished for, flat."""
+    sizes = tuple(scaling.shape[axis] for axis in axes)
+    what = f"the scales of {scaling.name}, axis {', '.join(map(str, axes))},"
+    try:
+        scales = torch.as_tensor(wished).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RescaleError(f"{what} must be numbers: {error}.") from error
+    if tuple(scales.shape) != sizes:
+        raise RescaleError(
+            f"{what} must have shape {sizes}, as the tensor has shape {scaling.shape}; not {tuple(scales.shape)}."
+        )
+    if not bool((scales.isfinite() & (scales > 0)).all()):
+        raise RescaleError(f"{what} must be finite and positive.")
+    return scales.log().reshape(-1)
+
+
+def _check_free(orbit: Orbit, scaling: Scaling, axes: tuple[int, ...], terms: Sequence[tuple[float, Tensor]]) -> None:
+    """Refuse wishes of which nothing can come true."""
+    if any(bool((ids > 0).any()) for _, ids in terms):
+        return
+    pins = [pin for pin in orbit.pins if pin.tensor in scaling.names and pin.axis in axes]
+    why = f" It is pinned by {pins[0].reason}." if pins else " Its scale is pinned: see print(symmetries.details())."
+    raise RescaleError(f"{scaling.name} cannot scale along axis {', '.join(map(str, axes))} (shape {scaling.shape}).{why}")
+
+
+Equations = tuple[Tensor, Tensor, Tensor]
+"""Of a sparse matrix: rows, columns, entries."""
+
+
+def _least_squares(equations: Equations, targets: Tensor, size: int) -> Tensor:
+    """The shortest z that minimises |A z − targets|²: conjugate gradients, preconditioned by the diagonal.
+
+    Where every channel has one class the matrix AᵀA is diagonal, and the first step is exact: a mean.
+    """
+    row, column, entry = equations
+
+    def times(z: Tensor) -> Tensor:
+        return torch.zeros_like(targets).index_add_(0, row, entry * z[column])
+
+    def transposed(r: Tensor) -> Tensor:
+        return torch.zeros(size, dtype=torch.float64).index_add_(0, column, entry * r[row])
+
+    scale = torch.zeros(size, dtype=torch.float64).index_add_(0, column, entry.square())
+    inverse = torch.where(scale > 0, 1 / scale.clamp(min=1e-300), 0.0)
+    z = torch.zeros(size, dtype=torch.float64)
+    residual = transposed(targets)
+    direction = inverse * residual
+    power = power_first = residual @ direction
+    for _ in range(2 * len(targets) + 10):
+        if power <= 1e-30 * power_first:
+            break
+        image = transposed(times(direction))
+        step = power / (direction @ image)
+        z, residual = z + step * direction, residual - step * image
+        power, before = residual @ (inverse * residual), power
+        direction = inverse * residual + (power / before) * direction
+    return z
+
+
+def _extreme(equations: Equations, targets: Tensor, size: int, reduce: str) -> Tensor:
+    """The largest or smallest scale that a class would need; where a channel has one class only."""
+    row, column, entry = equations
+    if bool((torch.bincount(row) > 1).any()):
+        raise RescaleError(f"a channel that scales with several classes has no {reduce}: ask for reduce='geometric mean'.")
+    asked = targets[row] / entry
+    found = torch.zeros(size, dtype=torch.float64)
+    found.scatter_reduce_(0, column, asked, "amax" if reduce == "maximum" else "amin", include_self=False)
+    return found
