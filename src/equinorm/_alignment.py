@@ -100,9 +100,8 @@ def align(
     group = permutations(both[0].model, args, kwargs, opaque=opaque)
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
     assignment = group.assignment(*(_forms(found, own) for found, own in zip(both, z, strict=True)))
-    tried = [assignment.orders(start, sweeps) for start in assignment.starts(starts, seed)]
-    orders, taken = max(tried, key=lambda pair: assignment.agreement(pair[0]))
-    names = dict(zip((family.name for family in group.families), orders.values(), strict=True))
+    best = max((assignment.fixed_point(start, sweeps) for start in assignment.starts(starts, seed)), key=lambda f: f.agreement)
+    names = dict(zip((family.name for family in group.families), best.orders.values(), strict=True))
     twin = duplicate(both[0].model, "to permute the copy")
     replace(group, model=twin).permute_(names)
     log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)
@@ -110,12 +109,13 @@ def align(
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
         own.rescale_(log_scales)
-    return Alignment(twin, names, log_scales, _distance(both[0].model, both[1].model), _distance(twin, both[1].model), taken)
+    return Alignment(twin, names, log_scales, _distance(both[0].model, both[1].model), _distance(twin, both[1].model), best.sweeps)
 
 
 def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
     """Every parameter after a rescaling; statistics of normalizations say nothing of distances and count as zero."""
     forms: dict[str, Tensor] = {}
+    dtype = torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
     for scaling in found.scalings:
         tensor = found.tensors[scaling.name]
         if tensor.is_meta or tensor.layout != torch.strided:
@@ -123,10 +123,10 @@ def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
         if not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{scaling.name} holds NaN or inf, which is near to nothing.")
         if scaling.kind == "buffer":
-            forms[scaling.name] = torch.zeros(scaling.shape, dtype=torch.float64)
+            forms[scaling.name] = torch.zeros(scaling.shape, dtype=dtype)
         else:
             whole = scaling.effective(tensor).cpu().double()
-            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape)
+            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape).to(dtype)
     return forms
 
 

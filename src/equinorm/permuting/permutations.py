@@ -202,7 +202,7 @@ class Permutations:
         """Weight matching of one set of weights to another, as in `equinorm.align`.
 
         Args:
-            ours: the tensors of one network by name; float64 on the CPU.
+            ours: the tensors of one network by name; of one dtype, float32 or float64, on the CPU.
             theirs: of another of the same architecture.
         """
         names = [source.names[0] for source in self._axes]
