@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._equivalence import TOLERANCES
+from equinorm.joining.equivalence import TOLERANCES
 from equinorm._scaling import Scaling
 from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions

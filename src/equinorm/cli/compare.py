@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._deviation import deviation
-from equinorm._equivalence import equivalence
+from equinorm.joining.equivalence import equivalence
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder

@@ -5,7 +5,8 @@ the fingerprints of the other channels that it joins. A few rounds tell apart al
 refinement of colours of Weisfeiler and Leman, with numbers for colours, so that rounding changes them little.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from equinorm.permuting.pieces import Piece, pieces
 
 FEATURES, ROUNDS = 6, 5
 """Numbers of a fingerprint, and rounds in which it is refined."""
+
+TIE = 1e-9
+"""Fingerprints, numbers from ½ to 1½, that are nearer than this are taken for those of channels that are alike."""
 
 _LETTERS = "abcdefghijklmnopqrstuvwxy"
 """Of the axes of a piece; z counts features."""
@@ -33,20 +37,20 @@ def fingerprints(
     """Fingerprints of every channel, of shape (*places around it, channels, features).
 
     Args:
-        tensors: float64, contiguous.
+        tensors: of one network.
         parts: their pieces.
         places: for each free atom, those at each place of which its order may be another one.
         shapes: of each.
         seed: of the random numbers; the same for networks to be matched.
     """
+    values = [_with_squares(tensor.double().contiguous()) for tensor in tensors]
     colours = {atom: torch.ones(*shape, FEATURES, dtype=torch.float64) for atom, shape in shapes.items()}
     for number in range(ROUNDS):
         generator = torch.Generator().manual_seed(seed + number)
         sums = {atom: torch.zeros(*shape, FEATURES, dtype=torch.float64) for atom, shape in shapes.items()}
         for piece in parts:
             tables = [torch.randn(atom.size, FEATURES, generator=generator, dtype=torch.float64) for atom in piece.atoms]
-            constants = torch.randn(2, FEATURES, generator=generator, dtype=torch.float64)
-            _add(piece.of(tensors[piece.tensor]), piece, places, (tables, constants), (colours, sums))
+            _add(piece.of(values[piece.tensor]), piece, dict(piece.axes_of(places)), tables, (colours, sums))
         for atom, total in sums.items():
             flat, old = total.reshape(-1, FEATURES), colours[atom].reshape(-1, FEATURES)
             spread = (flat - flat.mean(0)) / flat.std(0, correction=0).clamp_min(1e-300)
@@ -54,40 +58,37 @@ def fingerprints(
     return colours
 
 
+def _with_squares(tensor: Tensor) -> Tensor:
+    """w + w² / rms(w), whose sums tell apart what has the same sum."""
+    return torch.addcmul(tensor, tensor, tensor, value=1 / max(float(tensor.square().mean().sqrt()), 1e-150))
+
+
 def _add(
     view: Tensor,
     piece: Piece,
-    places: Mapping[Atom, tuple[Atom, ...]],
-    drawn: tuple[Sequence[Tensor], Tensor],
+    free: Mapping[int, tuple[int, ...]],
+    tables: Sequence[Tensor],
     into: tuple[Mapping[Atom, Tensor], Mapping[Atom, Tensor]],
 ) -> None:
-    """Add what a piece says of each channel that stands in it: of its entries, and of their squares."""
-    (tables, constants), (colours, sums) = drawn, into
-    free = dict(piece.axes_of(places))
-    factors = [
-        (_LETTERS[axis], tables[axis]) if axis not in free else
-        ("".join(_LETTERS[at] for at in (*free[axis], axis)), colours[atom])
-        for axis, atom in enumerate(piece.atoms)
-    ]  # fmt: skip
-    whole = _LETTERS[: view.dim()]
-    for axis, around in free.items():
-        target = "".join(_LETTERS[at] for at in (*around, axis))
-        others = sorted((f for at, f in enumerate(factors) if at != axis), key=lambda factor: -factor[1].numel())
-        for power, constant in enumerate(constants, 1):
-            message = _contracted(view if power == 1 else view.square(), whole, others, target)
-            sums[piece.atoms[axis]].add_(message * constant)
-
-
-def _contracted(values: Tensor, letters: str, factors: Sequence[tuple[str, Tensor]], target: str) -> Tensor:
-    """Σ values · factors over all axes but those of the target; the last axis counts features."""
-    for number, (own, factor) in enumerate(factors):
-        ahead = {*target, *"".join(name for name, _ in factors[number + 1 :])}
-        left = "".join(letter for letter in letters if letter in ahead)
-        values = torch.einsum(f"{letters}{'z' if number else ''},{own}z->{left}z", values, factor)
-        letters = left
-    if not factors:
-        values = values[..., None].expand(*values.shape, FEATURES)
-    return torch.einsum(f"{letters}z->{target}z", values)
+    """Add what a piece says of each channel that stands in it; pinned axes, which say the same to all, are summed first."""
+    colours, sums = into
+    letters, feature = _LETTERS[: view.dim()], ""
+    outside = {at for around in free.values() for at in around} - {*free}
+    pinned = [axis for axis in range(view.dim()) if axis not in free and axis not in outside]
+    left = "".join(letter for axis, letter in enumerate(letters) if axis not in pinned)
+    if pinned:
+        names = ["".join(letters[axis] for axis in pinned), *(letters[axis] for axis in pinned)]
+        table = torch.einsum(f"{','.join(f'{name}z' for name in names[1:])}->{names[0]}z", *(tables[axis] for axis in pinned))
+        view, feature = torch.einsum(f"{letters},{names[0]}z->{left}z", view, table), "z"
+    for axis in outside:
+        view, feature = torch.einsum(f"{left}{feature},{letters[axis]}z->{left}z", view, tables[axis]), "z"
+    if not feature and len(free) == 1:
+        view, feature = view[..., None].expand(*view.shape, FEATURES), "z"
+    names = {axis: "".join(letters[at] for at in (*around, axis)) for axis, around in free.items()}
+    for axis, target in names.items():
+        others = [(name, colours[piece.atoms[at]]) for at, name in names.items() if at != axis]
+        equation = ",".join([f"{left}{feature}", *(f"{name}z" for name, _ in others)])
+        sums[piece.atoms[axis]].add_(torch.einsum(f"{equation}->{target}z", view, *(factor for _, factor in others)))
 
 
 def nearest(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -121,23 +122,56 @@ def match(
         atoms: that may be permuted.
         around: for each, those at each place of which its order may be another one.
     """
+    places, shapes, parts = _laid_out(axes, atoms, around)
+    one, other = (fingerprints(side, parts, places, shapes) for side in (ours, theirs))
+    return _chosen(places, shapes, lambda atom, origin, place: nearest(one[atom][origin], other[atom][place]))
+
+
+def in_order(
+    tensors: Sequence[Tensor], axes: Sequence[Sequence[Axis]], atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]
+) -> tuple[tuple[Tensor, ...], int]:
+    """For each atom the order of its channels by their fingerprints, and how many have that of another one.
+
+    Args:
+        tensors: of one network.
+        axes: of each tensor, in parts.
+        atoms: that may be permuted.
+        around: for each, those at each place of which its order may be another one.
+    """
+    places, shapes, parts = _laid_out(axes, atoms, around)
+    found = fingerprints(tensors, parts, places, shapes)
+    ties = 0
+    for colours in found.values():
+        firsts = colours[..., 0].sort(-1).values
+        ties += int((firsts.diff(dim=-1) < TIE).sum())
+    return _chosen(places, shapes, lambda atom, origin, _: found[atom][origin][:, 0].argsort(stable=True)), ties
+
+
+def _laid_out(
+    axes: Sequence[Sequence[Axis]], atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]
+) -> tuple[dict[Atom, tuple[Atom, ...]], dict[Atom, tuple[int, ...]], list[Piece]]:
+    """The atoms around each, shapes of their orders, and the pieces in which they stand."""
     places = dict(zip(atoms, around, strict=True))
     shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in places.items()}
-    parts = pieces(axes, places)
-    one, other = (fingerprints([t.double().contiguous() for t in side], parts, places, shapes) for side in (ours, theirs))
+    return places, shapes, pieces(axes, places)
+
+
+_Place = tuple[int, ...]
+"""A place of the atoms around one; empty where there are none."""
+
+
+def _chosen(
+    places: Mapping[Atom, tuple[Atom, ...]], shapes: Shapes, choose: Callable[[Atom, _Place, _Place], Tensor]
+) -> tuple[Tensor, ...]:
+    """An order for each atom, at each place of those around it: of the channels that come there from another place."""
     orders: dict[Atom, Tensor] = {}
     for atom in sorted(places, key=lambda atom: atom.order):  # those around it first
-        shape = shapes[atom]
-        left, right = one[atom], other[atom]
-        if not places[atom]:
-            orders[atom] = nearest(left, right)
-            continue
-        order = torch.zeros(shape, dtype=torch.int64)
-        for index in torch.cartesian_prod(*(torch.arange(size) for size in shape[:-1])).reshape(-1, len(shape) - 1).tolist():
-            of = _origin(places[atom], index, orders, places)
-            order[tuple(index)] = nearest(left[tuple(of)], right[tuple(index)])
+        order = torch.zeros(shapes[atom], dtype=torch.int64)
+        for place in product(*map(range, shapes[atom][:-1])):
+            origin = tuple(_origin(places[atom], place, orders, places))
+            order[place] = choose(atom, origin, place)
         orders[atom] = order
-    return tuple(orders[atom] for atom in atoms)
+    return tuple(orders[atom] for atom in places)
 
 
 def _origin(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from equinorm._arguments import check_count
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._equivalence import same_group, same_parameters
+from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries
