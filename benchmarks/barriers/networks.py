@@ -28,9 +28,7 @@ def resnet20(width: int) -> nn.Sequential:
     sizes = [(first, first, 1)] * 3
     sizes += [(first, second, 2), *[(second, second, 1)] * 2, (second, third, 2), *[(third, third, 1)] * 2]
     start = [nn.Conv2d(3, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
-    return nn.Sequential(
-        *start, *(Block(*size) for size in sizes), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(third, 10)
-    )
+    return nn.Sequential(*start, *(Block(*size) for size in sizes), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(third, 10))
 
 
 def perceptron() -> nn.Sequential:

@@ -20,6 +20,7 @@ from equinorm.discovery.user_rules import register_rule
 from equinorm.joining.alignment import Alignment, align
 from equinorm.joining.canonical import Canonical, canonical, canonical_
 from equinorm.joining.equivalence import Equivalence, equivalence
+from equinorm.joining.signs import Flip, Signs, signs
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
 from equinorm.quantization.equalization import Equalization
@@ -46,6 +47,7 @@ __all__ = [
     "EquivalenceError",
     "ExportError",
     "Family",
+    "Flip",
     "PermutationError",
     "PermutationSpec",
     "Permutations",
@@ -54,6 +56,7 @@ __all__ = [
     "Reason",
     "RescaleError",
     "Scaling",
+    "Signs",
     "Symmetries",
     "__version__",
     "align",
@@ -70,6 +73,7 @@ __all__ = [
     "register_optimizer",
     "register_rule",
     "rules",
+    "signs",
     "symmetries",
 ]  # fmt: skip
 

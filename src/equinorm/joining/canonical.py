@@ -1,10 +1,9 @@
-"""The canonical form: balanced, and every family of channels in an order that permutations cannot change."""
+"""The canonical form: balanced, signs fixed, and every family of channels in an order that permutations cannot change."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import check_model
@@ -12,7 +11,7 @@ from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import Choice, duplicate, on_cpu
 from equinorm._symmetries import symmetries
-from equinorm.permuting.permutations import permutations
+from equinorm.joining.moves import Moves
 
 TOLERANCE = 1e-12
 """Residual of the balance."""
@@ -24,19 +23,27 @@ class Canonical:
 
     Attributes:
         log_scales: natural logarithms that rescaled it, of shape (num_free,).
-        permutation: for each family of `permutations` the order of its channels, which came after the scales, by name.
+        signs: −1 or 1 for each class of `signs`, which came after the scales.
+        permutation: for each family of `permutations` the order of its channels, which came last, by name.
         ties: channels that weights do not tell from another one of their family. Where the two are copies of each other the
             form is the same in any order; where the network only looks the same from both, copies of it may get two forms.
     """
 
     log_scales: Tensor = field(repr=False)
+    signs: Tensor = field(repr=False)
     permutation: dict[str, Tensor] = field(repr=False)
     ties: int
 
+    @property
+    def num_flipped(self) -> int:
+        """Number of sign classes that changed."""
+        return int((self.signs < 0).sum())
+
     def __str__(self) -> str:
+        flipped = f", {count(self.num_flipped, 'sign')} flipped" if len(self.signs) else ""
         tied = f"; {count(self.ties, 'channel')} that weights do not tell from others" if self.ties else ""
         scales, families = count(len(self.log_scales), "scale"), count(len(self.permutation), "family", "families")
-        return f"canonical: {scales} balanced, {families} sorted{tied}"
+        return f"canonical: {scales} balanced{flipped}, {families} sorted{tied}"
 
 
 @on_cpu()
@@ -48,18 +55,18 @@ def canonical_(
     power_of_two: bool = False,
     opaque: Choice = (),
 ) -> Canonical:
-    """Bring a network to its canonical form in place: the same for all that permutations and rescalings make of it.
+    """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
 
-    It is balanced (least ℓ2 norm, biases included, residual 1e-12). Then the channels of each family are sorted by
-    fingerprints: numbers that sums over their weights give, and that no order of any channels changes. The network computes
-    what it did.
+    It is balanced (least ℓ2 norm, biases included, residual 1e-12). Channels whose sign may flip get the one that makes a sum
+    of cubes of their weights positive. Then the channels of each family are sorted by fingerprints: numbers that sums over their
+    weights give, and that no order of any channels changes. The network computes what it did.
 
     Args:
         model: any module that `torch.export` can handle.
         args: its positional inputs.
         kwargs: its keyword inputs.
-        power_of_two: round scales to powers of two: outputs stay bitwise the same, and so are the canonical forms of all copies
-            that were permuted, or rescaled by powers of two. Without it the forms of copies agree to rounding.
+        power_of_two: round scales to powers of two: the canonical forms of all copies that were permuted, flipped and rescaled
+            by powers of two are bitwise the same. Without it the forms of copies agree to rounding.
         opaque: names or submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -87,18 +94,19 @@ def canonical_(
     balance = found.balance(tol=TOLERANCE, biases=True)
     if not balance.converged and balance.norm_after > 0:
         raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
-    group = permutations(found.model, args, kwargs, opaque=opaque)
+    moves = Moves.of(found.model, args, kwargs, opaque)
     if found.num_free:
         balance.apply_(power_of_two=power_of_two)
-    order, ties = group.sorting(dict(found.tensors))
+    forms = {s.name: s.effective(found.tensors[s.name]).cpu().double() for s in found.scalings}
+    flips = moves.canonical_signs(forms)
+    order, ties = moves.group.sorting(moves.flips.flipped(forms, flips) if len(flips) else forms)
     try:
-        group.permute_(order)
+        moves.apply_(found.model, flips, order)
     except BaseException:
         if found.num_free:
             found.rescale_(-balance.log_scales, power_of_two=power_of_two)
         raise
-    moved = {f.name: order[f.name] for f in group.families if bool((order[f.name] != torch.arange(f.size)).any())}
-    return Canonical(balance.log_scales, moved, ties)
+    return Canonical(balance.log_scales, flips, moves.named(order), ties)
 
 
 def canonical(

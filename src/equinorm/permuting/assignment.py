@@ -5,7 +5,7 @@ tensors: the inner products of all channels of both are one product of matrices 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from equinorm._errors import PermutationError
 from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.matching import match
-from equinorm.permuting.pieces import Piece, orders_at_rest, pieces, reorder_, rows
+from equinorm.permuting.pieces import Piece, pieces, reorder_, rows
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Gains of an order that count as none, in parts of the norms of what is gained from."""
@@ -43,14 +42,6 @@ class Standing(NamedTuple):
     around: tuple[int, ...]
 
 
-class FixedPoint(NamedTuple):
-    """What sweeps end in: orders, ⟨π(a), b⟩, which is the larger the nearer, and how many sweeps it took."""
-
-    orders: dict[Atom, Tensor]
-    agreement: float
-    sweeps: int
-
-
 class Assignment:
     """Sweeps of linear assignments over the families of two sets of weights.
 
@@ -70,7 +61,7 @@ class Assignment:
         atoms: Sequence[Atom],
         around: Sequence[tuple[Atom, ...]],
     ) -> None:
-        self._ours, self._theirs, self._axes = ours, [tensor.contiguous() for tensor in theirs], axes
+        self._ours, self._theirs = ours, [tensor.contiguous() for tensor in theirs]
         self._around = dict(zip(atoms, around, strict=True))
         self._shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in self._around.items()}
         self._standing: dict[Atom, list[Standing]] = {atom: [] for atom in atoms}
@@ -82,18 +73,10 @@ class Assignment:
                 self._neighbours[piece.atoms[axis]].update(others)
         self._solve = solver()
 
-    def starts(self, count: int, seed: int) -> Iterator[dict[Atom, Tensor]]:
-        """Where sweeps may start: where the weights are, where fingerprints of channels agree, at random; `count` in all."""
-        yield orders_at_rest(self._shapes)
-        if count > 1:
-            matched = match(self._ours, self._theirs, self._axes, [*self._around], [*self._around.values()])
-            yield dict(zip(self._around, matched, strict=True))
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(count - 2):
-            yield {atom: torch.rand(shape, generator=generator).argsort(-1) for atom, shape in self._shapes.items()}
-
-    def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int) -> FixedPoint:
+    def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int) -> tuple[dict[Atom, Tensor], int]:
         """Sweep until no family moves; one whose neighbours have stood still since its last turn is left out.
+
+        Returns the orders, and how many sweeps it took.
 
         Args:
             start: orders to start from.
@@ -115,7 +98,7 @@ class Assignment:
             if not waiting:
                 taken = sweep
                 break
-        return FixedPoint(found, self._agreement(current, range(len(current))), taken)
+        return found, taken
 
     def _agreement(self, current: Sequence[Tensor], numbers: Sequence[int]) -> float:
         return sum(float((current[n] * self._theirs[n]).sum(dtype=torch.float64)) for n in numbers)

@@ -157,6 +157,20 @@ class Permutations:
             check_writable(move)
         permute_all_(moves)
 
+    def moved(self, tensors: Mapping[str, Tensor], permutation: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Permuted copies of tensors on the CPU, whatever numbers they hold.
+
+        Args:
+            tensors: one for each tensor of the model, by its first name.
+            permutation: as `permute_` takes it.
+        """
+        orders = self._orders(permutation)
+        found: dict[str, Tensor] = {}
+        for source, axes in self._axes.items():
+            name = source.names[0]
+            found[name] = Move(name, tensors[name], places(axes, orders)).taken()
+        return found
+
     def _orders(self, permutation: Any) -> dict[Atom, Order]:
         """The orders of channels that move, by their atoms."""
         if isinstance(permutation, Mapping):
@@ -182,9 +196,7 @@ class Permutations:
         return found
 
     def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The permutation that brings one set of weights nearest to another, by fingerprints of channels.
-
-        Exact where the two are permuted copies whose channels weights tell apart; a first guess elsewhere.
+        """The permutation that brings weights nearest to others, by fingerprints of channels: exact for permuted copies.
 
         Args:
             ours: the tensors of one network by name.
@@ -211,16 +223,26 @@ class Permutations:
         orders, ties = in_order(given, [*self._axes.values()], self._atoms, self._around)
         return {family.name: order for family, order in zip(self.families, orders, strict=True)}, ties
 
-    def assignment(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Assignment:
-        """Weight matching of one set of weights to another, as in `equinorm.align`.
+    def nearest(
+        self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Mapping[str, Tensor], sweeps: int
+    ) -> tuple[dict[str, Tensor], int]:
+        """Weight matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
 
         Args:
             ours: the tensors of one network by name; of one dtype, float32 or float64, on the CPU.
             theirs: of another of the same architecture.
+            start: the order of every family to start from, by name.
+            sweeps: most of them.
+
+        Returns:
+            An order of our channels for each family, by its name, and the number of sweeps.
         """
         names = [source.names[0] for source in self._axes]
         one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
-        return Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+        assignment = Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+        begun = {atom: start[family.name] for atom, family in zip(self._atoms, self.families, strict=True)}
+        orders, taken = assignment.fixed_point(begun, sweeps)
+        return {family.name: orders[atom] for atom, family in zip(self._atoms, self.families, strict=True)}, taken
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.

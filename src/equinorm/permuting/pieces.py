@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from equinorm.permuting.atoms import Atom, Axis, Factor, Sum, resolved, size_of
@@ -122,8 +121,3 @@ def reorder_(view: Tensor, axis: int, around: Sequence[int], order: Tensor) -> N
     index = order.permute(*(front.index(at) for at in sorted(front)))
     index = index.reshape([size if at in front else 1 for at, size in enumerate(view.shape)])
     view.copy_(view.gather(axis, index.expand(view.shape)))
-
-
-def orders_at_rest(shapes: Mapping[Atom, tuple[int, ...]]) -> dict[Atom, Tensor]:
-    """The orders that move nothing."""
-    return {atom: torch.arange(shape[-1]).expand(shape).clone() for atom, shape in shapes.items()}
