@@ -11,9 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
-    *["discovery", "rescaling", "permuting", "balancing", "grouping"],
-    *["_symmetries", "_deviation", "quantization", "_equivalence"],
-    *["_alignment", "training", "rules", "__init__"],
+    *["discovery", "rescaling", "permuting", "balancing", "grouping", "_symmetries", "_deviation", "quantization", "joining"],
+    *["training", "rules", "__init__"],
     *["reporting", "checkpoints", "experiments", "integrations", "cli"],
 ]
 """Folders and files at the package's root, from the ground up."""
@@ -27,7 +26,7 @@ STRANGERS = {
     "balancing": ["discovery", "permuting"],
     "grouping": ["balancing", "permuting", "discovery.graph", "discovery.rules"],
     "permuting.laws": ["discovery.graph", "permuting.interpreter", "permuting.discover"],
-    "reporting": ["discovery", "rescaling", "training", "_symmetries", "_equivalence", "__init__"],
+    "reporting": ["discovery", "rescaling", "training", "_symmetries", "joining", "__init__"],
     "discovery.graph": ["discovery.rules", "discovery.interpreter", "discovery.resolve"],
     "checkpoints": ["discovery", "training"],
     "experiments": ["checkpoints"],

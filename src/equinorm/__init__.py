@@ -3,9 +3,7 @@
 import importlib.metadata
 
 from equinorm import quantization, rules
-from equinorm._alignment import Alignment, align
 from equinorm._deviation import deviation
-from equinorm._equivalence import Equivalence, equivalence
 from equinorm._errors import (
     BalanceError,
     EqualizeError,
@@ -19,6 +17,10 @@ from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
+from equinorm.joining.alignment import Alignment, align
+from equinorm.joining.canonical import Canonical, canonical, canonical_
+from equinorm.joining.equivalence import Equivalence, equivalence
+from equinorm.joining.signs import Flip, Signs, signs
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
 from equinorm.quantization.equalization import Equalization
@@ -35,6 +37,7 @@ __all__ = [
     "AxisPin",
     "Balance",
     "BalanceError",
+    "Canonical",
     "ChannelFamily",
     "ENorm",
     "Equalization",
@@ -44,6 +47,7 @@ __all__ = [
     "EquivalenceError",
     "ExportError",
     "Family",
+    "Flip",
     "PermutationError",
     "PermutationSpec",
     "Permutations",
@@ -52,11 +56,14 @@ __all__ = [
     "Reason",
     "RescaleError",
     "Scaling",
+    "Signs",
     "Symmetries",
     "__version__",
     "align",
     "balance",
     "balance_",
+    "canonical",
+    "canonical_",
     "deviation",
     "equalize",
     "equalize_",
@@ -66,6 +73,7 @@ __all__ = [
     "register_optimizer",
     "register_rule",
     "rules",
+    "signs",
     "symmetries",
 ]  # fmt: skip
 

@@ -16,6 +16,15 @@ Section = tuple[Sequence[str], Sequence[Sequence[object]], str]
 """Headers of columns, rows, and what a row is (plural)."""
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["scales"]), listed(["signs", "permutation", "scales"])
+    ('scales', 'signs, permutation and scales')
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def count(number: int, one: str, many: str = "") -> str:
     """A number of things.
 

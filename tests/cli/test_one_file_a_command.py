@@ -12,7 +12,8 @@ COMMANDS = {command.callback.__name__: command.callback for command in app.regis
 
 
 def test_commands_in_the_order_of_use():
-    assert [*COMMANDS] == ["inspect", "balance", "equalize", "apply", "compare", "demo", "train", "figures"]
+    order = ["inspect", "balance", "equalize", "apply", "compare", "align", "canonical", "demo", "train", "figures"]
+    assert [*COMMANDS] == order
 
 
 @pytest.mark.parametrize("name", COMMANDS)

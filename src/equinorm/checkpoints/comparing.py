@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._equivalence import TOLERANCES
 from equinorm._scaling import Scaling
 from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions
@@ -15,6 +14,7 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import Task, Weights, parts, size_of
 from equinorm.checkpoints.stored import CheckpointError, pieces
+from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
 from equinorm.rescaling.writing import scaled
 

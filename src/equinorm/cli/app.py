@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from equinorm.cli.align import align
 from equinorm.cli.apply import apply
 from equinorm.cli.balance import balance
+from equinorm.cli.canonical import canonical
 from equinorm.cli.compare import compare
 from equinorm.cli.demo import demo
 from equinorm.cli.equalize import equalize
@@ -42,7 +44,7 @@ def _options(
     pass
 
 
-for _command in (inspect, balance, equalize, apply, compare, demo, train, figures):
+for _command in (inspect, balance, equalize, apply, compare, align, canonical, demo, train, figures):
     app.command()(_command)
 
 

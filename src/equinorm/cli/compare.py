@@ -1,7 +1,7 @@
-"""`equinorm compare`: do two models put out the same, and does a rescaling join their weights?"""
+"""`equinorm compare`: do two models put out the same, and what joins their weights?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,16 +10,18 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._deviation import deviation
-from equinorm._equivalence import equivalence
+from equinorm._display import listed
 from equinorm._errors import EquinormError, describe, describe_inputs
 from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import Loaded, Source, load, takes_settings
+from equinorm.cli.loading import Loaded, Source
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import shown_streamed, streamed_comparison
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.weights import WEIGHTS, InputError, dtype_name
+from equinorm.cli.weights import InputError, dtype_name
 from equinorm.cli.wording import worded
+from equinorm.joining.equivalence import equivalence
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts, table
 
@@ -36,8 +38,9 @@ class Difference:
 class Comparison:
     """Record of `equinorm compare`.
 
-    `equivalent`, `difference`, `tolerance` and `different` are those of `equinorm.equivalence`. They are None where the
-    networks have different tensors, so that no rescaling can join them; `note` says so. Else it says what the verdict does not.
+    `equivalent`, `joined_by`, `difference`, `tolerance` and `different` are those of `equinorm.equivalence`. They are None
+    where the networks have different tensors, so that nothing can join them; `note` says so. Else it says what the verdict
+    does not.
     """
 
     model_a: str
@@ -47,6 +50,7 @@ class Comparison:
     limit: float
     same_outputs: bool
     equivalent: bool | None
+    joined_by: tuple[str, ...] | None
     difference: float | None
     tolerance: float | None
     different: tuple[Difference, ...]
@@ -69,7 +73,7 @@ def compare(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the outputs of two models, and tell whether a rescaling joins their weights.
+    """Compare the outputs of two models, and tell what joins their weights: a rescaling, a permutation of channels, or both.
 
     Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason. Of
     two checkpoints' FOLDERs the weights alone are compared, in parts.
@@ -80,33 +84,17 @@ def compare(
             first, other = (analysed(n, steps, inputs or (), opaque or (), trust_remote_code) for n in (model_a, model_b))
             streamed = streamed_comparison(first, other, steps)
             return streamed, shown_streamed(streamed), int(not streamed.equivalent)
-        second, file, hint = model_b, weights_b, ""
-        if Path(model_b).suffix in WEIGHTS:
-            if weights_b is not None:
-                raise InputError(f"B is {model_b}, a file of weights: leave out --weights-b, or name a model as B.")
-            second, file = model_a, Path(model_b)
-        steps.say(f"loading {model_a}")
-        given = settings if takes_settings(model_a) or not takes_settings(second) else ()
-        source = Source(model_a, weights, given or (), trust_remote_code, train=train)
-        a = load(source, inputs or (), needs_inputs=False)
-        steps.say(f"loading {model_b}")
-        other = replace(source, name=second, weights=file, settings=(settings or ()) if takes_settings(second) else ())
-        b = load(other, inputs or (), needs_inputs=not (a.args or a.kwargs))
-        if not (a.args or a.kwargs):
-            a = replace(a, args=b.args, kwargs=b.kwargs)
-        if a.model is b.model:
-            raise InputError(f"{model_a} is one module, not a factory: it cannot hold two sets of weights. Name a factory.")
-        if file is not None and weights is None and not model_a.endswith(".pt2"):
-            hint = f"A has the weights that {model_a} gives it. Name the file that {file} was made from with --weights."
+        source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
+        a, b, hint = load_pair(source, model_b, weights_b, inputs or (), steps)
         steps.say("comparing")
-        record = comparison(a, replace(b, name=model_b), opaque or (), hint)
+        record = comparison(a, b, opaque or (), hint)
         return record, shown(record), int(not record.same_outputs)
 
     run(work, json, debug)
 
 
 def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "") -> Comparison:
-    """Run both models on the inputs of the first, and decide whether a rescaling joins them.
+    """Run both models on the inputs of the first, and decide what joins their weights.
 
     Args:
         a: one model.
@@ -140,6 +128,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
         limit=limit,
         same_outputs=apart <= limit,
         equivalent=None if found is None else found.equivalent,
+        joined_by=None if found is None else found.joined_by,
         difference=None if found is None else found.difference,
         tolerance=None if found is None else found.tolerance,
         different=() if found is None else tuple(Difference(*pair) for pair in found.different),
@@ -164,8 +153,10 @@ def shown(record: Comparison) -> RenderableType:
         pairs.append(("weights", f"not compared: {record.note}"))
         return facts(pairs)
     verdict = "rescaling-equivalent" if record.equivalent else "not rescaling-equivalent"
+    if record.joined_by and record.joined_by != ("rescaling",):
+        verdict = f"equivalent by {listed(record.joined_by)}"
     pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
-    if record.equivalent and record.largest_scale is not None:
+    if "rescaling" in (record.joined_by or ()) and record.largest_scale is not None:
         pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
     if record.note:
         pairs.append(("note", record.note))

@@ -47,13 +47,14 @@ def discover(
         calls: positional and keyword inputs of each.
         modes: training (True), evaluation (False), or as the model is (None).
         opaque: submodules that are not looked into, by name.
-        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
+        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics"; "signs" for flips of sign, where
+            integer exponents count by whether they are odd.
 
     Raises:
         ExportError: if the model cannot be exported.
     """
     started, exporting = time.perf_counter(), 0.0
-    trace = Trace(batch_norm=batch_norm)
+    trace = Trace(batch_norm=batch_norm) if batch_norm != "signs" else Trace(batch_norm="evaluation", signs=True)
     graphs: list[Exported] = []
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from equinorm.discovery.graph.aliasing import bind, fill_value, is_computable, is_static
 from equinorm.discovery.labels import Label
-from equinorm.discovery.rules import Call, find, key, why_not
+from equinorm.discovery.rules import Call, find, find_signs, key, why_not
 from equinorm.discovery.selected_rows import follow
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Chosen, Constant, Source, Value, source_of
@@ -24,6 +24,8 @@ _MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for lat
 """What operations of our own in a graph stand for."""
 
 _NO_RULE = "no rule: taken to fit no scale"
+
+_NO_SIGN = "not known to be odd or even"
 
 _PASS: Any = object()
 """What a case answers that says nothing about an operation."""
@@ -85,7 +87,7 @@ class Operation:
 
     def _of_chosen_rows(self) -> Any:
         """What leaves rows that data chose apart."""
-        if not any(isinstance(value, Chosen) for value in self.tensors):
+        if self.trace.signs or not any(isinstance(value, Chosen) for value in self.tensors):
             return _PASS
         followed = follow(self.trace, self.call())
         return _PASS if followed is None else followed
@@ -101,7 +103,7 @@ class Operation:
 
     def _by_rule(self) -> Any:
         """What the operator's rule says, and pinned where no rule can."""
-        rule = find(self.target)
+        rule = find_signs(self.target) if self.trace.signs else find(self.target)
         if rule is None or not is_static(self.result):
             return self._unknown()
         label = rule(self.trace, self.call())
@@ -125,7 +127,7 @@ class Operation:
         """Pin everything that goes in; what comes out does not scale."""
         why = _MARKS.get(getattr(self.target, "__name__", "")) or _NO_RULE
         if isinstance(self.target, torch._ops.OpOverload):
-            why = why_not(key(self.target)) or why
+            why = (_NO_SIGN if self.trace.signs else why_not(key(self.target))) or why
         for value in self.tensors:
             self.trace.pin(value, why)
         return pinned(self.result)

@@ -25,6 +25,8 @@ class Trace:
 
     classes: Classes = field(default_factory=Classes)
     batch_norm: str = "affine"
+    signs: bool = False
+    """Are scales −1, by the rules of `find_signs`, instead of positive?"""
     reason: Reason = field(default_factory=lambda: Reason("model"))
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
     read: set[Source] = field(default_factory=set)
@@ -47,9 +49,9 @@ class Trace:
         if isinstance(value, Label):
             return value
         if isinstance(value, (bool, int, float, complex)):
-            return Label.of((), torch.tensor(ZERO if value in (0, math.inf, -math.inf) else PINNED))
+            return Label.of((), torch.tensor(ZERO if value in (0, *(() if self.signs else (math.inf, -math.inf))) else PINNED))
         if isinstance(value, Constant):
-            return _constant_label(value.value)
+            return _constant_label(value.value, not self.signs)
         if isinstance(value, Chosen):  # any entry may be any row
             return self.merge(self.label(value.value), [value.axis]).expand(value.shape)
         if isinstance(value, View):
@@ -276,9 +278,9 @@ def _same(left: Factor, right: Factor) -> bool:
     return (left.ids is right.ids or torch.equal(left.ids, right.ids)) and not left.has_zero
 
 
-def _constant_label(value: Tensor) -> Label:
+def _constant_label(value: Tensor, infinities_fit: bool) -> Label:
     if value.is_meta or value.layout != torch.strided or not (value.dtype.is_floating_point or value.dtype.is_complex):
         return Label(tuple(value.shape))
     value = value.cpu()  # labels live there, wherever the model does
-    fits = (value == 0) | value.isinf()
+    fits = (value == 0) | value.isinf() if infinities_fit else value == 0
     return Label.of(value.shape, torch.where(fits, ZERO, PINNED))

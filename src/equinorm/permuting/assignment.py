@@ -1,23 +1,25 @@
 """The permutation that brings weights nearest to others: one linear assignment for each family, in turn, until none moves.
 
 With all other orders fixed, ‖π(a) − b‖² is least where Σ_i ⟨a_π(i), b_i⟩ is largest, over the entries of every channel in all
-tensors.
+tensors: the inner products of all channels of both are one product of matrices for each piece of a tensor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import PermutationError
 from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.matching import match, standing
-from equinorm.permuting.reading import Order, places
+from equinorm.permuting.pieces import Piece, pieces, reorder_, rows
+
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-6}
+"""Gains of an order that count as none, in parts of the norms of what is gained from."""
 
 
-def _solver() -> Any:
+def solver() -> Any:
     """scipy's solver of linear assignments.
 
     Raises:
@@ -32,11 +34,19 @@ def _solver() -> Any:
     return linear_sum_assignment
 
 
+class Standing(NamedTuple):
+    """Where an atom stands: an axis of a piece, and the axes around it."""
+
+    piece: Piece
+    axis: int
+    around: tuple[int, ...]
+
+
 class Assignment:
     """Sweeps of linear assignments over the families of two sets of weights.
 
     Args:
-        ours: tensors that are permuted.
+        ours: tensors that are permuted; float32 or float64, on the CPU.
         theirs: tensors that they are brought near to.
         axes: of each tensor, in parts.
         atoms: that may be permuted.
@@ -51,90 +61,83 @@ class Assignment:
         atoms: Sequence[Atom],
         around: Sequence[tuple[Atom, ...]],
     ) -> None:
-        self._ours, self._theirs, self._axes = ours, theirs, axes
+        self._ours, self._theirs = ours, [tensor.contiguous() for tensor in theirs]
         self._around = dict(zip(atoms, around, strict=True))
         self._shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in self._around.items()}
-        self._entries: dict[Atom, list[tuple[int, Tensor]]] = {atom: [] for atom in atoms}
-        for number, own in enumerate(axes):
-            for atom, channels in standing(own, self._around).occurrences:
-                self._entries[atom].append((number, self._rows(atom, channels, ours[number].shape)))
-        self._solve = _solver()
+        self._standing: dict[Atom, list[Standing]] = {atom: [] for atom in atoms}
+        self._neighbours: dict[Atom, set[Atom]] = {atom: set() for atom in atoms}
+        for piece in pieces(axes, self._around):
+            for axis, outer in piece.axes_of(self._around):
+                self._standing[piece.atoms[axis]].append(Standing(piece, axis, outer))
+                others = [atom for at, atom in enumerate(piece.atoms) if at != axis and atom in self._around]
+                self._neighbours[piece.atoms[axis]].update(others)
+        self._solve = solver()
 
-    def _rows(self, atom: Atom, channels: Tensor, shape: Sequence[int]) -> Tensor:
-        """Which entries of a tensor belong to each channel, in the same order for all; of shape (orders, channels, entries)."""
-        whole = channels.expand(tuple(shape)).reshape(-1)
-        here = (whole >= 0).nonzero().flatten()
-        entries = here[whole[here].argsort(stable=True)]
-        own = self._shapes[atom]
-        return entries.reshape(int(np.prod(own[:-1], dtype=np.int64)), own[-1], -1)
+    def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int) -> tuple[dict[Atom, Tensor], int]:
+        """Sweep until no family moves; one whose neighbours have stood still since its last turn is left out.
 
-    def starts(self, count: int, seed: int) -> Iterator[dict[Atom, Tensor]]:
-        """Where sweeps may start: where the weights are, where fingerprints of channels agree, at random; `count` in all."""
-        yield {atom: torch.arange(shape[-1]).expand(shape).clone() for atom, shape in self._shapes.items()}
-        if count > 1:
-            matched = match(self._ours, self._theirs, self._axes, [*self._around], [*self._around.values()])
-            yield dict(zip(self._around, matched, strict=True))
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(count - 2):
-            yield {atom: torch.rand(shape, generator=generator).argsort(-1) for atom, shape in self._shapes.items()}
-
-    def orders(self, start: Mapping[Atom, Tensor], sweeps: int) -> tuple[dict[Atom, Tensor], int]:
-        """Orders of a fixed point, and the sweeps that it took.
+        Returns the orders, and how many sweeps it took.
 
         Args:
             start: orders to start from.
             sweeps: most of them.
         """
-        found = dict(start)
-        current = self._permuted(self._ours, found)
+        current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self._ours]
+        for atom in sorted(start, key=lambda atom: atom.order):  # those around others first
+            self._move(current, atom, start[atom])
+        found, waiting, taken = dict(start), set(start), sweeps
         for sweep in range(1, sweeps + 1):
-            is_still = True
-            for atom in found:
-                step = self._step(atom, current)
-                if step is None:
+            for atom in start:
+                if atom not in waiting:
                     continue
-                is_still = False
-                current = self._permuted(current, {atom: step})
-                found = self._composed(found, atom, step)
-            if is_still:
-                return found, sweep
-        return found, sweeps
+                waiting.discard(atom)
+                step = self._step(atom, current)
+                if step is not None and self._is_taken(current, atom, step):
+                    waiting |= self._neighbours[atom]
+                    found = self._composed(found, atom, step)
+            if not waiting:
+                taken = sweep
+                break
+        return found, taken
 
-    def agreement(self, orders: Mapping[Atom, Tensor]) -> float:
-        """⟨π(a), b⟩, the more the nearer."""
-        return sum(float((a * b).sum()) for a, b in zip(self._permuted(self._ours, orders), self._theirs, strict=True))
+    def _agreement(self, current: Sequence[Tensor], numbers: Sequence[int]) -> float:
+        return sum(float((current[n] * self._theirs[n]).sum(dtype=torch.float64)) for n in numbers)
 
     def _step(self, atom: Atom, current: Sequence[Tensor]) -> Tensor | None:
         """The best order of one atom with all others fixed; None where that of now is as good."""
-        shape = self._shapes[atom]
-        gains = torch.zeros(int(np.prod(shape[:-1], dtype=np.int64)), shape[-1], shape[-1], dtype=torch.float64)
-        for number, rows in self._entries[atom]:
-            one, other = (tensors[number].reshape(-1)[rows] for tensors in (current, self._theirs))
-            gains += other @ one.transpose(-1, -2)
+        shape, dtype = self._shapes[atom], current[0].dtype
+        gains = torch.zeros(math.prod(shape[:-1]), shape[-1], shape[-1], dtype=dtype)
+        for piece, axis, around in self._standing[atom]:
+            one, other = (rows(piece.of(tensors[piece.tensor]), axis, around) for tensors in (current, self._theirs))
+            gains.baddbmm_(other, one.transpose(-1, -2))
         order = torch.empty(gains.shape[:2], dtype=torch.int64)
         better = False
-        for place, gain in enumerate(gains):
+        for place, gain in enumerate(gains.double()):
             columns = torch.from_numpy(self._solve(gain.numpy(), maximize=True)[1])
-            now, then = float(gain.diagonal().sum()), float(gain[torch.arange(len(gain)), columns].sum())
-            is_better = then > now + 1e-10 * float(gain.abs().sum(-1).mean())
+            now, then = gain.diagonal(), gain.gather(1, columns[:, None])[:, 0]
+            is_better = float((then - now).sum()) > _ROUNDING[dtype] * float(gain.abs().amax(1).sum())
             order[place] = columns if is_better else torch.arange(len(gain))
             better |= is_better
         return order.reshape(shape) if better else None
 
-    def _permuted(self, tensors: Sequence[Tensor], orders: Mapping[Atom, Tensor]) -> list[Tensor]:
-        """Tensors after a permutation."""
-        placed = {atom: Order(self._around[atom], order) for atom, order in orders.items()}
-        found = []
-        for tensor, own in zip(tensors, self._axes, strict=True):
-            indices = places(own, placed)
-            if any(index is not None for index in indices):
-                rank = tensor.dim()
-                lines = [
-                    torch.arange(n).reshape([-1 if a == p else 1 for a in range(rank)]) for p, n in enumerate(tensor.shape)
-                ]
-                tensor = tensor[tuple(line if index is None else index for index, line in zip(indices, lines, strict=True))]
-            found.append(tensor)
-        return found
+    def _is_taken(self, current: Sequence[Tensor], atom: Atom, step: Tensor) -> bool:
+        """Move an atom; back again where it stands twice in one piece, so that a step may lose, and does."""
+        if atom not in self._neighbours[atom]:
+            self._move(current, atom, step)
+            return True
+        numbers = sorted({stand.piece.tensor for stand in self._standing[atom]})
+        before = self._agreement(current, numbers)
+        self._move(current, atom, step)
+        after = self._agreement(current, numbers)
+        if after > before + _ROUNDING[current[0].dtype] * abs(before):
+            return True
+        self._move(current, atom, step.argsort(-1))
+        return False
+
+    def _move(self, current: Sequence[Tensor], atom: Atom, step: Tensor) -> None:
+        """Permute the channels of one atom wherever it stands."""
+        for piece, axis, around in self._standing[atom]:
+            reorder_(piece.of(current[piece.tensor]), axis, around, step)
 
     def _composed(self, found: Mapping[Atom, Tensor], atom: Atom, step: Tensor) -> dict[Atom, Tensor]:
         """The permutation that does one, then permutes the channels of one atom."""

@@ -9,15 +9,15 @@ from torch import Generator, Tensor, nn, optim
 
 from equinorm._arguments import further_inputs, positional
 from equinorm._errors import EquinormError, ExportError, PermutationError
-from equinorm._memory import storage_of
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm.discovery.values import Source
 from equinorm.permuting import description
 from equinorm.permuting.assignment import Assignment
 from equinorm.permuting.atoms import Atom, Axis
+from equinorm.permuting.checks import check_unchanged, check_writable, checked
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
-from equinorm.permuting.matching import match
+from equinorm.permuting.matching import in_order, match
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
@@ -144,7 +144,7 @@ class Permutations:
             if all(index is None for index in indices):
                 continue
             tied = {id(tensors[name]): tensors[name] for name in source.names if name in tensors}
-            _check_unchanged(source, list(tied.values()))
+            check_unchanged(source, list(tied.values()))
             moves.append(Move(source.names[0], next(iter(tied.values())), indices))
             for tensor in tied.values():
                 moving[id(tensor)] = source.names[0], indices
@@ -154,8 +154,22 @@ class Permutations:
             check_trains(optimizer, self.model)
             moves += [Move(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
         for move in moves:
-            _check_writable(move)
+            check_writable(move)
         permute_all_(moves)
+
+    def moved(self, tensors: Mapping[str, Tensor], permutation: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Permuted copies of tensors on the CPU, whatever numbers they hold.
+
+        Args:
+            tensors: one for each tensor of the model, by its first name.
+            permutation: as `permute_` takes it.
+        """
+        orders = self._orders(permutation)
+        found: dict[str, Tensor] = {}
+        for source, axes in self._axes.items():
+            name = source.names[0]
+            found[name] = Move(name, tensors[name], places(axes, orders)).taken()
+        return found
 
     def _orders(self, permutation: Any) -> dict[Atom, Order]:
         """The orders of channels that move, by their atoms."""
@@ -176,15 +190,13 @@ class Permutations:
         for family, atom, around, order in zip(self.families, self._atoms, self._around, given, strict=True):
             if order is None:
                 continue
-            order = _checked(family, order)
+            order = checked(family, order)
             if bool((order != torch.arange(family.size)).any()):
                 found[atom] = Order(around, order)
         return found
 
     def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The permutation that brings one set of weights nearest to another, by fingerprints of channels.
-
-        Exact where the two are permuted copies whose channels weights tell apart; a first guess elsewhere.
+        """The permutation that brings weights nearest to others, by fingerprints of channels: exact for permuted copies.
 
         Args:
             ours: the tensors of one network by name.
@@ -198,16 +210,39 @@ class Permutations:
         orders = match(one, other, [*self._axes.values()], self._atoms, self._around)
         return {family.name: order for family, order in zip(self.families, orders, strict=True)}
 
-    def assignment(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Assignment:
-        """Weight matching of one set of weights to another, as in `equinorm.align`.
+    def sorting(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+        """The permutation that sorts every family by fingerprints of its channels, as in `equinorm.canonical`.
 
         Args:
-            ours: the tensors of one network by name; float64 on the CPU.
+            tensors: of a network by name.
+
+        Returns:
+            An order of the channels of each family, by its name, and how many channels have the fingerprint of another one.
+        """
+        given = [tensors[source.names[0]].detach().cpu() for source in self._axes]
+        orders, ties = in_order(given, [*self._axes.values()], self._atoms, self._around)
+        return {family.name: order for family, order in zip(self.families, orders, strict=True)}, ties
+
+    def nearest(
+        self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Mapping[str, Tensor], sweeps: int
+    ) -> tuple[dict[str, Tensor], int]:
+        """Weight matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
+
+        Args:
+            ours: the tensors of one network by name; of one dtype, float32 or float64, on the CPU.
             theirs: of another of the same architecture.
+            start: the order of every family to start from, by name.
+            sweeps: most of them.
+
+        Returns:
+            An order of our channels for each family, by its name, and the number of sweeps.
         """
         names = [source.names[0] for source in self._axes]
         one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
-        return Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+        assignment = Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+        begun = {atom: start[family.name] for atom, family in zip(self._atoms, self.families, strict=True)}
+        orders, taken = assignment.fixed_point(begun, sweeps)
+        return {family.name: orders[atom] for atom, family in zip(self._atoms, self.families, strict=True)}, taken
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.
@@ -229,41 +264,6 @@ class Permutations:
 
     def _repr_html_(self) -> str:
         return description.markup(self.model, self.families, self.pins)
-
-
-def _checked(family: ChannelFamily, order: Any) -> Tensor:
-    """An order of a family's channels."""
-    shape = tuple(getattr(order, "shape", ()))
-    if not isinstance(order, Tensor) or order.dtype != torch.int64 or shape != family.shape or order.is_meta:
-        kind = f"{order.dtype} of shape {shape}" if isinstance(order, Tensor) else type(order).__name__
-        raise PermutationError(f"the order of {family.name} must be an int64 tensor of shape {family.shape}, not {kind}.")
-    order = order.cpu()
-    if not bool((order.sort(-1).values == torch.arange(family.size)).all()):
-        raise PermutationError(f"the order of {family.name} must hold each of its channels 0 to {family.size - 1} once.")
-    return order
-
-
-def _check_unchanged(source: Source, tied: Sequence[Tensor]) -> None:
-    """Refuse a model whose tensors are no longer those that were analysed."""
-    name = source.names[0]
-    if not tied or any(tuple(tensor.shape) != source.shape for tensor in tied):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
-        raise PermutationError(f"{name} had shape {source.shape} when the model was analysed, now {shapes}. Analyse it again.")
-    if len({storage_of(tensor) for tensor in tied}) > 1:
-        names = ", ".join(source.names)
-        raise PermutationError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
-
-
-def _check_writable(move: Move) -> None:
-    """Refuse what cannot be written in place."""
-    what, tensor = move.what, move.tensor
-    if tensor.is_meta:
-        raise PermutationError(f"cannot permute {what}: it is on the meta device and holds no numbers. Load the weights first.")
-    if tensor.layout != torch.strided:
-        raise PermutationError(f"cannot permute {what}: its layout is {tensor.layout}, only dense tensors can be permuted.")
-    expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.is_inference() or expanded:
-        raise PermutationError(f"cannot permute {what} in place: it is an inference or an expanded tensor. Clone it first.")
 
 
 @on_cpu()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from equinorm._arguments import check_count
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._equivalence import same_group, same_parameters
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.permuting.permutations import permutations
+from equinorm.joining.equivalence import same_group, same_parameters
+from equinorm.joining.moves import Moves, Search
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,14 +25,16 @@ class Alignment:
     Attributes:
         model: a copy of the first network, permuted and rescaled; it computes what the first does.
         permutation: for each family of `permutations` the order of its channels, by name.
+        signs: −1 or 1 for each class of `signs`, which come before the permutation.
         log_scales: natural logarithms that rescale the first network after the permutation.
         distance_before: ‖a − b‖₂ / ‖b‖₂ over all parameters.
         distance_after: the same of the copy.
-        sweeps: over all families, of the best start.
+        sweeps: over the families, of the best start.
     """
 
     model: nn.Module = field(repr=False)
     permutation: dict[str, Tensor] = field(repr=False)
+    signs: Tensor = field(repr=False)
     log_scales: Tensor = field(repr=False)
     distance_before: float
     distance_after: float
@@ -53,25 +55,26 @@ def align(
     kwargs: Mapping[str, Any] | None = None,
     *,
     rescale: bool = True,
-    starts: int = 2,
+    starts: int = 1,
     sweeps: int = 100,
     seed: int = 0,
     opaque: str | Sequence[str] = (),
 ) -> Alignment:
-    """Permute and rescale a copy of one network so that its weights come near to another's: weight matching.
+    """Permute, flip and rescale a copy of one network so that its weights come near to another's: weight matching.
 
     Both are balanced (least ℓ2 norm, biases included), which removes scales. Then each family in turn gets the order of largest
-    Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; last, scales are made those of the second network. What is found
-    is a fixed point, the best of several starts, and need not be the nearest of all. The copy computes what the first network
-    does.
+    Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; signs that may flip are fitted to the match, and the match to
+    them; last, scales are made those of the second network. What is found is a fixed point, the best of several starts, and
+    need not be the nearest of all. The copy computes what the first network does.
 
     Args:
         model_a: the network to be copied and moved; untouched.
         model_b: another with the same parameters and the same graph.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        rescale: False to permute only, with weights as they are.
-        starts: the first is the network as it is, the second where fingerprints of channels agree, others are drawn at random.
+        rescale: False to permute and flip only, with weights as they are.
+        starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
+            drawn at random.
         sweeps: most of each start.
         seed: of random starts.
         opaque: names of submodules that are not looked into, as in `symmetries`.
@@ -97,25 +100,25 @@ def align(
     same_parameters(model_a, model_b)
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
-    group = permutations(both[0].model, args, kwargs, opaque=opaque)
+    moves = Moves.of(both[0].model, args, kwargs, opaque)
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
-    assignment = group.assignment(*(_forms(found, own) for found, own in zip(both, z, strict=True)))
-    tried = [assignment.orders(start, sweeps) for start in assignment.starts(starts, seed)]
-    orders, taken = max(tried, key=lambda pair: assignment.agreement(pair[0]))
-    names = dict(zip((family.name for family in group.families), orders.values(), strict=True))
+    ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
+    flips, order, taken = moves.assigned(ours, theirs, Search(starts, sweeps, seed))
     twin = duplicate(both[0].model, "to permute the copy")
-    replace(group, model=twin).permute_(names)
+    moves.apply_(twin, flips, order)
     log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)
     if rescale and both[0].num_free:
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
         own.rescale_(log_scales)
-    return Alignment(twin, names, log_scales, _distance(both[0].model, both[1].model), _distance(twin, both[1].model), taken)
+    distances = (_distance(model, both[1].model) for model in (both[0].model, twin))
+    return Alignment(twin, order, flips, log_scales, *distances, taken)
 
 
 def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
     """Every parameter after a rescaling; statistics of normalizations say nothing of distances and count as zero."""
     forms: dict[str, Tensor] = {}
+    dtype = torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
     for scaling in found.scalings:
         tensor = found.tensors[scaling.name]
         if tensor.is_meta or tensor.layout != torch.strided:
@@ -123,10 +126,10 @@ def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
         if not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{scaling.name} holds NaN or inf, which is near to nothing.")
         if scaling.kind == "buffer":
-            forms[scaling.name] = torch.zeros(scaling.shape, dtype=torch.float64)
+            forms[scaling.name] = torch.zeros(scaling.shape, dtype=dtype)
         else:
             whole = scaling.effective(tensor).cpu().double()
-            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape)
+            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape).to(dtype)
     return forms
 
 

@@ -1,4 +1,4 @@
-"""Functional equivalence: do a permutation and a rescaling of channels join the weights of two models?"""
+"""Functional equivalence: do flips of sign, a permutation and a rescaling of channels join the weights of two models?"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import check_model, deviation
-from equinorm._display import as_html, count
+from equinorm._display import as_html, count, listed
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import duplicate, on_cpu
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
-from equinorm.permuting.permutations import permutations
+from equinorm.joining.moves import Moves
 from equinorm.rescaling.writing import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -40,6 +40,8 @@ class Equivalence:
         permutation: for each family of `permutations` of the first model the order of its channels that comes before the
             scales, by name, as `Permutations.permute_` takes it; families that stay are left out. None where scales alone join
             the two, or nothing does.
+        signs: −1 or 1 for each class of `signs` of the first model, which come before the permutation, as `Signs.flip_` takes
+            them. None where nothing flips.
     """
 
     equivalent: bool
@@ -49,6 +51,7 @@ class Equivalence:
     different: tuple[tuple[str, float], ...]
     deviation: float
     permutation: dict[str, Tensor] | None = field(default=None, repr=False)
+    signs: Tensor | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         lines = [
@@ -68,18 +71,28 @@ class Equivalence:
         return as_html(self._verdict.capitalize(), facts, (("tensor", "difference"), rows, "tensors"))
 
     @property
+    def joined_by(self) -> tuple[str, ...]:
+        """Of "flips of sign", "permutation", "rescaling" those that join the weights; empty if equal, or not equivalent."""
+        if not self.equivalent:
+            return ()
+        is_rescaled = bool((self.log_scales.abs() > self.tolerance).any())
+        parts = {"flips of sign": self.signs is not None, "permutation": self.permutation is not None, "rescaling": is_rescaled}
+        return tuple(name for name, is_there in parts.items() if is_there)
+
+    @property
     def _verdict(self) -> str:
-        if self.permutation is not None:
-            return "equivalent by permutation and rescaling"
+        if self.permutation is not None or self.signs is not None:
+            return f"equivalent by {listed(self.joined_by)}"
         return "rescaling-equivalent" if self.equivalent else "not rescaling-equivalent"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict does not say by itself."""
-        if self.permutation is not None:
-            return (f"Hidden channels of {count(len(self.permutation), 'family', 'families')} stand in another order.",)
         if self.equivalent:
-            return ()
+            moved = count(len(self.permutation or ()), "family", "families")
+            flipped = count(int((self.signs < 0).sum()) if self.signs is not None else 0, "channel has", "channels have")
+            orders = (f"Hidden channels of {moved} stand in another order.",) if self.permutation is not None else ()
+            return (*orders, *((f"{flipped} the other sign.",) if self.signs is not None else ()))
         if self.difference <= self.tolerance:
             return (
                 "A rescaling joins the weights, but the outputs differ: so does something that is neither a parameter nor a "
@@ -87,8 +100,8 @@ class Equivalence:
             )
         if self.deviation <= self.tolerance:
             return (
-                "The outputs are the same on these inputs: flips of sign, which are not looked for, or a permutation of "
-                "channels that is not found, may join the weights.",
+                "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not found may "
+                "join the weights.",
             )
         return ()
 
@@ -103,12 +116,12 @@ def equivalence(
     tolerance: float | None = None,
     opaque: str | Sequence[str] = (),
 ) -> Equivalence:
-    """Decide whether some rescaling of channels, after some permutation, takes one network's weights to another's.
+    """Decide whether some rescaling of channels, after flips of sign and a permutation, takes one network to another.
 
     Both are brought to their canonical form, the member of least ℓ2 norm (biases included), and compared there. Channels that
     no path of nonzero weights joins to an input and an output have no canonical scale; theirs are fitted to the logarithms of
-    the ratios of weights. Where canonical forms differ although outputs agree, channels are matched by their canonical weights,
-    and a permuted copy is compared. Neither model is changed. Flips of sign are not looked for.
+    the ratios of weights. Where canonical forms differ although outputs agree, channels are matched by their canonical weights
+    up to sign, signs are fitted, and a copy that was flipped and permuted is compared. Neither model is changed.
 
     Args:
         model_a: one network.
@@ -152,15 +165,16 @@ def equivalence(
     found, forms = _by_rescaling(*both, tolerance, apart, agree)
     if found.equivalent or not agree:
         return found
-    group = permutations(both[0].model, args, kwargs, opaque=opaque)
-    if not group.num_families:
+    moves = Moves.of(both[0].model, args, kwargs, opaque)
+    if moves.is_trivial or any(scaling.dtype.is_complex for scaling in both[0].scalings):
         return found
-    order = group.matching(*forms)
+    flips, order = moves.matched(*forms)
     twin = duplicate(both[0].model, "to permute the copy")
-    replace(group, model=twin).permute_(order)
-    permuted, _ = _by_rescaling(replace(both[0], model=twin), both[1], tolerance, apart, agree)
-    moved = {f.name: order[f.name] for f in group.families if bool((order[f.name] != torch.arange(f.size)).any())}
-    return replace(permuted, permutation=moved) if permuted.equivalent else found
+    moves.apply_(twin, flips, order)
+    joined, _ = _by_rescaling(replace(both[0], model=twin), both[1], tolerance, apart, agree)
+    if not joined.equivalent:
+        return found
+    return replace(joined, permutation=moves.named(order) or None, signs=flips if bool((flips < 0).any()) else None)
 
 
 def _by_rescaling(

@@ -1,0 +1,41 @@
+"""Barriers of linear interpolation: train pairs of networks, then measure what lies between them.
+
+    cd benchmarks
+    python -m barriers train --data FOLDER --weights FOLDER [--networks MLP "ResNet-20 ×1"]
+    python -m barriers measure --data FOLDER --weights FOLDER [--output results/barriers.jsonl]
+
+The data folder holds cifar-10-batches-py, in CIFAR-10's official layout. Training goes on where it stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from barriers.networks import SETTINGS
+from barriers.training import images, train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["train", "measure"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--networks", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
+    parser.add_argument("--enorm", choices=["with", "without", "both"], default="both")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data = images(options.data)
+    chosen = {"with": [True], "without": [False], "both": [False, True]}[options.enorm]
+    for name in options.networks:
+        for enorm in chosen:
+            for seed in (0, 1):
+                train(name, seed, enorm, data, options.weights)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""`equinorm align`: permute and rescale one network's weights so that they come near to another's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from equinorm._deviation import deviation
+from equinorm._display import count
+from equinorm._errors import describe, describe_inputs
+from equinorm.cli.exactness import LIMITS, coarsest
+from equinorm.cli.loading import Source
+from equinorm.cli.onnx_files import is_onnx
+from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.pairs import load_pair
+from equinorm.cli.terminal import Steps, run
+from equinorm.cli.verified_balance import InexactError
+from equinorm.cli.weights import InputError
+from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.joining.alignment import align as aligned
+from equinorm.reporting import words
+from equinorm.reporting.tables import facts
+
+
+@dataclass(frozen=True, slots=True)
+class Aligning:
+    """Record of `equinorm align`: distances are ‖a − b‖₂ / ‖b‖₂ over all parameters."""
+
+    model_a: str
+    model_b: str
+    inputs: str
+    distance_before: float
+    distance_after: float
+    families: int
+    sweeps: int
+    deviation: float
+    limit: float
+    output: str
+    notes: tuple[str, ...] = ()
+
+
+def align(
+    model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
+    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Write A's new weights to this .safetensors file.")],
+    weights: Weights = None,
+    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    settings: Settings = None,
+    inputs: Inputs = None,
+    opaque: Opaque = None,
+    rescale: Annotated[bool, typer.Option("--rescale/--permute-only", help="Rescale too, or only permute.")] = True,
+    starts: Annotated[int, typer.Option(min=1, help="From how many orders to start; the best result is taken.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of starts beyond the first, which are drawn at random.")] = 0,
+    train: Train = None,
+    trust_remote_code: Trust = False,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Permute and rescale the weights of A so that they come near to those of B. What is written computes what A does."""
+
+    def work(steps: Steps) -> Result:
+        for name in (model_a, model_b):
+            if is_onnx(name):
+                raise InputError(f"{name} is an ONNX file: weights are aligned of PyTorch's models only.")
+        check_target(output, (".safetensors",), force)
+        source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
+        a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
+        steps.say("aligning")
+        options = {"rescale": rescale, "starts": starts, "seed": seed, "opaque": opaque or ()}
+        found = aligned(a.model, b.model, a.args, a.kwargs, **options)
+        apart, limit = deviation(found.model, a.model, a.args, a.kwargs), LIMITS[coarsest(a.model)]
+        if not apart <= limit:
+            raise InexactError(f"refused: the aligned outputs deviate from A's by {apart:.1e}, more than {limit:g}.")
+        steps.say("writing")
+        write_atomically([(output, lambda path: save(found.model, path))], force)
+        record = Aligning(
+            model_a=f"{a.name} ({describe(a.model)})",
+            model_b=f"{b.name} ({describe(b.model)})",
+            inputs=describe_inputs(a.args, a.kwargs),
+            distance_before=found.distance_before,
+            distance_after=found.distance_after,
+            families=len(found.permutation),
+            sweeps=found.sweeps,
+            deviation=apart,
+            limit=limit,
+            output=str(output),
+            notes=(*a.notes, *b.notes),
+        )
+        return record, shown(record), 0
+
+    run(work, json, debug)
+
+
+def shown(record: Aligning) -> RenderableType:
+    """What `equinorm align` prints."""
+    distance = f"{record.distance_before:.4g} before, {record.distance_after:.4g} after, of the norm of B"
+    sweeps = f"{count(record.sweeps, 'sweep')} over {count(record.families, 'family', 'families')}"
+    pairs = [
+        ("first", record.model_a),
+        ("second", record.model_b),
+        ("inputs", record.inputs),
+        ("distance", distance),
+        ("matched", sweeps),
+        ("deviation", f"{words.deviation(record.deviation)} from A; limit {record.limit:g}"),
+        ("written", record.output),
+    ]
+    return facts([*pairs, *(("note", note) for note in record.notes)])

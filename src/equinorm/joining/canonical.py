@@ -1,0 +1,141 @@
+"""The canonical form: balanced, signs fixed, and every family of channels in an order that permutations cannot change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from equinorm._deviation import check_model
+from equinorm._display import count
+from equinorm._errors import EquivalenceError, describe
+from equinorm._modules import Choice, duplicate, on_cpu
+from equinorm._symmetries import symmetries
+from equinorm.joining.moves import Moves
+
+TOLERANCE = 1e-12
+"""Residual of the balance."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Canonical:
+    """How a network was brought to its canonical form.
+
+    Attributes:
+        log_scales: natural logarithms that rescaled it, of shape (num_free,).
+        signs: −1 or 1 for each class of `signs`, which came after the scales.
+        permutation: for each family of `permutations` the order of its channels, which came last, by name.
+        ties: channels that weights do not tell from another one of their family. Where the two are copies of each other the
+            form is the same in any order; where the network only looks the same from both, copies of it may get two forms.
+    """
+
+    log_scales: Tensor = field(repr=False)
+    signs: Tensor = field(repr=False)
+    permutation: dict[str, Tensor] = field(repr=False)
+    ties: int
+
+    @property
+    def num_flipped(self) -> int:
+        """Number of sign classes that changed."""
+        return int((self.signs < 0).sum())
+
+    def __str__(self) -> str:
+        flipped = f", {count(self.num_flipped, 'sign')} flipped" if len(self.signs) else ""
+        tied = f"; {count(self.ties, 'channel')} that weights do not tell from others" if self.ties else ""
+        scales, families = count(len(self.log_scales), "scale"), count(len(self.permutation), "family", "families")
+        return f"canonical: {scales} balanced{flipped}, {families} sorted{tied}"
+
+
+@on_cpu()
+def canonical_(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    power_of_two: bool = False,
+    opaque: Choice = (),
+) -> Canonical:
+    """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
+
+    It is balanced (least ℓ2 norm, biases included, residual 1e-12). Channels whose sign may flip get the one that makes a sum
+    of cubes of their weights positive. Then the channels of each family are sorted by fingerprints: numbers that sums over their
+    weights give, and that no order of any channels changes. The network computes what it did.
+
+    Args:
+        model: any module that `torch.export` can handle.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        power_of_two: round scales to powers of two: the canonical forms of all copies that were permuted, flipped and rescaled
+            by powers of two are bitwise the same. Without it the forms of copies agree to rounding.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+
+    Raises:
+        EquivalenceError: if weights are NaN or inf, or the balance was not reached; nothing is written then.
+        RescaleError: if tensors cannot be rescaled in place.
+        PermutationError: if tensors cannot be permuted in place.
+
+    >>> import copy, torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> twin, x = copy.deepcopy(net), torch.randn(1, 8)
+    >>> permutations = equinorm.permutations(twin, x)
+    >>> permutations.permute_(permutations.random())
+    >>> for model in (net, twin):
+    ...     print(equinorm.canonical_(model, x, power_of_two=True))
+    canonical: 16 scales balanced, 1 family sorted
+    canonical: 16 scales balanced, 1 family sorted
+    >>> all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters()))
+    True
+    """
+    check_model(model)
+    found = symmetries(model, args, kwargs, opaque=opaque)
+    for name, tensor in found.tensors.items():
+        if not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
+    balance = found.balance(tol=TOLERANCE, biases=True)
+    if not balance.converged and balance.norm_after > 0:
+        raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
+    moves = Moves.of(found.model, args, kwargs, opaque)
+    if found.num_free:
+        balance.apply_(power_of_two=power_of_two)
+    forms = {s.name: s.effective(found.tensors[s.name]).cpu().double() for s in found.scalings}
+    flips = moves.canonical_signs(forms)
+    order, ties = moves.group.sorting(moves.flips.flipped(forms, flips) if len(flips) else forms)
+    try:
+        moves.apply_(found.model, flips, order)
+    except BaseException:
+        if found.num_free:
+            found.rescale_(-balance.log_scales, power_of_two=power_of_two)
+        raise
+    return Canonical(balance.log_scales, flips, moves.named(order), ties)
+
+
+def canonical(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    power_of_two: bool = False,
+    opaque: Choice = (),
+) -> nn.Module:
+    """A copy of a network in its canonical form: `canonical_` on a copy. The model is untouched.
+
+    Args:
+        model: any module that `torch.export` can handle and `copy.deepcopy` can copy.
+        args: its positional inputs.
+        kwargs: its keyword inputs.
+        power_of_two: round scales to powers of two, as in `canonical_`.
+        opaque: names of submodules that are not looked into, as in `symmetries`.
+
+    Raises:
+        EquinormError: if the model cannot be copied, or has no canonical form.
+
+    >>> import torch, equinorm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    >>> x = torch.randn(5, 8)
+    >>> equinorm.deviation(equinorm.canonical(net, x), net, x) < 1e-5
+    True
+    """
+    check_model(model)
+    copied = duplicate(model, "to bring the copy to its canonical form")
+    canonical_(copied, args, kwargs, power_of_two=power_of_two, opaque=opaque)
+    return copied

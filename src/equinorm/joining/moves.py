@@ -1,0 +1,133 @@
+"""Flips of sign, then a permutation: what must be found before the scales of two networks can be compared."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm._modules import Choice
+from equinorm.joining.signs import Signs, signs
+from equinorm.permuting.permutations import Permutations, permutations
+
+Tensors = Mapping[str, Tensor]
+Orders = dict[str, Tensor]
+
+
+_ROUNDS = 5
+"""Most turns of matching and fitting signs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How long to look: runs of sweeps, most sweeps of each, and the seed of those that start at random."""
+
+    starts: int
+    sweeps: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moves:
+    """The two groups of one model."""
+
+    flips: Signs
+    group: Permutations
+
+    @staticmethod
+    def of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, opaque: Choice) -> "Moves":
+        """Discover both."""
+        return Moves(signs(model, args, kwargs, opaque=opaque), permutations(model, args, kwargs, opaque=opaque))
+
+    @property
+    def is_trivial(self) -> bool:
+        """Is there nothing to move?"""
+        return not self.flips.num_free and not self.group.num_families
+
+    def canonical_signs(self, tensors: Tensors) -> Tensor:
+        """Signs that make Σ w³·r of every channel positive, r random along axes that no permutation moves.
+
+        Permuted copies of a network get the same, permuted; flipped copies get those that make them equal.
+        """
+        if not self.flips.num_free:
+            return torch.ones(0, dtype=torch.int64)
+        moved = self.group.spec().axes_to_perm
+        cubes: dict[str, Tensor] = {}
+        for number, (name, tensor) in enumerate(tensors.items()):
+            generator = torch.Generator().manual_seed(number)
+            weight = tensor.double().square()
+            for axis, family in enumerate(moved.get(name, ())):
+                if family is None:
+                    drawn = torch.randn(tensor.shape[axis], generator=generator, dtype=torch.float64)
+                    weight = weight * drawn.reshape([-1 if at == axis else 1 for at in range(tensor.dim())])
+            cubes[name] = weight
+        return self.flips.fit(tensors, cubes)
+
+    def matched(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
+        """Signs and orders that bring one set of weights nearest to another where the two are copies."""
+        alike = [
+            self.flips.flipped(side, self.canonical_signs(side)) if self.flips.num_free else side for side in (ours, theirs)
+        ]
+        order = self.group.matching(*alike)
+        return self.fitted(ours, theirs, order), order
+
+    def assigned(self, ours: Tensors, theirs: Tensors, search: "Search") -> tuple[Tensor, Orders, int]:
+        """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still."""
+        still = torch.ones(self.flips.num_free, dtype=torch.int64)
+        generator = torch.Generator().manual_seed(search.seed)
+        rest = (still, self._by_name(self.group.identity())), self.matched(ours, theirs)
+        starts = [max(rest, key=lambda start: self._agreement(ours, theirs, *start))]
+        starts += [(still, self._by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
+        ended = [self._until_still(ours, theirs, start, search) for start in starts]
+        return max(ended, key=lambda end: self._agreement(ours, theirs, *end[:2]))
+
+    def _until_still(
+        self, ours: Tensors, theirs: Tensors, start: tuple[Tensor, Orders], search: "Search"
+    ) -> tuple[Tensor, Orders, int]:
+        (chosen, order), total = start, 0
+        for _ in range(_ROUNDS):
+            order, taken = self.group.nearest(self._flipped(ours, chosen), theirs, order, search.sweeps)
+            total, better = total + taken, self.fitted(ours, theirs, order)
+            if torch.equal(better, chosen):
+                break
+            chosen = better
+        return chosen, order, total
+
+    def _agreement(self, ours: Tensors, theirs: Tensors, chosen: Tensor, order: Orders) -> float:
+        """⟨π(a), b⟩, the larger the nearer."""
+        moved = self.group.moved(self._flipped(ours, chosen), order)
+        return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
+
+    def _flipped(self, tensors: Tensors, chosen: Tensor) -> Tensors:
+        return self.flips.flipped(tensors, chosen) if len(chosen) else tensors
+
+    def _by_name(self, orders: Sequence[Tensor]) -> Orders:
+        return dict(zip((family.name for family in self.group.families), orders, strict=True))
+
+    def fitted(self, ours: Tensors, theirs: Tensors, order: Orders) -> Tensor:
+        """The best signs before a given permutation."""
+        if not self.flips.num_free:
+            return torch.ones(0, dtype=torch.int64)
+        return self.flips.fit(ours, self._back(theirs, order))
+
+    def _back(self, tensors: Tensors, order: Orders) -> dict[str, Tensor]:
+        """Tensors before a permutation."""
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        places = self.group.moved({n: torch.arange(t.numel()).reshape(t.shape) for n, t in whole.items()}, order)
+        found: dict[str, Tensor] = {}
+        for name, tensor in whole.items():
+            before = torch.empty_like(tensor).flatten()
+            before[places[name].flatten()] = tensor.flatten()
+            found[name] = before.reshape(tensor.shape)
+        return found
+
+    def apply_(self, model: nn.Module, chosen: Tensor, order: Orders) -> None:
+        """Flip, then permute a copy of the model."""
+        if self.flips.num_free:
+            replace(self.flips, model=model).flip_(chosen)
+        replace(self.group, model=model).permute_(order)
+
+    def named(self, order: Orders) -> Orders:
+        """The orders that move something."""
+        return {f.name: order[f.name] for f in self.group.families if bool((order[f.name] != torch.arange(f.size)).any())}

@@ -1,0 +1,270 @@
+"""Signs: channels that may be multiplied by −1, a group of its own beside the positive scales."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn, optim
+
+from equinorm._arguments import further_inputs, positional
+from equinorm._display import count
+from equinorm._errors import EquinormError, ExportError, RescaleError, describe
+from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._scaling import Family, Pin, Scaling
+from equinorm.discovery.discover import discover
+from equinorm.rescaling.model_guard import ModelGuard
+from equinorm.rescaling.optimizer_state import check_trains, shift, state_of, unwrapped_optimizer
+from equinorm.rescaling.writing import uninterrupted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flip:
+    """One tensor w ↦ (w + offset) · Π_f signs[ids_f − 1] − offset.
+
+    Attributes:
+        names: dotted names in the model, several if tied.
+        shape: of the tensor.
+        kind: "parameter" or "buffer".
+        ids: of sign classes, one tensor for each factor, which broadcast to `shape`; they count from 1, and 0 stays.
+        offset: number that the network adds before it uses the tensor.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    kind: str
+    ids: tuple[Tensor, ...] = field(repr=False)
+    offset: float = 0.0
+
+    def of(self, signs: Tensor) -> Tensor:
+        """The sign of every entry; float64, broadcasts to `shape`."""
+        padded = torch.cat([torch.ones(1, dtype=torch.float64), signs.double()])
+        found = torch.ones((), dtype=torch.float64)
+        for ids in self.ids:
+            found = found * padded[ids]
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signs:
+    """The group of flips of sign that `signs` discovered.
+
+    Attributes:
+        model: the network; untouched, and its weights were not read.
+        num_free: number of sign classes, each of which may flip.
+        flips: how each parameter and floating-point buffer flips.
+        families: sign classes by the tensor axis that introduced them.
+        pins: channels that cannot flip, each with the operation and source line that says so.
+        seconds: time for export and for interpretation.
+    """
+
+    model: nn.Module = field(repr=False)
+    num_free: int
+    flips: tuple[Flip, ...] = field(repr=False)
+    families: tuple[Family, ...]
+    pins: tuple[Pin, ...] = field(repr=False)
+    seconds: tuple[float, float] = field(repr=False)
+    _guard: ModelGuard = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        advice = "since the model was analysed, so its signs may be others now. Analyse it again."
+        object.__setattr__(self, "_guard", ModelGuard(self.model, {}, same_tensors=False, advice=advice))
+
+    def random(self, generator: Generator | None = None) -> Tensor:
+        """Random signs, uniform over the group: −1 or 1 for each class, int64 of shape (num_free,)."""
+        return 2 * torch.randint(0, 2, (self.num_free,), generator=generator) - 1
+
+    @on_cpu()
+    def flip_(self, signs: Tensor, optimizer: optim.Optimizer | None = None) -> None:
+        """Flip signs in place: parameters, buffers, gradients and the optimizer's state. Every entry keeps its magnitude.
+
+        Args:
+            signs: −1 or 1 for each class, of shape (num_free,).
+            optimizer: whose state to move along.
+
+        Raises:
+            RescaleError: if signs are none, the model has changed, or a tensor cannot be written; nothing is written then.
+
+        >>> import torch, equinorm
+        >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)), torch.randn(3, 8)
+        >>> before = net(x)
+        >>> signs = equinorm.signs(net, x)
+        >>> signs.num_free
+        16
+        >>> signs.flip_(signs.random())
+        >>> torch.allclose(net(x), before, atol=1e-6)
+        True
+        """
+        if not isinstance(signs, Tensor) or tuple(signs.shape) != (self.num_free,) or not bool((signs.abs() == 1).all()):
+            raise RescaleError(f"signs must be a tensor of −1 and 1 of shape ({self.num_free},).")
+        self._guard.check()
+        writes = list(self._writes(signs.detach().cpu(), optimizer))
+        for what, tensor, _, _ in writes:
+            if (
+                tensor.is_meta
+                or tensor.layout != torch.strided
+                or tensor.is_inference()
+                or 0 in tensor.stride()[: tensor.dim()]
+            ):
+                raise RescaleError(f"cannot flip {what} in place: it is no dense tensor of its own (meta, sparse, expanded).")
+        with torch.no_grad(), uninterrupted():
+            for _, tensor, sign, offset in writes:
+                sign = sign.to(tensor.device, tensor.real.dtype)
+                tensor.copy_((tensor + offset) * sign - offset if offset else tensor * sign)
+
+    def _writes(self, signs: Tensor, optimizer: optim.Optimizer | None) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+        """Name, tensor, signs and offset of all that flips."""
+        named = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
+        tensors, moving = dict(named), dict[int, tuple[str, Tensor, float]]()
+        for flip in self.flips:
+            sign = flip.of(signs)
+            if bool((sign == 1).all()):
+                continue
+            tied = {id(tensors[name]): tensors[name] for name in flip.names if name in tensors}
+            if not tied or any(tuple(tensor.shape) != flip.shape for tensor in tied.values()):
+                raise RescaleError(f"{flip.names[0]} had shape {flip.shape} when the model was analysed. Analyse it again.")
+            for tensor in tied.values():
+                moving[id(tensor)] = flip.names[0], sign, flip.offset
+                if tensor.grad is not None:
+                    yield f"gradient of {flip.names[0]}", tensor.grad, sign, 0.0
+            yield flip.names[0], next(iter(tied.values())), sign, flip.offset
+        if optimizer is None:
+            return
+        check_trains(optimizer, self.model)
+        inner, wrappers = unwrapped_optimizer(optimizer)
+        for parameter in (p for group in inner.param_groups for p in group["params"] if id(p) in moving):
+            name, sign, offset = moving[id(parameter)]
+            for holder in (inner, *wrappers):
+                for state, value, law in state_of(holder, parameter, name):
+                    if law.exponent % 2:
+                        yield f"{state} of {name}", value, sign, shift(inner, law, state, name, offset)
+
+    def flipped(self, tensors: Mapping[str, Tensor], signs: Tensor) -> dict[str, Tensor]:
+        """Copies of tensors after flips; offsets are in them already."""
+        return {flip.names[0]: tensors[flip.names[0]] * flip.of(signs).to(tensors[flip.names[0]].dtype) for flip in self.flips}
+
+    def fit(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], passes: int = 50) -> Tensor:
+        """Signs that bring one set of weights near to another: each class in turn takes the sign of Σ a·b over what it flips.
+
+        Classes are settled from the network's ends inwards, each by entries whose other signs are known already; then all in
+        turn until none changes.
+
+        Args:
+            ours: tensors of one network by name, offsets included.
+            theirs: of another.
+            passes: most of them.
+        """
+        products = [(f, ours[f.names[0]].double() * theirs[f.names[0]].double()) for f in self.flips if f.ids]
+        signs = torch.zeros(self.num_free + 1, dtype=torch.float64)
+        signs[0] = 1
+        weights = torch.zeros_like(signs)
+        for flip, product in products:
+            for ids in flip.ids:
+                weights.index_add_(0, ids.flatten(), _summed(product.abs(), ids))
+        signs[weights == 0] = 1
+        for _ in range(passes):
+            before = signs.clone()
+            for family in self.families:
+                span = slice(family.ids.start, family.ids.stop)
+                score = self._scores(products, signs, family.ids)[span]
+                signs[span] = torch.where(score == 0, signs[span], score.sign())
+            if torch.equal(before, signs):
+                if bool((signs != 0).all()):
+                    break
+                signs[(signs == 0).nonzero()[0]] = 1  # nothing says which: one of both choices
+        return torch.where(signs[1:] < 0, -1, 1)
+
+    def _scores(self, products: Sequence[tuple[Flip, Tensor]], signs: Tensor, family: range) -> Tensor:
+        """Σ a·b over all that each class of a family flips, with the signs of all other classes."""
+        scores = torch.zeros_like(signs)
+        for flip, product in products:
+            for place, ids in enumerate(flip.ids):
+                if not bool(((ids >= family.start) & (ids < family.stop)).any()):
+                    continue
+                rest = product
+                for other, own in enumerate(flip.ids):
+                    if other != place:
+                        rest = rest * torch.where(own == ids, 0.0, signs[own])
+                scores.index_add_(0, ids.flatten(), _summed(rest, ids))
+        return scores
+
+    def __str__(self) -> str:
+        families = count(sum(1 for _ in self.families), "family", "families")
+        return f"{describe(self.model)}: {self.num_free} channels in {families} may change their sign"
+
+
+def _summed(tensor: Tensor, ids: Tensor) -> Tensor:
+    """Sums of entries over the axes along which ids do not vary, flat."""
+    ids = ids.reshape((1,) * (tensor.dim() - ids.dim()) + tuple(ids.shape))
+    axes = [axis for axis in range(tensor.dim()) if ids.shape[axis] == 1 and tensor.shape[axis] > 1]
+    return (tensor.sum(axes, keepdim=True) if axes else tensor).flatten()
+
+
+@on_cpu()
+def signs(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    both_modes: bool = False,
+    opaque: Choice = (),
+    also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
+) -> Signs:
+    """Discover every flip of sign that leaves a network's function unchanged.
+
+    Channels may be multiplied by −1 where odd functions (tanh, sin), or nothing, stand between layers, where values meet an
+    output projection, queries meet keys, a convolution meets batch normalization. The graph is run on the labels of scales, by
+    rules of their own: odd functions hand a flip through, even ones swallow it, all others pin.
+
+    Args:
+        model: any module that `torch.export` can handle.
+        args: its positional inputs, a tuple (one tensor may stand alone).
+        kwargs: its keyword inputs.
+        both_modes: find what holds in training and in evaluation mode.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+        also: further inputs, as in `symmetries`.
+
+    Returns:
+        The group: sign classes, how every tensor flips, why channels are pinned.
+
+    Raises:
+        ExportError: if the model cannot be exported with these inputs.
+
+    >>> import torch, equinorm
+    >>> relu, tanh = (torch.nn.Sequential(torch.nn.Linear(8, 16), part, torch.nn.Linear(16, 4)) for part in
+    ...               (torch.nn.ReLU(), torch.nn.Tanh()))
+    >>> [equinorm.signs(net, torch.randn(1, 8)).num_free for net in (relu, tanh)]
+    [0, 16]
+    """
+    if not isinstance(model, nn.Module):
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    model = unwrapped(model)
+    args = positional(args)
+    hidden = chosen(model, opaque, ExportError, "opaque")
+    further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
+    found = discover(model, [(args, kwargs), *further], (True, False) if both_modes else (None,), hidden, "signs")
+    kept = _whole(found.scalings, found.num_free)
+    number = torch.zeros(found.num_free + 1, dtype=torch.int64)
+    number[1:][kept] = torch.arange(1, int(kept.sum()) + 1)
+    flips = tuple(_flip(scaling, number) for scaling in found.scalings)
+    families = []
+    for family in found.families:
+        ids = number[family.ids.start : family.ids.stop]
+        ids = ids[ids > 0]
+        if len(ids):
+            families.append(Family(family.tensor, family.axis, range(int(ids[0]), int(ids[-1]) + 1)))
+    return Signs(model, int(kept.sum()), flips, tuple(families), found.pins, found.seconds)
+
+
+def _whole(scalings: Sequence[Scaling], size: int) -> Tensor:
+    """Which classes enter every tensor with a whole number as exponent, and some with an odd one."""
+    broken, odd = (torch.zeros(size + 1, dtype=torch.bool) for _ in range(2))
+    for exponent, ids in (factor for scaling in scalings for factor in scaling.factors):
+        (broken if exponent != round(exponent) else odd)[ids.unique()] |= exponent != round(exponent) or bool(exponent % 2)
+    return (odd & ~broken)[1:]
+
+
+def _flip(scaling: Scaling, number: Tensor) -> Flip:
+    """How a tensor flips, in the classes that are kept: even powers do nothing."""
+    ids = tuple(number[ids] for exponent, ids in scaling.factors if exponent == round(exponent) and exponent % 2)
+    return Flip(scaling.names, scaling.shape, scaling.kind, tuple(i for i in ids if bool((i > 0).any())), scaling.offset)
