@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE
-from equinorm.rescaling.optimizer_state import LAWS
+from equinorm.rescaling.optimizer_laws import LAWS
 
 KINDS = {
     "movement": "Entries only move",

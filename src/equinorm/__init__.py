@@ -25,7 +25,7 @@ from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, Permut
 from equinorm.permuting.permutations import Permutations, permutations
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize, equalize_
-from equinorm.rescaling.optimizer_state import register_optimizer
+from equinorm.rescaling.optimizer_laws import register_optimizer
 from equinorm.rescaling.plan import Plan
 from equinorm.training.enorm import ENorm
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
@@ -18,6 +18,7 @@ from equinorm.discovery.discover import discover
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
 from equinorm.rescaling import description
+from equinorm.rescaling.optimizer_wrappers import Optimizers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,7 +212,7 @@ def balance_(
     kwargs: Mapping[str, Any] | None = None,
     p: float = 2.0,
     *,
-    optimizer: optim.Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     power_of_two: bool = False,
     opaque: Choice = (),
     **options: Any,
@@ -223,7 +224,7 @@ def balance_(
         args: its positional inputs.
         kwargs: its keyword inputs.
         p: the norm.
-        optimizer: whose state to move along.
+        optimizer: one or several, whose state to move along.
         power_of_two: round scales to powers of two.
         opaque: names or submodules that are not looked into, as in `symmetries`.
         options: further arguments of `Symmetries.balance`.

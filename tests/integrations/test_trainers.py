@@ -178,7 +178,7 @@ def test_lightning_resumes_bitwise(tmp_path, optimizer):
 def test_lightning_removes_the_hook():
     module, callback = lightning_module(), ENorm()
     optimizer = fit(module, callback).optimizers[0]
-    assert callback.hook.optimizer is optimizer
+    assert callback.hook.optimizers == (optimizer,)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
 
@@ -188,7 +188,7 @@ def test_lightning_removes_the_hook():
     module, callback = lightning_module(training_step=fail), ENorm()
     with pytest.raises(ZeroDivisionError):
         fit(module, callback)
-    assert not callback.hook.optimizer._optimizer_step_post_hooks
+    assert not callback.hook.optimizers[0]._optimizer_step_post_hooks
 
 
 def test_lightning_with_several_optimizers():
@@ -380,7 +380,7 @@ def test_trainer_removes_the_hook_and_writes_nothing_without_checkpoints(tmp_pat
     callback = ENormCallback(torch.zeros(2, 5))
     train(Regression(), callback, tmp_path, 2, save_strategy="no")
     assert callback.hook.steps == 2
-    assert not callback.hook.optimizer._optimizer_step_post_hooks
+    assert not callback.hook.optimizers[0]._optimizer_step_post_hooks
     train(Regression(), callback, tmp_path, 3, save_only_model=True)
     assert callback.hook.steps == 3
     assert not list(tmp_path.rglob(FILE))

@@ -8,15 +8,11 @@ import sys
 import pytest
 import torch
 from algorithm_1 import mlp
+from carried_optimizers import TINY, check_carried, gradients_, unbalanced
 from torch import nn, optim
 
 import equinorm
 from equinorm import ENorm, EquinormError, RescaleError
-
-TINY = 1e-300
-"""ε of adaptive optimizers: it does not scale, so the laws hold up to it."""
-
-STEPS = 4
 
 CASES = {
     "SGD": (optim.SGD, {}),
@@ -52,6 +48,7 @@ CASES = {
     "RMSprop centered momentum": (optim.RMSprop, {"eps": TINY, "centered": True, "momentum": 0.9}),
     "RMSprop centered decay": (optim.RMSprop, {"eps": TINY, "centered": True, "weight_decay": 0.1}),
     "Adadelta": (optim.Adadelta, {"eps": TINY}),
+    "Rprop": (optim.Rprop, {}),
 }
 
 CAPTURABLE = {
@@ -65,19 +62,6 @@ CASES |= CAPTURABLE
 
 CANCEL = {f"{name} decay{form}" for name in ("Adam", "NAdam", "RAdam", "Adagrad") for form in ("", " maximize", " fused")}
 """Averages of (g + λw)²: where g is about −λw they lose digits, in whatever coordinates."""
-
-
-def gradients_(model: nn.Module, inputs: torch.Tensor) -> None:
-    model.zero_grad()
-    (model(inputs) - 1).square().mean().backward()
-
-
-def unbalanced() -> tuple[nn.Sequential, torch.Tensor]:
-    torch.manual_seed(0)
-    model, inputs = mlp(depth=2, width=6), torch.randn(64, 5, dtype=torch.float64)
-    found = equinorm.symmetries(model, (inputs,))
-    found.rescale_(torch.randn(found.num_free, dtype=torch.float64))
-    return model, inputs
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -103,65 +87,12 @@ def test_weight_decay_may_change(case, decays):
 def check_updates(kind: type[optim.Optimizer], options: dict, rtol: float, decays: list[float] | None = None) -> None:
     """The update after a cycle, against that of the same optimizer in the new coordinates."""
     model, inputs = unbalanced()
-    lr = 0.05
-    optimizer = kind(model.parameters(), lr=lr, **options)
-    hook = ENorm(optimizer, model, (inputs,), every=100)
-    twin = [nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()]
-    history: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
-    warm = {}
-    if kind is optim.Adadelta:  # ε alone gets it going: start with averages instead
-        warm = {"step": torch.tensor(1.0), "square_avg": 0.5, "acc_delta": 0.02}
-        _warm(optimizer, warm, [torch.ones_like(p) for p in twin])
-    for step in range(STEPS):
-        gradients_(model, inputs)
-        if decays:
-            optimizer.param_groups[0]["weight_decay"] = decays[step]
-        history.append(([p.detach().clone() for p in model.parameters()], [p.grad.clone() for p in model.parameters()]))
-        optimizer.step()
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    hook.cycle_()
-    scales = [now.detach() / start for now, start in zip(model.parameters(), before, strict=True)]
-    assert any(bool((scale - 1).abs().max() > 0.1) for scale in scales)
-
-    # The same optimizer in the new coordinates s·w: it is shown the same history there.
-    carried = kind(twin, lr=lr, **options)
-    if warm:
-        _warm(carried, warm, scales)
-    for step, (weights, gradients) in enumerate(history):
-        if decays:
-            carried.param_groups[0]["weight_decay"] = decays[step]
-        for parameter, weight, gradient, scale in zip(twin, weights, gradients, scales, strict=True):
-            parameter.data.copy_(weight * scale)
-            parameter.grad = gradient / scale
-        carried.step()
-    for parameter, moved in zip(twin, model.parameters(), strict=True):
-        parameter.data.copy_(moved)
-
-    gradients_(model, inputs)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    for parameter, moved in zip(twin, model.parameters(), strict=True):
-        parameter.grad = moved.grad.clone()
-    hook.remove()
-    optimizer.step()
-    carried.step()
-    for parameter, moved, start in zip(twin, model.parameters(), before, strict=True):
-        update, expected = moved.detach() - start, parameter.detach() - start
-        assert bool(expected.abs().max() > 0)
-        torch.testing.assert_close(update, expected, rtol=rtol, atol=1e-12 * float(expected.abs().max()))
-
-
-def _warm(optimizer, state, scales):
-    """Averages that a longer run would have: of squared gradients, and of squared updates, in coordinates s·w."""
-    for parameter, scale in zip(optimizer.param_groups[0]["params"], scales, strict=True):
-        optimizer.state[parameter] = {
-            "step": state["step"].clone(),
-            "square_avg": state["square_avg"] / scale.square(),
-            "acc_delta": torch.full_like(scale, state["acc_delta"]),  # ε sets its size, and does not scale
-        }
+    check_carried(model, inputs, lambda parameters: [kind(parameters, lr=0.05, **options)], rtol, decays)
 
 
 def test_cases_cover_every_known_optimizer():
-    assert {kind for kind, _ in CASES.values()} == set(equinorm.rescaling.optimizer_state.LAWS)
+    elsewhere = {optim.Muon, optim.Adafactor, optim.LBFGS}  # test_optimizers_of_today
+    assert {kind for kind, _ in CASES.values()} | elsewhere == set(equinorm.rescaling.optimizer_laws.LAWS)
 
 
 def test_groups_have_their_own_decay():
@@ -269,7 +200,7 @@ class Mine(optim.SGD):
 
 
 def test_unknown_optimizers_are_refused_until_registered(monkeypatch):
-    monkeypatch.setattr(equinorm.rescaling.optimizer_state, "LAWS", dict(equinorm.rescaling.optimizer_state.LAWS))
+    monkeypatch.setattr(equinorm.rescaling.optimizer_laws, "LAWS", dict(equinorm.rescaling.optimizer_laws.LAWS))
     model, inputs = unbalanced()
     with pytest.raises(RescaleError, match=r"Mine: how it scales is not known.*register_optimizer"):
         ENorm(Mine(model.parameters(), lr=0.05), model, (inputs,))

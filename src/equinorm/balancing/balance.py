@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from equinorm import native
 from equinorm._display import count, drawing
@@ -19,6 +19,7 @@ from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.scope import counted, held_classes, nothing_moves
 from equinorm.balancing.solver import Progress, Solution
+from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan, plan_of
 
@@ -78,11 +79,11 @@ class Balance:
         """Number of cycles that ran."""
         return len(self.residuals) - 1
 
-    def apply_(self, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
+    def apply_(self, optimizer: Optimizers | None = None, power_of_two: bool = False) -> None:
         """Rescale the model in place to the balanced point.
 
         Args:
-            optimizer: whose state to move along.
+            optimizer: one or several, whose state to move along.
             power_of_two: round every scale to a power of two, so that outputs stay bitwise the same through linear layers,
                 convolutions, ReLU and pooling (under- and overflow aside; gains written 1 + w are rounded).
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn, optim
+from torch import Generator, Tensor, nn
 
 from equinorm._arguments import further_inputs, positional
 from equinorm._errors import EquinormError, ExportError, PermutationError
@@ -22,7 +22,7 @@ from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
 from equinorm.rescaling.model_guard import ModelGuard
-from equinorm.rescaling.optimizer_state import check_trains
+from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 
 Permutation = tuple[Tensor, ...]
 """For each family the channel that comes to each place, of shape `family.shape`."""
@@ -108,7 +108,7 @@ class Permutations:
         return PermutationSpec(forward, backward)
 
     @on_cpu()
-    def permute_(self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: optim.Optimizer | None = None) -> None:
+    def permute_(self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: Optimizers | None = None) -> None:
         """Permute the model in place, all tensors or none: channel `order[i]` of a family comes to place i.
 
         Parameters, buffers, gradients and the state of `optimizer` move along. Outputs are the same, bitwise where sums have a
@@ -117,7 +117,7 @@ class Permutations:
         Args:
             permutation: an order for each family, int64 of shape `family.shape`; or a dict from names of families, in
                 which those that are missing stay.
-            optimizer: whose state to move along.
+            optimizer: one or several, whose state to move along.
 
         Raises:
             PermutationError: if an order is no permutation of its channels, if a tensor has changed since it was analysed or

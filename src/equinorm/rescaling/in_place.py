@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import storage_of
 from equinorm._scaling import Scaling
-from equinorm.rescaling.optimizer_state import scaled_state
+from equinorm.rescaling.flat_state import renew_
+from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
+from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.rescaling.powers_of_two import is_power_of_two
 from equinorm.rescaling.writing import Write, scaled, write_
 
@@ -25,7 +27,7 @@ def rescale_(
     tensors: Mapping[str, Tensor],
     scalings: Sequence[Scaling],
     log_scales: Tensor,
-    optimizer: optim.Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     nonlinear: Sequence[str] = (),
 ) -> None:
     """Multiply every tensor by its scales, in place; also gradients (by the inverse) and the state of `optimizer`.
@@ -36,7 +38,7 @@ def rescale_(
         tensors: the model's tensors by the first name of their scaling.
         scalings: how they move.
         log_scales: float64 natural logarithms, one for each free class.
-        optimizer: whose state to move along.
+        optimizer: one or several, whose state to move along.
         nonlinear: what may keep gradients from scaling by the inverse.
 
     Raises:
@@ -58,10 +60,13 @@ def rescale_(
                 writes.append(Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
         writes.append(Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
-        for what, parameter, state, exponent, offset in scaled_state(optimizer, moving):
-            writes.append(Write(what, state, [exponent * log for log in logs_of[id(parameter)]], offset=offset))
+        for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
+            logs = logs_of[id(parameter)] if averaged is None else unaveraged(logs_of[id(parameter)], averaged, what)
+            writes.append(Write(what, state, [exponent * log for log in logs], offset=offset))
     reaches = [check(write) for write in writes]
     write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
+    for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
+        renew_(inner)
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:

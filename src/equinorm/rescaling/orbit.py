@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
@@ -12,7 +12,7 @@ from equinorm._scaling import Cast, Family, Pin, Scaling
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
 from equinorm.rescaling.model_guard import ModelGuard
-from equinorm.rescaling.optimizer_state import check_trains
+from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 
@@ -67,13 +67,13 @@ class Orbit:
         return tuple(0 if tensor.is_inference() else tensor._version for tensor in moving)
 
     @on_cpu()
-    def rescale_(self, log_scales: Tensor, optimizer: optim.Optimizer | None = None, power_of_two: bool = False) -> None:
+    def rescale_(self, log_scales: Tensor, optimizer: Optimizers | None = None, power_of_two: bool = False) -> None:
         """Apply one member of the group to the model in place: W ← D_in^−1 W D_out, all tensors or none.
 
         Args:
             log_scales: natural logarithms of shape (num_free,); computed with in float64.
-            optimizer: whose state to move along; gradients always move (by the inverse), or are refused where the backward
-                pass may not be linear: hooks on it, autograd functions of the model's own.
+            optimizer: one or several, whose state to move along; gradients always move (by the inverse), or are refused where
+                the backward pass may not be linear: hooks on it, autograd functions of the model's own.
             power_of_two: round every scale to a power of two first; multiples of ln 2 are exact without rounding. Needed for
                 float16 and bfloat16 weights, and for classes that pass a cast.
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from equinorm._display import count, shortened, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
 from equinorm._modules import unwrapped
 from equinorm._scaling import Cast, Scaling
+from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
@@ -77,12 +78,12 @@ class Plan:
         self._check_fit(model)
         return Orbit(model, self.num_free, self.scalings, (), (), backward=self.backward, casts=self.casts)
 
-    def apply_(self, model: nn.Module, optimizer: optim.Optimizer | None = None) -> None:
+    def apply_(self, model: nn.Module, optimizer: Optimizers | None = None) -> None:
         """Rescale a live module in place, all tensors or none.
 
         Args:
             model: with the tensors of the model that the plan was made for, by name.
-            optimizer: whose state to move along.
+            optimizer: one or several, whose state to move along.
 
         Raises:
             RescaleError: if the model does not fit, or cannot be rescaled exactly; nothing is written then.

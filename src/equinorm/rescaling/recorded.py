@@ -35,6 +35,7 @@ class Move:
         exponent: of the scales.
         parts: tensors with their own powers, which move likewise.
         offset: of a weight: tensor + offset moves.
+        averaged: axis along which it is an average; its scales are those of any one entry.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Move:
     exponent: int
     parts: tuple[tuple[Tensor, int], ...] = ()
     offset: float = 0.0
+    averaged: int | None = None
 
     @property
     def is_square(self) -> bool:
@@ -202,16 +204,16 @@ class Mover:
         """Do one operation, or take it back."""
         kind, place, power = step
         if kind == "offset":
-            scale = self._broadcast(move.index, -power if is_back else power)[place]
+            scale = self._broadcast(move, -power if is_back else power)[place]
             self._journal.write(move.tensor, "mul_", scale)
             self._journal.write(move.tensor, "add_", (scale - 1) * move.offset)
         elif kind == "scale":
             tensor = move.parts[place - 1][0] if place else move.tensor
             if is_back:
-                for scale in self._broadcast(move.index, -power):
+                for scale in self._broadcast(move, -power):
                     tensor.mul_(scale)
             else:
-                self._multiply_(move.index, tensor, power)
+                self._multiply_(move, tensor, power)
         elif (kind == "take") != is_back:
             for part, _ in move.parts:
                 self._journal.write(move.tensor, "sub_", part)
@@ -271,7 +273,9 @@ class Mover:
     def _is_native(self, move: Move) -> bool:
         """Does a compiled kernel know this?"""
         matrix, parts = self._matrices[move.index], [part for part, _ in move.parts]
-        if move.tensor.dtype not in self._kernels or matrix is None or len(parts) > 1 or move.is_square or move.offset:
+        if move.tensor.dtype not in self._kernels or matrix is None or len(parts) > 1:
+            return False
+        if move.is_square or move.offset or move.averaged is not None:
             return False
         return all(tensor.stride() == matrix.strides and tensor.dtype == move.tensor.dtype for tensor in (move.tensor, *parts))
 
@@ -294,18 +298,21 @@ class Mover:
         squares = sum((part for part, power in move.parts if power == 2), move.tensor)
         return squares * torch.finfo(squares.dtype).eps
 
-    def _multiply_(self, index: int, tensor: Tensor, exponent: int) -> None:
+    def _multiply_(self, move: Move, tensor: Tensor, exponent: int) -> None:
         """tensor ← tensor · s^exponent."""
-        matrix, scales = self._matrices[index], self._scales[exponent][index]
-        if matrix is not None and scales is not None and matrix.strides == tensor.stride():
+        matrix, scales = self._matrices[move.index], self._scales[exponent][move.index]
+        if matrix is not None and scales is not None and matrix.strides == tensor.stride() and move.averaged is None:
             matrix.multiply_(tensor, scales, self._journal.write)
             return
-        for scale in self._broadcast(index, exponent):
+        for scale in self._broadcast(move, exponent):
             self._journal.write(tensor, "mul_", scale)
 
-    def _broadcast(self, index: int, exponent: int) -> list[Tensor]:
+    def _broadcast(self, move: Move, exponent: int) -> list[Tensor]:
         """The factors of one scaling, which broadcast to its tensor."""
-        return [self._exp_(self._z[ids] * (own * exponent)) for own, ids in self._factors[index]]
+        factors = self._factors[move.index]
+        if move.averaged is not None:
+            factors = [(own, ids.narrow(move.averaged, 0, 1)) for own, ids in factors]
+        return [self._exp_(self._z[ids] * (own * exponent)) for own, ids in factors]
 
     def _exp_(self, logs: Tensor) -> Tensor:
         if self._unit is None:

@@ -14,14 +14,17 @@ before the weights have moved there, steps are shorter than needed. Weight decay
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 
+from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
 from equinorm.balancing.families import FamilyStructure, minimise_families
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.norm import Norm
+from equinorm.rescaling.optimizer_laws import remembers, update_exponent
 
 
 def drift(network: NetworkLayout, norm: Norm, c: float) -> Tensor:
@@ -38,40 +41,59 @@ def drift(network: NetworkLayout, norm: Norm, c: float) -> Tensor:
     return scales
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bias:
+    """A bias, how it scales, and the optimizer that steps it."""
+
+    scaling: Scaling
+    tensor: Tensor
+    optimizer: optim.Optimizer
+
+
 class BiasSteps:
     """Shortens or lengthens the steps of biases.
 
     Args:
-        biases: how they scale, and they themselves.
+        biases: that are stepped.
         network: the layouts of the tensors whose norm counts.
         norm: whose minimum is followed.
-        power: exponent u of s in the optimizer's updates.
     """
 
-    def __init__(self, biases: Sequence[tuple[Scaling, Tensor]], network: NetworkLayout, norm: Norm, power: int) -> None:
-        self._biases, self._network, self._norm, self._power = biases, network, norm, power
-        self._factors: list[Tensor] = []
-        self._before: list[Tensor] = []
+    def __init__(self, biases: Sequence[Bias], network: NetworkLayout, norm: Norm) -> None:
+        self._biases, self._network, self._norm = biases, network, norm
+        self._factors: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by optimizer
+        self._before: dict[int, list[Tensor]] = {}
 
     def weigh(self, c: float) -> None:
-        """Set the asymmetry."""
-        self._factors = []
-        if c == 1 or not self._biases:
-            return
-        scales = drift(self._network, self._norm, c)
-        for scaling, bias in self._biases:
-            log = scaling.log_scales(scales[1:])
-            self._factors.append(torch.exp((1 - self._power) * log).to(bias.device, bias.dtype))
+        """Set the asymmetry.
+
+        Raises:
+            RescaleError: if an optimizer remembers its steps, so that they must stay as they were.
+        """
+        factors: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        biases = [bias for bias in self._biases if update_exponent(bias.optimizer) != 1] if c != 1 else []
+        scales = drift(self._network, self._norm, c) if biases else torch.zeros(1)
+        for bias in biases:
+            if remembers(bias.optimizer):
+                kind = type(bias.optimizer).__name__
+                raise RescaleError(
+                    f"{kind} keeps points of its path, so that the steps of biases cannot be made shorter for c = {c:g}: "
+                    "let them take plain steps, ENorm(..., symmetric_biases=False), or keep c = 1."
+                )
+            log = bias.scaling.log_scales(scales[1:])
+            factor = torch.exp((1 - update_exponent(bias.optimizer)) * log).to(bias.tensor.device, bias.tensor.dtype)
+            factors.setdefault(id(bias.optimizer), []).append((bias.tensor, factor))
+        self._factors = factors
 
     @torch.no_grad()
-    def before_step(self) -> None:
-        """Remember the biases."""
+    def before_step(self, optimizer: optim.Optimizer) -> None:
+        """Remember the biases that it is about to change."""
         if self._factors:
-            self._before = [bias.detach().clone() for _, bias in self._biases]
+            self._before[id(optimizer)] = [bias.detach().clone() for bias, _ in self._factors.get(id(optimizer), ())]
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, optimizer: optim.Optimizer) -> None:
         """b ← b₀ + D^{1−u} (b − b₀)."""
-        for (_, bias), before, factor in zip(self._biases, self._before, self._factors, strict=False):
+        starts = self._before.pop(id(optimizer), [])
+        for (bias, factor), before in zip(self._factors.get(id(optimizer), ()), starts, strict=False):
             bias.copy_(before + factor.to(bias.device) * (bias - before))  # it may have moved since
-        self._before = []

@@ -1,18 +1,19 @@
 """The tensors of a model that may move while it trains, those of its averages, and which of them move now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm._errors import RescaleError
-from equinorm._modules import unwrapped
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
+from equinorm.training.averages import by_names, inner_module
 from equinorm.training.frozen import Selection
 
 Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
@@ -34,7 +35,7 @@ class Bindings:
     Args:
         symmetries: of the model.
         selection: which tensors move.
-        averages: modules with averaged weights.
+        averages: of the weights: modules, lists, dicts.
 
     Attributes:
         all: of the model.
@@ -45,23 +46,39 @@ class Bindings:
         RescaleError: for averages that lack a tensor.
     """
 
-    def __init__(self, symmetries: Symmetries, selection: Selection, averages: Sequence[nn.Module]) -> None:
-        self._selection = selection
+    def __init__(self, symmetries: Symmetries, selection: Selection, averages: Sequence[Any]) -> None:
+        self._selection, self._model = selection, symmetries.model
         self.all = [found for scaling in selection.candidates for found in _distinct(scaling, symmetries.tensors)]
-        self._copies: list[Bound] = []
+        self._in_modules: list[Bound] = []
         self._watches = [ModelGuard(symmetries.model, {bound.name: bound.tensor for bound in self.all})]
-        for module in averages:
-            copies = _averaged(module, self.all)
-            self._copies += copies
-            tensors = {copy.name: copy.tensor for copy in copies}
-            self._watches.append(ModelGuard(unwrapped(module), tensors, "the averaged model"))
+        for average in averages:
+            if isinstance(average, nn.Module):
+                module = inner_module(average, [bound.name for bound in self.all])
+                copies = _in_module(module, self.all)
+                self._in_modules += copies
+                tensors = {copy.name: copy.tensor for copy in copies}
+                self._watches.append(ModelGuard(module, tensors, "the averaged model"))
+        self._lists = [average for average in averages if not isinstance(average, nn.Module)]
+        self._listed = self._in_lists()
+        if self._lists and not self._listed:
+            raise RescaleError("none of the averages is of a parameter that moves: give those of this very model.")
         self.bind()
+
+    def _in_lists(self) -> list[Bound]:
+        """Averages in lists and dicts as they are now: libraries put others in their places."""
+        found = []
+        for average in self._lists:
+            tensors = by_names(average, self._model)
+            for bound in self.all:
+                if bound.name in tensors:
+                    found.append(_copy(bound, tensors[bound.name]))
+        return found
 
     def bind(self) -> None:
         """Take what is selected now."""
         self._places = {id(scaling): index for index, scaling in enumerate(self._selection.moving)}
         self.own = [bound for bound in self.all if id(bound.scaling) in self._places]
-        self.averaged = [bound for bound in self._copies if id(bound.scaling) in self._places]
+        self.averaged = [bound for bound in (*self._in_modules, *self._listed) if id(bound.scaling) in self._places]
 
     @property
     def moving(self) -> list[Bound]:
@@ -82,26 +99,34 @@ class Bindings:
         return not {id(bound.tensor) for bound in self.all}.isdisjoint(id(bound.tensor) for bound in other.all)
 
     def check_models(self) -> None:
-        """See that the models are what they were.
+        """See that the models are what they were, and look where the averages are.
 
         Raises:
             RescaleError: if they are not.
         """
         for watch in self._watches:
             watch.check()
+        if self._lists:
+            now = self._in_lists()
+            if [id(bound.tensor) for bound in now] != [id(bound.tensor) for bound in self._listed]:
+                self._listed = now
+                self.bind()
 
-    def check_trained(self, optimizer: optim.Optimizer) -> None:
-        """Refuse trainable tensors that this optimizer does not step: another one may, whose state would not move.
+    def check_trained(self, owners: Container[int]) -> None:
+        """Refuse trainable tensors that no optimizer of this hook steps: another one may, whose state would not move.
+
+        Args:
+            owners: `id` of every parameter that one steps.
 
         Raises:
             RescaleError: which names one.
         """
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         for bound in self.own:
-            if bound.tensor.requires_grad and id(bound.tensor) not in trained:
+            if bound.tensor.requires_grad and id(bound.tensor) not in owners:
                 raise RescaleError(
                     f"{bound.name} moves and requires gradients, but is not among the parameters of this optimizer. "
-                    "Add it, freeze it (requires_grad_(False)), or keep it still with `modules`."
+                    "Add it, give all optimizers that train the model, ENorm([one, other], model, ...), freeze it "
+                    "(requires_grad_(False)), or keep it still with `modules`."
                 )
 
     def check_tensors(self, power_of_two: bool) -> None:
@@ -129,13 +154,21 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
             raise RescaleError(f"cannot rescale {name} exactly: the network uses 1 + {name}, and it is {tensor.dtype}.")
 
 
-def _averaged(module: nn.Module, bounds: Sequence[Bound]) -> list[Bound]:
+def _in_module(module: nn.Module, bounds: Sequence[Bound]) -> list[Bound]:
     """The tensors of a module with averaged weights, under the model's names."""
-    tensors = dict([*unwrapped(module).named_parameters(), *unwrapped(module).named_buffers()])
+    tensors = dict([*module.named_parameters(), *module.named_buffers()])
     for bound in bounds:
-        if bound.name not in tensors or tensors[bound.name].shape != bound.tensor.shape:
+        if bound.name not in tensors:
             raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")
-    return [Bound(bound.scaling, bound.name, tensors[bound.name]) for bound in bounds]
+    return [_copy(bound, tensors[bound.name]) for bound in bounds]
+
+
+def _copy(bound: Bound, tensor: Tensor) -> Bound:
+    """An average of a tensor."""
+    if tensor.shape != bound.tensor.shape:
+        found = f", but one of shape {tuple(tensor.shape)}"
+        raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}{found}.")
+    return Bound(bound.scaling, bound.name, tensor)
 
 
 def _distinct(scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[Bound]:

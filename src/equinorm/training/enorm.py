@@ -6,17 +6,21 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
-from equinorm._errors import BalanceError, EquinormError, RescaleError, describe
+from equinorm._errors import BalanceError, EquinormError, RescaleError, describe, warn
 from equinorm._modules import Choice, on_cpu, unwrapped
 from equinorm._symmetries import symmetries
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import check_options
 from equinorm.balancing.scope import held_classes, nothing_moves
 from equinorm.rescaling.casts import check_training
-from equinorm.rescaling.optimizer_state import unwrapped_optimizer
+from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
+from equinorm.training.averages import listed
 from equinorm.training.frozen import Selection, shown
 from equinorm.training.recording import StepOptions
 from equinorm.training.step import Plan
+
+PATIENCE = 100
+"""Steps of one optimizer without another before that is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,10 @@ class ENorm:
     that the next update is the one of an optimizer that had worked at the new point from the start.
 
     Args:
-        optimizer: SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop or Adadelta in any implementation, or one that
-            `register_optimizer` knows. Coupled weight decay inside its averages is followed exactly. The wrappers of accelerate
+        optimizer: one, or a list of all that train the model, such as Muon beside AdamW; a step is over when all have stepped.
+            SGD, Adam, AdamW, Adamax, NAdam, RAdam, Adagrad, RMSprop, Adadelta, Rprop, Muon, LBFGS, Lion (lion_pytorch, timm),
+            those of schedulefree, Adafactor where no scale differs along what it averages over, or one that
+            `register_optimizer` knows. Coupled weight decay inside averages is followed exactly. The wrappers of accelerate
             and Lightning are looked through, and the slow weights of Lookahead (timm, pytorch_optimizer) move along.
         model: the network that it trains; torch.compile, DistributedDataParallel and DataParallel are looked through.
         args: example inputs, a tuple (one tensor may stand alone). The model is exported with them once in each mode, and
@@ -67,8 +73,10 @@ class ENorm:
         biases: count biases in the norm. They are rescaled either way.
         match_biases: False leaves biases as they are, which changes the network's function; as the authors' code did, which
             also let them take plain steps (`symmetric_biases=False`).
-        symmetric_biases: where c is not 1, let biases take the steps that they would take at c = 1 (weight decay on them, if
-            any, shrinks alike). Without that, gradient descent on biases diverges in networks of more than about ten layers.
+        symmetric_biases: where c is not 1, the optimizer's steps of biases (weight decay included) are changed to what they
+            would be at c = 1, since plain ones diverge in networks of more than about ten layers: relative to the bias they
+            are c^{k(q−k)} times as long behind layer k of q, 237 times in the middle of 11 layers for c = 1.2. False: plain
+            steps.
         batch_norm: "affine" or "statistics", as in `symmetries`.
         modules: names or modules outside of which nothing may move.
         frozen: "hold": parameters that do not require gradients stay as they are, and so does every class that would move one;
@@ -76,7 +84,9 @@ class ENorm:
             is unfrozen while training moves from then on. "move": they are rescaled like others.
         opaque: names or submodules that `torch.export` cannot record, as in `symmetries`.
         also: further example inputs, of other shapes, as in `symmetries`.
-        averages: modules with averaged weights of this model (`torch.optim.swa_utils.AveragedModel`).
+        averages: averaged weights of this model, one or a list of: a module (`torch.optim.swa_utils.AveragedModel`, timm's
+            `ModelEmaV3`), an object with `shadow_params` (those of torch_ema and diffusers), or a dict of tensors by the names
+            of the model's parameters.
         gradients: rescale gradients that are still there after the step, those behind clamps in hooks or in autograd functions
             as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
@@ -87,7 +97,8 @@ class ENorm:
     Attributes:
         settings: p, c, cycles, every and method.
         symmetries: what was found, with what is pinned and why.
-        steps: how many steps the optimizer has made.
+        optimizers: that it hangs on, without their wrappers.
+        steps: how many steps the optimizer has made, or all of several together.
 
     Raises:
         ExportError: if the model cannot be exported.
@@ -111,7 +122,7 @@ class ENorm:
     @on_cpu()
     def __init__(
         self,
-        optimizer: optim.Optimizer,
+        optimizer: Optimizers,
         model: nn.Module,
         args: tuple | Tensor,
         kwargs: Mapping[str, Any] | None = None,
@@ -129,17 +140,18 @@ class ENorm:
         frozen: str = "hold",
         opaque: Choice = (),
         also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
-        averages: nn.Module | Sequence[nn.Module] = (),
+        averages: Any = (),
         gradients: bool = True,
         power_of_two: bool = False,
         compile: bool = False,
     ) -> None:
-        optimizer, wrappers = unwrapped_optimizer(optimizer)
+        stepped = unwrapped_optimizers(optimizer)
         self.settings = Settings(p, c, cycles, every, method)
         if biases and not match_biases:
             raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
-        self.optimizer, self.model = optimizer, unwrapped(model)
+        self.optimizers, self.model = tuple(one for one, _ in stepped), unwrapped(model)
         self.steps = 0
+        self._done: dict[int, int] = {}  # optimizers that have stepped since the last step was over, and how often
         self._gradients = gradients
         self.symmetries = found = symmetries(
             self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque, also=also
@@ -150,13 +162,11 @@ class ENorm:
         casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
         check_training(casts, selection.candidates, power_of_two)
         options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
-        self._plan = Plan(found, selection, (optimizer, wrappers), _listed(averages), c, options)
+        self._plan = Plan(found, selection, stepped, listed(averages), c, options)
         selection.tell()
         self._check_hooks()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._handles = [one.register_step_pre_hook(self._before_step) for one in self.optimizers]
+        self._handles += [one.register_step_post_hook(self._after_step) for one in self.optimizers]
 
     def _check_selection(self, selection: Selection, modules: Choice | None) -> None:
         """Refuse a model in which nothing moves."""
@@ -170,7 +180,7 @@ class ENorm:
 
     def _check_hooks(self) -> None:
         """Refuse an optimizer after whose steps another hook moves the same tensors."""
-        for hook in self.optimizer._optimizer_step_post_hooks.values():
+        for hook in [hook for one in self.optimizers for hook in one._optimizer_step_post_hooks.values()]:
             other = getattr(hook, "__self__", None)
             if isinstance(other, ENorm) and other._plan.shares(self._plan):
                 way = "call its remove() first, or make a new optimizer if you did not keep it"
@@ -208,7 +218,7 @@ class ENorm:
         """Detach from the optimizer. The weights stay as they are."""
         for handle in self._handles:
             handle.remove()
-        self._plan.parts.stop()
+        self._plan.optimizers.stop()
         self._plan.forget()
 
     def __enter__(self) -> "ENorm":
@@ -218,11 +228,12 @@ class ENorm:
         self.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps made, c, and the weight decay inside of the optimizer's averages; save it with the optimizer's own state.
+        """Steps made, c, and the weight decay inside of the optimizers' averages; save it with the optimizers' own states.
 
-        Tensors are references, as in `torch.optim`.
+        Tensors are references, as in `torch.optim`. Between the steps of several optimizers it also says which have stepped.
         """
-        return {"steps": self.steps, "c": self.c, "decay": self._plan.parts.state_dict()}
+        between = {"stepped": [self._done.get(place, 0) for place in range(len(self.optimizers))]} if self._done else {}
+        return {"steps": self.steps, "c": self.c, "decay": self._plan.optimizers.state_dict(), **between}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -230,13 +241,18 @@ class ENorm:
         Raises:
             RescaleError: if it belongs to another model.
         """
-        if not isinstance(state, Mapping) or set(state) != {"steps", "c", "decay"}:
+        if not isinstance(state, Mapping) or {*state} - {"stepped"} != {"steps", "c", "decay"}:
             what = (", ".join(map(str, state)) or "nothing") if isinstance(state, Mapping) else type(state).__name__
             raise RescaleError(f"not a state of ENorm, which holds steps, c and decay: {what}.")
         if not isinstance(state["steps"], int) or state["steps"] < 0:
             raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")
-        self._plan.parts.load_state_dict(state["decay"])
+        done = state.get("stepped", [0] * len(self.optimizers))
+        if not isinstance(done, (tuple, list)) or len(done) != len(self.optimizers):
+            raise RescaleError(f"the state is of a hook on other optimizers: it says {done!r} of {len(self.optimizers)}.")
+        Settings(**{**asdict(self.settings), "c": state["c"]})
+        self._plan.optimizers.load_state_dict(state["decay"])
         self.steps, self.c = state["steps"], state["c"]
+        self._done = {place: count for place, count in enumerate(done) if count}
 
     def __reduce__(self) -> NoReturn:
         raise EquinormError(
@@ -252,26 +268,33 @@ class ENorm:
         """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._plan.before_step()
+            self._plan.before_step(optimizer)
             return None
 
         def followed() -> Any:
             loss = closure()
-            self._plan.before_step()
+            self._plan.before_step(optimizer)
             return loss
 
         return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        self._plan.after_step(optimizer)
+        place = next(place for place, one in enumerate(self.optimizers) if one is optimizer)
+        self._done[place] = self._done.get(place, 0) + 1
+        if len(self._done) < len(self.optimizers):
+            self._tell_of_waiting(self._done[place])
+            return
+        self._done = {}
         self.steps += 1
-        self._plan.after_step()
         if self.steps % self.settings.every == 0:
             self.cycle_()
 
-
-def _listed(averages: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
-    """Modules with averaged weights, one or several."""
-    copies = [averages] if isinstance(averages, nn.Module) else averages
-    if not isinstance(copies, (tuple, list)) or not all(isinstance(copy, nn.Module) for copy in copies):
-        raise RescaleError("averages must be a module or several, such as torch.optim.swa_utils.AveragedModel.")
-    return copies
+    def _tell_of_waiting(self, count: int) -> None:
+        """Warn where one optimizer goes on and on without another: nothing is balanced meanwhile."""
+        if count == PATIENCE:
+            waiting = [f"{type(one).__name__} {place}" for place, one in enumerate(self.optimizers) if place not in self._done]
+            warn(
+                f"ENorm waits for {', '.join(waiting[:3])}, counted from 0, which made no step in {PATIENCE} steps of another "
+                "optimizer. The weights are balanced when all have stepped; leave out those that do not train them."
+            )

@@ -1,18 +1,19 @@
 """What moves in one step, and by which power of its scales: weights, averages, the optimizer's state, gradients."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
 from equinorm._memory import storage_of
+from equinorm.rescaling.flat_state import vectors
 from equinorm.rescaling.in_place import check_writable
-from equinorm.rescaling.optimizer_state import shift, state_of
+from equinorm.rescaling.optimizer_laws import Law, laws
+from equinorm.rescaling.optimizer_state import shift, state_of, unaveraged
 from equinorm.rescaling.recorded import Move
-from equinorm.training.bound import Bindings
-from equinorm.training.weight_decay import DecayParts
+from equinorm.training.bound import Bindings, Bound
+from equinorm.training.stepped import SteppedTogether
 
 
 class Moves:
@@ -20,17 +21,14 @@ class Moves:
 
     Args:
         bindings: the weights, and averages of them.
-        optimizer: whose state moves along.
-        wrappers: around it, with copies of weights in states of their own.
-        parts: of the state that contain weight decay.
+        optimizers: whose states move along.
 
     Attributes:
         powers: of the scales that the last moves need.
     """
 
-    def __init__(self, bindings: Bindings, optimizer: optim.Optimizer, wrappers: Sequence[Any], parts: DecayParts) -> None:
-        self._bindings, self._optimizer, self._parts = bindings, optimizer, parts
-        self._holders = [optimizer, *wrappers]
+    def __init__(self, bindings: Bindings, optimizers: SteppedTogether) -> None:
+        self._bindings, self._optimizers = bindings, optimizers
         self.powers: set[int] = set()
         self.forget()
 
@@ -41,12 +39,15 @@ class Moves:
 
     def of_weights(self) -> list[Move]:
         """Weights and states that move; the same list as before while they are the same tensors."""
-        bindings = self._bindings
+        bindings, owners = self._bindings, self._optimizers.owners()
         tensors = [bound.tensor for bound in bindings.moving]
-        states = [holder.state.get(bound.tensor, {}).values() for holder in self._holders for bound in bindings.own]
-        tensors += [value for state in states for value in state if isinstance(value, Tensor)]
-        tensors += self._parts.tensors()
-        seen = [self._parts.is_following, *(group.get("weight_decay") for group in self._optimizer.param_groups)]
+        for bound in bindings.own:
+            for holder in owners[id(bound.tensor)][0].holders if id(bound.tensor) in owners else ():
+                tensors += [value for value in holder.state.get(bound.tensor, {}).values() if isinstance(value, Tensor)]
+        for stepped in self._optimizers.all:
+            tensors += stepped.parts.tensors()
+            tensors += [vector for _, vector in vectors(stepped.optimizer)]
+        seen: list[object] = [*self._optimizers.settings()]
         seen += [(id(tensor), *_address(tensor)) for tensor in tensors]
         if seen != self._seen:
             self._last, self._seen = [*self._weights(), *self._states()], seen
@@ -80,16 +81,38 @@ class Moves:
 
     def _states(self) -> Iterator[Move]:
         """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
-        groups = {id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]}
+        owners = self._optimizers.owners()
         for bound in self._bindings.own:
-            held = [entry for holder in self._holders for entry in state_of(holder, bound.tensor, bound.name)]
-            for key, state, law in held:
-                offset = shift(self._optimizer, law, key, bound.name, bound.scaling.offset)
-                self._parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
-                parts = tuple((part, power) for power, part in self._parts.of(bound.name, key).items())
+            if id(bound.tensor) not in owners:
+                continue
+            (stepped, group), name = owners[id(bound.tensor)], bound.name
+            for key, state, law in [entry for holder in stepped.holders for entry in state_of(holder, bound.tensor, name)]:
+                offset = shift(stepped.optimizer, law, key, name, bound.scaling.offset)
+                stepped.parts.check(group, law, key, name, True)
+                parts = tuple((part, power) for power, part in stepped.parts.of(name, key).items())
                 if law.exponent or parts:
-                    check_writable(f"state {key!r} of {bound.name}", state)
-                    yield Move(self._bindings.index(bound), state, law.exponent, parts, offset)
+                    check_writable(f"state {key!r} of {name}", state)
+                    averaged = self._averaged(bound, key, law)
+                    yield Move(self._bindings.index(bound), state, law.exponent, parts, offset, averaged)
+
+    def check_averages(self) -> None:
+        """Refuse, before there is one, states that average over an axis along which scales differ.
+
+        Raises:
+            RescaleError: which names one.
+        """
+        owners = self._optimizers.owners()
+        for bound in self._bindings.own:
+            if id(bound.tensor) in owners:
+                for key, law in laws(owners[id(bound.tensor)][0].optimizer).items():
+                    self._averaged(bound, key, law)
+
+    def _averaged(self, bound: Bound, key: str, law: Law) -> int | None:
+        """The axis along which a state is an average, and scales are alike."""
+        if law.averaged is None or bound.tensor.dim() < 2:
+            return None
+        unaveraged([ids for _, ids in bound.scaling.factors], law.averaged, f"state {key!r} of {bound.name}")
+        return law.averaged
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

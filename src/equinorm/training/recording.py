@@ -5,21 +5,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import RescaleError
-from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.energy_reader import fits_float32
 from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
-from equinorm.rescaling.optimizer_state import update_exponent
 from equinorm.rescaling.recorded import Move, Mover
-from equinorm.training.bias_steps import BiasSteps
+from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bound import Bindings, Place
 from equinorm.training.frozen import Selection
 from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
 
 
@@ -84,7 +83,7 @@ class Recorder:
         symmetries: of the model.
         selection: which tensors move, and of which the norm counts.
         bindings: the tensors themselves.
-        optimizer: that makes the steps.
+        optimizers: that make the steps.
         options: of the steps.
     """
 
@@ -93,11 +92,11 @@ class Recorder:
         symmetries: Symmetries,
         selection: Selection,
         bindings: Bindings,
-        optimizer: optim.Optimizer,
+        optimizers: SteppedTogether,
         options: StepOptions,
     ) -> None:
         self._symmetries, self._selection, self._bindings = symmetries, selection, bindings
-        self._optimizer, self._options = optimizer, options
+        self._optimizers, self._options = optimizers, options
 
     def record(self, c: float) -> Recording:
         """The step on the weights as they lie now.
@@ -112,7 +111,7 @@ class Recorder:
         compute, held = self._compute(place), self._selection.held
         cycle = Cycle(network, found.tensors, options.norm, options.method, compute)
         cycle.weigh(c)
-        biases = BiasSteps(self._biases(), network, options.norm, update_exponent(self._optimizer))
+        biases = BiasSteps(self._biases(), network, options.norm)
         biases.weigh(c)
         mover = Mover(self._selection.moving, found.tensors, compute, options.power_of_two)
         for kind in compute.native:  # those of weight decay too, so that no step can fail for want of a compiler
@@ -139,12 +138,14 @@ class Recorder:
         is_native = self._options.compile and device.type in native.DEVICES
         return Compute(device, torch.float64 if is_wide else torch.float32, frozenset(dtypes if is_native else ()))
 
-    def _biases(self) -> list[tuple[Scaling, Tensor]]:
+    def _biases(self) -> list[Bias]:
         """Biases whose steps are corrected."""
         if not self._options.symmetric_biases:
             return []
-        found = self._symmetries
-        return [(s, found.tensors[s.name]) for s in found.scalings if s.factors and s.role == "bias"]
+        owners, tensors = self._optimizers.owners(), self._symmetries.tensors
+        scalings = [scaling for scaling in self._symmetries.scalings if scaling.factors and scaling.role == "bias"]
+        found = [(scaling, tensors[scaling.name]) for scaling in scalings]
+        return [Bias(s, tensor, owners[id(tensor)][0].optimizer) for s, tensor in found if id(tensor) in owners]
 
 
 def full_precision(bindings: Bindings) -> contextlib.AbstractContextManager:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import optim
 
+from equinorm._errors import EquinormError
 from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
 from equinorm.rescaling.writing import uninterrupted
@@ -13,6 +14,7 @@ from equinorm.training.bound import Bindings
 from equinorm.training.frozen import Selection
 from equinorm.training.moves import Moves
 from equinorm.training.recording import Recorder, StepOptions, full_precision
+from equinorm.training.stepped import SteppedTogether
 from equinorm.training.weight_decay import DecayParts
 
 
@@ -22,13 +24,13 @@ class Plan:
     Args:
         symmetries: of the model.
         selection: which tensors move, and of which the norm counts.
-        stepped: the optimizer whose state moves along, and wrappers around it with copies of weights in states of their own.
-        averages: modules with averaged weights.
+        stepped: the optimizers whose states move along, each with the wrappers around it that hold copies of weights.
+        averages: of the weights.
         c: asymmetry.
         options: how a step balances and writes.
 
     Attributes:
-        parts: of the optimizer's averages that contain weight decay.
+        optimizers: themselves, and the parts of their averages that contain weight decay.
 
     Raises:
         RescaleError: for tensors, optimizers and averages that cannot be moved exactly.
@@ -38,22 +40,23 @@ class Plan:
         self,
         symmetries: Symmetries,
         selection: Selection,
-        stepped: tuple[optim.Optimizer, Sequence[Any]],
-        averages: Sequence[nn.Module],
+        stepped: Sequence[tuple[optim.Optimizer, Sequence[Any]]],
+        averages: Sequence[Any],
         c: float,
         options: StepOptions,
     ) -> None:
-        optimizer, wrappers = stepped
-        self._selection, self._optimizer, self._c = selection, optimizer, c
+        self._selection, self._c = selection, c
         self._bindings = Bindings(symmetries, selection, averages)
         offsets = {bound.name: bound.scaling.offset for bound in self._bindings.all if bound.scaling.offset}
         names = {id(bound.tensor): bound.name for bound in self._bindings.all}
-        self.parts = DecayParts(optimizer, names, offsets, options.compile)
-        self._recorder = Recorder(symmetries, selection, self._bindings, optimizer, options)
-        self._moves = Moves(self._bindings, optimizer, wrappers, self.parts)
+        self.optimizers = SteppedTogether(stepped, lambda one: DecayParts(one, names, offsets, options.compile))
+        self._recorder = Recorder(symmetries, selection, self._bindings, self.optimizers, options)
+        self._moves = Moves(self._bindings, self.optimizers)
         self._select()
-        self._bindings.check_trained(optimizer)
-        self.parts.check_settings()
+        self._bindings.check_trained(self.optimizers.owners())
+        self._moves.check_averages()
+        for one in self.optimizers.all:
+            one.parts.check_settings()
         self._record()
 
     def forget(self) -> None:
@@ -68,22 +71,26 @@ class Plan:
     @on_cpu()
     def weigh(self, c: float) -> None:
         """Set the asymmetry."""
-        self._recording.weigh(c)
+        try:
+            self._recording.weigh(c)
+        except EquinormError:
+            self._recording.weigh(self._c)
+            raise
         self._c = c
 
-    def before_step(self) -> None:
-        """Look at what the optimizer is about to change.
+    def before_step(self, optimizer: optim.Optimizer) -> None:
+        """Look at what an optimizer is about to change.
 
         Raises:
             RescaleError: if its averages contain weight decay that was not followed.
         """
-        self.parts.before_step()
-        self._recording.biases.before_step()
+        self.optimizers[optimizer].parts.before_step()
+        self._recording.biases.before_step(optimizer)
 
-    def after_step(self) -> None:
-        """Correct the steps of biases."""
-        self.parts.after_step()
-        self._recording.biases.after_step()
+    def after_step(self, optimizer: optim.Optimizer) -> None:
+        """Correct its steps of biases."""
+        self.optimizers[optimizer].parts.after_step()
+        self._recording.biases.after_step(optimizer)
 
     @on_cpu()
     def residual(self) -> float:
@@ -115,12 +122,13 @@ class Plan:
                 z = recording.run_cycles(cycles)
             if recording.held is not None:  # a family may be held in part
                 z = z.masked_fill(recording.held, 0.0)
-            skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step on the device
+            skipped = self.optimizers.skipped()
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
             z = recording.mover.within(z, powers, [*moves, *passing])
             with uninterrupted():
                 recording.mover.aim(z, powers)
                 recording.move_(moves, passing)
+                self.optimizers.renew_()
 
     def _renew(self) -> None:
         """See that the model is what it was; record again if it has moved to another device or dtype."""
@@ -128,7 +136,7 @@ class Plan:
         if self._selection.renew():
             self._select()
             self._selection.tell()
-        self._bindings.check_trained(self._optimizer)
+        self._bindings.check_trained(self.optimizers.owners())
         if self._bindings.own and (self._is_stale or self._recording.place != self._bindings.place):
             self._record()
 
@@ -136,7 +144,7 @@ class Plan:
         """Bind what moves now."""
         self._is_stale = True  # what is recorded belongs to the selection before
         self._bindings.bind()
-        self.parts.moving = {bound.name for bound in self._bindings.own}
+        self.optimizers.moves({bound.name for bound in self._bindings.own})
 
     def _record(self) -> None:
         self._recording = self._recorder.record(self._c)

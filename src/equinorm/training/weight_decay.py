@@ -9,18 +9,17 @@ factors s^−2, 1 and s². The parts that contain w are kept beside the optimize
 the average is the one of an optimizer that had worked in the new coordinates from the start.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, optim
 
-from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
-from equinorm._memory import is_dense
-from equinorm.rescaling.optimizer_state import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
-from equinorm.training.torch_compile import compiled
+from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
+from equinorm.rescaling.optimizer_state import check_group, refusal, state_of
+from equinorm.training.decay_recursion import CompiledFollow, follow
 
 Parts = dict[int, Tensor]
 """Exponent of s → part of a state tensor."""
@@ -75,7 +74,7 @@ class DecayParts:
         self.moving = {*names.values()}
         self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
         self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
-        self._follow = _CompiledFollow() if compile else _follow
+        self._follow = CompiledFollow() if compile else follow
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
@@ -199,10 +198,23 @@ class DecayParts:
             RescaleError: which names the state and the first parameter that has it.
         """
         for group in self._optimizer.param_groups:
+            self._check_formulas(group)
             for name in filter(self.moving.__contains__, (self._names.get(id(p), "") for p in group["params"])):
                 check_group(self._optimizer, group, name)
                 for key, law in self._kept(group).items():
                     self.check(group, law, key, name, is_present=False)
+
+    def _check_formulas(self, group: Group) -> None:
+        """Refuse an optimizer that was said to be like another, and lacks the settings of its formulas."""
+        for key, law in self._kept(group).items():
+            try:
+                _ = law.average is not None and (law.average.keep(group), law.average.add(group))
+            except KeyError as error:
+                kind = type(self._optimizer).__name__
+                raise RescaleError(
+                    f"{kind} was registered to keep {key!r} as another optimizer does, whose setting {error} it has not. "
+                    "Register the exponents of its states instead."
+                ) from None
 
     def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""
@@ -228,28 +240,34 @@ class DecayParts:
         """The parts by parameter name, state key and exponent of s."""
         return {name: {key: dict(parts) for key, parts in states.items()} for name, states in self._parts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Mapping[int, Tensor]]]) -> None:
-        """Restore what `state_dict` returned.
+    def read(self, state: Mapping[str, Mapping[str, Mapping[int, Tensor]]]) -> dict[str, dict[str, Parts]]:
+        """What `state_dict` returned, of parameters that this optimizer trains.
 
         Raises:
-            RescaleError: if it names parameters or averages that this optimizer does not have, or other shapes.
+            RescaleError: if it names averages that this optimizer does not have, or other shapes.
         """
         tensors = dict(self._parameters())
         loaded: dict[str, dict[str, Parts]] = {}
-        for name, states in _items(state):
-            if name not in tensors:
-                raise RescaleError(f"the state holds weight decay of {name}, which this optimizer does not train.")
+        for name, states in items(state):
             loaded[name] = {}
-            for key, parts in _items(states):
+            for key, parts in items(states):
                 law = laws(self._optimizer).get(str(key))
                 powers = () if law is None or law.average is None else (1,) if law.average.degree == 1 else (0, 2)
-                if tuple(sorted(power for power, _ in _items(parts))) != powers or not powers:
+                if tuple(sorted(power for power, _ in items(parts))) != powers or not powers:
                     kind = type(self._optimizer).__name__
                     raise RescaleError(f"the state holds weight decay of {name} in {key!r}, which is not one of {kind}.")
-                for power, part in _items(parts):
+                for power, part in items(parts):
                     loaded[name].setdefault(key, {})[power] = _like(part, tensors[name], name)
+        return loaded
+
+    def take(self, loaded: dict[str, dict[str, Parts]]) -> None:
+        """Go on from what `read` returned."""
         self._parts, self._late, self._entered = loaded, set(), False
         self._loaded.add("ours")
+
+    def trains(self, name: str) -> bool:
+        """Is this one of the optimizer's parameters?"""
+        return name in dict(self._parameters())
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self._optimizer.param_groups:
@@ -258,53 +276,12 @@ class DecayParts:
                     yield self._names[id(parameter)], parameter
 
 
-def _follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
-    """part ← keep · part + add · weight, in place."""
-    alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
-    for part, weight, keep, add in sums:
-        parts, weights = alike.setdefault((keep, add), ([], []))
-        parts.append(part)
-        weights.append(weight)
-    for (keep, add), (parts, weights) in alike.items():
-        torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
-        torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
+def items(found: Any) -> list[tuple[Any, Any]]:
+    """Of a dict that was saved.
 
-
-class _CompiledFollow:
-    """The same in one pass."""
-
-    def __init__(self) -> None:
-        self._inner: Callable[..., None] | None = None  # by torch.compile, where the kernels do not run
-
-    def __call__(self, sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
-        known = [_kernels(part, weight) for part, weight, *_ in sums]
-        for found, (part, weight, keep, add) in zip(known, sums, strict=True):
-            if found is not None:
-                found.follow_(part, weight, keep, add)
-        rest = [entry for found, entry in zip(known, sums, strict=True) if found is None]
-        if rest and all(part.device.type in native.DEVICES for part, *_ in rest):
-            _follow(rest)
-        elif rest:
-            self._inner = self._inner or compiled(_follow_each)
-            # numbers go in as a tensor, so that schedules do not compile again
-            numbers = torch.tensor([[keep, add] for _, _, keep, add in rest], dtype=torch.float64)
-            self._inner([part for part, *_ in rest], [weight for _, weight, *_ in rest], numbers)
-
-
-def _follow_each(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:
-    for index, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        part.copy_(part * numbers[index, 0] + weight * numbers[index, 1])
-
-
-def _kernels(part: Tensor, weight: Tensor) -> native.Kernels | None:
-    """Compiled kernels that know these; None for others."""
-    alike = part.dtype == weight.dtype and part.stride() == weight.stride()
-    if part.device.type not in native.DEVICES or not alike or not is_dense(part):
-        return None
-    return native.kernels_for(part.dtype, torch.promote_types(part.dtype, torch.float32))
-
-
-def _items(found: Any) -> list[tuple[Any, Any]]:
+    Raises:
+        RescaleError: for anything else.
+    """
     if not isinstance(found, Mapping):
         raise RescaleError(f"not the weight decay that ENorm saves: {type(found).__name__} where a dict should be.")
     return list(found.items())
