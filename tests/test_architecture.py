@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "equinorm"
 
 FLOORS = [
-    *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling"],
+    *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling", "sharding"],
     *["discovery", "rescaling", "permuting", "balancing", "grouping", "_symmetries", "_deviation", "quantization", "joining"],
     *["training", "rules", "__init__"],
     *["reporting", "checkpoints", "experiments", "integrations", "cli"],

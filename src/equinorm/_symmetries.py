@@ -14,11 +14,13 @@ from equinorm._errors import BalanceError, EquinormError, ExportError, describe,
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
+from equinorm.discovery.by_twin import discover_by_twin
 from equinorm.discovery.discover import discover
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
 from equinorm.rescaling import description
 from equinorm.rescaling.optimizer_wrappers import Optimizers
+from equinorm.sharding.modules import is_any_sharded
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,7 +154,8 @@ def symmetries(
 
     Args:
         model: any module that `torch.export` can handle; torch.compile, DistributedDataParallel, DataParallel and AveragedModel
-            are looked through.
+            are looked through. One that fully_shard or parallelize_module has sharded is analysed by an unsharded twin without
+            numbers; every process must call this, and whatever reads or moves its weights.
         args: its positional inputs, a tuple (one tensor may stand alone).
         kwargs: its keyword inputs.
         batch_norm: "affine": exact in both modes; γ and β are a neuron's incoming weights and what stands in front of the
@@ -198,7 +201,8 @@ def symmetries(
         (args, kwargs),
         *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)),
     ]
-    found = discover(model, calls, (True, False) if both_modes else (None,), hidden, batch_norm)
+    modes = (True, False) if both_modes else (None,)
+    found = (discover_by_twin if is_any_sharded(model) else discover)(model, calls, modes, hidden, batch_norm)
     return Symmetries(
         *(model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds, found.fingerprint),
         backward=found.backward,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._display import count, drawing
-from equinorm._errors import RescaleError
+from equinorm._errors import BalanceError, RescaleError
 from equinorm.balancing import description
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.minimum import minimum
@@ -22,6 +22,7 @@ from equinorm.balancing.solver import Progress, Solution
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan, plan_of
+from equinorm.sharding.processes import processes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,10 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
     if not scalings:
         return _unmoved(symmetries, options)
     network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
-    least = minimum(network, tensors, options, progress, devices)
+    processes = processes_of(tensors)
+    if processes is not None:
+        _check_shared(options)
+    least = minimum(network, tensors, options, progress, devices, processes)
     found, solution, before, after = least.problem, least.solution, least.before, least.after
     is_void = bool(solution.dead.any()) and found.norm.join(list(after.values())) == -math.inf
     converged = solution.residuals[-1] <= options.tol and not is_void
@@ -182,6 +186,20 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
         versions=versions,
         energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
     )
+
+
+def _check_shared(options: BalanceOptions) -> None:
+    """Refuse what would read sharded tensors in another way than all at once."""
+    if options.norm.is_max:
+        raise BalanceError(
+            "p = inf looks for single weights among all, and no process holds all of a sharded model. Use a finite p, as 2 or "
+            "10, or balance the model before it is sharded."
+        )
+    if options.method == "cyclic":
+        raise BalanceError(
+            "method='cyclic' sums over processes once for every layer of every cycle, on a sharded model: use "
+            "method='two-level', which leads to the same weights, or ENorm to follow Algorithm 1 while training."
+        )
 
 
 def _unmoved(symmetries: Orbit, options: BalanceOptions) -> Balance:

@@ -234,7 +234,7 @@ def _matrix_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Par
     rows, columns = (_picks(*side, family_of) for side in sides)
     for (row_kind, row_pick), (column_kind, column_pick) in itertools.product(rows, columns):
         found = (_side(row_kind, sides[0][0][row_pick]), _side(column_kind, sides[1][0][column_pick]))
-        yield Part((row_pick, column_pick), found, _self_loops(*found))
+        yield Part((row_pick, column_pick), found, self_loops(*found))
 
 
 def _picks(ids: Tensor, exponents: Tensor, family_of: Tensor) -> list[tuple[_Kind, Pick]]:
@@ -275,7 +275,7 @@ def _where(codes: Tensor, code: int) -> Pick:
     return slice(first, last) if last - first == len(places) else places
 
 
-def _self_loops(rows: Side, columns: Side) -> Tensor | None:
+def self_loops(rows: Side, columns: Side) -> Tensor | None:
     """Where a matrix joins a class to itself, so that its energy never changes; None if nowhere."""
     if rows.family == GROUND or rows.family != columns.family or rows.exponent != -columns.exponent:
         return None

@@ -11,7 +11,9 @@ from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import Problem
+from equinorm.balancing.sharded import shared_problem
 from equinorm.balancing.solver import Progress, Solution, solve
+from equinorm.sharding.processes import Processes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +39,7 @@ def minimum(
     options: BalanceOptions,
     progress: Progress | None = None,
     devices: Iterable[str] = ("cpu",),
+    processes: Processes | None = None,
 ) -> Minimum:
     """Read the weights and solve.
 
@@ -46,13 +49,17 @@ def minimum(
         options: of the balance.
         progress: called after every cycle.
         devices: kinds of devices that the tensors are on.
+        processes: that hold parts of the tensors, if there are several.
 
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
     """
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     with _full_precision(devices):
-        found = problem(network, tensors, options)
+        if processes is None:
+            found = problem(network, tensors, options)
+        else:
+            found = shared_problem(network, tensors, options, processes)
         before = found.log_energies(start)
         solution = solve(found, options, progress)
         if solution.problem is not found:  # edges of dead channels are not part of the norms

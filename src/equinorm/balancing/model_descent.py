@@ -50,6 +50,7 @@ class ModelDescent:
                 self._mixer.forget()
 
     def _go_to(self, z: Tensor) -> None:
+        z = z if self._problem.shared is None else self._problem.shared.agreed(z)
         self._model.read_energies_at(z)
         self.z, self._value, self.residual = z, self._model.value(), self._model.residual()
         if self.residual <= COARSE and self._tol < 1e-6 and not self._problem.is_precise:

@@ -195,6 +195,22 @@ class Precise(Protocol):
     precise: bool
 
 
+class Shared(Protocol):
+    """Processes that solve together, each with parts of the energies."""
+
+    def agreed(self, z: Tensor) -> Tensor:
+        """The same log-scales in all of them."""
+        ...
+
+    def joined(self, mask: Tensor) -> Tensor:
+        """What is true in one of them."""
+        ...
+
+    def read(self, z: Tensor) -> None:
+        """Read energies at these log-scales, so that no process needs the others until they are elsewhere."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Problem:
     """A network's energies.
@@ -206,6 +222,7 @@ class Problem:
         num_free: number of free classes.
         norm: whose energies they are.
         streams: weights whose sums are taken in float32 until `refine`.
+        shared: who solves it together; None for one process.
     """
 
     blocks: tuple[AnyBlock, ...]
@@ -214,6 +231,7 @@ class Problem:
     num_free: int
     norm: Norm
     streams: tuple["Precise", ...] = ()
+    shared: Shared | None = None
 
     def log_energies(self, z: Tensor) -> dict[int, float]:
         """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""

@@ -65,6 +65,8 @@ class System:
 
     def dead(self, z: Tensor) -> Tensor:
         """Classes that are not both reached from the ground and reach it, through nonzero energies."""
+        if self.problem.shared is not None:
+            self.problem.shared.read(z)
         return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
 
     def _reach(self, z: Tensor, sign: int) -> Tensor:
@@ -80,7 +82,11 @@ class System:
                     if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
                         reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
             if int(reached.sum()) == before or bool(reached.all()):
-                return reached
+                if self.problem.shared is None:
+                    return reached
+                reached = self.problem.shared.joined(reached)
+                if int(reached.sum()) == before:
+                    return reached
 
     def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
         """Channels of one side that a nonzero energy joins to sources that are all reached."""

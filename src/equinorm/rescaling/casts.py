@@ -8,6 +8,7 @@ from torch import Tensor
 from equinorm._errors import RescaleError
 from equinorm._scaling import Cast, Scaling, joint_log_scales
 from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
+from equinorm.sharding.boxes import part_of
 
 
 def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> None:
@@ -24,8 +25,9 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
             raise RescaleError(refusal(cast))
         if cast.tensor in by_name:
             scaling = by_name[cast.tensor]
-            weight = scaling.effective(tensors[cast.tensor]).to("cpu", torch.float64)
-            after = weight * joint_log_scales(scaling.factors, padded).exp()
+            part, logs = part_of(cast.tensor, tensors[cast.tensor], [joint_log_scales(scaling.factors, padded)])
+            weight = scaling.effective(part).to("cpu", torch.float64)
+            after = weight * logs[0].exp()
             largest = torch.finfo(cast.dtype).max
             if bool(((after.abs() > largest) & (weight.abs() <= largest)).any()):
                 raise RescaleError(

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
-from equinorm._memory import storage_of
+from equinorm._memory import local, storage_of
 from equinorm._scaling import Scaling
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.rescaling.powers_of_two import is_power_of_two
 from equinorm.rescaling.writing import Write, scaled, write_
+from equinorm.sharding.boxes import part_of
+from equinorm.sharding.processes import agreeing, processes_of
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
@@ -44,6 +46,22 @@ def rescale_(
     Raises:
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
+    with agreeing(processes_of(tensors)):
+        writes = _writes(tensors, scalings, log_scales, optimizer, nonlinear)
+        reaches = [check(write) for write in writes]
+    write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
+    for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
+        renew_(inner)
+
+
+def _writes(
+    tensors: Mapping[str, Tensor],
+    scalings: Sequence[Scaling],
+    log_scales: Tensor,
+    optimizer: Optimizers | None,
+    nonlinear: Sequence[str],
+) -> list[Write]:
+    """Everything that moves; of what is sharded the part that this process holds."""
     writes: list[Write] = []
     moving: dict[int, tuple[str, float]] = {}
     logs_of: dict[int, list[Tensor]] = {}
@@ -57,23 +75,23 @@ def rescale_(
             moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
-                writes.append(Write(f"gradient of {scaling.name}", tensor.grad, [-log for log in logs]))
-        writes.append(Write(scaling.name, next(iter(tied.values())), logs, True, scaling.offset, scaling.is_squared))
+                what = f"gradient of {scaling.name}"
+                writes.append(Write(what, *part_of(what, tensor.grad, [-log for log in logs])))
+        part, logs = part_of(scaling.name, next(iter(tied.values())), logs)
+        writes.append(Write(scaling.name, part, logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
         for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
-            logs = logs_of[id(parameter)] if averaged is None else unaveraged(logs_of[id(parameter)], averaged, what)
-            writes.append(Write(what, state, [exponent * log for log in logs], offset=offset))
-    reaches = [check(write) for write in writes]
-    write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
-    for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
-        renew_(inner)
+            own = logs_of[id(parameter)]
+            part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
+            writes.append(Write(what, part, [exponent * log for log in logs], offset=offset))
+    return writes
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
     """Refuse a gradient that may not be the one of the rescaled network, once rescaled itself."""
     own = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
     reasons = [*([f"a hook of {name}"] if own else []), *nonlinear]
-    if reasons and bool((tensor.grad != 0).any()):
+    if reasons and tensor.grad is not None and bool((local(tensor.grad) != 0).any()):
         raise RescaleError(
             f"cannot rescale the gradient of {name}: {reasons[0]} may change gradients in ways that do not scale, as a clamp "
             "does. Drop gradients first: optimizer.zero_grad()."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError, warn
+from equinorm._memory import local
 from equinorm._modules import only_looks
 
 CLASS = "its class"
@@ -102,7 +103,7 @@ class ModelGuard:
     def _shared(self) -> list[int]:
         """For each tensor the first that begins at the same place in memory."""
         first: dict[int, int] = {}
-        places = [tensor.data_ptr() if tensor.layout == torch.strided else 0 for _, tensor in self._tensors]
+        places = [local(tensor).data_ptr() if tensor.layout == torch.strided else 0 for _, tensor in self._tensors]
         return [first.setdefault(place or -1 - i, i) for i, place in enumerate(places)]
 
     def _refuse(self, what: str) -> None:

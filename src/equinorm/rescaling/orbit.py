@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
+from equinorm._memory import local
 from equinorm._modules import backward_hooks, on_cpu
 from equinorm._scaling import Cast, Family, Pin, Scaling
 from equinorm.rescaling.casts import check as check_casts
@@ -14,6 +16,8 @@ from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
+from equinorm.sharding.modules import reshard
+from equinorm.sharding.processes import Processes, agreeing, processes_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +49,8 @@ class Orbit:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The model's tensors by every name."""
+        """The model's tensors by every name; what fully_shard has left whole after a forward is put back into shards."""
+        reshard(self.model)
         return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
 
     @property
@@ -63,7 +68,7 @@ class Orbit:
     def versions(self) -> tuple[int, ...]:
         """Counters of in-place changes of every tensor that moves."""
         tensors = self.tensors
-        moving = (tensors[s.name] for s in self.scalings if s.factors and s.name in tensors)
+        moving = (local(tensors[s.name]) for s in self.scalings if s.factors and s.name in tensors)
         return tuple(0 if tensor.is_inference() else tensor._version for tensor in moving)
 
     @on_cpu()
@@ -88,12 +93,27 @@ class Orbit:
             )
         if not bool(log_scales.isfinite().all()):
             raise RescaleError("log_scales must be finite: they are natural logarithms of positive scales.")
+        tensors = self.tensors
         self._guard.check()
         if optimizer is not None:
             check_trains(optimizer, self.model)
         moving = [scaling for scaling in self.scalings if scaling.factors]
         if power_of_two:
             log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
-        check_casts(self.casts, moving, self.tensors, log_scales)
+        processes = processes_of(tensors)
+        if processes is not None:
+            _check_alike(processes, log_scales)
+        with agreeing(processes):
+            check_casts(self.casts, moving, tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
-        rescale_tensors_(self.tensors, moving, log_scales, optimizer, nonlinear)
+        rescale_tensors_(tensors, moving, log_scales, optimizer, nonlinear)
+
+
+def _check_alike(processes: Processes, log_scales: Tensor) -> None:
+    """Refuse log-scales that differ between processes: shards would move apart."""
+    own = log_scales.detach().to("cpu", torch.float64)
+    if bool((processes.largest((own - processes.of_the_first(own)).abs()) > 0).any()):
+        raise RescaleError(
+            "log_scales are not the same in every process that holds a part of the model. Draw or compute them once, and "
+            "send them to all: torch.distributed.broadcast(log_scales, 0)."
+        )

@@ -18,6 +18,7 @@ from equinorm._scaling import Cast, Scaling
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
+from equinorm.sharding.modules import reshard
 
 _SHOWN = 6
 
@@ -75,6 +76,7 @@ class Plan:
             RescaleError: if the model has other tensors, of other shapes, or tied otherwise.
         """
         model = unwrapped(model)
+        reshard(model)
         self._check_fit(model)
         return Orbit(model, self.num_free, self.scalings, (), (), backward=self.backward, casts=self.casts)
 

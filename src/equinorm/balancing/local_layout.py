@@ -1,0 +1,117 @@
+"""Layouts of the part of a sharded tensor that one process holds: the same blocks, with fewer channels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick, self_loops
+from equinorm.balancing.problem import Side
+from equinorm.sharding.boxes import Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalLayout:
+    """The layout of a part of a tensor.
+
+    Attributes:
+        layout: of the part; its blocks are those of the whole tensor, in the same order, and may be empty.
+        places: for each block and each of its sides (one for a list of terms) where in the whole block the part's channels are.
+    """
+
+    layout: Layout
+    places: tuple[tuple[Tensor, ...], ...]
+
+
+def localised(layout: Layout, shape: Sequence[int], box: Box | None) -> LocalLayout:
+    """The layout of a part.
+
+    Args:
+        layout: of the whole tensor.
+        shape: of the whole tensor, which the layout may look at with more axes.
+        box: the part; None for all of it.
+    """
+    box = Box((0,) * len(shape), tuple(shape)) if box is None else box
+    view, channels = _local_view(layout.scaling.shape, shape, box)
+    kept = [channels[axis] for axis in layout.axes]
+    if layout.is_matrix:
+        lines = [*kept, torch.zeros(1, dtype=torch.long)] if len(kept) == 1 else kept
+        sizes = [layout.scaling.shape[axis] for axis in layout.axes] + [1] * (2 - len(kept))
+    else:
+        sizes = [layout.scaling.shape[axis] for axis in layout.axes]
+        flat = torch.zeros((), dtype=torch.long)
+        for own, size in zip(kept, sizes, strict=True):
+            flat = flat[..., None] * size + own
+        lines, sizes = [flat.flatten()], [math.prod(sizes)]
+    found = [_part(part, lines, sizes) for part in layout.parts]
+    scaling = replace(layout.scaling, shape=view)
+    return LocalLayout(
+        replace(layout, scaling=scaling, parts=tuple(part for part, _ in found)), tuple(places for _, places in found)
+    )
+
+
+def local_network(
+    network: NetworkLayout, shapes: Mapping[str, Sequence[int]], boxes: Mapping[str, Box | None]
+) -> list[LocalLayout]:
+    """The layouts of the parts of all tensors whose norm counts.
+
+    Args:
+        network: the layouts of the whole tensors.
+        shapes: of the whole tensors, by name.
+        boxes: the parts; tensors that are missing are not counted by this process, and have empty blocks.
+    """
+    found = []
+    for layout in network.layouts:
+        name, shape = layout.scaling.name, shapes[layout.scaling.name]
+        nothing = Box((0,) * len(shape), (0,) * len(shape))
+        found.append(localised(layout, shape, boxes.get(name, nothing)))
+    return found
+
+
+def _local_view(view: Sequence[int], shape: Sequence[int], box: Box) -> tuple[tuple[int, ...], list[Tensor]]:
+    """The shape by which the part is looked at, and for each axis of it the places in the whole tensor's view."""
+    sizes: list[int] = []
+    channels: list[Tensor] = []
+    axis = 0
+    for size, first, count in zip(shape, box.offsets, box.sizes, strict=True):
+        if view[axis] == size:
+            sizes.append(count)
+            channels.append(torch.arange(first, first + count))
+            axis += 1
+            continue
+        run = size // view[axis]  # equal scales follow one another, and are an axis of their own
+        if first % run or count % run:  # the part begins or ends within a run
+            sizes += [count, 1]
+            channels += [torch.arange(first, first + count) // run, torch.zeros(1, dtype=torch.long)]
+        else:
+            sizes += [count // run, run]
+            channels += [torch.arange(first // run, (first + count) // run), torch.arange(run)]
+        axis += 2
+    return tuple(sizes), channels
+
+
+def _part(part: Part, lines: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Part, tuple[Tensor, ...]]:
+    """What of a block is on these lines, and where in the block."""
+    picks: list[Pick] = []
+    places: list[Tensor] = []
+    for pick, line, size in zip(part.picks, lines, sizes, strict=True):
+        where = torch.full((size,), -1)
+        where[pick] = torch.arange(len(where[pick]))
+        own = where[line]
+        here = (own >= 0).nonzero().flatten()
+        places.append(own[here])
+        picks.append(
+            slice(int(here[0]), int(here[-1]) + 1) if len(here) and int(here[-1]) - int(here[0]) + 1 == len(here) else here
+        )
+    of_side = places if len(places) > 1 else places * len(part.sides)
+    sides = tuple(Side(side.family, side.ids[own], side.exponent) for side, own in zip(part.sides, of_side, strict=True))
+    loops = None if part.loops is None else self_loops(*sides)
+    return Part(tuple(picks), sides, loops), tuple(places)
+
+
+def _pick(places: Tensor) -> Pick:
+    """Ascending places; a slice where they are contiguous."""
+    first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+    return slice(first, last) if last - first == len(places) else places

@@ -1,0 +1,355 @@
+"""What is checked in several processes at once: each function below is one check, called by all of them."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn import functional as F
+
+import equinorm
+
+CHECKS: dict[int, dict[str, Callable[[], None]]] = {2: {}, 4: {}}
+"""By the number of processes, by name."""
+
+
+def check(*sizes: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def add(function: Callable[[], None]) -> Callable[[], None]:
+        for size in sizes:
+            CHECKS[size][function.__name__] = function
+        return function
+
+    return add
+
+
+def run(rank: int, size: int, folder: str, names: Sequence[str]) -> None:
+    """Run checks in one process, and write down what failed."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    failed: dict[str, str] = {}
+    for name in names:
+        torch.manual_seed(0)
+        try:
+            CHECKS[size][name]()
+        except Exception:
+            failed[name] = traceback.format_exc()
+            break  # the others may wait for this one
+    Path(folder, f"{rank}.json").write_text(json.dumps(failed))
+    dist.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+class Block(nn.Module):
+    """A decoder's block: norms with gains, attention, a gated feed-forward part."""
+
+    def __init__(self, width: int = 8, heads: int = 2, hidden: int = 10) -> None:
+        super().__init__()
+        self.size = width // heads
+        self.norm, self.other = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (part(h).unflatten(-1, (-1, self.size)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        h = self.other(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nn.Module):
+    def __init__(self, blocks: int = 2) -> None:
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(11, 8), nn.ModuleList(Block() for _ in range(blocks))
+        self.norm, self.head = nn.RMSNorm(8), nn.Linear(8, 11, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embedding(tokens)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.norm(h))
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 1))
+
+
+def convolutional() -> nn.Sequential:
+    """A grouped convolution, one of one group for each channel, and a linear layer behind a flattened image."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU()),
+        *(nn.Conv2d(6, 9, 3, groups=3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(81, 5), nn.ReLU(), nn.Linear(5, 3)),
+    )
+
+
+TOKENS = torch.arange(12).reshape(2, 6) % 11
+ROWS = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(4, 6)
+IMAGES = torch.linspace(-1, 1, 384, dtype=torch.float64).reshape(2, 3, 8, 8)
+
+
+def unbalanced(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The same network in every process, its weights far from balanced."""
+    torch.manual_seed(1)
+    net = make().to(dtype)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(torch.exp(torch.randn(len(parameter), *[1] * (parameter.dim() - 1)).to(dtype)))
+    return net
+
+
+# ------------------------------------------------------------------------------------------------------------- sharding
+
+
+def mesh(*names: str) -> Any:
+    size = dist.get_world_size()
+    shape = {1: (size,), 2: (2, size // 2)}[len(names)]
+    if (names, shape) not in _MESHES:
+        _MESHES[names, shape] = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    return _MESHES[names, shape]
+
+
+_MESHES: dict[Any, Any] = {}
+
+
+def fsdp(net: nn.Module, over: Any = None, whole: bool = False) -> nn.Module:
+    """Wrapped by blocks (layers), and at the root, or at the root alone."""
+    over = mesh("dp") if over is None else over
+    parts = net.blocks if isinstance(net, Decoder) else net
+    for part in () if whole else parts:
+        if next(part.parameters(), None) is not None:
+            fully_shard(part, mesh=over)
+    return fully_shard(net, mesh=over)
+
+
+def tensor_parallel(net: nn.Module, over: Any = None) -> nn.Module:
+    over = mesh("tp") if over is None else over
+    if isinstance(net, Decoder):
+        columns, rows = ("q", "k", "v", "gate", "up"), ("o", "down")
+        plan = {name: ColwiseParallel() for name in columns} | {name: RowwiseParallel() for name in rows}
+        for block in net.blocks:
+            parallelize_module(block, over, plan)
+        return net
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel(), "4": ColwiseParallel(), "6": RowwiseParallel()}
+    return parallelize_module(net, over, plan)
+
+
+def both(net: nn.Module) -> nn.Module:
+    two = mesh("dp", "tp")
+    return fsdp(tensor_parallel(net, two["tp"]), two["dp"])
+
+
+def whole(net: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers, put together."""
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach() for name, tensor in named}
+
+
+def assert_close(left: dict[str, Tensor], right: dict[str, Tensor], tol: float) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        apart = float((tensor.double() - right[name].double()).abs().max() / right[name].double().abs().max().clamp_min(1e-30))
+        assert apart <= tol, f"{name}: {apart:.2e}"
+
+
+def assert_alike(left: list[float], right: list[float], name: str) -> None:
+    torch.testing.assert_close(torch.tensor(left), torch.tensor(right), rtol=1e-12, atol=0.0, msg=name)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Calls of collectives, and the bytes that go into them."""
+    found = {"calls": 0, "bytes": 0}
+    kinds = {name: getattr(dist, name) for name in ("all_reduce", "broadcast")}
+
+    def counting(kind: Callable) -> Callable:
+        def call(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            found["calls"] += 1
+            found["bytes"] += tensor.numel() * tensor.element_size()
+            return kind(tensor, *args, **kwargs)
+
+        return call
+
+    for name, kind in kinds.items():
+        setattr(dist, name, counting(kind))
+    try:
+        yield found
+    finally:
+        for name, kind in kinds.items():
+            setattr(dist, name, kind)
+
+
+def refused(function: Callable[[], Any], words: str) -> None:
+    """One sentence, in every process."""
+    with pytest.raises(equinorm.EquinormError, match=re.escape(words)):
+        function()
+
+
+WAYS: list[tuple[str, Callable[[], nn.Module], Callable[[nn.Module], nn.Module], Tensor]] = [
+    ("fsdp of layers", mlp, fsdp, ROWS),
+    ("fsdp of a decoder", Decoder, fsdp, TOKENS),
+    ("fsdp of convolutions", convolutional, fsdp, IMAGES),
+    ("fsdp at the root", mlp, lambda net: fsdp(net, whole=True), ROWS),
+    ("tensor parallel layers", mlp, tensor_parallel, ROWS),
+    ("a tensor parallel decoder", Decoder, tensor_parallel, TOKENS),
+]
+
+
+def ways() -> list[tuple[str, Callable[[], nn.Module], Callable[[nn.Module], nn.Module], Tensor]]:
+    if dist.get_world_size() < 4:
+        return WAYS
+    return [*WAYS[:3], ("both", mlp, both, ROWS), ("both of a decoder", Decoder, both, TOKENS)]
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+@check(2, 4)
+def rescaled_shards_are_shards_of_the_rescaled():
+    for name, make, shard, args in ways():
+        alone, spread = unbalanced(make).eval(), shard(unbalanced(make)).eval()
+        own, found = equinorm.symmetries(alone, args), equinorm.symmetries(spread, args)
+        assert found.num_free == own.num_free > 0, name
+        outputs = spread(args).detach()  # after which fully_shard has the root whole
+        z = torch.randn(own.num_free, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        own.rescale_(z)
+        found.rescale_(z)
+        assert_close(whole(spread), whole(alone), 1e-15)
+        torch.testing.assert_close(spread(args), outputs, rtol=1e-12, atol=1e-12)
+
+
+@check(2)
+def powers_of_two_leave_every_bit():
+    spread = fsdp(unbalanced(mlp, torch.float32))
+    outputs = spread(ROWS.float()).detach()
+    found = equinorm.symmetries(spread, ROWS.float())
+    found.rescale_(
+        torch.randint(-3, 4, (found.num_free,), generator=torch.Generator().manual_seed(3)) * torch.tensor(2.0).double().log()
+    )
+    assert torch.equal(spread(ROWS.float()), outputs)
+
+
+@check(2)
+def plans_of_one_process_are_applied_to_shards_with_gradients_and_states():
+    alone, spread = unbalanced(mlp), fsdp(unbalanced(mlp))
+    plan = equinorm.symmetries(alone, ROWS).balance().plan()
+    nets = [alone, spread]
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-2) for net in nets]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(ROWS).square().mean().backward()
+            optimizer.step()
+        plan.apply_(net, optimizer)
+        optimizer.step()  # by the gradients as rescaled
+    assert_close(whole(spread), whole(alone), 1e-12)
+    refused(lambda: plan.apply_(fsdp(unbalanced(convolutional))), "the plan does not fit")
+
+
+@check(2)
+def what_one_process_refuses_all_refuse():
+    spread = fsdp(unbalanced(mlp))
+    found = equinorm.symmetries(spread, ROWS)
+    before = whole(spread)
+    z = torch.full((found.num_free,), 0.1 * dist.get_rank(), dtype=torch.float64)
+    refused(lambda: found.rescale_(z), "not the same in every process")
+    with torch.no_grad():
+        if dist.get_rank() == 1:
+            spread[0].weight.to_local()[0, 0] = torch.nan
+    words = "holds NaN" if dist.get_rank() == 1 else "process 1 refused"
+    refused(lambda: found.rescale_(torch.ones(found.num_free)), words)
+    after = whole(spread)
+    assert all(torch.equal(after[name], before[name]) for name in before if name != "0.weight")
+
+
+@check(2, 4)
+def balances_are_those_of_one_process():
+    for name, make, shard, args in ways():
+        alone, spread = unbalanced(make).eval(), shard(unbalanced(make)).eval()
+        own, found = equinorm.symmetries(alone, args), equinorm.symmetries(spread, args)
+        outputs = spread(args).detach()
+        for p in (1.0, 3.0, 2.0):
+            expected = own.balance(p, tol=1e-13)
+            with counted() as collectives:
+                balance = found.balance(p, tol=1e-13)
+            assert balance.converged, name
+            assert balance.cycles == expected.cycles, name
+            assert float((balance.log_scales - expected.log_scales).abs().max()) <= 1e-12, name
+            assert_alike([balance.norm_before, balance.norm_after], [expected.norm_before, expected.norm_after], name)
+            axes = 2 if "both" in name else 1  # of the mesh, along each of which a sum is one call
+            assert collectives["calls"] <= axes * (4 * balance.cycles + 13), (name, collectives)
+            sides = 2 * sum(sum(scaling.shape[:2]) for scaling in own.scalings)
+            assert collectives["bytes"] <= 8 * collectives["calls"] * (sides + own.num_free), (name, collectives)
+        balance.apply_()
+        expected.apply_()
+        assert_close(whole(spread), whole(alone), 1e-12)
+        torch.testing.assert_close(spread(args), outputs, rtol=1e-12, atol=1e-12)
+
+
+@check(2)
+def half_the_bits_are_enough_for_half_the_digits():
+    for dtype, power_of_two, tol in ((torch.float32, False, 5e-7), (torch.bfloat16, True, 0.0)):
+        alone, spread = unbalanced(Decoder, dtype), fsdp(unbalanced(Decoder, dtype))
+        own, found = (equinorm.symmetries(net, TOKENS).balance() for net in (alone, spread))
+        assert found.converged
+        assert float((found.log_scales - own.log_scales).abs().max()) <= 5e-7
+        own.apply_(power_of_two=power_of_two)
+        found.apply_(power_of_two=power_of_two)
+        assert_close(whole(spread), whole(alone), tol)
+
+
+@check(2)
+def dead_channels_are_found_across_processes():
+    def pruned() -> nn.Module:
+        net = unbalanced(mlp)
+        with torch.no_grad():
+            net[0].weight[1] = 0.0  # dead; in one process,
+            net[2].weight[5] = 0.0  # in the other,
+            net[4].weight[:, 2] = 0.0  # and in both
+        return net
+
+    alone, spread = pruned(), fsdp(pruned())
+    own, found = (equinorm.symmetries(net, ROWS).balance(tol=1e-13) for net in (alone, spread))
+    assert found.dead == own.dead
+    assert len(own.dead) == 3
+    assert float((found.log_scales - own.log_scales).abs().max()) <= 1e-12
+
+
+@check(2)
+def what_needs_whole_weights_is_refused():
+    found = equinorm.symmetries(fsdp(unbalanced(mlp)), ROWS)
+    refused(lambda: found.balance(float("inf")), "p = inf looks for single weights")
+    refused(lambda: found.balance(method="cyclic"), "method='cyclic'")
+    refused(lambda: equinorm.symmetries(found.model, ROWS, opaque="0"), "is sharded, and what opaque modules (0)")
+
+
+def failures(count: int, names: Sequence[str]) -> list[dict[str, str]]:
+    """What failed in each of several new processes that run these checks, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(run, (count, folder, names), count)  # pyright: ignore[reportPrivateImportUsage]
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(count)]
+
+
+if __name__ == "__main__":  # number of processes, and parts of names
+    size, *parts = sys.argv[1:]
+    names = [name for name in CHECKS[int(size)] if not parts or any(part in name for part in parts)]
+    for failed in failures(int(size), names):
+        sys.stdout.write("\n".join([*failed, *failed.values()] or ["ok"]) + "\n")
