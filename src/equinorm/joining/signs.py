@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn, optim
+from torch import Generator, Tensor, nn
 
 from equinorm._arguments import further_inputs, positional
 from equinorm._display import count
@@ -14,7 +14,8 @@ from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm._scaling import Family, Pin, Scaling
 from equinorm.discovery.discover import discover
 from equinorm.rescaling.model_guard import ModelGuard
-from equinorm.rescaling.optimizer_state import check_trains, shift, state_of, unwrapped_optimizer
+from equinorm.rescaling.optimizer_state import shift, state_of
+from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains, unwrapped_optimizers
 from equinorm.rescaling.writing import uninterrupted
 
 
@@ -75,12 +76,12 @@ class Signs:
         return 2 * torch.randint(0, 2, (self.num_free,), generator=generator) - 1
 
     @on_cpu()
-    def flip_(self, signs: Tensor, optimizer: optim.Optimizer | None = None) -> None:
+    def flip_(self, signs: Tensor, optimizer: Optimizers | None = None) -> None:
         """Flip signs in place: parameters, buffers, gradients and the optimizer's state. Every entry keeps its magnitude.
 
         Args:
             signs: −1 or 1 for each class, of shape (num_free,).
-            optimizer: whose state to move along.
+            optimizer: one or several, whose state to move along.
 
         Raises:
             RescaleError: if signs are none, the model has changed, or a tensor cannot be written; nothing is written then.
@@ -112,7 +113,7 @@ class Signs:
                 sign = sign.to(tensor.device, tensor.real.dtype)
                 tensor.copy_((tensor + offset) * sign - offset if offset else tensor * sign)
 
-    def _writes(self, signs: Tensor, optimizer: optim.Optimizer | None) -> Iterator[tuple[str, Tensor, Tensor, float]]:
+    def _writes(self, signs: Tensor, optimizer: Optimizers | None) -> Iterator[tuple[str, Tensor, Tensor, float]]:
         """Name, tensor, signs and offset of all that flips."""
         named = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
         tensors, moving = dict(named), dict[int, tuple[str, Tensor, float]]()
@@ -131,13 +132,13 @@ class Signs:
         if optimizer is None:
             return
         check_trains(optimizer, self.model)
-        inner, wrappers = unwrapped_optimizer(optimizer)
-        for parameter in (p for group in inner.param_groups for p in group["params"] if id(p) in moving):
-            name, sign, offset = moving[id(parameter)]
-            for holder in (inner, *wrappers):
-                for state, value, law in state_of(holder, parameter, name):
-                    if law.exponent % 2:
-                        yield f"{state} of {name}", value, sign, shift(inner, law, state, name, offset)
+        for inner, wrappers in unwrapped_optimizers(optimizer):
+            for parameter in (p for group in inner.param_groups for p in group["params"] if id(p) in moving):
+                name, sign, offset = moving[id(parameter)]
+                for holder in (inner, *wrappers):
+                    for state, value, law in state_of(holder, parameter, name):
+                        if law.exponent % 2:
+                            yield f"{state} of {name}", value, sign, shift(inner, law, state, name, offset)
 
     def flipped(self, tensors: Mapping[str, Tensor], signs: Tensor) -> dict[str, Tensor]:
         """Copies of tensors after flips; offsets are in them already."""
