@@ -112,9 +112,9 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
 
     The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
     others in each sample. Of weights there are few that matter, and each is rounded some way or other: where scales move by a
-    percent, all errors are drawn anew. So the best of several neighbours is better than the average, and stays so on other
-    data. At last all is measured: what costs more than in the network as it was, with the bounds of activations that were
-    seen or with bounds from half of the data, is taken back by half, or left.
+    percent, all errors are drawn anew. So a neighbour at which weights, measured, cost less is taken, if all together costs
+    no more: it stays better on other data. At last, what costs more than in the network as it was, with the bounds of
+    activations that were seen or with bounds from half of the data, is taken back by half, or left.
 
     Args:
         trials: what measures.
@@ -125,17 +125,24 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
     still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
     parts = [(share, settled(share * z)) for share in SHARES]
     tried = [(trials.expected(part), share, part) for share, part in parts]
-    least, share, chosen = min(tried, key=lambda found: float(found[0].sum()))
-    moves = 0
+    least, share, chosen = min(tried, key=lambda found: total(found[0]))
+    measured, moves = total(trials.measured(chosen)), 0
     for _ in range(TRIES):
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
         near = settled(chosen + step)
-        if not torch.equal(near, chosen) and sure(found := trials.expected(near), least):
-            least, chosen, moves = found, near, moves + 1
-    at_rest = [float(noise.sum()) for noise in (trials.measured(still), trials.unseen(still))]
+        if torch.equal(near, chosen) or not sure(expected := trials.expected(near), least):
+            continue
+        if (found := total(trials.measured(near))) < measured:
+            least, measured, chosen, moves = expected, found, near, moves + 1
+    at_rest, unseen = total(trials.measured(still)), total(trials.unseen(still))
     for part in (1.0, *SHARES[2:]):
         less = settled(part * chosen)
-        if all(float(noise(less).sum()) < rest for noise, rest in zip((trials.measured, trials.unseen), at_rest, strict=True)):
+        if total(trials.measured(less)) < at_rest and total(trials.unseen(less)) < unseen:
             return Chosen(less, share * part, moves)
     return Chosen(still, 0.0, 0)
+
+
+def total(noise: Tensor) -> float:
+    """The sum over samples."""
+    return float(noise.sum())
