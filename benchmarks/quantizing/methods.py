@@ -198,7 +198,8 @@ def _largest_read(model: nn.Module, args: Args) -> dict[str, Tensor]:
 def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     """Least noise of this setting's own rounding."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
-    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits, sums=True)
+    options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": True}
+    scheme = Scheme(setting.weight_bits, granularity, **options)
     return equinorm.equalize(model, args, calibration=[args], scheme=scheme).model
 
 
