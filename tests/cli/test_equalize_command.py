@@ -56,12 +56,18 @@ def test_onnx_in_onnx_out(folder):
     images = normal(40, 3, 8, 8, seed=9)
     np.savez("x.npz", x=images)
     arguments = "--calibration", "x.npz", "--batch", "8", "--scheme", "w8-tensor"
-    found = record("equalize", "net.onnx", *arguments, "-o", "out.onnx")
+    found = record("equalize", "net.onnx", *arguments, "--no-fold", "--no-free", "-o", "out.onnx")
     assert found["equalization"]["noise_after"] >= found["equalization"]["noise_before"]
+    assert [note.split(" deviate")[0] for note in found["notes"]] == ["in onnxruntime the new file's outputs"]
     assert without_numbers("out.onnx") == without_numbers("net.onnx")
     (one,), (other,) = run("out.onnx", images), run("net.onnx", images)
     assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
     assert any(np.any(a != b) for a, b in zip(_numbers("out.onnx"), _numbers("net.onnx"), strict=True))
+    prepared = record("equalize", "net.onnx", *arguments, "-o", "prepared.onnx")
+    assert prepared["notes"][0] == "1 batch normalization folded into the layer in front"
+    assert prepared["notes"][1] == "1 bounded activation may get one bound for each channel"
+    (one,) = run("prepared.onnx", images)
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
     np.savez("z.npz", z=images)
     assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
 

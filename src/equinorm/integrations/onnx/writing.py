@@ -28,6 +28,8 @@ ALIGNMENT = 4096
 def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tensor], force: bool = False) -> float:
     """Write the file that a module was read from, with the module's weights: same nodes, names, metadata.
 
+    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Relu and a Min.
+
     What is written is first run in onnxruntime against the file that was read; only then does it take its name. External data
     are written beside it, as NAME.data.
 
@@ -66,12 +68,14 @@ class Written:
         deviation: of the two files' outputs in onnxruntime, once it is written.
         limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
             differ by on the old file, if that is more: two sums of the same terms differ by so much.
+        bounds: how many Clips have bounds that differ by channel.
     """
 
     module: OnnxModule
     args: Sequence[Tensor]
     deviation: float = math.inf
     limit: float = field(default=LIMITS[torch.float32], init=False)
+    bounds: int = field(default=0, init=False)
 
     def files(self, path: Path) -> Files:
         """The files and their writers: the new one, in front of it its external data if it has any.
@@ -82,9 +86,12 @@ class Written:
         """
         file, changed = self._changed()
         found = tensors(file.model.graph)
-        external = {key: proto for key, proto in found.items() if proto.data_location == proto.EXTERNAL}
-        for key in changed.keys() - external.keys():
+        lies_outside = {key for key, proto in found.items() if proto.data_location == proto.EXTERNAL} | file.moved
+        for key in changed.keys() - (lies_outside - file.moved):
             store(found[key], changed[key])
+        if self.module.preparing is not None:
+            self.bounds = self.module.preparing.settle(file)
+        external = {key: proto for key, proto in tensors(file.model.graph).items() if key in lies_outside}
         if external:
             return _external(file, external, changed, path, self._check)
 
@@ -97,6 +104,8 @@ class Written:
     def _changed(self) -> tuple[Stored, dict[str, Tensor]]:
         """The file as it is now, and the tensors of the module that differ from it, by key."""
         file = stored(self.module.path)
+        if self.module.preparing is not None:
+            self.module.preparing.apply(file)
         self.limit = max(self.limit, 2 * self.module.rounding)
         found, state, changed = tensors(file.model.graph), self.module.state_dict(), {}
         for name, key in self.module.keys.items():
@@ -156,6 +165,8 @@ def _external(
 
 def _locate(proto: Any, name: str, start: int, length: int) -> None:
     """Say where the numbers of an external tensor are."""
+    proto.ClearField("raw_data")
+    proto.data_location = proto.EXTERNAL
     del proto.external_data[:]
     for key, value in (("location", name), ("offset", start), ("length", length)):
         entry = proto.external_data.add()
