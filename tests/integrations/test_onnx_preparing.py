@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnx_graphs import info, mobile, model, normal, run, save
 
 import equinorm
-from equinorm.integrations.onnx import read, write
+from equinorm.integrations.onnx import OnnxError, read, write, writing
 
 
 def node(*arguments, **attributes):
@@ -181,11 +181,8 @@ def test_what_is_left_and_why(tmp_path):
         graph.output.append(info("a", ["N", 6, 6, 6]))
 
     def shared(nodes, graph):
-        nodes["o"].input[1] = "l.weight"
-        nodes["o"].attribute[0].i = 0
-        nodes["l"].input[0] = "k"
-        del graph.node[-1]
-        graph.output[0].name = "n"
+        graph.node.append(node("Conv", ["x", "a.weight"], ["again"]))
+        graph.output.append(info("again", ["N", 6, 6, 6]))
 
     def behind_a_sum(nodes, graph):
         graph.node.insert(1, node("Add", ["a", "a"], ["aa"]))
@@ -203,6 +200,7 @@ def test_what_is_left_and_why(tmp_path):
         graph.output.append(info("gate", ["N", 6, 6, 6]))
 
     assert left(tmp_path, read_twice)["n1"] == "more than one reads a, in front of it"
+    assert left(tmp_path, shared)["n1"] == "a.weight of a is computed, shared, or an input of the model"
     assert left(tmp_path, behind_a_sum)["n1"] == "Add stands in front of it, not a layer"
     assert left(tmp_path, times)["n4"] == "the Gemm in front multiplies by further numbers"
     assert left(tmp_path, fed) == {"n2": "its numbers are computed, or inputs of the model"}
@@ -258,3 +256,33 @@ def test_mobile_networks_of_the_tests_gain_freedom(tmp_path):
     path = save(mobile(), tmp_path / "in.onnx")
     free = [equinorm.symmetries(read(path, fold=both, free=both).module, read(path).args).num_free for both in (False, True)]
     assert free == [19, 23]
+
+
+def test_only_clips_that_are_named_are_set_free(tmp_path, images):
+    path = save(layers(), tmp_path / "in.onnx")
+    file = read(path, {"x": torch.from_numpy(images)}, free=["c*", "n"])
+    assert dict(file.preparation.freed) == {"c1": 6, "n": 5}
+    assert file.preparation.left == {"f": "it was not named by free=", "i": "it was not named by free="}
+    with pytest.raises(OnnxError, match=r"free='six' is the name of no bounded activation\. These are c1, f, i, n"):
+        read(path, free="six")
+
+
+def test_products_with_weights_are_rounded_points(tmp_path):
+    nodes = [node("Gemm", ["x", "w", "b"], ["a"]), node("Relu", ["a"], ["r"]), node("MatMul", ["r", "v"], ["y"])]
+    stored = {"w": normal(6, 16), "b": normal(16, seed=1), "v": normal(16, 3, seed=2)}
+    path = save(model(nodes, [info("x", ["N", 6])], [info("y", ["N", 3])], stored), tmp_path / "in.onnx")
+    x = torch.from_numpy(normal(32, 6, seed=3))
+    file = read(path, {"x": x})
+    equinorm.symmetries(file.module, file.args).rescale_(1.5 * torch.randn(16, generator=torch.Generator().manual_seed(0)))
+    found = equinorm.equalize_(file.module, file.args, calibration=[(x,)], scheme="w8a8-tensor")
+    assert {point.weight for point in found.points} == {"w", "v"}
+    assert found.measured_after > found.measured_before + 6
+
+
+def test_what_would_be_too_large_is_not_written(tmp_path, monkeypatch):
+    path = save(layers(), tmp_path / "in.onnx")
+    file = read(path, fold=True)
+    monkeypatch.setattr(writing, "LARGEST", 1000)
+    with pytest.raises(OnnxError, match=r"has more than 1,000 bytes, which no ONNX file holds\. Nothing was written"):
+        write(file.module, tmp_path / "out.onnx", file.args)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.onnx"]

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 
 from equinorm._deviation import deviation
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import duplicate
+from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
 from equinorm.cli.loading import Loaded, Source, load
@@ -30,6 +30,9 @@ from equinorm.quantization.scheme import Scheme
 from equinorm.reporting.equalizations import draw
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation as in_words
+
+VERIFIED = 8
+"""Batches of calibration data on which outputs are verified."""
 
 AT_ONCE = 16
 """Samples in one run of a model whose inputs nobody has said."""
@@ -82,6 +85,10 @@ def equalize(
         bool,
         typer.Option("--free/--no-free", help="Give ReLU6 and other bounds one number for each channel (.onnx, .pt2)."),
     ] = True,
+    free_only: Annotated[
+        list[str] | None,
+        typer.Option(help="Give only these bounds one number for each channel, by name, such as 'features.1.*'. Repeatable."),
+    ] = None,
     report: Report = None,
     trust_remote_code: Trust = False,
     force: Force = False,
@@ -94,18 +101,18 @@ def equalize(
     """
 
     def work(steps: Steps) -> Result:
-        meant = Scheme.parse(scheme)
+        meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
         check_target(output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
-        source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=free)
+        source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         steps.say("finding symmetries")
         hidden, notes = opaque or (), list(loaded.notes)
         given, network = (loaded.args, loaded.kwargs), loaded.model
         if output.suffix == ".pt2":
-            network, preparation = prepare(network, *given, fold=fold, free=free, opaque=hidden)
+            network, preparation = prepare(network, *given, fold=fold, free=freed, opaque=hidden)
             notes += preparing_notes(preparation)
             original = loaded.model
         else:
@@ -122,9 +129,9 @@ def equalize(
         settle_(found.model)
         if not found.symmetries.num_free:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        apart = _verified(found, original, loaded)
+        apart = max(_verified(found, original, given) for given in (loaded, *_further(loaded, batches or [])))
         steps.say("writing")
-        files, written, further = _files(found, loaded, output)
+        files, written, further = _files(found, loaded, output, batches or [])
         if report is not None:
             content = draw(report, found)
             files.append((report, lambda path: path.write_bytes(content)))
@@ -170,10 +177,50 @@ def _loaded(
         first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
         at_once = len(first) if first is not None and first.dim() else 1
     else:
-        at_once = size or (1 if names else AT_ONCE)
+        at_once = size or _exported_for(source) or (1 if names else AT_ONCE)
         loaded = load(source, samples.shapes(at_once, names))
-    batches = samples.batches(size or at_once)
+    if takes_one_size(loaded.model) and samples.count % (size or at_once):
+        samples = samples.whole(size or at_once)
+    batches = [_typed(batch, loaded, calibration) for batch in samples.batches(size or at_once)]
     return _on_data(loaded, batches[0]), batches
+
+
+def _exported_for(source: Source) -> int:
+    """How many samples a graph was exported for, if it takes no other number; else 0."""
+    if not source.name.endswith(".pt2"):
+        return 0
+    loaded = load(source, ())
+    first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
+    return len(first) if takes_one_size(loaded.model) and first is not None and first.dim() else 0
+
+
+def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
+    """A batch in the dtypes that the model takes: numpy's floats have 64 bits.
+
+    Raises:
+        InputError: if it holds integers where the model takes floats, or the other way round.
+    """
+
+    def typed(key: Any, value: torch.Tensor) -> torch.Tensor:
+        known = loaded.kwargs.get(key) if isinstance(key, str) else loaded.args[key] if key < len(loaded.args) else None
+        if not isinstance(known, torch.Tensor) or known.dtype == value.dtype:
+            return value
+        if known.is_floating_point() != value.is_floating_point():
+            raise InputError(f"{path} holds {_name(value.dtype)} for input {key!r}, which takes {_name(known.dtype)}.")
+        return value.to(known.dtype)
+
+    if isinstance(batch, dict):
+        return {key: typed(key, value) for key, value in batch.items()}
+    return tuple(typed(place, value) for place, value in enumerate(batch))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _further(loaded: Loaded, batches: Sequence[Batch]) -> list[Loaded]:
+    """The same with other data as the example."""
+    return [_on_data(loaded, batch) for batch in batches[1:VERIFIED]]
 
 
 def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
@@ -204,10 +251,11 @@ def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded) ->
     return apart
 
 
-def _files(found: Equalization, loaded: Loaded, output: Path) -> tuple[list, Any, list[str]]:
+def _files(found: Equalization, loaded: Loaded, output: Path, batches: Sequence[Batch]) -> tuple[list, Any, list[str]]:
     """What to write, what then says how an ONNX file differs, and what a reader must know."""
     if output.suffix == ".onnx":
-        return *to_write(found.model, loaded.args, output), []
+        more = [batch for batch in batches[:VERIFIED] if isinstance(batch, tuple) and len(batch) == len(loaded.args)]
+        return *to_write(found.model, loaded.args, output, more), []
     if output.suffix == ".safetensors":
         folded = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in found.model.modules())
         left = "batch normalization stays, so that these weights fit the model: -o FILE.pt2 folds it, which gains more"

@@ -47,7 +47,7 @@ class Source:
         device: "cpu", or "meta" for a model without numbers.
         train: training or evaluation mode; None for evaluation, or for the mode in which a ``.pt2`` file was exported.
         fold: of an ONNX file, fold batch normalization.
-        free: of an ONNX file, set bounds free.
+        free: of an ONNX file, set bounds free, or those of these names.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Source:
     device: str = "cpu"
     train: bool | None = None
     fold: bool = False
-    free: bool = False
+    free: bool | Sequence[str] = False
 
 
 def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Loaded:

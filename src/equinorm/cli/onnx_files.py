@@ -31,7 +31,7 @@ def names_of(name: str) -> list[str]:
 
 
 def from_onnx(
-    name: str, inputs: Sequence[str], fold: bool = False, free: bool = False
+    name: str, inputs: Sequence[str], fold: bool = False, free: bool | Sequence[str] = False
 ) -> tuple[nn.Module, tuple, tuple[str, ...]]:
     """The module, example inputs, and what a reader must know.
 
@@ -39,7 +39,7 @@ def from_onnx(
         name: of the file.
         inputs: shapes or files, in order or as name=…; name=value:16000 for one that always has this number.
         fold: fold batch normalization.
-        free: set bounds of Clips free.
+        free: set bounds of Clips free, or those of these names.
 
     Raises:
         EquinormError: if it cannot be read.
@@ -86,12 +86,19 @@ def preparing_notes(preparation: Preparation) -> list[str]:
     return notes
 
 
-def to_write(module: nn.Module, args: Sequence[Tensor], path: Path) -> tuple[list, Any]:
-    """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart."""
+def to_write(module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = ()) -> tuple[list, Any]:
+    """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart.
+
+    Args:
+        module: as it was read, other numbers in it.
+        args: inputs to verify it on.
+        path: of the new file.
+        more: further inputs.
+    """
     from equinorm.integrations.onnx import OnnxModule, Written
 
     assert isinstance(module, OnnxModule)
-    written = Written(module, args)
+    written = Written(module, args, more)
     return written.files(path), written
 
 

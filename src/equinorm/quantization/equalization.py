@@ -151,9 +151,10 @@ class Equalization:
         """Ranges of output channels of every weight that moves, before and after; those that were least even first."""
         scalings, tensors = by_name(self.symmetries.scalings), self.symmetries.tensors
         found = []
+        first = {point.weight: point for point in reversed(self.points)}
         for point in self.points:
             scaling = scalings[point.weight]
-            if point.number or not scaling.factors:
+            if point is not first[point.weight] or not scaling.factors:
                 continue
             after = tensors[point.weight].detach().to("cpu", torch.float64).abs()
             before = after / scaling.log_scales(self.log_scales).exp()

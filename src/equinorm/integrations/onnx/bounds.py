@@ -1,6 +1,7 @@
 """Clips of an ONNX graph whose bounds differ by channel: a Relu or Max, and a Min, with numbers that broadcast."""
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +66,10 @@ def clips(surgery: Surgery) -> list[Bounded]:
     return found
 
 
-def as_relus_(file: Stored) -> None:
-    """Put a Relu, which scales, in the place of every Clip: what bounds could then scale with."""
+def as_relus_(file: Stored, which: Set[str]) -> None:
+    """Put a Relu, which scales, in the place of the Clips that make these: what bounds could then scale with."""
     surgery = Surgery(file)
-    for clip in clips(surgery):
+    for clip in [clip for clip in clips(surgery) if clip.output in which]:
         surgery.swap(clip.node, [_node("Relu", list(clip.node.input[:1]), [clip.output], clip.node.name)])
     surgery.done()
 

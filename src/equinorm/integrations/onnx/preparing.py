@@ -12,7 +12,7 @@ from equinorm.integrations.onnx.bounds import Freed, as_relus_, clips, free_, se
 from equinorm.integrations.onnx.files import Stored
 from equinorm.integrations.onnx.folding import fold_
 from equinorm.integrations.onnx.surgery import Surgery
-from equinorm.quantization.freeing import varying
+from equinorm.quantization.freeing import chosen_names, varying
 
 BROADCASTING = 8
 """Version of ONNX's operators from which Min and Max broadcast."""
@@ -50,13 +50,15 @@ class Preparing:
         return settle_(file, self._bounds)
 
 
-def planned(file: Stored, fold: bool, free: bool, read: Callable[[Stored], nn.Module], args: Sequence[Tensor]) -> Preparing:
+def planned(
+    file: Stored, fold: bool, free: Sequence[str], read: Callable[[Stored], nn.Module], args: Sequence[Tensor]
+) -> Preparing:
     """What can be done to a file.
 
     Args:
         file: just read; is changed.
         fold: fold batch normalization.
-        free: set the bounds of Clips free.
+        free: patterns of the names of Clips whose bounds are set free.
         read: makes a module of a file.
         args: its inputs.
     """
@@ -64,13 +66,16 @@ def planned(file: Stored, fold: bool, free: bool, read: Callable[[Stored], nn.Mo
     plan.apply(file)
     if not free:
         return plan
-    bounded = clips(Surgery(file))
+    named = {clip.name: clip for clip in clips(Surgery(file))}
+    chosen, kept = chosen_names(named, free)
+    plan.left |= kept
+    bounded = list(chosen.values())
     if bounded and file.opsets.get("", 1) < BROADCASTING:
         plan.left |= dict.fromkeys((clip.name for clip in bounded), "bounds by channel need version 8 of ONNX's operators")
         return plan
     if not bounded:
         return plan
-    as_relus_(file)
+    as_relus_(file, {clip.output for clip in bounded})
     module = read(file)
     found = symmetries(module, tuple(args), batch_norm="evaluation").values
     names = {output: name for name, _, outputs in module.nodes.order for output in outputs}  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """From a file to a module, verified against onnxruntime."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from equinorm.integrations.onnx.nodes import Node
 from equinorm.integrations.onnx.numbers import to_array
 from equinorm.integrations.onnx.preparing import planned
 from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, outputs
-from equinorm.quantization.prepare import Preparation
+from equinorm.quantization.prepare import Preparation, patterns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ def read(
     fixed: Mapping[str, Any] | None = None,
     *,
     fold: bool = False,
-    free: bool = False,
+    free: bool | Sequence[str] = False,
 ) -> OnnxFile:
     """Read an ONNX file as a module, and verify that it computes what onnxruntime does.
 
@@ -62,6 +62,7 @@ def read(
         fixed: inputs that always have these numbers, by name: settings such as a sampling rate.
         fold: fold each BatchNormalization that alone reads a Conv, ConvTranspose or Gemm into it.
         free: give each Clip one bound for each channel, which scales with it, where what it bounds can scale: Relu and Min.
+            Or names of Clips, as patterns.
 
     Returns:
         The module, example inputs, and what was not read.
@@ -84,7 +85,7 @@ def read(
             if taken:
                 module = OnnxModule(file, numbers, taken).eval()
             if fold or free:
-                module, preparation = _prepared(path, numbers, taken, args, (fold, free), found)
+                module, preparation = _prepared(path, numbers, taken, args, (fold, patterns(free)), found)
             found = module(*args) if taken or fold or free else found
     except EquinormError as error:
         raise OnnxError(f"cannot read {path}: {error}") from error
@@ -109,7 +110,7 @@ def _prepared(
     numbers: Mapping[str, Any],
     taken: Mapping[str, str],
     args: tuple[Tensor, ...],
-    asked: tuple[bool, bool],
+    asked: tuple[bool, Sequence[str]],
     wanted: Any,
 ) -> tuple[OnnxModule, Preparation]:
     """The module of a prepared graph.
@@ -119,7 +120,7 @@ def _prepared(
         numbers: inputs that are fixed.
         taken: the branch that each If takes.
         args: example inputs.
-        asked: fold, and free?
+        asked: fold? And patterns of names of what to set free.
         wanted: what the graph as it is computes.
     """
 

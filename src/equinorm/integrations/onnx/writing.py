@@ -21,6 +21,9 @@ from equinorm.reporting.files import OutputError, check_target, write_atomically
 Files = list[tuple[Path, Callable[[Path], object]]]
 """Each path, and what writes its content to a temporary one."""
 
+LARGEST = 2**31 - 1
+"""Bytes that protobuf can hold."""
+
 ALIGNMENT = 4096
 """Bytes to whose multiples external tensors are moved, as memory mapping asks."""
 
@@ -65,6 +68,7 @@ class Written:
     Attributes:
         module: as `read` gave it.
         args: inputs to verify it on.
+        more: further ones.
         deviation: of the two files' outputs in onnxruntime, once it is written.
         limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
             differ by on the old file, if that is more: two sums of the same terms differ by so much.
@@ -73,6 +77,7 @@ class Written:
 
     module: OnnxModule
     args: Sequence[Tensor]
+    more: Sequence[Sequence[Tensor]] = ()
     deviation: float = math.inf
     limit: float = field(default=LIMITS[torch.float32], init=False)
     bounds: int = field(default=0, init=False)
@@ -96,7 +101,7 @@ class Written:
             return _external(file, external, changed, path, self._check)
 
         def write_model(place: Path) -> None:
-            place.write_bytes(file.model.SerializeToString())
+            place.write_bytes(_serialized(file))
             self._check(place)
 
         return [(path, write_model)]
@@ -123,7 +128,8 @@ class Written:
     def _check(self, place: Path) -> None:
         """Run the new file against the old one."""
         old = self.module.path
-        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args), FLOOR)
+        every = [self.args, *self.more]
+        self.deviation = max(apart(outputs(place, self.module, args), outputs(old, self.module, args), FLOOR) for args in every)
         if not self.deviation <= self.limit:
             raise OnnxError(
                 f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
@@ -156,11 +162,25 @@ def _external(
         for name in names:  # verified while it names the temporary file
             for key, proto in external.items():
                 _locate(proto, name, *places[key])
-            place.write_bytes(file.model.SerializeToString())
+            place.write_bytes(_serialized(file))
             if name != data.name:
                 check(place)
 
     return [(data, write_data), (path, write_model)]
+
+
+def _serialized(file: Stored) -> bytes:
+    """The model's bytes.
+
+    Raises:
+        OnnxError: if they are more than an ONNX file holds.
+    """
+    if file.model.ByteSize() > LARGEST:
+        raise OnnxError(
+            f"what is to be written of {file.path} has more than {LARGEST:,} bytes, which no ONNX file holds. Nothing was "
+            "written. Let its numbers lie outside first: onnx.save(onnx.load(path), new, save_as_external_data=True)."
+        )
+    return file.model.SerializeToString()
 
 
 def _locate(proto: Any, name: str, start: int, length: int) -> None:
