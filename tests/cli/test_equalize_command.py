@@ -56,12 +56,32 @@ def test_onnx_in_onnx_out(folder):
     images = normal(40, 3, 8, 8, seed=9)
     np.savez("x.npz", x=images)
     arguments = "--calibration", "x.npz", "--batch", "8", "--scheme", "w8-tensor"
-    found = record("equalize", "net.onnx", *arguments, "-o", "out.onnx")
+    found = record("equalize", "net.onnx", *arguments, "--no-fold", "--no-free", "-o", "out.onnx")
     assert found["equalization"]["noise_after"] >= found["equalization"]["noise_before"]
+    assert [note.split(" deviate")[0] for note in found["notes"]] == ["in onnxruntime the new file's outputs"]
     assert without_numbers("out.onnx") == without_numbers("net.onnx")
     (one,), (other,) = run("out.onnx", images), run("net.onnx", images)
     assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
     assert any(np.any(a != b) for a, b in zip(_numbers("out.onnx"), _numbers("net.onnx"), strict=True))
+    prepared = record("equalize", "net.onnx", *arguments, "-o", "prepared.onnx")
+    assert prepared["notes"][0] == "1 batch normalization folded into the layer in front"
+    assert prepared["notes"][1] == "1 bounded activation may get one bound for each channel"
+    (one,) = run("prepared.onnx", images)
+    assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+    named = record("equalize", "net.onnx", *arguments, "--free-only", "l", "-o", "named.onnx")
+    assert named["notes"][1] == prepared["notes"][1]
+    np.savez("integers.npz", x=np.zeros((40, 3, 8, 8), np.int64))
+    np.savez("wide.npz", x=images.astype(np.float64))
+    assert "holds int64 for input 0, which takes float32" in refusal(
+        "equalize", "net.onnx", "--calibration", "integers.npz", "-o", "new.onnx"
+    )
+    wide = record("equalize", "net.onnx", "--calibration", "wide.npz", *arguments[2:], "-o", "wide.onnx")
+    assert wide["equalization"]["measured_after"] == prepared["equalization"]["measured_after"]
+    np.savez("nan.npz", x=np.full_like(images, np.nan))
+    assert "returns NaN or inf on calibration batch 0" in refusal(
+        "equalize", "net.onnx", "--calibration", "nan.npz", "-o", "new.onnx"
+    )
+    assert not (folder / "new.onnx").exists()
     np.savez("z.npz", z=images)
     assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
 
@@ -97,3 +117,26 @@ def test_nothing_is_written_where_nothing_moves(data, folder):
     said = refusal("equalize", "torch.nn:Tanh", "--calibration", "x.npz", "-o", "out.safetensors")
     assert "nothing" in said
     assert not (folder / "out.safetensors").exists()
+
+
+def test_exported_programs(folder):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU6(), torch.nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        net[1].weight.mul_((2 * torch.randn(16)).exp())
+    torch.export.save(torch.export.export(net, (torch.randn(8, 8),)), "net.pt2")
+    np.savez("x.npz", np.random.default_rng(0).standard_normal((43, 8)))
+    found = record("equalize", "net.pt2", "--calibration", "x.npz", "--scheme", "w8a8-tensor", "-o", "out.pt2")
+    assert found["inputs"] == "(float32[8, 8])"
+    assert found["equalization"]["samples"] == 40  # it takes 8 at a time
+    assert found["equalization"]["measured_after"] > found["equalization"]["measured_before"] + 1
+    assert found["notes"] == [
+        "1 batch normalization folded into the layer in front",
+        "1 bounded activation may get one bound for each channel",
+    ]
+    written = torch.export.load("out.pt2").module()
+    assert equinorm.deviation(written, net, torch.randn(8, 8)) <= 1e-5
+    np.savez("few.npz", np.zeros((7, 8)))
+    said = " ".join(refusal("equalize", "net.pt2", "--calibration", "few.npz", "-o", "new.pt2").split())
+    assert "few.npz holds 7 samples, and the model was exported for 8 at a time" in said
+    assert not (folder / "new.pt2").exists()

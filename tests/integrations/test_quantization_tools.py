@@ -153,6 +153,19 @@ def test_bounds_by_channel_are_not_rounded_more_often_than_relu6_by_pt2e_for_x86
     assert each["minimum"] == six["hardtanh"] == 3
 
 
+def test_what_torchao_has_quantized_is_refused(perceptron):
+    from torchao.quantization import quantize_
+
+    model, x = perceptron
+    rounded = copy.deepcopy(model)
+    quantize_(rounded, weight_only("int8")[0])
+    converted, _ = pt2e(model, x, "x86")
+    for network in (rounded, converted):
+        for function in (equinorm.quantization.prepare, equinorm.equalize):
+            with pytest.raises(equinorm.EqualizeError, match=r"is quantized already\. Equalize the float model"):
+                function(network, (x,))
+
+
 # ------------------------------------------------------------------------------------------------------------ onnxruntime
 
 

@@ -215,6 +215,7 @@ def test_calls_that_nothing_reads_shift_no_other():
         ("layer (call 2)", "layer.weight", "relu"),
         ("table", "table.weight", "linear_2"),
     ]
+    assert {tensor.name for tensor in found.tensors if tensor.kind == "weight"} == {point.weight for point in found.points}
 
 
 class Undecided(Idle):
@@ -228,3 +229,50 @@ def test_calls_that_cannot_be_told_apart_are_refused():
     net, x = Undecided().eval(), torch.randint(0, 5, (2, 4))
     with pytest.raises(equinorm.EqualizeError, match="layer is called 2 times, and the outputs depend on 1; which"):
         equinorm.equalize(net, x, calibration=[x])
+
+
+def test_only_bounds_that_are_named_are_set_free():
+    torch.manual_seed(0)
+    net, args = Functions().double().eval(), (9 * torch.randn(64, 3, dtype=torch.float64),)
+    graph = exported(net, args)
+    _, found = prepare(graph, args, free=["relu6_", "clamp*"])
+    assert found.freed == {"clamp": 5, "clamp_1": 6, "relu6_": 9}
+    assert found.left["act"] == "it was not named by free="
+    with pytest.raises(equinorm.EqualizeError, match=r"free='none' is the name of no bounded activation\. These are act, "):
+        prepare(graph, args, free="none")
+    with pytest.raises(equinorm.EqualizeError, match="free must be True, False or names of bounded activations, not 3"):
+        prepare(graph, args, free=3)
+
+
+def test_what_is_quantized_is_refused():
+    net, args = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), (torch.randn(4, 8),)
+    rounded = copy.deepcopy(net)
+    rounded[0].__class__ = type("Linear", (nn.Linear,), {"__module__": "torchao.quantization.linear"})
+    for function in (prepare, equinorm.equalize, equinorm.equalize_):
+        with pytest.raises(equinorm.EqualizeError, match=r"^0 \(Linear\) is quantized already. Equalize the float model"):
+            function(rounded, args)
+
+
+class Products(nn.Module):
+    """Weights that are stored (in, out) and multiplied as such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((6, 16), (16, 12), (12, 5), (5, 4))
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(size)) for size in sizes)
+        self.bias = nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, d = self.weights
+        return torch.addmm(self.bias, torch.matmul((x @ a).relu(), other=b).relu(), c).relu().matmul(d)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-tensor", "w4g4"])
+def test_products_with_weights_are_rounded(scheme):
+    torch.manual_seed(0)
+    net, x = Products().eval(), torch.randn(32, 6)
+    equinorm.symmetries(net, x).rescale_(1.5 * torch.randn(33))
+    found = equinorm.equalize(net, x, calibration=[x], scheme=scheme)
+    assert [(point.weight, point.is_transposed) for point in found.points] == [(f"weights.{i}", True) for i in range(4)]
+    assert found.measured_after > found.measured_before + 10
+    assert found.measured_after == pytest.approx(found.noise_after, abs=8)

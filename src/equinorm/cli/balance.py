@@ -15,7 +15,7 @@ from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli import report as reports
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Source, load
-from equinorm.cli.onnx_files import is_onnx, to_write
+from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
@@ -100,9 +100,7 @@ def balance(
             files.append((report, lambda path: path.write_bytes(content)))
         write_atomically(files, force)
         if written is not None:
-            said = f"in onnxruntime the new file's outputs deviate by {deviation(written.deviation)} from the old one's"
-            beside = [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
-            record = replace(record, notes=(*record.notes, said, *beside))
+            record = replace(record, notes=(*record.notes, *about(written, output, files)))
         return record, shown(record), 0
 
     run(work, json, debug)

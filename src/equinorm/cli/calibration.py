@@ -49,6 +49,21 @@ class Samples:
         self.tensors = {place: tensor for place, (_, tensor) in enumerate(ordered)}
         return self
 
+    def whole(self, size: int) -> "Samples":
+        """Without those that are left over where only so many at a time are taken.
+
+        Raises:
+            InputError: if there are fewer.
+        """
+        if self.count < size:
+            raise InputError(
+                f"{self.path} holds {self.count} samples, and the model was exported for {size} at a time. Give at least so "
+                "many, or export it with a first axis of any size: torch.export.export(..., dynamic_shapes=...)."
+            )
+        self.count -= self.count % size
+        self.tensors = {key: tensor[: self.count] for key, tensor in self.tensors.items()}
+        return self
+
     def shapes(self, size: int, names: Sequence[str] = ()) -> list[str]:
         """What `--input` would say of one batch."""
         return [self._shape(name, tensor, min(size, self.count), names) for name, tensor in self.tensors.items()]
@@ -67,6 +82,8 @@ class Samples:
         sizes = "x".join(map(str, (size, *tensor.shape[1:])))
         if names:  # of an ONNX file, which knows its own dtypes
             return f"{names[name]}={sizes}"
+        if tensor.is_floating_point():  # which the model has its own of
+            return f"{name}=" * isinstance(name, str) + sizes
         return f"{name}=" * isinstance(name, str) + f"{str(tensor.dtype).removeprefix('torch.')}:{sizes}"
 
 

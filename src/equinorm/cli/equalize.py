@@ -1,8 +1,8 @@
 """`equinorm equalize`: write the rescaling-equivalent weights that lose least when they are rounded."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,22 +12,27 @@ from rich.console import Group, RenderableType
 
 from equinorm._deviation import deviation
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import duplicate
+from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
 from equinorm.cli.loading import Loaded, Source, load
-from equinorm.cli.onnx_files import is_onnx, names_of, to_write
+from equinorm.cli.onnx_files import about, is_onnx, names_of, preparing_notes, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import InexactError
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.quantization.equalization import Equalization
-from equinorm.quantization.equalize import equalize as equalized, equalize_
+from equinorm.quantization.equalize import equalize_
+from equinorm.quantization.freeing import settle_
+from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme
 from equinorm.reporting.equalizations import draw
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation as in_words
+
+VERIFIED = 8
+"""Batches of calibration data on which outputs are verified."""
 
 AT_ONCE = 16
 """Samples in one run of a model whose inputs nobody has said."""
@@ -73,6 +78,17 @@ def equalize(
     power_of_two: Annotated[
         bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
     ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="Fold batch normalization into the layers beside it (.onnx, .pt2).")
+    ] = True,
+    free: Annotated[
+        bool,
+        typer.Option("--free/--no-free", help="Give ReLU6 and other bounds one number for each channel (.onnx, .pt2)."),
+    ] = True,
+    free_only: Annotated[
+        list[str] | None,
+        typer.Option(help="Give only these bounds one number for each channel, by name, such as 'features.1.*'. Repeatable."),
+    ] = None,
     report: Report = None,
     trust_remote_code: Trust = False,
     force: Force = False,
@@ -85,33 +101,43 @@ def equalize(
     """
 
     def work(steps: Steps) -> Result:
-        meant = Scheme.parse(scheme)
+        meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
         check_target(output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
-        source = Source(model, weights, settings or (), trust_remote_code)
+        source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
-        in_place = output.suffix != ".pt2"
-        original = duplicate(loaded.model, VERIFYING) if in_place else loaded.model
         steps.say("finding symmetries")
-        options = {"scheme": meant, "largest": largest, "power_of_two": power_of_two, "opaque": opaque or ()}
-        equalizer = equalize_ if in_place else equalized
-        found = equalizer(
-            *(loaded.model, loaded.args, loaded.kwargs),
-            **options,
+        hidden, notes = opaque or (), list(loaded.notes)
+        given, network = (loaded.args, loaded.kwargs), loaded.model
+        if output.suffix == ".pt2":
+            network, preparation = prepare(network, *given, fold=fold, free=freed, opaque=hidden)
+            notes += preparing_notes(preparation)
+            original = loaded.model
+        else:
+            original = duplicate(network, VERIFYING)
+        found = equalize_(
+            *(network, *given),
+            scheme=meant,
+            largest=largest,
+            power_of_two=power_of_two,
+            opaque=hidden,
             calibration=batches,
             progress=lambda text, done, total: steps.count(done, total, text),
         )
+        settle_(found.model)
         if not found.symmetries.num_free:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        apart = _verified(found, original, loaded)
+        apart = max(_verified(found, original, given) for given in (loaded, *_further(loaded, batches or [])))
         steps.say("writing")
-        files, notes = _files(found, loaded, output)
+        files, written, further = _files(found, loaded, output, batches or [])
         if report is not None:
             content = draw(report, found)
             files.append((report, lambda path: path.write_bytes(content)))
         write_atomically(files, force)
+        if written is not None:
+            further += about(written, output, files)
         record = Equalizing(
             model=f"{loaded.name} ({describe(original)})",
             inputs=describe_inputs(loaded.args, loaded.kwargs),
@@ -119,7 +145,7 @@ def equalize(
             deviation=apart,
             output=str(output),
             report=str(report) if report else None,
-            notes=(*loaded.notes, *notes),
+            notes=(*notes, *further),
         )
         return record, shown(record, found), 0
 
@@ -151,9 +177,63 @@ def _loaded(
         first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
         at_once = len(first) if first is not None and first.dim() else 1
     else:
-        at_once = size or (1 if names else AT_ONCE)
+        at_once = size or _exported_for(source) or (1 if names else AT_ONCE)
         loaded = load(source, samples.shapes(at_once, names))
-    return loaded, samples.batches(size or at_once)
+    if takes_one_size(loaded.model) and samples.count % (size or at_once):
+        samples = samples.whole(size or at_once)
+    batches = [_typed(batch, loaded, calibration) for batch in samples.batches(size or at_once)]
+    return _on_data(loaded, batches[0]), batches
+
+
+def _exported_for(source: Source) -> int:
+    """How many samples a graph was exported for, if it takes no other number; else 0."""
+    if not source.name.endswith(".pt2"):
+        return 0
+    loaded = load(source, ())
+    first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
+    return len(first) if takes_one_size(loaded.model) and first is not None and first.dim() else 0
+
+
+def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
+    """A batch in the dtypes that the model takes: numpy's floats have 64 bits.
+
+    Raises:
+        InputError: if it holds integers where the model takes floats, or the other way round.
+    """
+
+    def typed(key: Any, value: torch.Tensor) -> torch.Tensor:
+        known = loaded.kwargs.get(key) if isinstance(key, str) else loaded.args[key] if key < len(loaded.args) else None
+        if not isinstance(known, torch.Tensor) or known.dtype == value.dtype:
+            return value
+        if known.is_floating_point() != value.is_floating_point():
+            raise InputError(f"{path} holds {_name(value.dtype)} for input {key!r}, which takes {_name(known.dtype)}.")
+        return value.to(known.dtype)
+
+    if isinstance(batch, dict):
+        return {key: typed(key, value) for key, value in batch.items()}
+    return tuple(typed(place, value) for place, value in enumerate(batch))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _further(loaded: Loaded, batches: Sequence[Batch]) -> list[Loaded]:
+    """The same with other data as the example."""
+    return [_on_data(loaded, batch) for batch in batches[1:VERIFIED]]
+
+
+def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
+    """The same with data as the example, by which the function is verified, where they fit and hold numbers only."""
+    args, kwargs = ((), dict(batch)) if isinstance(batch, dict) else (batch, {})
+
+    def form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list:
+        parts = [*enumerate(args), *kwargs.items()]
+        return [(key, value.shape, value.dtype) for key, value in parts if isinstance(value, torch.Tensor)]
+
+    fits = form(args, kwargs) == form(loaded.args, loaded.kwargs) and len(loaded.args) == len(args)
+    is_finite = all(bool(value.isfinite().all()) for value in (*args, *kwargs.values()))
+    return replace(loaded, args=tuple(args), kwargs=kwargs) if fits and is_finite else loaded
 
 
 def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded) -> float:
@@ -171,15 +251,15 @@ def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded) ->
     return apart
 
 
-def _files(found: Equalization, loaded: Loaded, output: Path) -> tuple[list, list[str]]:
-    """What to write, and what a reader must know."""
+def _files(found: Equalization, loaded: Loaded, output: Path, batches: Sequence[Batch]) -> tuple[list, Any, list[str]]:
+    """What to write, what then says how an ONNX file differs, and what a reader must know."""
     if output.suffix == ".onnx":
-        files, _ = to_write(found.model, loaded.args, output)
-        return files, []
+        more = [batch for batch in batches[:VERIFIED] if isinstance(batch, tuple) and len(batch) == len(loaded.args)]
+        return *to_write(found.model, loaded.args, output, more), []
     if output.suffix == ".safetensors":
         folded = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in found.model.modules())
         left = "batch normalization stays, so that these weights fit the model: -o FILE.pt2 folds it, which gains more"
-        return [(output, lambda path: save(found.model, path))], [left] if folded else []
+        return [(output, lambda path: save(found.model, path))], None, [left] if folded else []
     content = io.BytesIO()
     try:
         program = torch.export.export(found.model, loaded.args, dict(loaded.kwargs), strict=False)
@@ -188,4 +268,4 @@ def _files(found: Equalization, loaded: Loaded, output: Path) -> tuple[list, lis
         raise InputError(
             f"cannot export the equalized copy: {error}. Write its weights instead, to a .safetensors file."
         ) from error
-    return [(output, lambda path: path.write_bytes(content.getvalue()))], []
+    return [(output, lambda path: path.write_bytes(content.getvalue()))], None, []

@@ -46,6 +46,8 @@ class Source:
         trust: run code that comes with a checkpoint.
         device: "cpu", or "meta" for a model without numbers.
         train: training or evaluation mode; None for evaluation, or for the mode in which a ``.pt2`` file was exported.
+        fold: of an ONNX file, fold batch normalization.
+        free: of an ONNX file, set bounds free, or those of these names.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Source:
     trust: bool = False
     device: str = "cpu"
     train: bool | None = None
+    fold: bool = False
+    free: bool | Sequence[str] = False
 
 
 def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Loaded:
@@ -123,7 +127,7 @@ def _onnx(source: Source, inputs: Sequence[str]) -> Loaded:
         raise InputError(f"{source.name} is a graph with its own weights, for inference. Leave out {wrong[0]}.")
     if source.device != "cpu":
         raise InputError(f"{source.name} holds numbers. Leave out --device {source.device}.")
-    model, args, notes = from_onnx(source.name, inputs)
+    model, args, notes = from_onnx(source.name, inputs, source.fold, source.free)
     return Loaded(source.name, model, args, {}, notes)
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equinorm._display import count
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.weights import InputError, shorten
+from equinorm.quantization.prepare import Preparation
+from equinorm.reporting.words import deviation
 
 VALUE = "value:"
 """In front of a number that an input always has, such as sr=value:16000."""
@@ -27,12 +30,16 @@ def names_of(name: str) -> list[str]:
     return input_names(Path(name).expanduser())
 
 
-def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple[str, ...]]:
+def from_onnx(
+    name: str, inputs: Sequence[str], fold: bool = False, free: bool | Sequence[str] = False
+) -> tuple[nn.Module, tuple, tuple[str, ...]]:
     """The module, example inputs, and what a reader must know.
 
     Args:
         name: of the file.
         inputs: shapes or files, in order or as name=…; name=value:16000 for one that always has this number.
+        fold: fold batch normalization.
+        free: set bounds of Clips free, or those of these names.
 
     Raises:
         EquinormError: if it cannot be read.
@@ -53,8 +60,10 @@ def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple
             fixed[target] = _number(value.removeprefix(VALUE), text)
         else:
             given[target] = _given(value, text, name, names)
-    found = read(path, given, fixed)
+    found = read(path, given, fixed, fold=fold, free=free)
     notes = []
+    if found.preparation is not None:
+        notes += preparing_notes(found.preparation)
     if found.unread:
         notes.append(f"{len(found.unread)} nodes run unread and pin what they read: {shorten(found.unread)}")
     if found.fed:
@@ -64,13 +73,41 @@ def from_onnx(name: str, inputs: Sequence[str]) -> tuple[nn.Module, tuple, tuple
     return found.module, found.args, tuple(notes)
 
 
-def to_write(module: nn.Module, args: Sequence[Tensor], path: Path) -> tuple[list, Any]:
-    """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart."""
+def preparing_notes(preparation: Preparation) -> list[str]:
+    """What was done to a network before, in sentences."""
+    notes = []
+    if preparation.folded:
+        notes.append(f"{count(len(preparation.folded), 'batch normalization')} folded into the layer in front")
+    if preparation.freed:
+        notes.append(f"{count(len(preparation.freed), 'bounded activation')} may get one bound for each channel")
+    if preparation.left:
+        shown = shorten([f"{name}: {why}" for name, why in preparation.left.items()])
+        notes.append(f"left as they are, of normalizations and bounds: {shown}")
+    return notes
+
+
+def to_write(module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = ()) -> tuple[list, Any]:
+    """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart.
+
+    Args:
+        module: as it was read, other numbers in it.
+        args: inputs to verify it on.
+        path: of the new file.
+        more: further inputs.
+    """
     from equinorm.integrations.onnx import OnnxModule, Written
 
     assert isinstance(module, OnnxModule)
-    written = Written(module, args)
+    written = Written(module, args, more)
     return written.files(path), written
+
+
+def about(written: Any, output: Path, files: Sequence[tuple[Path, Any]]) -> list[str]:
+    """What to say of an ONNX file that was written."""
+    said = [f"in onnxruntime the new file's outputs deviate by {deviation(written.deviation)} from the old one's"]
+    if written.bounds:
+        said.append(f"{count(written.bounds, 'Clip')} became a Relu and a Min with one bound for each channel")
+    return said + [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
 
 
 def _number(text: str, option: str) -> float | int:

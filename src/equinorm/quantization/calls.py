@@ -23,6 +23,17 @@ class Kind:
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 
+
+def product(input: Tensor, weight: Tensor) -> Tensor:
+    """x·W of a weight that is stored (in, out)."""
+    return torch.matmul(input, weight)
+
+
+def shifted_product(bias: Tensor, input: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """b + x·W."""
+    return torch.addmm(bias, input, weight, beta=beta, alpha=alpha)
+
+
 KINDS: dict[Any, Kind] = {
     functional.linear: Kind(0, places=("input", "weight", "bias")),
     torch.conv1d: Kind(1, places=_CONVOLUTION),
@@ -39,6 +50,19 @@ KINDS |= {
     if overload in getattr(torch.ops.aten, function.__name__).overloads()
 }
 """Functions that modules and users call, and operators of exported graphs."""
+
+_PRODUCT = Kind(0, True, ("input", "weight"))
+PRODUCTS: dict[Any, Any] = dict.fromkeys(
+    (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.ops.aten.matmul.default), product
+)
+PRODUCTS |= dict.fromkeys((torch.addmm, torch.Tensor.addmm, torch.ops.aten.addmm.default), shifted_product)
+"""Functions whose last operand is a weight if it has two axes."""
+
+_SET = {"input", "weight", "bias", "beta", "alpha"}
+_NAMES = {"other": "weight", "mat1": "input", "mat2": "weight", "self": "input"}
+KINDS |= {product: _PRODUCT, shifted_product: Kind(0, True, ("bias", "input", "weight"))}
+OPERATORS = {f"aten.{function.__name__}" for function in KINDS} | {"aten.matmul", "aten.addmm"}
+"""What linear maps are in graphs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,15 +153,18 @@ class Calls(TorchFunctionMode):
             number = self._numbers[""]
             self._numbers[""] += 1
             return self._add(Sum((args[0], args[1]), kwargs, number, func in ADDITIONS_IN_PLACE))
-        if func not in KINDS:
+        kind = PRODUCTS.get(func, func)
+        if kind not in KINDS:
             return func(*args, **kwargs)
-        arguments = {**dict(zip(KINDS[func].places, args, strict=False)), **kwargs}
-        name = self._names.get(id(arguments.get("weight")), "")
-        if not name:
+        named = {_NAMES.get(key, key): value for key, value in kwargs.items()} if kind is not func else kwargs
+        arguments = {**dict(zip(KINDS[kind].places, args, strict=False)), **named}
+        weight = arguments.get("weight")
+        name = self._names.get(id(weight), "")
+        if weight is None or not name or (kind is not func and (weight.dim() != 2 or named.keys() - _SET)):
             return func(*args, **kwargs)
         number = self._numbers[name]
         self._numbers[name] += 1
-        return self._handle(Call(func, arguments, name, number))
+        return self._handle(Call(kind, arguments, name, number))
 
     def _are_activations(self, args: tuple) -> bool:
         """Are these two tensors of floating-point numbers with channels, none of them the model's own?"""

@@ -154,8 +154,9 @@ class Equalization:
         """Ranges of output channels of every weight that moves, before and after; those that were least even first."""
         scalings, tensors = by_name(self.symmetries.scalings), self.symmetries.tensors
         found = []
+        first = {point.weight: point for point in reversed(self.points) if isinstance(point, Point)}
         for point in self.points:
-            if not isinstance(point, Point) or point.number or not scalings[point.weight].factors:
+            if not isinstance(point, Point) or point is not first[point.weight] or not scalings[point.weight].factors:
                 continue
             scaling = scalings[point.weight]
             after = tensors[point.weight].detach().to("cpu", torch.float64).abs()

@@ -187,13 +187,27 @@ def _fold_forward_(norm: Norm, layers: Sequence[Layer]) -> None:
         raise LeftError("the layers in front make other channels than it normalizes")
     parts = zip(layers, *(tensor.split(sizes) for tensor in _affine_map(norm)), strict=True)
     for layer, scale, shift in parts:
-        weight = layer.weight.detach().double()
-        if isinstance(layer, TRANSPOSED):  # of shape (in, out of one group, …)
-            grouped = weight.reshape(layer.groups, weight.shape[0] // layer.groups, weight.shape[1], -1)
-            scaled = (grouped * scale.reshape(layer.groups, 1, -1, 1)).reshape(weight.shape)
-        else:
-            scaled = (weight.flatten(1) * scale[:, None]).reshape(weight.shape)
-        _set_(layer, scaled, shift if layer.bias is None else layer.bias.detach().double() * scale + shift)
+        groups = layer.groups if isinstance(layer, TRANSPOSED) else 0
+        _set_(layer, *behind(layer.weight.detach(), layer.bias, scale, shift, groups))
+
+
+def behind(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, groups: int = 0) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a·(Wx + c) + b, in double precision.
+
+    Args:
+        weight: of shape (out, …), or (in, out of one group, …).
+        bias: c; None: 0.
+        scale: a, one for each output channel.
+        shift: b.
+        groups: of a weight that is stored (in, out); 0 if it is not.
+    """
+    weight = weight.double()
+    if groups:
+        grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        scaled = (grouped * scale.reshape(groups, 1, -1, 1)).reshape(weight.shape)
+    else:
+        scaled = (weight.flatten(1) * scale[:, None]).reshape(weight.shape)
+    return scaled, shift if bias is None else bias.detach().double() * scale + shift
 
 
 def _fold_backward_(norm: Norm, layer: Layer) -> None:
@@ -210,11 +224,16 @@ def _affine_map(norm: Norm) -> tuple[Tensor, Tensor]:
     """a and b of a normalization that is a·x + b, in double precision."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.detach().double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+    return affine_map(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+
+
+def affine_map(gain: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """a and b of γ(x − μ)/√(σ² + ε) + β = a·x + b, in double precision."""
+    scale = (variance.detach().double() + eps).rsqrt()
+    if gain is not None:
+        scale = scale * gain.detach().double()
+    shift = -mean.detach().double() * scale
+    return scale, shift if bias is None else shift + bias.detach().double()
 
 
 def _set_(layer: Layer, weight: Tensor, bias: Tensor) -> None:

@@ -1,17 +1,22 @@
 """Set bounded activations free: ReLU6 and Hardtanh become clamps whose bounds scale channel by channel, and go back."""
 
+import fnmatch
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from equinorm._display import shortened
+from equinorm._errors import EqualizeError
 from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.lifting import lift_bounds_, lower_
+
+Kept = TypeVar("Kept")
 
 BOUNDED = (nn.ReLU6, nn.Hardtanh)
 """Modules that can be set free."""
@@ -24,7 +29,11 @@ EXPORT = "prepare torch.export.export(model, args).module(), where each operatio
 
 
 def free_(
-    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None,
+    opaque: Choice,
+    which: Sequence[str] = ("*",),
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Replace bounded activations of a model by clamps where what they bound could scale.
 
@@ -33,22 +42,23 @@ def free_(
         args: its positional inputs.
         kwargs: its keyword inputs.
         opaque: submodules that are not looked into.
+        which: patterns of names; others stay.
 
     Returns:
         How many channels each freed activation has, and why the others were left.
     """
     lifted = lift_bounds_(model)
     try:
-        return _freed(model, args, kwargs, opaque)
+        return _freed(model, args, kwargs, opaque, which)
     finally:
         lower_(lifted)
 
 
 def _freed(
-    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
+    model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice, which: Sequence[str]
 ) -> tuple[dict[str, int], dict[str, str]]:
     """The same for modules alone."""
-    places = _places(model)
+    places, kept = chosen_names(_places(model), which)
     stand_ins = {name: nn.ReLU() for name in places}
     for name, (parent, key, _) in places.items():
         setattr(parent, key, stand_ins[name])
@@ -68,7 +78,22 @@ def _freed(
         device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
         setattr(parent, key, Clamp(module, shape, calls[0].dtype, device))
         freed[name] = torch.Size(shape).numel()
-    return freed, left | _functional(found)
+    return freed, left | kept | _functional(found)
+
+
+def chosen_names(places: Mapping[str, Kept], which: Sequence[str]) -> tuple[dict[str, Kept], dict[str, str]]:
+    """What has a name that one of these patterns fits, and why the others were left.
+
+    Raises:
+        EqualizeError: if there are names, and a pattern fits none.
+    """
+    if places and (idle := [pattern for pattern in which if pattern != "*" and not fnmatch.filter(places, pattern)]):
+        raise EqualizeError(
+            f"free={idle[0]!r} is the name of no bounded activation. These are "
+            f"{', '.join(shortened([*places], 8, 'activations'))}; '*' stands for any letters."
+        )
+    found = {name: place for name, place in places.items() if any(fnmatch.fnmatchcase(name, one) for one in which)}
+    return found, dict.fromkeys(places.keys() - found.keys(), "it was not named by free=")
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Hardtanh]]:

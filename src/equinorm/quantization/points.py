@@ -14,11 +14,9 @@ from equinorm._modules import Choice, by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.calls import KINDS, Call, Calls
+from equinorm.quantization.calls import OPERATORS, Call, Calls
+from equinorm.quantization.quantized import check_floats
 from equinorm.quantization.scheme import Scheme
-
-OPERATORS = {f"aten.{function.__name__}" for function in KINDS}
-"""What linear maps are in graphs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +70,7 @@ def find_points(
         EquinormError: if the network does not run or cannot be exported, holds quantized tensors, or calls no layer that the
             scheme rounds.
     """
-    _check_floats(model)
+    check_floats(model)
     seen = _run_once(model, args, kwargs)
     owners = {call.name: call.name.rpartition(".")[0] for call in seen}
     if idle := scheme.idle_patterns(owners.values()):
@@ -171,15 +169,3 @@ def _matter(result: Any, marks: list[Tensor]) -> list[bool]:
             ahead += [further for further, _ in function.next_functions]
     numbers = {id(function.variable) for function in reached if hasattr(function, "variable")}
     return [id(mark) in numbers for mark in marks]
-
-
-def _check_floats(model: nn.Module) -> None:
-    """Refuse what is quantized already."""
-    for name, module in model.named_modules():
-        home = type(module).__module__
-        if home.startswith(("torch.ao.nn.quant", "torch.ao.nn.qat", "torch.ao.quantization", "torchao", "brevitas")) or any(
-            part.is_quantized or type(part).__module__.startswith("torchao") for part in module.parameters(recurse=False)
-        ):
-            raise EqualizeError(
-                f"{name or 'the model'} ({describe(module)}) is quantized already. Equalize the float model, then quantize it."
-            )

@@ -1,6 +1,6 @@
 """Bring a network into the form in which quantizers round it: normalizations folded, bounded activations free to scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from equinorm._errors import EqualizeError, ExportError, describe
 from equinorm._modules import Choice, chosen, duplicate, is_exported, on_cpu, parts_in_training, unwrapped
 from equinorm.quantization.folding import fold_
 from equinorm.quantization.freeing import free_
+from equinorm.quantization.quantized import check_floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,18 @@ class Preparation:
         )
 
 
+def patterns(free: bool | Sequence[str]) -> Sequence[str]:
+    """What is to be set free, as patterns of names.
+
+    Raises:
+        EqualizeError: if it is neither a truth value nor names.
+    """
+    found = (["*"] if free else []) if isinstance(free, bool) else [free] if isinstance(free, str) else free
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, str) for one in found):
+        raise EqualizeError(f"free must be True, False or names of bounded activations, not {free!r}.")
+    return found
+
+
 @on_cpu()
 def prepare(
     model: nn.Module,
@@ -57,7 +70,7 @@ def prepare(
     kwargs: Mapping[str, Any] | None = None,
     *,
     fold: bool = True,
-    free: bool = True,
+    free: bool | Sequence[str] = True,
     opaque: Choice = (),
     limit: float | None = None,
 ) -> tuple[nn.Module, Preparation]:
@@ -73,7 +86,8 @@ def prepare(
         args: its positional inputs.
         kwargs: its keyword inputs.
         fold: fold batch normalization.
-        free: set bounded activations free.
+        free: set bounded activations free; or names of those, as patterns ("features.1.*"): runtimes that fold ReLU6 into the
+            layer in front run each of the others as an operation of its own.
         opaque: names or submodules that are not looked into, as in `symmetries`.
         limit: on the deviation of the copy; None: 1e-12 in float64, 1e-5 in float32, 1e-2 in float16 and 8e-2 in bfloat16.
 
@@ -81,7 +95,8 @@ def prepare(
         The copy, an ordinary nn.Module, and what was done to it.
 
     Raises:
-        EqualizeError: if the model is in training mode, the limit is no number, or the copy would compute something else.
+        EqualizeError: if the model is in training mode or quantized already, the limit is no number, or the copy would compute
+            something else.
         EquinormError: if the model cannot be copied or exported.
 
     Source: folding as in `torch.nn.utils.fusion`; Nagel et al., ICCV 2019, where bounds are dropped instead.
@@ -101,6 +116,7 @@ def prepare(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
+    check_floats(model)
     if trained := parts_in_training(model):
         where = f", as {trained[0]}" if trained[0] else ""
         raise EqualizeError(
@@ -109,7 +125,7 @@ def prepare(
     hidden = list(chosen(model, opaque, ExportError, "opaque"))
     prepared = duplicate(model, "to prepare the copy")
     folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
-    freed, bound = free_(prepared, args, kwargs, hidden) if free else ({}, {})
+    freed, bound = free_(prepared, args, kwargs, hidden, patterns(free)) if free else ({}, {})
     if not is_exported(prepared):
         prepared.eval()  # also what was put in
     apart = deviation(model, prepared, args, kwargs)

@@ -148,7 +148,7 @@ def terms(
     observed: list[Term] = []
     names: list[tuple[str, str]] = []
     for point in points:
-        if isinstance(point, Point) and point.number == 0:
+        if isinstance(point, Point) and not any(name == (point.weight, "weight") for name in names):
             found.append(weight_term(tensors[point.weight], sensitivities[point.weight], scalings[point.weight], point))
             observed.append(found[-1])
             names.append((point.weight, "weight"))

@@ -28,6 +28,7 @@ class Stored:
         graph: what to evaluate: the model's graph, its own functions put in their places.
         opsets: version of each domain's operators.
         own: keys of the tensors that the file itself holds, in contrast to what its functions bring.
+        moved: keys of tensors whose numbers lie elsewhere in the file, and here beside their names: these are others.
     """
 
     path: Path
@@ -35,6 +36,20 @@ class Stored:
     graph: Any
     opsets: dict[str, int]
     own: set[str] = field(default_factory=set)
+    moved: set[str] = field(default_factory=set)
+
+    @property
+    def fed(self) -> set[str]:
+        """Initializers that are inputs too, which a caller may replace."""
+        listed = {value.name for value in self.model.graph.input} & {proto.name for proto in self.model.graph.initializer}
+        return listed if self.model.ir_version >= 4 else set()
+
+    def refresh(self) -> None:
+        """Follow changes of the model's graph."""
+        self.graph = self.model.graph
+        if self.model.functions:
+            self.graph = library("onnx.inliner").inline_local_functions(self.model).graph
+        self.own = set(tensors(self.model.graph))
 
     @property
     def folder(self) -> str:
@@ -87,10 +102,9 @@ def stored(path: Path) -> Stored:
         raise OnnxError(
             f"{path} holds sparse initializers ({model.graph.sparse_initializer[0].values.name}), which are not read."
         )
-    graph = model.graph
-    if model.functions:
-        graph = library("onnx.inliner").inline_local_functions(model).graph
-    return Stored(path, model, graph, opsets, set(tensors(model.graph)))
+    file = Stored(path, model, model.graph, opsets)
+    file.refresh()
+    return file
 
 
 def nodes(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, insid
 from equinorm.integrations.onnx.names import Part, free, legal, place
 from equinorm.integrations.onnx.nodes import Node, captured_by, static_value
 from equinorm.integrations.onnx.numbers import FLOATS, to_tensor, weight
+from equinorm.integrations.onnx.preparing import Preparing
 from equinorm.integrations.onnx.roles import roles
 
 Value = Tensor | np.ndarray | None
@@ -122,6 +123,7 @@ class OnnxModule(nn.Module):
         inputs: names of the inputs, in order.
         fed: initializers that are also inputs, which a caller may replace: they stay as they are.
         tiny: how many entries of weights are so small that they count as zero.
+        preparing: what is done to the file's graph before; None: nothing.
         rounding: how far the module and onnxruntime were apart, when it was read.
     """
 
@@ -137,8 +139,8 @@ class OnnxModule(nn.Module):
         self.path = stored.path
         self.fixed = dict(fixed or {})
         self.inputs = [value.name for value in graph.input if value.name not in initializers | self.fixed.keys()]
-        listed = {value.name for value in graph.input} & initializers
-        self.fed = sorted(listed) if stored.model.ir_version >= 4 else []
+        self.fed = sorted(stored.fed)
+        self.preparing: Preparing | None = None
         kinds = roles(graph, found, (found.keys() - stored.own) | set(self.fed), self.fixed.keys(), taken or {})
         self.rounding = 0.0
         self.keys: dict[str, str] = {}

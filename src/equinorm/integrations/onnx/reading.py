@@ -1,7 +1,7 @@
 """From a file to a module, verified against onnxruntime."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from torch import Tensor
 from equinorm._errors import EquinormError
 from equinorm.integrations.onnx.errors import OnnxError, first_line
 from equinorm.integrations.onnx.examples import Given, examples, fixed_numbers
-from equinorm.integrations.onnx.files import stored
+from equinorm.integrations.onnx.files import Stored, stored
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.nodes import Node
 from equinorm.integrations.onnx.numbers import to_array
+from equinorm.integrations.onnx.preparing import planned
 from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, outputs
+from equinorm.quantization.prepare import Preparation, patterns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,7 @@ class OnnxFile:
         deviation: between the module and onnxruntime on these, largest relative output difference.
         unread: nodes that run as a whole and pin what they read, with the reason.
         fed: initializers that are also inputs: they stay as they are.
+        preparation: what was folded and set free; None if nothing was to be.
     """
 
     path: Path
@@ -38,15 +41,28 @@ class OnnxFile:
     deviation: float
     unread: tuple[str, ...]
     fed: tuple[str, ...]
+    preparation: Preparation | None = None
 
 
-def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str, Any] | None = None) -> OnnxFile:
+def read(
+    path: str | os.PathLike[str],
+    inputs: Given = None,
+    fixed: Mapping[str, Any] | None = None,
+    *,
+    fold: bool = False,
+    free: bool | Sequence[str] = False,
+) -> OnnxFile:
     """Read an ONNX file as a module, and verify that it computes what onnxruntime does.
+
+    To quantize, prepare its graph as `equinorm.quantization.prepare` does a module; what is written is then prepared too.
 
     Args:
         path: the file; external data lie where it says.
         inputs: tensors or shapes to run it on, by name or in order. Axes without a size need one; the first has 1 by default.
         fixed: inputs that always have these numbers, by name: settings such as a sampling rate.
+        fold: fold each BatchNormalization that alone reads a Conv, ConvTranspose or Gemm into it.
+        free: give each Clip one bound for each channel, which scales with it, where what it bounds can scale: Relu and Min.
+            Or names of Clips, as patterns.
 
     Returns:
         The module, example inputs, and what was not read.
@@ -61,12 +77,16 @@ def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str,
     module = OnnxModule(file, numbers).eval()
     args = examples(file.graph, module.inputs, inputs, path)
     wanted = outputs(path, module, args)
+    preparation = None
     try:
         with torch.no_grad():
             found = module(*args)
-            if taken := module.branches():  # now that it is known, weights of branches that are not taken are set apart
+            taken = module.branches()  # now that it is known, weights of branches that are not taken are set apart
+            if taken:
                 module = OnnxModule(file, numbers, taken).eval()
-                found = module(*args)
+            if fold or free:
+                module, preparation = _prepared(path, numbers, taken, args, (fold, patterns(free)), found)
+            found = module(*args) if taken or fold or free else found
     except EquinormError as error:
         raise OnnxError(f"cannot read {path}: {error}") from error
     except Exception as error:
@@ -82,7 +102,39 @@ def read(path: str | os.PathLike[str], inputs: Given = None, fixed: Mapping[str,
     module.rounding = deviation
     nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
     unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
-    return OnnxFile(path, module, args, deviation, unread, tuple(module.fed))
+    return OnnxFile(path, module, args, deviation, unread, tuple(module.fed), preparation)
+
+
+def _prepared(
+    path: Path,
+    numbers: Mapping[str, Any],
+    taken: Mapping[str, str],
+    args: tuple[Tensor, ...],
+    asked: tuple[bool, Sequence[str]],
+    wanted: Any,
+) -> tuple[OnnxModule, Preparation]:
+    """The module of a prepared graph.
+
+    Args:
+        path: the file.
+        numbers: inputs that are fixed.
+        taken: the branch that each If takes.
+        args: example inputs.
+        asked: fold? And patterns of names of what to set free.
+        wanted: what the graph as it is computes.
+    """
+
+    def module_of(file: Stored) -> OnnxModule:
+        module = OnnxModule(file, numbers, taken).eval()
+        module(*args)  # nodes that run as a whole tell their shapes
+        return module
+
+    plan = planned(stored(path), *asked, module_of, args)
+    module = module_of(plan.apply(stored(path)))
+    module.preparing = plan
+    found, before = (value if isinstance(value, tuple) else (value,) for value in (module(*args), wanted))
+    deviation = apart([*map(to_array, found)], [*map(to_array, before)], FLOOR)
+    return module, Preparation(path.name, plan.folded, plan.freed, plan.left, deviation)
 
 
 def input_names(path: str | os.PathLike[str]) -> list[str]:

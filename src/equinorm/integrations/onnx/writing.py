@@ -21,12 +21,17 @@ from equinorm.reporting.files import OutputError, check_target, write_atomically
 Files = list[tuple[Path, Callable[[Path], object]]]
 """Each path, and what writes its content to a temporary one."""
 
+LARGEST = 2**31 - 1
+"""Bytes that protobuf can hold."""
+
 ALIGNMENT = 4096
 """Bytes to whose multiples external tensors are moved, as memory mapping asks."""
 
 
 def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tensor], force: bool = False) -> float:
     """Write the file that a module was read from, with the module's weights: same nodes, names, metadata.
+
+    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Relu and a Min.
 
     What is written is first run in onnxruntime against the file that was read; only then does it take its name. External data
     are written beside it, as NAME.data.
@@ -63,15 +68,19 @@ class Written:
     Attributes:
         module: as `read` gave it.
         args: inputs to verify it on.
+        more: further ones.
         deviation: of the two files' outputs in onnxruntime, once it is written.
         limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
             differ by on the old file, if that is more: two sums of the same terms differ by so much.
+        bounds: how many Clips have bounds that differ by channel.
     """
 
     module: OnnxModule
     args: Sequence[Tensor]
+    more: Sequence[Sequence[Tensor]] = ()
     deviation: float = math.inf
     limit: float = field(default=LIMITS[torch.float32], init=False)
+    bounds: int = field(default=0, init=False)
 
     def files(self, path: Path) -> Files:
         """The files and their writers: the new one, in front of it its external data if it has any.
@@ -82,14 +91,17 @@ class Written:
         """
         file, changed = self._changed()
         found = tensors(file.model.graph)
-        external = {key: proto for key, proto in found.items() if proto.data_location == proto.EXTERNAL}
-        for key in changed.keys() - external.keys():
+        lies_outside = {key for key, proto in found.items() if proto.data_location == proto.EXTERNAL} | file.moved
+        for key in changed.keys() - (lies_outside - file.moved):
             store(found[key], changed[key])
+        if self.module.preparing is not None:
+            self.bounds = self.module.preparing.settle(file)
+        external = {key: proto for key, proto in tensors(file.model.graph).items() if key in lies_outside}
         if external:
             return _external(file, external, changed, path, self._check)
 
         def write_model(place: Path) -> None:
-            place.write_bytes(file.model.SerializeToString())
+            place.write_bytes(_serialized(file))
             self._check(place)
 
         return [(path, write_model)]
@@ -97,6 +109,8 @@ class Written:
     def _changed(self) -> tuple[Stored, dict[str, Tensor]]:
         """The file as it is now, and the tensors of the module that differ from it, by key."""
         file = stored(self.module.path)
+        if self.module.preparing is not None:
+            self.module.preparing.apply(file)
         self.limit = max(self.limit, 2 * self.module.rounding)
         found, state, changed = tensors(file.model.graph), self.module.state_dict(), {}
         for name, key in self.module.keys.items():
@@ -114,7 +128,8 @@ class Written:
     def _check(self, place: Path) -> None:
         """Run the new file against the old one."""
         old = self.module.path
-        self.deviation = apart(outputs(place, self.module, self.args), outputs(old, self.module, self.args), FLOOR)
+        every = [self.args, *self.more]
+        self.deviation = max(apart(outputs(place, self.module, args), outputs(old, self.module, args), FLOOR) for args in every)
         if not self.deviation <= self.limit:
             raise OnnxError(
                 f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
@@ -147,15 +162,31 @@ def _external(
         for name in names:  # verified while it names the temporary file
             for key, proto in external.items():
                 _locate(proto, name, *places[key])
-            place.write_bytes(file.model.SerializeToString())
+            place.write_bytes(_serialized(file))
             if name != data.name:
                 check(place)
 
     return [(data, write_data), (path, write_model)]
 
 
+def _serialized(file: Stored) -> bytes:
+    """The model's bytes.
+
+    Raises:
+        OnnxError: if they are more than an ONNX file holds.
+    """
+    if file.model.ByteSize() > LARGEST:
+        raise OnnxError(
+            f"what is to be written of {file.path} has more than {LARGEST:,} bytes, which no ONNX file holds. Nothing was "
+            "written. Let its numbers lie outside first: onnx.save(onnx.load(path), new, save_as_external_data=True)."
+        )
+    return file.model.SerializeToString()
+
+
 def _locate(proto: Any, name: str, start: int, length: int) -> None:
     """Say where the numbers of an external tensor are."""
+    proto.ClearField("raw_data")
+    proto.data_location = proto.EXTERNAL
     del proto.external_data[:]
     for key, value in (("location", name), ("offset", start), ("length", length)):
         entry = proto.external_data.add()
