@@ -24,6 +24,8 @@ from equinorm.training.native_cycle import Schedule, program
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
 """Of one Newton step over families: they start near the minimum."""
+SCATTERED = 4
+"""Channels that are not contiguous are copied where they are less than one in so many of a side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +36,13 @@ class _Block:
         tensor: index of the tensor's layout.
         part: the block itself.
         places: for each side where its channels lie in their family; None where they are the family in order, or on the ground.
+        scattered: for each side of a matrix where its channels lie among all, if products with all take the place of a copy.
     """
 
     tensor: int
     part: Part
     places: tuple[Tensor | None, ...]
+    scattered: tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,9 +95,9 @@ class Cycle:
     ) -> None:
         device, dtype = compute.device, compute.dtype
         self._network, self._norm, self._q, self._maximum = network, norm, norm.q, norm.is_max
-        self._zero = torch.zeros(1, device=device, dtype=dtype)
+        self._zero, self._one = torch.zeros(1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype)
         self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in network.families]
-        self._blocks = [_recorded(index, part, network.families, device) for index, part in network.moving]
+        self._blocks = [_recorded(index, part, network, device) for index, part in network.moving]
         self._edges = _edges(self._blocks, network.families)
         structure = FamilyStructure([block.part for block in self._blocks], len(network.families), norm)
         self._order, self._steps, self._exponents = structure.order(method), structure.steps, structure.exponents.to(device)
@@ -168,7 +172,7 @@ class Cycle:
     # ----------------------------------------------------------------------------------------------------- energies
 
     def _block(self, state: _State, number: int) -> Tensor:
-        """Energies of a block: |w|^p, summed (maximised) over the axes that no scale tells apart."""
+        """Energies of a block (with others in between where it is scattered), summed over axes that no scale tells apart."""
         block = self._blocks[number]
         if block.tensor not in state.energies:
             state.energies[block.tensor] = self._readings[block.tensor].read_energies()
@@ -177,7 +181,8 @@ class Cycle:
         if not state.uses[block.tensor]:
             del state.energies[block.tensor]
         for axis, pick in enumerate(block.part.picks):
-            energies = energies[pick] if axis == 0 else energies[:, pick]
+            if block.scattered[axis] is None:
+                energies = energies[pick] if axis == 0 else energies[:, pick]
         return energies if block.part.loops is None else energies.masked_fill(block.part.loops, 0.0)
 
     def _scale(self, state: _State, number: int, place: int) -> Tensor | None:
@@ -203,10 +208,16 @@ class Cycle:
             return energies
         matrix = energies if place == 0 else energies.T
         own, other = self._scale(state, number, place), self._scale(state, number, 1 - place)
+        here, there = (self._blocks[number].scattered[side] for side in (place, 1 - place))
+        if there is not None:
+            other = matrix.new_zeros(matrix.size(1)).index_copy_(
+                0, there, self._one.expand(len(there)) if other is None else other
+            )
         if self._maximum:
             sums = matrix.amax(1) if other is None else (matrix * other).amax(1)
         else:
             sums = matrix.sum(1) if other is None else matrix @ other
+        sums = sums if here is None else sums[here]
         return sums if own is None else sums * own
 
     def _energies(self, family: int, state: _State) -> tuple[Tensor | None, Tensor | None]:
@@ -247,10 +258,14 @@ class Cycle:
             self._move(state, family, value)
 
 
-def _recorded(tensor: int, part: Part, families: Sequence[tuple[int, int]], device: torch.device) -> _Block:
+def _recorded(tensor: int, part: Part, network: NetworkLayout, device: torch.device) -> _Block:
     """One part that moves, on the device."""
-    moved = _moved(part, device)
-    return _Block(tensor, moved, tuple(_places(side, families) for side in moved.sides))
+    moved, layout = _moved(part, device), network.layouts[tensor]
+    scattered: list[Tensor | None] = [None] * len(moved.picks)
+    for side, pick in enumerate(moved.picks if layout.is_matrix and part.loops is None else ()):
+        if not isinstance(pick, slice) and len(pick) * SCATTERED >= layout.sizes[side]:
+            scattered[side] = pick
+    return _Block(tensor, moved, tuple(_places(side, network.families) for side in moved.sides), tuple(scattered))
 
 
 def _edges(blocks: Sequence[_Block], families: Sequence[tuple[int, int]]) -> list[tuple[list[_Edge], list[_Edge]]]:
