@@ -120,11 +120,7 @@ def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
                 parameter.copy_(torch.randn(parameter.shape) / parameter.size(-1) ** 0.5)
             else:
                 parameter.add_(0.2 * torch.randn(parameter.shape))
-    inputs = {
-        key: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for key, value in inputs.items()
-    }
-    return model.double().eval(), inputs
+    return model.eval(), inputs
 
 
 def known(config_class: Any, sizes: dict[str, Any]) -> dict[str, Any]:

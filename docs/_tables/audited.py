@@ -115,11 +115,8 @@ def _said(record: Record) -> str:
 
 
 def _short(text: str) -> str:
-    return (
-        re.sub(r"(model\.)?(language_model\.|decoder\.|encoder\.)*(layers|h)\.\*\.", "", text)
-        .replace(".weight[1]", "")
-        .replace(".weight[0]", "")
-    )
+    text = re.sub(r"(model\.)?(language_model\.|decoder\.|encoder\.)*(layers|h)\.\*\.", "", text)
+    return text.replace(".weight[1]", "").replace(".weight[0]", "")
 
 
 def _error(text: str) -> str:

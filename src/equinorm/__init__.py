@@ -19,6 +19,8 @@ from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
+from equinorm.grouping.check import MappingCheck
+from equinorm.grouping.groups import ScaleGroup
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
 from equinorm.quantization.equalization import Equalization
@@ -44,6 +46,7 @@ __all__ = [
     "EquivalenceError",
     "ExportError",
     "Family",
+    "MappingCheck",
     "PermutationError",
     "PermutationSpec",
     "Permutations",
@@ -51,6 +54,7 @@ __all__ = [
     "Plan",
     "Reason",
     "RescaleError",
+    "ScaleGroup",
     "Scaling",
     "Symmetries",
     "__version__",

@@ -69,6 +69,12 @@ def test_a_pinned_axis_is_wrong_with_the_reason(symmetries):
     assert "out.weight[0] is pinned in 4 channels by aten.add at test_checks.py:" in str(check)
 
 
+def test_an_axis_that_brings_nothing_in_is_pinned(symmetries):
+    check = symmetries.check(("a.weight", 1), [])  # an in-axis: it takes out what the norm brings in
+    assert not check.valid
+    assert "a.weight[1] is pinned in 4 channels by the network (no free scale moves it)" in str(check)
+
+
 def test_shared_scales_are_noted():
     class Repeated(nn.Module):
         def __init__(self):
