@@ -27,7 +27,7 @@ PAGES += [
 ]
 
 NEEDS = {"how-to-onnx": ("onnx", "onnxscript", "onnxruntime"), "how-to-hugging-face": ("transformers",)}
-NEEDS["how-to-checkpoints"] = ("transformers",)
+NEEDS |= dict.fromkeys(["how-to-checkpoints", "how-to-scale-groups"], ("transformers",))
 NEEDS |= {"how-to-quantization-tools": ("torchao", "onnx", "onnxscript", "onnxruntime", "sklearn")}
 NEEDS |= dict.fromkeys(["how-to-quantize"], ("sklearn",))
 """What a page needs that the tests need not have."""

@@ -18,6 +18,9 @@ EXTRAS = PROJECT["optional-dependencies"]
 UPPER = ("reporting", "checkpoints", "cli", "experiments", "integrations")
 """Folders that may need an extra."""
 
+APART = {"llmcompressor"}
+"""What `make` does not install: it needs an older transformers than the tests do."""
+
 
 def packages(lines: list[str]) -> set[str]:
     return {re.split(r"[^\w\[\]-]", line)[0] for line in lines}
@@ -78,4 +81,4 @@ def test_everything_that_installs_is_pinned():
     pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if "==" in line}
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
     wanted = packages([line for lines in [PROJECT["dependencies"], *EXTRAS.values(), *groups.values()] for line in lines])
-    assert {re.sub(r"\[.*", "", name) for name in wanted} - {"equinorm"} <= pinned
+    assert {re.sub(r"\[.*", "", name) for name in wanted} - {"equinorm"} - APART <= pinned

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import audited
 import claims
 import large
 import rounding
@@ -21,6 +22,7 @@ PAGES = Path(__file__).parents[1]
 
 RESULTS: dict[str, Callable[..., str]] = {
     **claims.MARKERS,
+    **audited.MARKERS,
     **speed.MARKERS,
     **discovery.MARKERS,
     **large.MARKERS,

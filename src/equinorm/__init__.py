@@ -17,6 +17,8 @@ from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm._symmetries import Symmetries, balance, balance_, symmetries
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.user_rules import register_rule
+from equinorm.grouping.check import MappingCheck
+from equinorm.grouping.groups import ScaleGroup
 from equinorm.joining.alignment import Alignment, align
 from equinorm.joining.canonical import Canonical, canonical, canonical_
 from equinorm.joining.equivalence import Equivalence, equivalence
@@ -48,6 +50,7 @@ __all__ = [
     "ExportError",
     "Family",
     "Flip",
+    "MappingCheck",
     "PermutationError",
     "PermutationSpec",
     "Permutations",
@@ -55,6 +58,7 @@ __all__ = [
     "Plan",
     "Reason",
     "RescaleError",
+    "ScaleGroup",
     "Scaling",
     "Signs",
     "Symmetries",

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe
-from equinorm._scaling import Pin
+from equinorm._scaling import Pin, Reason
 from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
 from equinorm.rescaling.orbit import Orbit
 
 Place = str | tuple[str, int]
 """A tensor or a module by name, or a tensor and an axis."""
+
+NO_CLASS = Reason("the network", "no free scale moves it")
+"""Why an axis stays that brings nothing into an activation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,12 +76,20 @@ def check(orbit: Orbit, groups: ScaleGroups, smooth: Place, balance: Iterable[Pl
     in_vain = [(names[0], place) for place, names in places if not {axis.tensor for axis in taken} & {*names}]
     extra = [_elsewhere(groups, name, place, here) for name, place in in_vain]
     pinned = [] if read and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
+    if not free and not pinned:
+        pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), NO_CLASS)]
     notes = _notes(meant) if read and not missing and not extra else []
     shown = dict.fromkeys([*map(str, taken), *(name for name, _ in in_vain)])
     return MappingCheck(_text(here), (*shown,), tuple(missing), tuple(extra), tuple(pinned), tuple(notes))
 
 
 Here = tuple[str, int | None]
+
+
+def _channels(orbit: Orbit, here: Here) -> int:
+    """How many channels an axis has."""
+    shape = next(scaling.shape for scaling in orbit.scalings if here[0] in scaling.names)
+    return shape[here[1]] if here[1] is not None and shape else 1
 
 
 def _text(here: Here) -> str:
@@ -103,10 +114,9 @@ def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: Place) -> Here:
     if not isinstance(smooth, str):
         return name, smooth[1]
     axes = {axis.axes for group in groups.of(name) for axis in (*group.up, *group.along) if axis.tensor == name}
-    if len(axes) != 1:
-        what = "brings nothing into an activation" if not axes else f"brings scales in along axes {sorted(axes)}"
-        raise EquinormError(f"{name} {what}: name the axis, as ({name!r}, 0).")
-    (found,) = axes
+    if len(axes) > 1:
+        raise EquinormError(f"{name} brings scales in along axes {sorted(axes)}: name one, as ({name!r}, 0).")
+    found = next(iter(axes), (0,))
     return name, found[-1] if found else None
 
 

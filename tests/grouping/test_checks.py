@@ -1,0 +1,106 @@
+"""Is a mapping right: missing readers, names in vain, pins, and what is wrong with the question."""
+
+import pytest
+import torch
+from torch import nn
+
+import equinorm
+
+
+class Block(nn.Module):
+    """A norm that two layers and a router read; the block's output is pinned."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.a, self.b, self.router = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(4, 1)
+        self.out = nn.Linear(3, 4)
+
+    def forward(self, x):
+        normed = self.norm(x)
+        chosen = self.router(normed).sigmoid()
+        return x + self.out(chosen * self.a(normed).relu() + (1 - chosen) * self.b(normed).relu())
+
+
+@pytest.fixture(scope="module")
+def symmetries():
+    return equinorm.symmetries(Block(), (torch.randn(2, 4),))
+
+
+def test_a_complete_mapping_is_right(symmetries):
+    check = symmetries.check("norm", ["a", "b.weight", ("router.weight", 1)])
+    assert check
+    assert check.valid
+    assert str(check) == "norm.weight[0] → a.weight[1], b.weight[1] and router.weight[1]: right."
+
+
+def test_a_missing_reader_is_named_with_its_line(symmetries):
+    check = symmetries.check("norm", ["a", "b"])
+    assert not check.valid
+    assert [str(axis) for axis in check.missing] == ["router.weight[1]"]
+    assert "router.weight[1] is missing, which the network uses in aten.linear at test_checks.py:" in str(check)
+    assert not check.extra
+    assert not check.pinned
+
+
+def test_what_does_not_read_it_is_named(symmetries):
+    check = symmetries.check(("norm.weight", 0), ["a", "b", "router", "out"])
+    assert not check.valid
+    assert not check.missing
+    (text,) = check.extra
+    assert text.startswith("out.weight does not read what norm.weight[0] scales: it takes out what ")
+    assert "a.weight[0]" in text
+
+
+def test_another_axis_of_a_reader_is_in_vain(symmetries):
+    check = symmetries.check("norm", ["a", "b", ("router.weight", 0)])
+    assert [str(axis) for axis in check.missing] == ["router.weight[1]"]
+    assert len(check.extra) == 1
+
+
+def test_producers_that_must_move_too_are_missing(symmetries):
+    check = symmetries.check("a", ["out"])
+    assert [str(axis) for axis in check.missing] == ["b.weight[0]"]
+
+
+def test_a_pinned_axis_is_wrong_with_the_reason(symmetries):
+    check = symmetries.check("out", ["a"])
+    assert not check.valid
+    assert [pin.reason.operation for pin in check.pinned] == ["aten.add"]
+    assert "out.weight[0] is pinned in 4 channels by aten.add at test_checks.py:" in str(check)
+
+
+def test_an_axis_that_brings_nothing_in_is_pinned(symmetries):
+    check = symmetries.check(("a.weight", 1), [])  # an in-axis: it takes out what the norm brings in
+    assert not check.valid
+    assert "a.weight[1] is pinned in 4 channels by the network (no free scale moves it)" in str(check)
+
+
+def test_shared_scales_are_noted():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v, self.o = nn.Linear(3, 2), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.o(self.v(x).repeat(1, 2))
+
+    check = equinorm.symmetries(Repeated(), (torch.randn(2, 3),)).check("v", ["o"])
+    assert check.valid
+    assert check.notes == ("4 channels of o.weight[1] share 2 scales, up to 2 each.",)
+
+
+@pytest.mark.parametrize(
+    ("smooth", "balance", "words"),
+    [
+        ("nor", ["a"], "has no module or tensor 'nor'"),
+        ("model.a", ["b"], "Did you mean a.weight?"),
+        ("norm", ["c"], "has no module or tensor 'c'"),
+        ("norm", "a", "balance must be a list of names. For one: ['a']"),
+        (("norm.weight", 1), ["a"], "norm.weight of shape (4,) has no axis 1"),
+        (3, ["a"], "a mapping names modules, tensors, or (tensor, axis), not 3"),
+    ],
+)
+def test_names_that_are_not_there_are_refused(symmetries, smooth, balance, words):
+    with pytest.raises(equinorm.EquinormError) as error:
+        symmetries.check(smooth, balance)
+    assert words in str(error.value)
