@@ -1,11 +1,13 @@
 """What ENorm costs in a training step, side by side in one run.
 
     python benchmarks/training_step.py [--networks fc conv resnet18 resnet50 vit] [--dtypes float32 bfloat16] [--decays 0 1e-4]
-        [--threads 2] [--device cpu] [--rounds 20] [--output benchmarks/results/step.jsonl]
+        [--threads 2] [--device cpu] [--clock wall] [--rounds 20] [--output benchmarks/results/step.jsonl]
     python benchmarks/training_step.py --norms [--batch 32] ...
 
 The floor is one in-place product with all weights and momentum buffers. The cost of the hook is a step of SGD (momentum 0.9)
-with it, minus one without it, in the same round; all contestants of one network take turns. With --norms: seconds of one
+with it, minus one without it, in the same round; all contestants of one network take turns, in an order that is turned round
+every time. Gradients are there and move along, as is the default, but for hooks "without gradients". --clock cpu counts the
+time of the process, for machines that do other things too; with one thread. With --norms: seconds of one
 training iteration of ResNet-18 (identity skips, 224 × 224) without normalization, with batch and with group normalization, and
 of ENorm's hook on the first. Medians and quartiles over rounds, after a warm-up; only ratios carry over to other machines.
 """
@@ -30,7 +32,10 @@ HOOKS = {
     "two-level": {"method": "two-level"},
     "cyclic, compiled": {"method": "cyclic", "compile": True},
     "two-level, compiled": {"method": "two-level", "compile": True},
+    "cyclic, without gradients": {"method": "cyclic", "gradients": False},
+    "cyclic, compiled, without gradients": {"method": "cyclic", "compile": True, "gradients": False},
 }
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM_UP = 3
 
 
@@ -45,45 +50,46 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return build(Run(network=name, width=64), (3, 224, 224), 1000), (3, 224, 224)
 
 
-def seconds(function: Callable[[], Any], device: str) -> float:
+def seconds(function: Callable[[], Any], device: str, clock: str = "wall") -> float:
     """Of one call, with everything that it has started on the device."""
     if device != "cpu":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = CLOCKS[clock]()
     function()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return CLOCKS[clock]() - started
 
 
-def rounds(contestants: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, list[float]]:
+def rounds(contestants: dict[str, Callable[[], Any]], count: int, device: str, clock: str = "wall") -> dict[str, list[float]]:
     """Seconds of every contestant in every round, after the warm-up."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(WARM_UP + count):
-        for name, function in contestants.items():
-            taken = seconds(function, device)
+        for name in [*contestants] if number % 2 else [*reversed(contestants)]:
+            taken = seconds(contestants[name], device, clock)
             if number >= WARM_UP:
                 found[name].append(taken)
     return found
 
 
-def step(name: str, dtype: torch.dtype, decay: float, device: str, count: int) -> dict[str, Any]:
+def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespace) -> dict[str, Any]:
     """Floor, SGD and the hooks on one network."""
+    device, count = options.device, options.rounds
     torch.manual_seed(0)
     model, shape = network(name)
     model = model.to(device, dtype)
     parameters = list(model.parameters())
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter) * 1e-4
-    options = {"lr": 1e-6, "momentum": 0.9, "weight_decay": decay}
-    plain = torch.optim.SGD(parameters, **options)
-    fused = torch.optim.SGD(parameters, **options, fused=True)
+    settings = {"lr": 1e-6, "momentum": 0.9, "weight_decay": decay}
+    plain = torch.optim.SGD(parameters, **settings)
+    fused = torch.optim.SGD(parameters, **settings, fused=True)
     contestants: dict[str, Callable[[], Any]] = {"SGD": plain.step, "SGD fused": fused.step}
     example = (torch.zeros(2, *shape, device=device, dtype=dtype),)
     exact = {"power_of_two": True} if dtype == torch.bfloat16 else {}
     for hook, kind in HOOKS.items():
-        optimizer = torch.optim.SGD(parameters, **options)
-        equinorm.ENorm(optimizer, model, example, gradients=False, **kind, **exact)
+        optimizer = torch.optim.SGD(parameters, **settings)
+        equinorm.ENorm(optimizer, model, example, **kind, **exact)
         contestants[hook] = optimizer.step
     plain.step()
     weights = [parameter.detach() for parameter in parameters]
@@ -93,12 +99,14 @@ def step(name: str, dtype: torch.dtype, decay: float, device: str, count: int) -
         torch._foreach_mul_(weights, 1.0)
         torch._foreach_mul_(momentum, 1.0)
 
-    found = rounds({"floor": floor, **contestants}, count, device)
+    found = rounds({"floor": floor, **contestants}, count, device, options.clock)
     pairs = {hook: list(zip(found[hook], found["SGD"], found["floor"], strict=True)) for hook in HOOKS}
     return {
         "network": name,
         "dtype": str(dtype).removeprefix("torch."),
         "weight_decay": decay,
+        "gradients": True,
+        "clock": options.clock,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "seconds": {key: summary(found[key]) for key in ("floor", "SGD", "SGD fused")}
         | {hook: summary([whole - without for whole, without, _ in pairs[hook]]) for hook in HOOKS},
@@ -150,7 +158,7 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in options.networks:
         for dtype in options.dtypes:
             for decay in options.decays:
-                yield step(name, getattr(torch, dtype), decay, options.device, options.rounds)
+                yield step(name, getattr(torch, dtype), decay, options)
 
 
 def main() -> None:
@@ -162,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

@@ -33,7 +33,12 @@ CASES = {
 
 def numbers(hook, net, optimizer):
     state = [value for parameter in net.parameters() for value in optimizer.state[parameter].values()]
-    return [*net.parameters(), *(parameter.grad for parameter in net.parameters()), *state, *hook._plan.optimizers.all[0].parts.tensors()]
+    return [
+        *net.parameters(),
+        *(parameter.grad for parameter in net.parameters()),
+        *state,
+        *hook._plan.optimizers.all[0].parts.tensors(),
+    ]
 
 
 def failing_at(monkeypatch, number):
