@@ -2,13 +2,13 @@
 
     python benchmarks/training_step.py [--networks fc conv resnet18 resnet50 vit] [--dtypes float32 bfloat16] [--decays 0 1e-4]
         [--threads 2] [--device cpu] [--clock wall] [--rounds 20] [--output benchmarks/results/step.jsonl]
-    python benchmarks/training_step.py --norms [--batch 32] ...
+    python benchmarks/training_step.py --norms [--normed resnet18 resnet50] [--batch 32] [--size 224] ...
 
 The floor is one in-place product with all weights and momentum buffers. The cost of the hook is a step of SGD (momentum 0.9)
 with it, minus one without it, in the same round; all contestants of one network take turns, in an order that is turned round
 every time. Gradients are there and move along, as is the default, but for hooks "without gradients". --clock cpu counts the
 time of the process, for machines that do other things too; with one thread. With --norms: seconds of one
-training iteration of ResNet-18 (identity skips, 224 × 224) without normalization, with batch and with group normalization, and
+training iteration of a residual network (identity skips) without normalization, with batch and with group normalization, and
 of ENorm's hook on the first. Medians and quartiles over rounds, after a warm-up; only ratios carry over to other machines.
 """
 
@@ -84,7 +84,8 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
     settings = {"lr": 1e-6, "momentum": 0.9, "weight_decay": decay}
     plain = torch.optim.SGD(parameters, **settings)
     fused = torch.optim.SGD(parameters, **settings, fused=True)
-    contestants: dict[str, Callable[[], Any]] = {"SGD": plain.step, "SGD fused": fused.step}
+    adam = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=decay)
+    contestants: dict[str, Callable[[], Any]] = {"SGD": plain.step, "SGD fused": fused.step, "AdamW": adam.step}
     example = (torch.zeros(2, *shape, device=device, dtype=dtype),)
     exact = {"power_of_two": True} if dtype == torch.bfloat16 else {}
     for hook, kind in HOOKS.items():
@@ -108,24 +109,25 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
         "gradients": True,
         "clock": options.clock,
         "parameters": sum(parameter.numel() for parameter in parameters),
-        "seconds": {key: summary(found[key]) for key in ("floor", "SGD", "SGD fused")}
+        "seconds": {key: summary(found[key]) for key in ("floor", "SGD", "SGD fused", "AdamW")}
         | {hook: summary([whole - without for whole, without, _ in pairs[hook]]) for hook in HOOKS},
         "hook / floor": {hook: summary([(w - s) / f for w, s, f in pairs[hook]]) for hook in HOOKS},
         "hook / SGD": {hook: summary([(w - s) / s for w, s, _ in pairs[hook]]) for hook in HOOKS},
     }
 
 
-def norms(batch: int, device: str, count: int) -> dict[str, Any]:
-    """Iterations of ResNet-18 without and with normalization, and the hook."""
-    images = torch.randn(batch, 3, 224, 224, device=device)
+def norms(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Iterations of a residual network without and with normalization, and the hook."""
+    batch, size, device = options.batch, options.size, options.device
+    images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(1000, (batch,), device=device)
     contestants: dict[str, Callable[[], Any]] = {}
     for method in ("baseline", "bn", "gn", "enorm"):
         torch.manual_seed(0)
-        model = build(Run(network="resnet18", width=64, method=method), (3, 224, 224), 1000).to(device)
+        model = build(Run(network=name, width=64, method=method), (3, size, size), 1000).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         if method == "enorm":
-            equinorm.ENorm(optimizer, model, (images[:2],), gradients=False, compile=True)
+            equinorm.ENorm(optimizer, model, (images[:2],), compile=True)
 
         def forward(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             optimizer.zero_grad()
@@ -135,15 +137,16 @@ def norms(batch: int, device: str, count: int) -> dict[str, Any]:
         contestants[method] = optimizer.step if method == "enorm" else forward
         if method == "baseline":
             contestants["SGD"] = optimizer.step
-    found = rounds(contestants, count, device)
+    found = rounds(contestants, options.rounds, device, options.clock)
     pairs = {"bn": "baseline", "gn": "baseline", "enorm": "SGD"}
     costs = {
         name: [whole - without for whole, without in zip(found[name], found[base], strict=True)] for name, base in pairs.items()
     }
     middle = {name: summary(values)["median"] for name, values in costs.items()}
     return {
-        "network": "resnet18 at 224",
+        "network": f"{name} at {size}",
         "batch": batch,
+        "gradients": True,
         "seconds": {name: summary(found[name]) for name in ("baseline", "bn", "gn", "SGD")},
         "cost": {name: summary(values) for name, values in costs.items()},
         "BN / ENorm": middle["bn"] / middle["enorm"],
@@ -153,7 +156,7 @@ def norms(batch: int, device: str, count: int) -> dict[str, Any]:
 
 def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.norms:
-        yield norms(options.batch, options.device, options.rounds)
+        yield from (norms(name, options) for name in options.normed)
         return
     for name in options.networks:
         for dtype in options.dtypes:
@@ -167,7 +170,9 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--decays", nargs="+", type=float, default=[0.0, 1e-4])
     parser.add_argument("--norms", action="store_true")
+    parser.add_argument("--normed", nargs="+", default=["resnet18"], choices=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
