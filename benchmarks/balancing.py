@@ -1,7 +1,8 @@
 """Time and memory of `balance` and `apply_`, apart from export, against one read of all weights, by size of the network.
 
     python benchmarks/balancing.py [--networks mlp resnet decoder] [--sizes 1e6 1e7 1e8 1e9] [--dtypes float32 bfloat16]
-        [--norms 2 1] [--tols 1e-6 1e-10] [--threads 2] [--rounds 3] [--output benchmarks/results/convergence.jsonl]
+        [--norms 2 1] [--tols 1e-6 1e-10] [--threads 2] [--rounds 3] [--device cpu] [--plain]
+        [--output benchmarks/results/convergence.jsonl]
     python benchmarks/balancing.py --draw docs/images/convergence.png --output benchmarks/results/convergence.jsonl
 
 Networks have 16 hidden layers (mlp), ResNet-50's blocks (resnet) or 8 blocks of attention and SwiGLU (decoder), as wide as
@@ -100,12 +101,12 @@ class Peak:
         return int(line.split()[1]) * 1024
 
 
-def measure(
-    name: str, size: float, dtype: torch.dtype, norms: list[float], tols: list[float], rounds: int, compile: bool
-) -> Iterator[dict]:
+def measure(name: str, size: float, dtype: torch.dtype, compile: bool, options: argparse.Namespace) -> Iterator[dict]:
     """One record for each norm and tolerance."""
     torch.manual_seed(0)
-    model, args = network(name, size)
+    rounds, device = options.rounds, options.device
+    with torch.device(device):
+        model, args = network(name, size)
     symmetries = equinorm.symmetries(model, args)
     symmetries.rescale_((4 * torch.rand(symmetries.num_free, dtype=torch.float64) - 2) * math.log(10))
     model.to(dtype)
@@ -115,12 +116,14 @@ def measure(
     def read() -> None:
         for weight in weights:
             torch.dot(weight, weight) if dtype == torch.float32 else torch.sum(weight)
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     read()
     for sums in (torch.float32, torch.float64):  # not while time is taken
         _ = native.kernels_for(dtype, sums) if compile else None
-    for p in norms:
-        for tol in tols:
+    for p in options.norms:
+        for tol in options.tols:
             reads, solving, applying, peaks = [], [], [], []
             for _ in range(rounds):
                 reads.append(timed(read)[0])
@@ -152,7 +155,7 @@ def measure(
                 "cycles": balance.cycles,
                 "residual": balance.residual,
                 "converged": balance.converged,
-                **machine(),
+                **machine(device),
             }
 
 
@@ -188,6 +191,8 @@ def main() -> None:
     parser.add_argument("--tols", nargs="+", type=float, default=[1e-6, 1e-10])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plain", action="store_true", help="without the compiled kernels")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--draw", type=Path, help="draw what --output holds into this .png, and measure nothing")
     options = parser.parse_args()
@@ -197,8 +202,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     for name in options.networks:
         for size in options.sizes:
-            for dtype, compile in itertools.product(options.dtypes, (False, True)):
-                found = measure(name, size, getattr(torch, dtype), options.norms, options.tols, options.rounds, compile)
+            for dtype, compile in itertools.product(options.dtypes, (False,) if options.plain else (False, True)):
+                found = measure(name, size, getattr(torch, dtype), compile, options)
                 report(found, options.output)
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from equinorm.discovery.rules import NOT_HOMOGENEOUS, TABLE
-from equinorm.rescaling.optimizer_laws import LAWS
+from equinorm.rescaling.optimizer_laws import ELSEWHERE, LAWS, OptimizerLaw
 
 KINDS = {
     "movement": "Entries only move",
@@ -63,12 +63,17 @@ def optimizers() -> str:
     """How the state of each known optimizer scales where its parameter scales by s."""
     rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
     for kind, known in LAWS.items():
-        laws = ", ".join(
-            f"`{name}` " + (f"· s{law.exponent}".translate(RAISED) if law.exponent else "unchanged")
-            for name, law in known.states.items()
-        )
-        rows.append(f"| `{kind.__name__}` | {laws} |")
+        rows.append(f"| `{kind.__name__}` | {_states(known)} |")
+    for name, known in ELSEWHERE.items():
+        rows.append(f"| `{name.partition('.')[0]}`'s `{name.rpartition('.')[2]}` | {_states(known)} |")
     return "\n".join(rows) + "\n"
+
+
+def _states(known: OptimizerLaw) -> str:
+    return ", ".join(
+        f"`{name}` " + (f"· s{law.exponent if law.exponent != 1 else ''}".translate(RAISED) if law.exponent else "unchanged")
+        for name, law in known.states.items()
+    )
 
 
 def command_help(command: str = "") -> str:

@@ -13,7 +13,7 @@ from equinorm import native
 from equinorm._display import count, drawing
 from equinorm._errors import BalanceError, RescaleError
 from equinorm.balancing import description
-from equinorm.balancing.layout import lay_out
+from equinorm.balancing.kept_layouts import kept_layout
 from equinorm.balancing.minimum import minimum
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
@@ -163,7 +163,7 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
         native.require()
     if not scalings:
         return _unmoved(symmetries, options)
-    network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
+    network = kept_layout(symmetries, scalings, held)
     processes = processes_of(tensors)
     if processes is not None:
         _check_shared(options)

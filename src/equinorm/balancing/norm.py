@@ -37,6 +37,8 @@ class Norm:
 
     def join(self, logs: Sequence[float]) -> float:
         """Logarithm of the sum (maximum) of energies."""
+        if len(logs) == 1:
+            return float(logs[0])
         values = torch.tensor(logs, dtype=torch.float64)
         return float(values.max() if self.is_max else values.logsumexp(0))
 

@@ -20,6 +20,13 @@ from equinorm.sharding.modules import reshard
 from equinorm.sharding.processes import Processes, agreeing, processes_of
 
 
+class Kept(dict):
+    """What can be worked out again, and is neither copied nor pickled."""
+
+    def __reduce__(self) -> tuple:
+        return Kept, ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Orbit:
     """All rescaling-equivalent weights of one model.
@@ -32,6 +39,7 @@ class Orbit:
         pins: channels that cannot scale, each with the operation and source line that says so.
         backward: functions with a backward pass of their own that the model calls; gradients behind them may not scale.
         casts: where the network rounds values that scale to fewer bits than their weights have.
+        kept: what others have worked out from the scalings, for the next time; copies begin without.
     """
 
     model: nn.Module = field(repr=False)
@@ -41,6 +49,7 @@ class Orbit:
     pins: tuple[Pin, ...] = field(repr=False)
     backward: tuple[str, ...] = field(repr=False, default=(), kw_only=True)
     casts: tuple[Cast, ...] = field(repr=False, default=(), kw_only=True)
+    kept: Kept = field(init=False, repr=False, default_factory=Kept)
     _guard: ModelGuard = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# What only a GPU can tell, in at most ten minutes on one H100 or H200 with PyTorch 2.11 or later:
+#
+#     benchmarks/gpu.sh [--dry] [--output FOLDER] [--data FOLDER] [--budget SECONDS]
+#
+# Each step runs by itself, with a limit, and writes FOLDER/STEP.log; results are lines of JSON in FOLDER/*.jsonl. A step that
+# has ended is not run again, and one that trains goes on from its last checkpoint: run the same command again for what is left.
+# --dry tries every script on a CPU, on the smallest networks: 40 s of one core. PYTHON names another python.
+
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+python=${PYTHON:-python} out=gpu-results data=shared/cifar10 budget=580 dry= patience=1
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry) dry=1 budget=3000 patience=10 ;; # other things may run on the same cores
+        --output) out=$2 && shift ;;
+        --data) data=$2 && shift ;;
+        --budget) budget=$2 && shift ;;
+        *) echo "unknown: $1" >&2 && exit 2 ;;
+    esac
+    shift
+done
+mkdir -p "$out"
+export PYTHONPATH=src:benchmarks${PYTHONPATH:+:$PYTHONPATH}
+failed=()
+
+# step NAME SECONDS COMMAND…
+step() {
+    local name=$1 limit=$(($2 * patience)) left=$((budget - SECONDS)) code began=$SECONDS
+    shift 2
+    if [ -e "$out/$name.done" ]; then echo "$name: done before" && return; fi
+    if [ "$left" -lt 5 ]; then echo "$name: no time left" && failed+=("$name") && return; fi
+    timeout -k 5 "$((limit < left ? limit : left))" "$@" >"$out/$name.log" 2>&1
+    code=$?
+    if [ $code -eq 0 ]; then touch "$out/$name.done" && echo "$name: done in $((SECONDS - began)) s" && return; fi
+    echo "$name: failed ($code) after $((SECONDS - began)) s, see $out/$name.log" && failed+=("$name")
+}
+
+# together SECONDS METHOD…: trainings side by side, each a step of its own
+together() {
+    local limit=$1 method
+    shift
+    for method in "$@"; do
+        (step "train-$method" "$limit" "$python" benchmarks/convolutional.py "$method" "${training[@]}" \
+            --checkpoints "$out/checkpoints" --output "$out/convolutional-$method.jsonl") &
+    done
+    wait
+    for method in "$@"; do [ -e "$out/train-$method.done" ] || failed+=("train-$method"); done
+}
+
+if [ -n "$dry" ]; then
+    device=cpu networks=(fc) rounds=2 size=32 weights=1e5 batches=(2) normed=(resnet18)
+    tests=(tests/training/test_optimizers.py -k "capturable and AdamW")
+    training=(--data digits --width 2 --epochs 1 --device cpu) methods=(baseline enorm_bn) forms=(--compile)
+else
+    device=cuda networks=(fc conv resnet18 resnet50 vit) rounds=30 size=224 weights=1e9 batches=(64) normed=(resnet18 resnet50)
+    tests=(tests/training/test_optimizers.py tests/training/test_optimizers_of_today.py tests/training/test_several_optimizers.py
+        tests/training/test_enorm.py)
+    training=(--data "$data") methods=(baseline bn gn enorm enorm_bn) forms=("" --compile)
+fi
+
+step tests 100 env EQUINORM_DEVICE=$device "$python" -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}"
+for network in "${networks[@]}"; do
+    step "step-$network" 60 "$python" benchmarks/training_step.py --device $device --networks "$network" --dtypes float32 \
+        --decays 0 --rounds $rounds --output "$out/step.jsonl"
+done
+for network in "${normed[@]}"; do
+    step "norms-$network" 50 "$python" benchmarks/training_step.py --norms --device $device --normed "$network" \
+        --batch "${batches[0]}" --size $size --rounds $rounds --output "$out/norms.jsonl"
+done
+for form in "${forms[@]}"; do
+    step "waits$form" 60 "$python" benchmarks/synchronisation.py --device $device $form --output "$out/synchronisation.jsonl"
+done
+step billion 60 "$python" benchmarks/balancing.py --device $device --plain --networks mlp --sizes $weights --dtypes float32 \
+    --norms 2 --tols 1e-6 --output "$out/convergence.jsonl"
+together 400 "${methods[@]}"
+
+[ ${#failed[@]} -eq 0 ] && echo "all done: $out" && exit 0
+echo "left: ${failed[*]}"
+exit 1
