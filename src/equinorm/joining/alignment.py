@@ -115,8 +115,8 @@ def align(
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
         own.rescale_(log_scales)
-    distances = (_distance(model, both[1].model) for model in (both[0].model, twin))
-    return Alignment(twin, order, flips, log_scales, *distances, taken)
+    before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
+    return Alignment(twin, order, flips, log_scales, before, after, taken)
 
 
 def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
