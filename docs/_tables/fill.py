@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import barriers
 import claims
 import large
 import rounding
@@ -25,6 +26,7 @@ RESULTS: dict[str, Callable[..., str]] = {
     **discovery.MARKERS,
     **large.MARKERS,
     **rounding.MARKERS,
+    **barriers.MARKERS,
 }
 """Made from files of results alone."""
 
