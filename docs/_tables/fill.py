@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import barriers
+import between
 import claims
 import large
 import rounding
@@ -26,7 +26,7 @@ RESULTS: dict[str, Callable[..., str]] = {
     **discovery.MARKERS,
     **large.MARKERS,
     **rounding.MARKERS,
-    **barriers.MARKERS,
+    **between.MARKERS,
 }
 """Made from files of results alone."""
 
