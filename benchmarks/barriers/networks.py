@@ -71,6 +71,6 @@ class Setting:
 
 SETTINGS = {
     "MLP": Setting(0, 12, 0.05, pooled=False),
-    "ResNet-20 ×1": Setting(1, 4, 0.2),
+    "ResNet-20 ×1": Setting(1, 2, 0.2),
     "ResNet-20 ×4": Setting(4, 2, 0.2, half=True),
 }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import audited
+import between
 import claims
 import large
 import rounding
@@ -27,6 +28,7 @@ RESULTS: dict[str, Callable[..., str]] = {
     **discovery.MARKERS,
     **large.MARKERS,
     **rounding.MARKERS,
+    **between.MARKERS,
 }
 """Made from files of results alone."""
 

@@ -22,6 +22,7 @@ from equinorm.grouping.groups import ScaleGroup
 from equinorm.joining.alignment import Alignment, align
 from equinorm.joining.canonical import Canonical, canonical, canonical_
 from equinorm.joining.equivalence import Equivalence, equivalence
+from equinorm.joining.interpolation import interpolate
 from equinorm.joining.signs import Flip, Signs, signs
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
@@ -72,6 +73,7 @@ __all__ = [
     "equalize",
     "equalize_",
     "equivalence",
+    "interpolate",
     "permutations",
     "quantization",
     "register_optimizer",

@@ -55,6 +55,7 @@ def align(
     kwargs: Mapping[str, Any] | None = None,
     *,
     rescale: bool = True,
+    flip: bool = True,
     starts: int = 1,
     sweeps: int = 100,
     seed: int = 0,
@@ -72,7 +73,8 @@ def align(
         model_b: another with the same parameters and the same graph.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        rescale: False to permute and flip only, with weights as they are.
+        rescale: False to leave scales as they are.
+        flip: False to leave signs as they are.
         starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
             drawn at random.
         sweeps: most of each start.
@@ -101,6 +103,8 @@ def align(
     both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     moves = Moves.of(both[0].model, args, kwargs, opaque)
+    if not flip:
+        moves = replace(moves, flips=replace(moves.flips, num_free=0))
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
     ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
     flips, order, taken = moves.assigned(ours, theirs, Search(starts, sweeps, seed))
@@ -111,8 +115,8 @@ def align(
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
         own.rescale_(log_scales)
-    distances = (_distance(model, both[1].model) for model in (both[0].model, twin))
-    return Alignment(twin, order, flips, log_scales, *distances, taken)
+    before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
+    return Alignment(twin, order, flips, log_scales, before, after, taken)
 
 
 def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:

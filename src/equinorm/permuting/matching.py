@@ -98,11 +98,17 @@ def nearest(ours: Tensor, theirs: Tensor) -> Tensor:
     if len(best.unique()) == len(best):
         return best
     order = torch.full((len(best),), -1)
-    is_free = torch.ones(len(best), dtype=torch.bool)
-    for pair in distances.flatten().argsort().tolist():
-        row, column = divmod(pair, len(best))
-        if order[row] < 0 and is_free[column]:
-            order[row], is_free[column] = column, False
+    rows = columns = torch.arange(len(best))
+    while len(rows):  # pairs that are nearest to each other; there always is one
+        column, row = distances.argmin(1), distances.argmin(0)
+        is_mutual = row[column] == torch.arange(len(rows))
+        if not bool(is_mutual.any()):  # ties in a circle
+            first = int(distances.argmin()) // len(rows)
+            is_mutual[first], column[first] = True, int(distances[first].argmin())
+        order[rows[is_mutual]] = columns[column[is_mutual]]
+        rest = torch.ones(len(columns), dtype=torch.bool)
+        rest[column[is_mutual]] = False
+        rows, columns, distances = rows[~is_mutual], columns[rest], distances[~is_mutual][:, rest]
     return order
 
 

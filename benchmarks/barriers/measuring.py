@@ -1,0 +1,98 @@
+"""What lies between two networks: loss and accuracy on the straight line, before and after bringing them together."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import equinorm
+from barriers.networks import SETTINGS, Setting
+from barriers.training import path_of
+from equinorm.experiments.datasets.in_memory import Data, Images
+
+POINTS = 11
+"""On each line, both ends included."""
+
+WAYS = {
+    "as they are": None,
+    "permutations": {"rescale": False, "flip": False},
+    "permutations, scales and signs": {},
+}
+"""Options of `equinorm.align` for each way to bring the first network near to the second."""
+
+
+def trained(name: str, seed: int, enorm: bool, folder: Path) -> nn.Module | None:
+    """A network as training left it; None if it was not trained to the end."""
+    setting, path = SETTINGS[name], path_of(name, seed, enorm, folder)
+    state = torch.load(path) if path.exists() else {"epochs": 0}
+    if state["epochs"] < setting.epochs:
+        return None
+    model = setting.network()
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+@torch.no_grad()
+def score(model: nn.Module, setting: Setting, images: Images, count: int) -> tuple[float, float]:
+    """Cross-entropy and accuracy on the first images."""
+    loss, right, seen = 0.0, 0, 0
+    for batch, labels in images.batches(500):
+        outputs = model(setting.images(batch))
+        loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
+        right, seen = right + int((outputs.argmax(1) == labels).sum()), seen + len(labels)
+        if seen >= count:
+            break
+    return loss / seen, right / seen
+
+
+def records(name: str, enorm: bool, data: Data, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+    """One line for each way to bring a pair together, and for each again with statistics measured anew."""
+    setting = SETTINGS[name]
+    pair = [trained(name, seed, enorm, folder) for seed in (0, 1)]
+    if pair[0] is None or pair[1] is None:
+        return
+    a, b = pair
+    for way, options in WAYS.items():
+        started, aligned, near = time.process_time(), None, a
+        if options is not None:
+            aligned = equinorm.align(a, b, (setting.example(),), **options)
+            near = aligned.model
+        seconds = time.process_time() - started
+        for is_repaired in (False, True) if setting.width else (False,):
+            measured = None
+            if is_repaired:
+                measured = [setting.images(batch) for batch, _ in _first(data.train, 10)]
+            ends = [k / (POINTS - 1) for k in range(POINTS)]
+            line = [score(equinorm.interpolate(near, b, t, data=measured), setting, data.test, count) for t in ends]
+            (first, _), (last, _) = line[0], line[-1]
+            yield {
+                "network": name,
+                "enorm": enorm,
+                "way": way,
+                "repaired": is_repaired,
+                "loss_barrier": max(loss - (1 - t) * first - t * last for t, (loss, _) in zip(ends, line, strict=True)),
+                "losses": [round(loss, 4) for loss, _ in line],
+                "accuracies": [round(accuracy, 4) for _, accuracy in line],
+                "distance": distance(near, b),
+                "cpu_seconds": round(seconds, 1),
+                "images": count,
+                "epochs": setting.epochs,
+                "torch": torch.__version__,
+            }
+
+
+def distance(one: nn.Module, other: nn.Module) -> float:
+    """‖a − b‖₂ / ‖b‖₂ over all parameters."""
+    a, b = (torch.cat([p.detach().double().flatten() for p in model.parameters()]) for model in (one, other))
+    return float((a - b).norm() / b.norm())
+
+
+def _first(images: Images, count: int) -> Iterator[Any]:
+    for number, batch in enumerate(images.batches(500)):
+        if number == count:
+            return
+        yield batch

@@ -1,0 +1,94 @@
+"""The canonical form: equal networks give equal weights, others do not, and outputs stay."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+
+
+def x(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def mixed() -> nn.Module:
+    layers = [nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def images() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(128, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+
+
+def encoder() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True).double().eval()
+
+
+NETWORKS = {"mixed": (mixed, x(4, 5)), "images": (images, x(4, 3, 8, 8)), "encoder": (encoder, x(2, 5, 8))}
+
+
+def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool) -> nn.Module:
+    """A copy that was permuted, flipped and rescaled."""
+    twin, generator = copy.deepcopy(net), torch.Generator().manual_seed(7)
+    permutations, signs, scales = (find(twin, args) for find in (equinorm.permutations, equinorm.signs, equinorm.symmetries))
+    permutations.permute_(permutations.random(generator))
+    signs.flip_(signs.random(generator))
+    z = torch.randn(scales.num_free, generator=generator, dtype=torch.float64)
+    scales.rescale_(2 * z, power_of_two=in_powers_of_two)
+    return twin
+
+
+@pytest.mark.parametrize("in_powers_of_two", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copies_get_the_same_form(name, in_powers_of_two):
+    make, args = NETWORKS[name]
+    torch.manual_seed(0)
+    net = make()
+    before = copy.deepcopy(net.state_dict())
+    forms = [equinorm.canonical(m, args, power_of_two=in_powers_of_two) for m in (net, moved(net, args, in_powers_of_two))]
+    assert equinorm.deviation(forms[0], net, args) <= 1e-12
+    for a, b in zip(*(form.state_dict().values() for form in forms), strict=True):
+        if in_powers_of_two:
+            assert torch.equal(a, b)
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    again = equinorm.canonical(forms[0], args, power_of_two=in_powers_of_two)
+    for a, b in zip(again.state_dict().values(), forms[0].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_other_networks_get_other_forms():
+    make, args = NETWORKS["mixed"]
+    torch.manual_seed(0)
+    net, twin = make(), None
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin[2].weight[3, 4] *= 1.001
+    forms = [equinorm.canonical(model, args).state_dict() for model in (net, twin)]
+    assert max(float((a - b).abs().max()) for a, b in zip(*(form.values() for form in forms), strict=True)) > 1e-6
+
+
+def test_channels_that_are_copies_are_counted_and_tie():
+    torch.manual_seed(0)
+    net, args = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 3)).double(), x(4, 5)
+    with torch.no_grad():
+        net[0].weight[5], net[0].bias[5], net[2].weight[:, 5] = net[0].weight[2], net[0].bias[2], net[2].weight[:, 2]
+    forms = [copy.deepcopy(net), moved(net, args, True)]
+    found = [equinorm.canonical_(form, args, power_of_two=True) for form in forms]
+    assert [one.ties for one in found] == [1, 1]
+    assert "1 channel that weights do not tell from others" in str(found[0])
+    assert all(torch.equal(a, b) for a, b in zip(forms[0].parameters(), forms[1].parameters(), strict=True))
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[0].weight[0, 0] = torch.nan
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight of Sequential holds NaN or inf"):
+        equinorm.canonical_(net, torch.randn(2, 5))
+    assert all(torch.equal(value, before[key]) or value.isnan().any() for key, value in net.state_dict().items())

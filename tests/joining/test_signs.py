@@ -1,0 +1,156 @@
+"""Flips of sign: outputs stay bitwise or to rounding, what must not flip does not, and what should is counted."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+
+
+def x(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def flipped(net: nn.Module, args: Tensor) -> tuple[nn.Module, equinorm.Signs]:
+    twin = copy.deepcopy(net)
+    signs = equinorm.signs(twin, args)
+    signs.flip_(-torch.ones(signs.num_free, dtype=torch.int64))
+    return twin, signs
+
+
+class Between(nn.Module):
+    """A function between two layers."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.before, self.function, self.after = nn.Linear(3, 4), function, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.function(self.before(x)))
+
+
+FUNCTIONS = {
+    "tanh": (torch.tanh, 4),
+    "nothing": (lambda y: y, 4),
+    "sine": (torch.sin, 4),
+    "cube": (lambda y: y**3, 4),
+    "bounds": (lambda y: y.clamp(-0.5, 0.5), 4),
+    "absolute": (lambda y: y.abs(), 4),
+    "gated": (lambda y: y * y.square(), 4),
+    "normed": (lambda y: nn.functional.rms_norm(y, (4,)), 4),
+    "layer norm": (lambda y: nn.functional.layer_norm(y, (4,)), 1),
+    "relu": (torch.relu, 0),
+    "gelu": (nn.functional.gelu, 0),
+    "one bound": (lambda y: y.clamp(-0.5, 1.0), 0),
+    "root": (lambda y: y.abs().sqrt() + y, 0),
+    "largest": (lambda y: y + y.max(-1, keepdim=True).values, 0),
+    "infinity": (lambda y: torch.tanh(y.masked_fill(torch.tensor([True, False, False, False]), -torch.inf)), 0),
+    "padded": (lambda y: torch.tanh(nn.functional.pad(y[:, :3], (0, 1), value=-torch.inf)), 0),
+    "shifted": (lambda y: torch.tanh(y + 1), 0),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_between_layers(name):
+    function, free = FUNCTIONS[name]
+    torch.manual_seed(0)
+    net, args = Between(function).double(), x(5, 3)
+    twin, signs = flipped(net, args)
+    assert equinorm.deviation(twin, net, args) <= 1e-15
+    assert signs.num_free == free
+
+
+def attention() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True)
+
+
+def images() -> nn.Module:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Tanh()]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(45, 2))
+
+
+def weight_norm() -> nn.Module:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    return nn.Sequential(normed, nn.Tanh(), nn.Linear(4, 2))
+
+
+NETWORKS = {
+    "attention": (attention, x(2, 5, 8), 17),  # queries with keys 8, values 8, one for what a layer norm gives
+    "images": (images, x(4, 3, 8, 8), 14),  # 4 in front of the first norm, 5 in front of the second, 5 behind it
+    "weight norm": (weight_norm, x(5, 3), 8),  # gains with the next layer; gains with directions
+    "lstm": (lambda: nn.LSTM(3, 4, proj_size=2), x(5, 2, 3), 0),
+}
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, is_training):
+    make, args, free = NETWORKS[name]
+    torch.manual_seed(0)
+    net = make().double().train(is_training)
+    twin, signs = flipped(net, args)
+    assert equinorm.deviation(twin, net, args) <= 1e-14
+    assert signs.num_free == free
+
+
+def test_training_goes_on_as_it_would_have():
+    torch.manual_seed(0)
+    net, args = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), x(5, 3)
+    twin = copy.deepcopy(net)
+    optimizers = [torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1) for model in (net, twin)]
+    for step in range(4):
+        for model, optimizer in zip((net, twin), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(args).square().mean().backward()
+            optimizer.step()
+        if step == 1:
+            equinorm.signs(twin, args).flip_(torch.tensor([1, -1, -1, 1]), optimizers[1])
+    assert equinorm.deviation(twin, net, args) <= 1e-12
+
+
+def test_signs_that_are_none_are_refused():
+    net, args = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    signs = equinorm.signs(net, args)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(equinorm.RescaleError, match=r"shape \(4,\)"):
+        signs.flip_(torch.ones(3))
+    with pytest.raises(equinorm.RescaleError, match="−1 and 1"):
+        signs.flip_(torch.tensor([1, 1, 2, 1]))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert str(signs) == "Sequential: 4 channels in 1 family may change their sign"
+
+
+def test_a_wrong_flip_changes_the_outputs():
+    net, args = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), x(5, 3)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin[0].weight[1] *= -1
+    assert equinorm.deviation(twin, net, args) > 1e-3
+
+
+def test_equivalence_and_alignment_find_flips():
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3)]
+    net, args, generator = nn.Sequential(*layers).double(), x(4, 5), torch.Generator().manual_seed(2)
+    twin = copy.deepcopy(net)
+    for group in (equinorm.permutations(twin, args), equinorm.signs(twin, args)):
+        (group.permute_ if isinstance(group, equinorm.Permutations) else group.flip_)(group.random(generator))
+    scales = equinorm.symmetries(twin, args)
+    scales.rescale_(torch.randn(scales.num_free, generator=generator, dtype=torch.float64))
+    found = equinorm.equivalence(net, twin, args)
+    assert found.joined_by == ("flips of sign", "permutation", "rescaling")
+    assert "equivalent by flips of sign, permutation and rescaling" in str(found)
+    moved = copy.deepcopy(net)
+    equinorm.signs(moved, args).flip_(found.signs)
+    equinorm.permutations(moved, args).permute_(found.permutation)
+    equinorm.symmetries(moved, args).rescale_(found.log_scales)
+    for a, b in zip(moved.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=0)
+    pytest.importorskip("scipy")
+    with torch.no_grad():
+        twin[0].weight += 1e-3
+    aligned = equinorm.align(net, twin, args)
+    assert aligned.distance_after < 0.01
+    assert not equinorm.equivalence(net, twin, args).equivalent
