@@ -74,7 +74,8 @@ def written(model: nn.Module, args: Args) -> bytes:
     from onnx import numpy_helper
 
     key = likeness(model, args)
-    values = {name: value.detach().numpy() for name, value in (*model.named_parameters(), *model.named_buffers())}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    values = {name: value.detach().numpy() for name, value in tensors if value.is_floating_point()}
     known = _FILES.get(key)
     if known is None or len(known.same) + len(known.transposed) < len(values):
         with tempfile.TemporaryDirectory() as folder:
