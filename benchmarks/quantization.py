@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import math
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 import common
 import equinorm
 from quantizing import samples, subjects
-from quantizing.methods import METHODS, folded
+from quantizing.methods import METHODS, equalized, folded
 from quantizing.rounding import Setting
 from quantizing.subjects import SUBJECTS, Subject, joined
 from quantizing.tools import outputs
@@ -170,6 +171,20 @@ def sweep(options: argparse.Namespace, done: Done) -> Iterator[dict[str, Any]]:
         yield {"network": name, "setting": setting, "method": method} | found | digest | source
 
 
+def timings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Seconds of equalizing one draw: elapsed, of the processor, and by part."""
+    for name in options.networks:
+        bench = Bench(name, options.images or SUBJECTS[name].count)
+        calibration = bench.subject.draw(0, bench.count, False).args
+        for setting in options.settings:
+            METHODS["noise"].load()
+            started, worked = time.perf_counter(), time.process_time()
+            result = equalized(bench.model, calibration, SETTINGS[setting])
+            spent = {"seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - worked}
+            load = {"load": os.getloadavg()[0], "parts": dict(result.seconds), "algorithm": algorithm()}
+            yield {"network": name, "setting": setting, "images": bench.count, **spent, **load} | about()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=samples.DATA, help="folder of cifar-10-batches-py")
@@ -180,10 +195,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--images", type=int, help="in a calibration batch, and in a test batch; default: the network's")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--time", action="store_true", help="only how long equinorm.equalize takes")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     samples.DATA, subjects.SHARED = options.data, options.shared
     torch.set_num_threads(options.threads)
+    if options.time:
+        common.report(timings(options), options.output)
+        return
     known = common.read(options.output) if options.output and options.output.exists() else []
     common.report(sweep(options, {(r["network"], r["setting"], r["method"]): r for r in known}), options.output)
 

@@ -240,11 +240,16 @@ def modelopt(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     return plain
 
 
-def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
-    """Least noise of this setting's own rounding."""
+def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equalization:
+    """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
-    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits)
-    return equinorm.equalize(model, args, calibration=[args], scheme=scheme).model
+    scheme = Scheme(setting.weight_bits, granularity, activation_bits=setting.activation_bits, sums=True)
+    return equinorm.equalize(model, args, calibration=[args], scheme=scheme)
+
+
+def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """The network of least noise."""
+    return equalized(model, args, setting).model
 
 
 def untouched(model: nn.Module, args: Args, setting: Setting) -> nn.Module:

@@ -164,6 +164,21 @@ def seconds(*names: str) -> str:
     return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
 
 
+def duration() -> str:
+    """How long equalizing takes, by part."""
+    path = RESULTS.with_name("quantization-seconds.jsonl")
+    held = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    if not held:
+        return "*Not measured yet.*"
+    parts = [*held[-1]["parts"]]
+    rows = [f"| | threads | elapsed | processor | {' | '.join(parts)} | load |", "| --- |" + " ---: |" * (len(parts) + 4)]
+    for r in held:
+        cells = [str(r["threads"]), *(f"{r[key]:.0f} s" for key in ("seconds", "processor_seconds"))]
+        cells += [f"{r['parts'].get(part, 0):.0f} s" for part in parts] + [f"{r['load']:.0f}"]
+        rows.append(f"| {r['network']}, {SETTINGS[r['setting']]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def bounds() -> str:
     """Forms of a bound for each channel: milliseconds, operations and roundings."""
     held = [json.loads(line) for line in RESULTS.with_name("bounds.jsonl").read_text("utf-8").splitlines()]
@@ -192,5 +207,6 @@ MARKERS = {
     "quantization": network,
     "quantization_accuracy": accuracy,
     "quantization_aims": aims,
+    "quantization_duration": duration,
     "quantization_seconds": seconds,
 }
