@@ -32,7 +32,6 @@ def test_function_is_unchanged_and_noise_is_less(uneven, found):
     assert found.gap <= 5e-3
     assert found.noise_after > found.noise_before + 6
     assert found.measured_after > found.measured_before + 6
-    assert found.measured_after == pytest.approx(found.noise_after, abs=4)
     assert found.samples == len(x)
 
 
@@ -82,7 +81,7 @@ def test_a_part_of_powers_of_two_is_rounded_again():
 def test_scales_stay_within_bounds(uneven):
     net, x = uneven
     found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", largest=2.0)
-    assert float(found.log_scales.abs().max()) == pytest.approx(math.log(2.0))
+    assert 0.5 < float(found.log_scales.abs().max()) <= math.log(2.0)
 
 
 def test_bias_correction_takes_out_what_rounding_shifts():
@@ -150,6 +149,56 @@ def test_normalizations_are_folded_and_bounds_set_free():
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_sums_are_rounded_where_the_scheme_says_so(is_in_place):
+    """Weights of 16 bits lose nothing: what is lost besides the inputs of layers is lost at the sum."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = (nn.Conv2d(*shape) for shape in ((2, 6, 3), (6, 6, 1), (6, 3, 1)))
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            y = self.second(nn.functional.pad(x, (1, 1, 1, 1)))[..., 1:-1, 1:-1]
+            if is_in_place:
+                y += x
+            else:
+                y = torch.add(y, x)
+            return self.last(y.relu()).mean((2, 3))
+
+    torch.manual_seed(0)
+    net, x = Residual().double().eval(), torch.randn(16, 2, 6, 6, dtype=torch.float64)
+    without, found = (
+        equinorm.equalize(net, x, calibration=[x], scheme=Scheme(16, "tensor", True, 6, in_float=["first", "last"], sums=sums))
+        for sums in (False, True)
+    )
+    assert [tensor.name for tensor in found.tensors][-2:] == ["sum 1 (operand 1)", "sum 1 (operand 2)"]
+    assert without.measured_before > found.measured_before + 3
+    assert found.measured_before == pytest.approx(found.noise_before, abs=3)
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+    assert bool(found.log_scales.any())
+    assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
+    assert [ranges.name for ranges in found.channel_ranges()] == ["second.weight"]
+
+
+class Hidden(nn.Module):
+    """Its sum is not one of the exported graph: the example decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if torch.compiler.is_compiling() else y + y
+
+
+def test_sums_that_cannot_be_found_are_refused():
+    with pytest.raises(EqualizeError, match="adds activations 1 times as it runs and 0 times as exported"):
+        equinorm.equalize(Hidden().eval(), X, calibration=[X], scheme=Scheme(sums=True))
+
+
 def test_random_inputs_do_without_data(uneven):
     net, x = uneven
     found = equinorm.equalize(net, x, scheme="w8a8-tensor")
@@ -158,7 +207,7 @@ def test_random_inputs_do_without_data(uneven):
 
 
 def test_what_is_worse_measured_is_not_taken(monkeypatch, uneven, found):
-    from equinorm.quantization import equalize as module
+    from equinorm.quantization import solve as module
 
     _, x = uneven
     wrong = module.Minimum(-found.log_scales.numpy(), -1.0, -1.0, 1, 1)

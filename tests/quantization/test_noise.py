@@ -8,7 +8,7 @@ import torch
 from quantized_networks import mixed, noise_of, perceptron
 from scipy import optimize
 
-from equinorm.quantization.fake import Simulation, decibels, signal_to_noise
+from equinorm.quantization.fake import Reference, Simulation, decibels
 from equinorm.quantization.minimize import descend, minimize
 from equinorm.quantization.noise import Noise, logs
 from equinorm.quantization.points import find_points
@@ -16,7 +16,7 @@ from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import gather
 from equinorm.quantization.terms import by_name, terms
 
-SCHEMES = ["w8a8-tensor", "w8a8", "w4g2a8", Scheme(8, "tensor", False, 8, True), Scheme(8, "channel", False, None)]
+SCHEMES = ["w8a8-tensor", "w8a8", "w4g2a8", Scheme(8, "tensor", False, 8, True), Scheme(8, "channel", sums=True)]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -65,7 +65,7 @@ def test_prediction_is_what_rounding_costs(scheme):
         seen = gather(net, points, [((x,), {})])
         _, found, _ = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
         predicted = decibels(seen.signal, Noise(found, len(z)).exact(z.numpy()).sum())
-        (measured,) = signal_to_noise([Simulation(net, points, seen.activations, scalings, z)], [((x,), {})])
+        measured = Reference(net, [((x,), {})]).signal_to_noise(Simulation(net, points, seen.activations, scalings, z))
         apart.append(measured - predicted)
     assert abs(sum(apart) / len(apart)) < 1.5
     assert max(map(abs, apart)) < 4.0

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from equinorm.quantization.noise import Noise
+from equinorm.quantization.operands import find_operands
 from equinorm.quantization.points import find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import gather
@@ -58,7 +59,9 @@ def uneven_(net, x, spread):
 
 def noise_of(net, x, scheme):
     """The noise of a network, its symmetries, and the statistics."""
-    symmetries, points = find_points(net, (x,), None, Scheme.parse(scheme) if isinstance(scheme, str) else scheme)
+    scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    symmetries, points = find_points(net, (x,), None, scheme)
+    points = (*points, *find_operands(net, (x,), None, scheme, symmetries))
     seen = gather(net, points, [((x,), {})])
     _, found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     return Noise(found, symmetries.num_free), symmetries, seen

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equinorm.quantization.batches import Batch
 from equinorm.quantization.calls import Call
 from equinorm.quantization.fake import Simulation, broadcast, outputs
-from equinorm.quantization.statistics import Batch
 
 Key = tuple[str, int]
 
@@ -45,7 +45,7 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
             return result + broadcast(shift, call, result)
 
         outputs(simulation.model, batch, remember)
-        outputs(simulation.model, batch, correct)
+        outputs(simulation.model, batch, correct, simulation.add)
     return {name: total / uses[name] for name, total in sums.items()}
 
 

@@ -1,4 +1,4 @@
-"""Calls of linear maps: what a quantizer rounds, found while the network runs, whatever its modules are."""
+"""Calls of linear maps and of sums: what a quantizer rounds, found while the network runs, whatever its modules are."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -71,21 +71,58 @@ class Call:
         return self.function(**{**self.arguments, **changed})
 
 
+ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+ADDITIONS_IN_PLACE = {Tensor.add_, Tensor.__iadd__}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """One sum of two activations.
+
+    Attributes:
+        operands: both.
+        options: further arguments.
+        number: of sums before it.
+        is_in_place: does it write into the first?
+    """
+
+    operands: tuple[Tensor, Tensor]
+    options: dict[str, Any]
+    number: int
+    is_in_place: bool
+
+    @property
+    def keys(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """What identifies the operands."""
+        return (f"+{self.number}", 0), (f"+{self.number}", 1)
+
+    def run(self, first: Tensor, second: Tensor) -> Tensor:
+        """The sum of what stands for the operands."""
+        result = torch.add(first, second, **self.options)
+        return self.operands[0].copy_(result) if self.is_in_place else result
+
+
 class Calls(TorchFunctionMode):
     """While active, every linear map whose weight is a parameter of a model is handed to a function instead.
 
     Args:
         model: whose parameters count.
         handle: gets the call, returns its result.
+        add: gets sums of two activations and returns their result; None leaves them alone.
     """
 
-    def __init__(self, model: nn.Module, handle: Callable[[Call], Any]) -> None:
+    def __init__(self, model: nn.Module, handle: Callable[[Call], Any], add: Callable[[Sum], Any] | None = None) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
-        self._handle, self._numbers = handle, Counter()
+        self._constants = {*self._names, *(id(tensor) for tensor in model.buffers())}
+        self._handle, self._add, self._numbers = handle, add, Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if self._add is not None and (func in ADDITIONS or func in ADDITIONS_IN_PLACE) and self._are_activations(args):
+            number = self._numbers[""]
+            self._numbers[""] += 1
+            return self._add(Sum((args[0], args[1]), kwargs, number, func in ADDITIONS_IN_PLACE))
         if func not in KINDS:
             return func(*args, **kwargs)
         arguments = {**dict(zip(KINDS[func].places, args, strict=False)), **kwargs}
@@ -95,3 +132,10 @@ class Calls(TorchFunctionMode):
         number = self._numbers[name]
         self._numbers[name] += 1
         return self._handle(Call(func, arguments, name, number))
+
+    def _are_activations(self, args: tuple) -> bool:
+        """Are these two tensors of floating-point numbers with channels, none of them the model's own?"""
+        return len(args) == 2 and all(
+            isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and id(value) not in self._constants
+            for value in args
+        )

@@ -13,11 +13,13 @@ from equinorm._display import drawing
 from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
 from equinorm.quantization import description
-from equinorm.quantization.fake import Simulation, signal_to_noise
+from equinorm.quantization.batches import Batch, calibration_batches
+from equinorm.quantization.fake import Reference, Simulation
+from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import Activation, Batch, calibration_batches
+from equinorm.quantization.statistics import Activation
 from equinorm.quantization.terms import by_name
 
 
@@ -92,7 +94,7 @@ class Equalization:
     corrections: Mapping[str, Tensor] = field(repr=False)
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
-    points: tuple[Point, ...] = field(repr=False)
+    points: tuple[Place, ...] = field(repr=False)
     activations: Mapping[tuple[str, int], Activation] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
     preparation: Preparation | None = field(repr=False, default=None)
@@ -111,8 +113,9 @@ class Equalization:
             EqualizeError: if the batches are no inputs of the model.
         """
         given = self.batches if batches is None else calibration_batches(batches, self.model, *self.batches[0])
-        before_db, after_db = signal_to_noise(self._simulations(), given, self._shifts())
-        return before_db, after_db
+        reference = Reference(self.model, given, self._shifts())
+        before, after = self._simulations()
+        return reference.signal_to_noise(before), reference.signal_to_noise(after)
 
     @on_cpu()
     def simulated(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -152,9 +155,9 @@ class Equalization:
         scalings, tensors = by_name(self.symmetries.scalings), self.symmetries.tensors
         found = []
         for point in self.points:
-            scaling = scalings[point.weight]
-            if point.number or not scaling.factors:
+            if not isinstance(point, Point) or point.number or not scalings[point.weight].factors:
                 continue
+            scaling = scalings[point.weight]
             after = tensors[point.weight].detach().to("cpu", torch.float64).abs()
             before = after / scaling.log_scales(self.log_scales).exp()
             axes = [axis for axis in range(after.dim()) if axis != int(point.is_transposed)]

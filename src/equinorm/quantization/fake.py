@@ -1,8 +1,7 @@
 """Fake quantization: numbers rounded as a scheme says, in floating point."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,12 @@ from torch.utils import _pytree as pytree
 
 from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
-from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.batches import Batch
+from equinorm.quantization.calls import Call, Calls, Sum
+from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import levels
-from equinorm.quantization.statistics import Activation, Batch
+from equinorm.quantization.statistics import Activation
 
 
 def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: bool) -> Tensor:
@@ -66,7 +67,7 @@ class Simulation:
     def __init__(
         self,
         model: nn.Module,
-        points: Sequence[Point],
+        points: Sequence[Place],
         activations: Mapping[tuple[str, int], Activation],
         scalings: Mapping[str, Scaling],
         z: Tensor,
@@ -77,18 +78,34 @@ class Simulation:
         self.shifts: Mapping[str, Tensor] = shifts or {}
         self.weights: dict[str, Tensor] = {}
 
+    def shifted(self, shifts: Mapping[str, Tensor]) -> "Simulation":
+        """The same with other shifts."""
+        return Simulation(self.model, tuple(self.points.values()), self.activations, self.scalings, self.z, shifts)
+
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Floating-point outputs of the rounded network."""
-        return outputs(self.model, batch, self.handle)
+        return outputs(self.model, batch, self.handle, self.add)
 
     def handle(self, call: Call) -> Tensor:
         """A call, rounded if it is a point; what is added to a layer's bias is added in all of its calls."""
         point = self.points.get((call.name, call.number))
-        changed = {} if point is None else {"input": self.activation(point, call), "weight": self.weight(point, call)}
+        changed = {}
+        if isinstance(point, Point):
+            changed = {"input": self.activation(point, call.arguments["input"]), "weight": self.weight(point, call)}
         result = call.run(**changed)
         if call.name in self.shifts:
             result = result + broadcast(self.shifts[call.name], call, result)
         return result
+
+    @property
+    def add(self) -> Callable[[Sum], Tensor] | None:
+        """What adds rounded activations, if any sum reads such."""
+
+        def add(added: Sum) -> Tensor:
+            places = zip((self.points.get(key) for key in added.keys), added.operands, strict=True)
+            return added.run(*(value if place is None else self.activation(place, value) for place, value in places))
+
+        return add if any(isinstance(place, Operand) for place in self.points.values()) else None
 
     def weight(self, point: Point, call: Call) -> Tensor:
         """The weight, rounded."""
@@ -98,15 +115,17 @@ class Simulation:
             self.weights[point.weight] = rounded_weight(weight * scales, point) / scales
         return self.weights[point.weight]
 
-    def activation(self, point: Point, call: Call) -> Tensor:
-        """What the call reads, rounded."""
-        value, scheme = call.arguments["input"], point.scheme
+    def activation(self, place: Place, value: Tensor) -> Tensor:
+        """What is read there, rounded."""
+        scheme = place.scheme
         if scheme.activation_bits is None:
             return value
-        seen, scales = self.activations[point.key], point.scaling.log_scales(self.z).exp()
-        channels = scales.expand(point.scaling.shape).reshape(-1)
+        seen, scales = self.activations[place.key], place.scaling.log_scales(self.z).exp()
+        channels = scales.expand(place.scaling.shape).reshape(-1)
         low, high = ((part * channels) for part in (seen.low, seen.high))
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
+        if isinstance(place, Operand):
+            scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
         return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
 
 
@@ -115,11 +134,13 @@ def broadcast(channels: Tensor, call: Call, result: Tensor) -> Tensor:
     return channels.to(result.device, result.dtype).reshape(-1, *(1,) * call.kind.spatial)
 
 
-def outputs(model: nn.Module, batch: Batch, handle: Any = None) -> list[Tensor]:
-    """Floating-point outputs of a network, its linear maps handed to a function if there is one."""
+def outputs(
+    model: nn.Module, batch: Batch, handle: Callable[[Call], Tensor], add: Callable[[Sum], Tensor] | None = None
+) -> list[Tensor]:
+    """Floating-point outputs of a network, its linear maps handed to a function, and its sums to another if there is one."""
     args, kwargs = batch
     kwargs = without_cache(model, args, kwargs)
-    with undisturbed(model), by_default(), Calls(model, handle or (lambda call: call.run())):
+    with undisturbed(model), by_default(), Calls(model, handle, add):
         result = model(*args, **kwargs)
     return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
 
@@ -129,27 +150,30 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf if noise <= 0 else -math.inf
 
 
-def signal_to_noise(
-    simulations: Sequence[Simulation], batches: Sequence[Batch], shifts: Mapping[str, Tensor] | None = None
-) -> list[float]:
-    """Σ y² / Σ (ŷ − y)² over batches and outputs in dB, for each simulation of one model.
+class Reference:
+    """What a float network puts out, against which rounded ones are measured.
 
     Args:
-        simulations: that give ŷ.
+        model: the network.
         batches: inputs.
-        shifts: what is added to outputs of layers, by the weight's name, of the float network that gives y.
+        shifts: what is added to outputs of its layers, by the weight's name.
     """
-    moved = dict(shifts or {})
 
-    def shifted(call: Call) -> Tensor:
-        result = call.run()
-        return result + broadcast(moved[call.name], call, result) if call.name in moved else result
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], shifts: Mapping[str, Tensor] | None = None) -> None:
+        moved = dict(shifts or {})
 
-    signal, noises = 0.0, [0.0] * len(simulations)
-    for batch in batches:
-        wanted = outputs(simulations[0].model, batch, shifted)
-        signal += sum(float(value.double().square().sum()) for value in wanted)
-        for place, simulation in enumerate(simulations):
+        def shifted(call: Call) -> Tensor:
+            result = call.run()
+            return result + broadcast(moved[call.name], call, result) if call.name in moved else result
+
+        self.batches = batches
+        self.wanted = [[value.double() for value in outputs(model, batch, shifted)] for batch in batches]
+        self.signal = sum(float(value.square().sum()) for wanted in self.wanted for value in wanted)
+
+    def signal_to_noise(self, simulation: Simulation) -> float:
+        """Σ y² / Σ (ŷ − y)² over batches and outputs in dB."""
+        noise = 0.0
+        for batch, wanted in zip(self.batches, self.wanted, strict=True):
             pairs = zip(simulation.outputs(batch), wanted, strict=True)
-            noises[place] += sum(float((one.double() - other.double()).square().sum()) for one, other in pairs)
-    return [decibels(signal, noise) for noise in noises]
+            noise += sum(float((one.double() - other).square().sum()) for one, other in pairs)
+        return decibels(self.signal, noise)

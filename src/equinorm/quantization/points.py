@@ -101,12 +101,14 @@ def _read(values: InnerValues, use: InnerValue) -> InnerValue:
 
 
 def _scaling_of_channels(value: InnerValue, call: Call) -> Scaling:
-    """How the channels of a value scale: a layer that reads it lets nothing else about it scale."""
-    scaling, ones = value.scaling, (1,) * call.kind.spatial
-    channels = value.shape[call.axis]
-    factors = [] if scaling is None else [(exponent, ids.reshape(-1, *ones)) for exponent, ids in scaling.factors]
-    fitting = tuple((exponent, ids) for exponent, ids in factors if len(ids) in (1, channels))
-    return Scaling((value.name,), (channels, *ones), value.dtype, "value", "value", value.depth, fitting)
+    """How the channels of a value scale: a layer that reads it lets nothing else about it scale, but for zeros of a padding."""
+    scaling, channels = value.scaling, (value.shape[call.axis], *(1,) * call.kind.spatial)
+    factors = () if scaling is None else scaling.factors
+    along = tuple(
+        (exponent, ids.movedim(call.axis, 0).reshape(ids.shape[call.axis], -1).amax(1).reshape(-1, *channels[1:]))
+        for exponent, ids in factors
+    )
+    return Scaling((value.name,), channels, value.dtype, "value", "value", value.depth, along)
 
 
 def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Call]:

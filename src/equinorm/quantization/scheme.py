@@ -28,6 +28,7 @@ class Scheme:
         activation_symmetric: as for weights.
         overrides: other schemes for modules whose names match a pattern ("features.0.*"); the first that matches counts.
         in_float: patterns of modules that are not quantized. A pattern must match a layer of the network.
+        sums: are both activations that a sum adds rounded too, as onnxruntime and PT2E do?
 
     Raises:
         EqualizeError: for values out of range.
@@ -44,6 +45,7 @@ class Scheme:
     activation_symmetric: bool = False
     overrides: Any = field(default=(), kw_only=True)
     in_float: Sequence[str] = field(default=(), kw_only=True)
+    sums: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
@@ -54,7 +56,7 @@ class Scheme:
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
-        for name in ("weight_symmetric", "activation_symmetric"):
+        for name in ("weight_symmetric", "activation_symmetric", "sums"):
             if not isinstance(getattr(self, name), bool):
                 raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         object.__setattr__(self, "overrides", _pairs(self.overrides))
@@ -98,6 +100,10 @@ class Scheme:
             if fnmatch.fnmatchcase(module, pattern):
                 return scheme.within(module)
         return self
+
+    def all(self) -> "list[Scheme]":
+        """This one and its overrides, and theirs."""
+        return [self, *(part for _, scheme in self.overrides for part in scheme.all())]
 
     def idle_patterns(self, modules: Iterable[str]) -> list[str]:
         """Patterns of this scheme that match none of these names."""

@@ -1,9 +1,8 @@
 """Statistics: between which bounds activations lie, and how much rounding errors matter to the network's outputs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,9 @@ from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm._modules import by_default, undisturbed, without_cache
-from equinorm.quantization.calls import Call, Calls
-from equinorm.quantization.points import Point
-
-Batch = tuple[tuple, dict[str, Any]]
-"""Positional and keyword inputs of one call."""
+from equinorm.quantization.batches import Batch, parts, rows
+from equinorm.quantization.calls import Call, Calls, Sum
+from equinorm.quantization.operands import Operand, Place
 
 MOST_PARTS = 64
 """Backward passes at most: batches of more rows are taken several rows at a time."""
@@ -84,7 +81,7 @@ class Statistics:
 
 
 def gather(
-    model: nn.Module, points: Sequence[Point], batches: Sequence[Batch], progress: Callable[[int, int], None] | None = None
+    model: nn.Module, points: Sequence[Place], batches: Sequence[Batch], progress: Callable[[int, int], None] | None = None
 ) -> Statistics:
     """Run a network on calibration data and back, outputs weighted by random signs.
 
@@ -100,12 +97,12 @@ def gather(
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
     found = Statistics()
-    parts = [(number, part) for number, batch in enumerate(batches) for part in _parts(batch, _rows_a_part(batches))]
+    passes = [(number, part) for number, batch in enumerate(batches) for part in parts(batch, _rows_a_part(batches))]
     generator = torch.Generator().manual_seed(0)
-    for done, (number, part) in enumerate(parts):
+    for done, (number, part) in enumerate(passes):
         _Pass(model, points, found, number).run(part, generator)
         if progress is not None:
-            progress(done + 1, len(parts))
+            progress(done + 1, len(passes))
     for seen in found.activations.values():
         seen.sensitivity /= found.samples
         seen.coherent /= found.samples
@@ -119,34 +116,18 @@ def gather(
     return found
 
 
-def rows(batch: Batch) -> int:
-    """Size of the first axis that all tensors of a batch share; 1 if there is none."""
-    sizes = {value.shape[0] if value.dim() else 0 for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)}
-    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
-
-
 def _rows_a_part(batches: Sequence[Batch]) -> int:
     return max(math.ceil(sum(map(rows, batches)) / MOST_PARTS), 1)
-
-
-def _parts(batch: Batch, size: int) -> list[Batch]:
-    """A batch, so many rows at a time."""
-    total = rows(batch)
-
-    def cut(start: int) -> Batch:
-        return pytree.tree_map(lambda value: value[start : start + size] if isinstance(value, Tensor) else value, batch)
-
-    return [batch] if total <= size else [cut(start) for start in range(0, total, size)]
 
 
 class _Pass:
     """One run forth and back."""
 
-    def __init__(self, model: nn.Module, points: Sequence[Point], found: Statistics, number: int) -> None:
+    def __init__(self, model: nn.Module, points: Sequence[Place], found: Statistics, number: int) -> None:
         self.model, self.found, self.number = model, found, number
         self.points = {point.key: point for point in points}
         self.leaves: dict[str, Tensor] = {}
-        self.inputs: list[tuple[Point, int, Tensor]] = []
+        self.inputs: list[tuple[Place, int, Tensor]] = []
 
     def run(self, part: Batch, generator: torch.Generator) -> None:
         """Add what this part shows; buffers are put back when the pass is over, since its way back reads them."""
@@ -183,7 +164,9 @@ class _Pass:
         args, kwargs = part
         kwargs = without_cache(self.model, args, kwargs)
         try:
-            with Calls(self.model, self._note):
+            with Calls(
+                self.model, self._note, self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
+            ):
                 result = self.model(*args, **kwargs)
         except EqualizeError:
             raise
@@ -203,13 +186,25 @@ class _Pass:
         if point is None:
             return call.run()
         leaf = self.leaves.setdefault(call.name, call.arguments["weight"].detach().requires_grad_())
-        value = call.arguments["input"].clone()  # what the network changes in place later is another tensor
+        return call.run(input=self._noted(point, call.axis, call.arguments["input"]), weight=leaf)
+
+    def _sum(self, added: Sum) -> Tensor:
+        """Add copies that gradients reach."""
+        places = [self.points.get(key) for key in added.keys]
+        pairs = zip(places, added.operands, strict=True)
+        return added.run(
+            *(self._noted(place, place.axis, value) if isinstance(place, Operand) else value for place, value in pairs)
+        )
+
+    def _noted(self, place: Place, axis: int, value: Tensor) -> Tensor:
+        """A copy that gradients reach; what the network changes in place later is another tensor."""
+        value = value.clone()
         if not value.requires_grad:
             value.requires_grad_()
-        self.inputs.append((point, call.axis, value))
-        return call.run(input=value, weight=leaf)
+        self.inputs.append((place, axis, value))
+        return value
 
-    def _add(self, point: Point, axis: int, value: Tensor, gradient: Tensor) -> None:
+    def _add(self, point: Place, axis: int, value: Tensor, gradient: Tensor) -> None:
         lows, highs = _by_sample(value, axis)
         value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
@@ -249,59 +244,3 @@ def _by_sample(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 def _top(values: Tensor, largest: bool) -> Tensor:
     """The most extreme of each column."""
     return values.topk(min(TAIL + 1, len(values)), dim=0, largest=largest).values
-
-
-def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:
-    """Batches as the user gives them: tensors, tuples of positional inputs, dicts of keyword inputs.
-
-    Raises:
-        EqualizeError: if there are none, or one does not have the inputs of the example.
-    """
-    named = dict(kwargs or {})
-    if isinstance(calibration, (Tensor, Mapping, str)) or not hasattr(calibration, "__iter__"):
-        what = "a tensor" if isinstance(calibration, Tensor) else f"a {type(calibration).__name__}"
-        raise EqualizeError(f"calibration must be several batches, each a tuple of inputs, not {what}. For one: [(x,)].")
-    found: list[Batch] = []
-    for number, given in enumerate(calibration):
-        batch = (
-            ((), {**named, **given})
-            if isinstance(given, Mapping)
-            else ((given,) if isinstance(given, Tensor) else given, named)
-        )
-        if not isinstance(batch[0], (tuple, list)):
-            raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
-        batch = (tuple(batch[0]), batch[1])
-        _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
-        found.append(batch)
-    if not found:
-        raise EqualizeError("calibration holds no batch. Give tens of samples, or None to draw random inputs.")
-    return found
-
-
-def _check_like(batch: Batch, example: Batch, number: int, model: str) -> None:
-    """Refuse a batch that differs from the example in more than the size of its first axis."""
-    given, wanted = batch[0], example[0]
-    shapes = f"{describe_inputs(*batch)}, and {model} was analysed with {describe_inputs(*example)}"
-    if wanted and len(given) != len(wanted):
-        way = (
-            " Leave out what the model does not take, as labels: [(x,) for x, _ in loader]." if len(given) > len(wanted) else ""
-        )
-        raise EqualizeError(f"calibration batch {number} has inputs {shapes}: the number of inputs differs.{way}")
-    for one, other in zip(given, wanted, strict=False):
-        if isinstance(other, Tensor) and (not isinstance(one, Tensor) or one.dim() != other.dim()):
-            raise EqualizeError(f"calibration batch {number} has inputs {shapes}: they may differ in sizes alone.")
-
-
-def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:
-    """Normal numbers of the mean and standard deviation of the example inputs; those that are no floats stay."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-            return value
-        spread = value.std() if value.numel() > 1 else 1.0
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        return (noise.to(value.device, value.dtype) * spread + value.mean()).to(value.dtype)
-
-    batch = (tuple(args), dict(kwargs or {}))
-    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(samples / rows(batch)))]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from equinorm._scaling import Scaling
 from equinorm.quantization.noise import Map, Term, small
+from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
 from equinorm.quantization.statistics import Activation
@@ -133,7 +134,7 @@ def _blocks(
 
 
 def terms(
-    points: Sequence[Point],
+    points: Sequence[Place],
     tensors: Mapping[str, Tensor],
     scalings: Mapping[str, Scaling],
     activations: Mapping[tuple[str, int], Activation],
@@ -147,7 +148,7 @@ def terms(
     observed: list[Term] = []
     names: list[tuple[str, str]] = []
     for point in points:
-        if point.number == 0:
+        if isinstance(point, Point) and point.number == 0:
             found.append(weight_term(tensors[point.weight], sensitivities[point.weight], scalings[point.weight], point))
             observed.append(found[-1])
             names.append((point.weight, "weight"))
@@ -155,7 +156,7 @@ def terms(
             both = (activation_term(activations[point.key], point.scaling, point.scheme, kind) for kind in (True, False))
             for terms_of, term in zip((found, observed), both, strict=True):
                 terms_of.append(term)
-            names.append((f"input of {point.name}", "activation"))
+            names.append((f"input of {point.name}" if isinstance(point, Point) else point.name, "activation"))
     return found, observed, names
 
 

@@ -1,0 +1,97 @@
+"""Batches: the inputs of calls, as users give them, drawn at random, and cut."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from equinorm._errors import EqualizeError, describe, describe_inputs
+
+Batch = tuple[tuple, dict[str, Any]]
+"""Positional and keyword inputs of one call."""
+
+
+def rows(batch: Batch) -> int:
+    """Size of the first axis that all tensors of a batch share; 1 if there is none."""
+    sizes = {value.shape[0] if value.dim() else 0 for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)}
+    return sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
+
+
+def parts(batch: Batch, size: int) -> list[Batch]:
+    """A batch, so many rows at a time."""
+    total = rows(batch)
+
+    def cut(start: int) -> Batch:
+        return pytree.tree_map(lambda value: value[start : start + size] if isinstance(value, Tensor) else value, batch)
+
+    return [batch] if total <= size else [cut(start) for start in range(0, total, size)]
+
+
+def first_rows(batches: Sequence[Batch], most: int) -> list[Batch]:
+    """The first batches, of so many rows together: at least one, cut if it has more."""
+    found: list[Batch] = []
+    for batch in batches:
+        if most <= 0:
+            break
+        found.append(parts(batch, most)[0])
+        most -= rows(found[-1])
+    return found
+
+
+def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:
+    """Batches as the user gives them: tensors, tuples of positional inputs, dicts of keyword inputs.
+
+    Raises:
+        EqualizeError: if there are none, or one does not have the inputs of the example.
+    """
+    named = dict(kwargs or {})
+    if isinstance(calibration, (Tensor, Mapping, str)) or not hasattr(calibration, "__iter__"):
+        what = "a tensor" if isinstance(calibration, Tensor) else f"a {type(calibration).__name__}"
+        raise EqualizeError(f"calibration must be several batches, each a tuple of inputs, not {what}. For one: [(x,)].")
+    found: list[Batch] = []
+    for number, given in enumerate(calibration):
+        batch = (
+            ((), {**named, **given})
+            if isinstance(given, Mapping)
+            else ((given,) if isinstance(given, Tensor) else given, named)
+        )
+        if not isinstance(batch[0], (tuple, list)):
+            raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
+        batch = (tuple(batch[0]), batch[1])
+        _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
+        found.append(batch)
+    if not found:
+        raise EqualizeError("calibration holds no batch. Give tens of samples, or None to draw random inputs.")
+    return found
+
+
+def _check_like(batch: Batch, example: Batch, number: int, model: str) -> None:
+    """Refuse a batch that differs from the example in more than the size of its first axis."""
+    given, wanted = batch[0], example[0]
+    shapes = f"{describe_inputs(*batch)}, and {model} was analysed with {describe_inputs(*example)}"
+    if wanted and len(given) != len(wanted):
+        way = (
+            " Leave out what the model does not take, as labels: [(x,) for x, _ in loader]." if len(given) > len(wanted) else ""
+        )
+        raise EqualizeError(f"calibration batch {number} has inputs {shapes}: the number of inputs differs.{way}")
+    for one, other in zip(given, wanted, strict=False):
+        if isinstance(other, Tensor) and (not isinstance(one, Tensor) or one.dim() != other.dim()):
+            raise EqualizeError(f"calibration batch {number} has inputs {shapes}: they may differ in sizes alone.")
+
+
+def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:
+    """Normal numbers of the mean and standard deviation of the example inputs; those that are no floats stay."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+            return value
+        spread = value.std() if value.numel() > 1 else 1.0
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return (noise.to(value.device, value.dtype) * spread + value.mean()).to(value.dtype)
+
+    batch = (tuple(args), dict(kwargs or {}))
+    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(samples / rows(batch)))]

@@ -1,0 +1,171 @@
+"""Solve: measure a network, minimise the noise, choose by measurement, and move the network there."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equinorm._arguments import positional
+from equinorm._errors import EqualizeError
+from equinorm._modules import Choice
+from equinorm._symmetries import Symmetries
+from equinorm.balancing.scope import nothing_moves
+from equinorm.quantization.batches import calibration_batches, random_batches
+from equinorm.quantization.bias_correction import correct_, mean_shifts
+from equinorm.quantization.choosing import Chosen, Trials, choose
+from equinorm.quantization.equalization import Equalization, TensorNoise
+from equinorm.quantization.fake import Reference, Simulation, decibels
+from equinorm.quantization.minimize import Minimum, minimize
+from equinorm.quantization.noise import Noise
+from equinorm.quantization.operands import Place, find_operands
+from equinorm.quantization.points import find_points
+from equinorm.quantization.scheme import Scheme
+from equinorm.quantization.statistics import Activation, Statistics, gather
+from equinorm.quantization.terms import by_name, terms
+from equinorm.rescaling.powers_of_two import round_to_powers_of_two
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `equalize`, which explains them."""
+
+    scheme: Scheme
+    largest: float
+    power_of_two: bool
+    bias_correction: bool
+    tol: float
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        for name, least in (("largest", 1.0), ("tol", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least or math.isnan(value):
+                raise EqualizeError(f"{name} must be a number above {least:g}, not {value!r}.")
+        if self.progress is not None and not callable(self.progress):
+            raise EqualizeError(f"progress must be a function of a text and two numbers, not {self.progress!r}.")
+
+
+def solve_(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options, opaque: Choice
+) -> Equalization:
+    """Equalize a network in place."""
+    args, clock = positional(args), _Clock()
+    batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
+    symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
+    points = (*points, *find_operands(model, args, kwargs, options.scheme, symmetries))
+    clock.lap("export")
+    report = options.progress
+    watch = None if report is None else lambda done, total: report("calibration", done, total)
+    seen = gather(model, points, batches, watch)
+    clock.lap("statistics")
+    scalings = by_name(symmetries.scalings)
+    expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
+    minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
+    clock.lap("minimum")
+    trials = Trials(model, points, seen, scalings, batches, corrects=options.bias_correction)
+    chosen = choose(trials, torch.from_numpy(minimum.z), _settling(symmetries, options), options.scheme.weight_levels)
+    reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
+    before, after = (
+        reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z)) for z in (still, chosen.z)
+    )
+    symmetries.rescale_(chosen.z)
+    bounds, corrections = _scaled(seen, points, chosen.z), {}
+    if options.bias_correction:
+        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference)
+    clock.lap("measuring")
+    noise = Noise(observed, symmetries.num_free)
+    one, other = (noise.exact(z.numpy()) for z in (still, chosen.z))
+    return Equalization(
+        model=model,
+        scheme=options.scheme,
+        log_scales=chosen.z,
+        symmetries=symmetries,
+        noise_before=decibels(seen.signal, float(one.sum())),
+        noise_after=decibels(seen.signal, float(other.sum())),
+        measured_before=before,
+        measured_after=after,
+        gap=minimum.gap,
+        converged=minimum.gap <= options.tol,
+        reason=_reason(symmetries, minimum, options, chosen),
+        tensors=tuple(
+            TensorNoise(*name, decibels(seen.signal, float(a)), decibels(seen.signal, float(b)))
+            for name, a, b in zip(names, one, other, strict=True)
+        ),
+        corrections=corrections,
+        samples=seen.samples,
+        seconds=clock.laps,
+        points=points,
+        activations=bounds,
+        batches=tuple(batches),
+    )
+
+
+def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Tensor]:
+    """What brings log-scales within their limits, and to powers of two."""
+    limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
+
+    def settled(z: Tensor) -> Tensor:
+        z = z.clamp(-limit, limit)
+        return round_to_powers_of_two(z, moving) if options.power_of_two else z
+
+    return settled
+
+
+def _corrected(simulation: Simulation, before: float, reference: Reference) -> tuple[dict[str, Tensor], float]:
+    """Correct a model's biases where that helps; returns what was added, and signal over noise in dB."""
+    found = mean_shifts(simulation, reference.batches)
+    after = reference.signal_to_noise(simulation.shifted(found))
+    if not after > before:
+        return {}, before
+    correct_(simulation.model, found)
+    return found, after
+
+
+def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tuple[str, int], Activation]:
+    """The bounds of activations at other log-scales."""
+    found = {}
+    for point in points:
+        scales = point.scaling.log_scales(z).exp().expand(point.scaling.shape).reshape(-1)
+        was = seen.activations[point.key]
+        squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
+        low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
+        found[point.key] = Activation(low, high, (half[0], half[1]), lows, highs, *squares)
+    return found
+
+
+def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: Chosen) -> str:
+    """How it ended, in words."""
+    if not symmetries.num_free:
+        return nothing_moves(symmetries, None)
+    found = f"within {100 * minimum.gap:.2g} % of the least noise"
+    if minimum.gap > options.tol:
+        found += f", not the {100 * options.tol:.2g} % asked for, after {minimum.rounds} rounds"
+    if options.power_of_two:
+        found += ", before scales were rounded to powers of two"
+    if not bool(chosen.z.any()):
+        return f"{found}; by measurement, the scales are left as they were"
+    kept = [f"{chosen.share:g} of the log-scales are taken"] if chosen.share < 1 else []
+    kept += (
+        [f"then moved {chosen.moves} times" if kept else f"the scales are moved {chosen.moves} times"] if chosen.moves else []
+    )
+    return f"{found}; by measurement, {', '.join(kept)}" if kept else found
+
+
+class _Clock:
+    """Seconds of every part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """End a part."""
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
