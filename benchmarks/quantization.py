@@ -14,6 +14,7 @@ on; those of `noise` are, once the source of equinorm.quantization has changed.
 import argparse
 import hashlib
 import importlib.metadata
+import itertools
 import math
 import os
 import subprocess
@@ -145,30 +146,30 @@ def algorithm() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
-def rows(options: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
-    """Network by network, setting by setting, method by method."""
-    for name in options.networks:
-        for setting in options.settings:
-            for method in options.methods:
-                yield name, setting, method
+def rows(options: argparse.Namespace) -> Iterator[tuple[int, tuple[str, str, str]]]:
+    """Draw by draw, network by network, setting by setting, method by method: a run that is stopped has a bit of each."""
+    for draws in range(1, options.draws + 1):
+        yield from ((draws, row) for row in itertools.product(options.networks, options.settings, options.methods))
 
 
 def sweep(options: argparse.Namespace, done: Done) -> Iterator[dict[str, Any]]:
     """Every row that is not known with enough draws; one that fails says why."""
-    source, benches = about(), {}
-    for name, setting, method in rows(options):
-        digest = {"algorithm": algorithm()} if METHODS[method].reads_setting else {}
+    source, now = about(), algorithm()
+    benches: dict[str, Bench] = {}
+    for draws, (name, setting, method) in rows(options):
+        digest = {"algorithm": now} if METHODS[method].reads_setting else {}
         held = done.get((name, setting, method), {})
         known = held.get("draws", []) if held.get("algorithm") == digest.get("algorithm") else []
-        if len(known) >= options.draws:
+        if len(known) >= draws or (draws > 1 and "error" in held):
             continue
         if name not in benches:
-            benches = {name: Bench(name, options.images or SUBJECTS[name].count)}
+            benches[name] = Bench(name, options.images or SUBJECTS[name].count)
         try:
-            found = benches[name].record(SETTINGS[setting], method, options.draws, known)
+            found = benches[name].record(SETTINGS[setting], method, draws, known)
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
-        yield {"network": name, "setting": setting, "method": method} | found | digest | source
+        done[name, setting, method] = {"network": name, "setting": setting, "method": method} | found | digest | source
+        yield done[name, setting, method]
 
 
 def timings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -70,9 +70,9 @@ def mark(record: Record) -> str:
     return ("†" if older else "") + (f"<sup>{len(record['draws'])}</sup>" if few else "")
 
 
-def mean(record: Record, kind: str, key: str = "db") -> float:
-    """Mean over draws."""
-    return statistics.mean(draw[kind][key] for draw in record["draws"])
+def mean(record: Record, kind: str, key: str = "db", draws: int = DRAWS) -> float:
+    """Mean over the first draws."""
+    return statistics.mean(draw[kind][key] for draw in record["draws"][:draws])
 
 
 def network(name: str, kind: str) -> str:
@@ -124,7 +124,7 @@ def _percent(record: Record | None, kind: str, key: str) -> str:
 
 
 def aims(*names: str) -> str:
-    """Noise against doing nothing and against the best of others, in each row: what holds and what does not."""
+    """Noise against doing nothing and the best of others, in each row, over the draws that all have: what holds, what does not."""
     rows = [
         "| | | noise − none | noise − best of others | … both with bias correction | best or level |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -138,15 +138,18 @@ def aims(*names: str) -> str:
             rest = [record for method, record in row.items() if method in PEERS]
             cells = [_gap(row["noise"], [row["none"]], "plain"), _gap(row["noise"], rest, "plain")]
             cells.append(_gap(row["noise"], rest, "corrected"))
-            others = [mean(record, "plain") for method, record in row.items() if method != "noise"]
-            behind = max(others) - mean(row["noise"], "plain")
+            draws = min(len(record["draws"]) for record in row.values())
+            others = [mean(record, "plain", draws=draws) for method, record in row.items() if method != "noise"]
+            behind = max(others) - mean(row["noise"], "plain", draws=draws)
             verdict = "yes" if behind <= 0 else "level" if behind <= LEVEL else f"**no**, by {behind:.1f} dB"
             rows.append(f"| {name} | {title}{mark(row['noise'])} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
 
 
 def _gap(record: Record, others: list[Record], kind: str) -> str:
-    return f"{mean(record, kind) - max(mean(other, kind) for other in others):+.1f} dB" if others else ""
+    draws = min(len(other["draws"]) for other in [record, *others])
+    means = [mean(other, kind, draws=draws) for other in [record, *others]]
+    return f"{means[0] - max(means[1:]):+.1f} dB" if others else ""
 
 
 def seconds(*names: str) -> str:
