@@ -124,7 +124,7 @@ def _percent(record: Record | None, kind: str, key: str) -> str:
 
 
 def aims(*names: str) -> str:
-    """Noise against doing nothing and the best of others, in each row, over the draws that all have: what holds, what does not."""
+    """Noise against doing nothing and the best of others, over the draws that all in a row have."""
     rows = [
         "| | | noise − none | noise − best of others | … both with bias correction | best or level |",
         "| --- | --- | ---: | ---: | ---: | --- |",
