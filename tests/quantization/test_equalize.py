@@ -63,8 +63,8 @@ def test_powers_of_two_change_no_bit(uneven):
 
 def test_a_part_of_powers_of_two_is_rounded_again():
     """Half of the logarithm of a power of two need not be one."""
-    generator = torch.Generator().manual_seed(21)
-    torch.manual_seed(21)
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
     with torch.no_grad():
         for p in net.parameters():

@@ -1,5 +1,6 @@
 """Choosing: of log-scales near those of least predicted noise, the ones at which rounding, measured, costs least."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,14 +11,16 @@ from equinorm._scaling import Scaling
 from equinorm.quantization.batches import Batch, first_rows
 from equinorm.quantization.bias_correction import mean_shifts
 from equinorm.quantization.fake import Reference, Simulation
+from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place
+from equinorm.quantization.points import Point
 from equinorm.quantization.statistics import Activation, Statistics
 
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Parts of the log-scales that are tried."""
 
-MARGIN = 0.2
-"""By how many dB rounding must cost less than in the network as it was, which is left alone otherwise."""
+SURE = 1.0
+"""By how many standard errors noise must be less, for scales to be preferred."""
 
 TRIES = 16
 """Neighbours that are tried."""
@@ -45,13 +48,14 @@ class Chosen:
 
 
 class Trials:
-    """What rounding costs at any log-scales: signal over noise in dB, measured.
+    """What rounding costs at any log-scales: the energy of errors for each sample, measured.
 
     Args:
         model: the network.
         points: where it is rounded.
         seen: what calibration says of it.
         scalings: of its weights, by name.
+        activations: what rounding activations costs, predicted.
         batches: calibration data; some samples are taken.
         corrects: are biases corrected before measuring?
     """
@@ -62,38 +66,55 @@ class Trials:
         points: Sequence[Place],
         seen: Statistics,
         scalings: Mapping[str, Scaling],
+        activations: Noise,
         batches: Sequence[Batch],
         *,
         corrects: bool,
     ) -> None:
         self.model, self.points, self.scalings, self.corrects = model, points, scalings, corrects
+        self.activations = activations
+        self.weights = [replace(p, scheme=replace(p.scheme, activation_bits=None)) for p in points if isinstance(p, Point)]
         self.seen = seen.activations
         self.halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
         self.reference = Reference(model, first_rows(batches, SAMPLES))
 
-    def measured(self, z: Tensor) -> float:
-        """With the bounds of activations that were seen."""
-        return self._measured(z, self.seen)
+    def expected(self, z: Tensor) -> Tensor:
+        """What rounding weights costs, measured, and what rounding activations does, predicted."""
+        return self._measured(z, self.weights, self.seen) + float(self.activations.exact(z.numpy()).sum())
 
-    def unseen(self, z: Tensor) -> float:
-        """With bounds from half of the data, as if the other half were new."""
-        return self._measured(z, self.halves)
+    def measured(self, z: Tensor) -> Tensor:
+        """What rounding all costs, with the bounds of activations that were seen."""
+        return self._measured(z, self.points, self.seen)
 
-    def _measured(self, z: Tensor, bounds: Mapping[tuple[str, int], Activation]) -> float:
-        simulation = Simulation(self.model, self.points, bounds, self.scalings, z)
+    def unseen(self, z: Tensor) -> Tensor:
+        """The same with bounds from half of the data, as if the other half were new."""
+        return self._measured(z, self.points, self.halves)
+
+    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[tuple[str, int], Activation]) -> Tensor:
+        simulation = Simulation(self.model, points, bounds, self.scalings, z)
         if self.corrects:
             simulation = simulation.shifted(mean_shifts(simulation, self.reference.batches))
-        return self.reference.signal_to_noise(simulation)
+        return self.reference.noises(simulation)
+
+
+def sure(less: Tensor, more: Tensor) -> bool:
+    """Is the first noise less than the second, by more than samples differ?
+
+    What differs between samples is chance and would be gone on others: the mean difference must be `SURE` standard errors.
+    """
+    difference = more - less
+    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()) > SURE * error
 
 
 def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int) -> Chosen:
     """Log-scales at which rounding costs least, of parts of some and of neighbours.
 
-    The formula tells what rounding costs on average; a few errors, each some way or other, make up most of it. Where scales
-    move by a percent, all are drawn anew: so the best of several neighbours is better than the average, and stays so on other
-    data, since weights are rounded alike. What is chosen beats the network as it was by a margin, with the bounds of
-    activations that were seen and with bounds from half of the data: the more even channels are, the more of them reach
-    beyond bounds on data that were not seen.
+    The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
+    others in each sample. Of weights there are few that matter, and each is rounded some way or other: where scales move by a
+    percent, all errors are drawn anew. So the best of several neighbours is better than the average, and stays so on other
+    data. At last all is measured: what costs more than in the network as it was, with the bounds of activations that were
+    seen or with bounds from half of the data, is taken back by half, or left.
 
     Args:
         trials: what measures.
@@ -101,22 +122,20 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
         settled: brings log-scales within their limits, or to powers of two.
         levels: steps of the largest weight.
     """
-    still = torch.zeros_like(z)
-    at_rest, generator = trials.measured(still), torch.Generator().manual_seed(0)
+    still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
     parts = [(share, settled(share * z)) for share in SHARES]
-    best, share, chosen = max(((trials.measured(part), share, part) for share, part in parts), key=lambda found: found[0])
+    tried = [(trials.expected(part), share, part) for share, part in parts]
+    least, share, chosen = min(tried, key=lambda found: float(found[0].sum()))
     moves = 0
     for _ in range(TRIES):
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
-        if (found := trials.measured(near := settled(chosen + step))) > best:
-            best, chosen, moves = found, near, moves + 1
-    if best >= at_rest + MARGIN:
-        unseen = trials.unseen(still)
-        if trials.unseen(chosen) >= unseen:
-            return Chosen(chosen, share, moves)
-        for part in SHARES[2:]:
-            less = settled(part * chosen)
-            if trials.measured(less) >= at_rest + MARGIN and trials.unseen(less) >= unseen:
-                return Chosen(less, share * part, moves)
+        near = settled(chosen + step)
+        if not torch.equal(near, chosen) and sure(found := trials.expected(near), least):
+            least, chosen, moves = found, near, moves + 1
+    at_rest = [float(noise.sum()) for noise in (trials.measured(still), trials.unseen(still))]
+    for part in (1.0, *SHARES[2:]):
+        less = settled(part * chosen)
+        if all(float(noise(less).sum()) < rest for noise, rest in zip((trials.measured, trials.unseen), at_rest, strict=True)):
+            return Chosen(less, share * part, moves)
     return Chosen(still, 0.0, 0)

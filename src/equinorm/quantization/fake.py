@@ -9,11 +9,11 @@ from torch.utils import _pytree as pytree
 
 from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
-from equinorm.quantization.batches import Batch
+from equinorm.quantization.batches import Batch, rows
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.points import Point
-from equinorm.quantization.scheme import levels
+from equinorm.quantization.scheme import Scheme, levels
 from equinorm.quantization.statistics import Activation
 
 
@@ -31,23 +31,36 @@ def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: 
     return ((values / step).round() + zero).clamp(0, steps).sub(zero) * step
 
 
+FRACTIONS = tuple(0.35 + 0.65 * i / 26 for i in range(26, -1, -1))
+"""Of the range of weights, those that clipping tries."""
+
+
 def rounded_weight(weight: Tensor, point: Point) -> Tensor:
     """A weight rounded as the scheme of its point says."""
     scheme, block = point.scheme, point.scheme.weight_granularity
     if block == "tensor":
-        return rounded(
-            weight, weight.min().clamp(max=0), weight.max().clamp(min=0), scheme.weight_bits, scheme.weight_symmetric
-        )
+        return _rounded_groups(weight.reshape(1, -1), (1,), scheme).reshape(weight.shape)
     parts = weight.reshape(point.groups, weight.shape[0] // point.groups, *weight.shape[1:])
     parts = parts.transpose(1, 2) if point.is_transposed else parts
     shape, many = parts.shape, parts.shape[2]
     size = min(block, many) if isinstance(block, int) else many
     grouped = parts.reshape(*shape[:3], -1)
     grouped = nn.functional.pad(grouped, (0, 0, 0, -many % size)).unflatten(2, (-1, size))
-    low, high = grouped.amin((3, 4), keepdim=True).clamp(max=0), grouped.amax((3, 4), keepdim=True).clamp(min=0)
-    grouped = rounded(grouped, low, high, scheme.weight_bits, scheme.weight_symmetric)
-    parts = grouped.flatten(2, 3)[:, :, :many].reshape(shape)
+    parts = _rounded_groups(grouped, (3, 4), scheme).flatten(2, 3)[:, :, :many].reshape(shape)
     return (parts.transpose(1, 2) if point.is_transposed else parts).reshape(weight.shape)
+
+
+def _rounded_groups(values: Tensor, axes: tuple[int, ...], scheme: Scheme) -> Tensor:
+    """Numbers rounded, those along some axes with one step: between their extremes, or what part of these is best."""
+    low, high = values.amin(axes, keepdim=True).clamp(max=0), values.amax(axes, keepdim=True).clamp(min=0)
+    bits, is_symmetric = scheme.weight_bits, scheme.weight_symmetric
+    best = rounded(values, low, high, bits, is_symmetric)
+    least = (best - values).square().sum(axes, keepdim=True)
+    for fraction in FRACTIONS[1:] if scheme.clip else ():
+        found = rounded(values, fraction * low, fraction * high, bits, is_symmetric)
+        error = (found - values).square().sum(axes, keepdim=True)
+        best, least = torch.where(error < least, found, best), torch.minimum(error, least)
+    return best
 
 
 class Simulation:
@@ -170,10 +183,17 @@ class Reference:
         self.wanted = [[value.double() for value in outputs(model, batch, shifted)] for batch in batches]
         self.signal = sum(float(value.square().sum()) for wanted in self.wanted for value in wanted)
 
+    def noises(self, simulation: Simulation) -> Tensor:
+        """Σ (ŷ − y)² over outputs, for each sample, or for each batch where outputs do not count samples."""
+        found = []
+        for batch, wanted in zip(self.batches, self.wanted, strict=True):
+            many = rows(batch)
+            squares = [(one.double() - other).square() for one, other in zip(simulation.outputs(batch), wanted, strict=True)]
+            by_row = all(part.dim() and len(part) == many for part in squares)
+            parts = [part.reshape(many if by_row else 1, -1).sum(1).cpu() for part in squares]
+            found.append(torch.stack(parts).sum(0))
+        return torch.cat(found)
+
     def signal_to_noise(self, simulation: Simulation) -> float:
         """Σ y² / Σ (ŷ − y)² over batches and outputs in dB."""
-        noise = 0.0
-        for batch, wanted in zip(self.batches, self.wanted, strict=True):
-            pairs = zip(simulation.outputs(batch), wanted, strict=True)
-            noise += sum(float((one.double() - other).square().sum()) for one, other in pairs)
-        return decibels(self.signal, noise)
+        return decibels(self.signal, float(self.noises(simulation).sum()))

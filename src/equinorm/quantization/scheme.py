@@ -28,6 +28,8 @@ class Scheme:
         activation_symmetric: as for weights.
         overrides: other schemes for modules whose names match a pattern ("features.0.*"); the first that matches counts.
         in_float: patterns of modules that are not quantized. A pattern must match a layer of the network.
+        clip: does a weight's range leave out what is far off? Each is the fraction of the largest that leaves the least squared
+            error, as tools choose that clip by it.
         sums: are both activations that a sum adds rounded too, as onnxruntime and PT2E do?
 
     Raises:
@@ -45,6 +47,7 @@ class Scheme:
     activation_symmetric: bool = False
     overrides: Any = field(default=(), kw_only=True)
     in_float: Sequence[str] = field(default=(), kw_only=True)
+    clip: bool = field(default=False, kw_only=True)
     sums: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class Scheme:
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
-        for name in ("weight_symmetric", "activation_symmetric", "sums"):
+        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums"):
             if not isinstance(getattr(self, name), bool):
                 raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         object.__setattr__(self, "overrides", _pairs(self.overrides))

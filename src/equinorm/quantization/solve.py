@@ -69,7 +69,9 @@ def solve_(
     expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
     minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
     clock.lap("minimum")
-    trials = Trials(model, points, seen, scalings, batches, corrects=options.bias_correction)
+    of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
+    predicted = Noise(of_activations, symmetries.num_free)
+    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=options.bias_correction)
     chosen = choose(trials, torch.from_numpy(minimum.z), _settling(symmetries, options), options.scheme.weight_levels)
     reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
     before, after = (
