@@ -243,11 +243,6 @@ def modelopt(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
 def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equalization:
     """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
-
-
-def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equalization:
-    """Least noise of this setting's own rounding, with its record."""
-    granularity = GROUP if setting.granularity == "group" else setting.granularity
     options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": True}
     return equinorm.equalize(model, args, calibration=[args], scheme=Scheme(setting.weight_bits, granularity, **options))
 
