@@ -44,7 +44,10 @@ DRAWS = 4
 FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
 """Operations that onnxruntime runs in float between two roundings."""
 
-NOTES = {"†": " † with an earlier algorithm.", "<sup>": " <sup>n</sup> over n draws only."}
+NOTES = {
+    "†": " †: with an earlier algorithm.",
+    "<sup>": " A small number: over so many draws only. Bold: best over the draws that all have.",
+}
 """What marks mean."""
 
 LEVEL = 0.3
@@ -85,8 +88,10 @@ def network(name: str, kind: str) -> str:
     for setting, title in SETTINGS.items():
         row = {method: found[setting, method] for method in methods if (setting, method) in found}
         if row:
-            best = max(mean(record, kind) for record in row.values())
-            cells = [_cell(row[method], kind, best) if method in row else "" for method in methods]
+            draws = min(len(record["draws"]) for record in row.values())
+            means = {method: mean(record, kind, draws=draws) for method, record in row.items()}
+            best = [method for method, value in means.items() if value > max(means.values()) - 0.05]
+            cells = [_cell(row[method], kind, method in best) if method in row else "" for method in methods]
             rows.append(f"| {title} | {' | '.join(cells)} |")
     first = next(iter(found.values()))
     note = f"Decibels, mean ± standard deviation over {DRAWS} draws of {first['images']} samples to calibrate, as many to test"
@@ -94,11 +99,11 @@ def network(name: str, kind: str) -> str:
     return "\n".join([*rows, "", f"{note}.{apart} Weights from {first['source']}."])
 
 
-def _cell(record: Record, kind: str, best: float) -> str:
+def _cell(record: Record, kind: str, is_best: bool) -> str:
     values = [draw[kind]["db"] for draw in record["draws"]]
     middle = statistics.mean(values)
     said = f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
-    said = (f"**{said}**" if middle > best - 0.05 else said) + mark(record)
+    said = (f"**{said}**" if is_best else said) + mark(record)
     if record["draws"][0][kind]["agreement"] is None:
         return said
     return f"{said} <small>({mean(record, kind, 'agreement'):.0%})</small>"
