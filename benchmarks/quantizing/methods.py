@@ -6,8 +6,11 @@ that do not know ReLU6 are given ReLU, and the bounds are put back afterwards, m
 favours them, since ReLU6 replaced for good costs more than rounding does.
 """
 
+import contextlib
 import copy
+import importlib
 import inspect
+import io
 import math
 import warnings
 from collections.abc import Callable
@@ -21,7 +24,7 @@ from torch.nn import functional
 import equinorm
 from equinorm.quantization import Clamp, Scheme
 from quantizing.rounding import GROUP, Setting
-from zoo.from_torchvision import import_models
+from zoo.from_torchvision import declare_operators
 
 Args = tuple[Tensor, ...]
 
@@ -35,12 +38,20 @@ class Method:
         prepares: does it fold by itself?
         reads_data: does the result depend on calibration data?
         reads_setting: … on the setting?
+        imports: modules whose loading is not part of its seconds.
     """
 
     apply: Callable[[nn.Module, Args, Setting], nn.Module]
     prepares: bool = False
     reads_data: bool = False
     reads_setting: bool = False
+    imports: tuple[str, ...] = ()
+
+    def load(self) -> None:
+        """Import what it needs; torchvision, whose compiled operators may be missing here, in our own way."""
+        declare_operators()
+        for name in self.imports:
+            importlib.import_module(name)
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -85,8 +96,11 @@ def least_norm(p: float) -> Method:
     return Method(apply, prepares=True)
 
 
-def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
-    """A tool that knows ReLU: it is given ReLU, and the bounds are put back, moved by what it did to their channels."""
+def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module], *imports: str) -> Method:
+    """A tool that knows ReLU: it is given ReLU, and the bounds are put back, moved by what it did to their channels.
+
+    Where it moves nothing, the network stays the object that it is.
+    """
 
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
         plain = copy.deepcopy(model)
@@ -95,6 +109,8 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
         moved = copy.deepcopy(plain)
         tensors = tool(copy.deepcopy(plain), args).state_dict()  # its own graph may hold constants too
         moved.load_state_dict({name: tensors[name] for name in moved.state_dict()})
+        if all(torch.equal(value, moved.state_dict()[name]) for name, value in plain.state_dict().items()):
+            return model
         before, after = _read_by_bounds(plain, args), _read_by_bounds(moved, args)
         for name, value in before.items():
             module = Clamp(nn.ReLU6(), (value.shape[1], *[1] * (value.dim() - 2)), value.dtype)
@@ -105,7 +121,7 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module]) -> Method:
             setattr(moved, name, module)
         return moved
 
-    return Method(apply)
+    return Method(apply, imports=imports)
 
 
 @torch.no_grad()
@@ -131,14 +147,13 @@ def brevitas(model: nn.Module, args: Args) -> nn.Module:
         from brevitas.fx import value_trace
         from brevitas.graph.equalize import EqualizeGraph
 
-        name = next(iter(inspect.signature(model.forward).parameters))
-        return EqualizeGraph().apply(value_trace(model, {name: args[0]}))
+        inputs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False))
+        return EqualizeGraph().apply(value_trace(model, inputs))
 
 
 @torch.no_grad()
 def aimet(model: nn.Module, args: Args) -> nn.Module:
     """Cross-layer scaling of AIMET."""
-    import_models()  # AIMET imports torchvision, whose compiled operators may be missing here
     from aimet_torch.cross_layer_equalization import CrossLayerScaling
 
     CrossLayerScaling.scale_model(model, dummy_input=args if len(args) > 1 else args[0])
@@ -195,12 +210,46 @@ def _largest_read(model: nn.Module, args: Args) -> dict[str, Tensor]:
     return found
 
 
-def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
-    """Least noise of this setting's own rounding."""
+class Scaled(nn.Module):
+    """A linear layer that reads scaled channels."""
+
+    def __init__(self, scale: Tensor, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.scale)
+
+
+def modelopt(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """SmoothQuant of NVIDIA's ModelOpt, which multiplies in front of linear layers: its scales, without its rounding."""
+    from modelopt.torch import quantization
+
+    scaled, plain = copy.deepcopy(model), copy.deepcopy(model)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        quantization.quantize(scaled, quantization.INT8_SMOOTHQUANT_CFG, lambda net: net(*args))
+    for name, layer in [*plain.named_modules()]:
+        scale = getattr(getattr(scaled.get_submodule(name), "input_quantizer", None), "_pre_quant_scale", None)
+        if isinstance(layer, nn.Linear) and scale is not None:
+            with torch.no_grad():
+                layer.weight.div_(scale)
+            holder, _, last = name.rpartition(".")
+            setattr(plain.get_submodule(holder), last, Scaled(scale.detach().clone(), layer))
+    return plain
+
+
+def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equalization:
+    """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
     options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": True}
-    scheme = Scheme(setting.weight_bits, granularity, **options)
-    return equinorm.equalize(model, args, calibration=[args], scheme=scheme).model
+    return equinorm.equalize(model, args, calibration=[args], scheme=Scheme(setting.weight_bits, granularity, **options))
+
+
+def noise(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
+    """The network of least noise."""
+    return equalized(model, args, setting).model
 
 
 def untouched(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
@@ -212,8 +261,9 @@ METHODS = {
     "none": Method(untouched),
     "p=2": least_norm(2.0),
     "p=inf": least_norm(math.inf),
-    "brevitas": as_if_unbounded(brevitas),
-    "aimet": as_if_unbounded(aimet),
+    "brevitas": as_if_unbounded(brevitas, "brevitas.graph.equalize"),
+    "aimet": as_if_unbounded(aimet, "aimet_torch.cross_layer_equalization"),
     "smooth": Method(smooth, prepares=True, reads_data=True),
+    "modelopt": Method(modelopt, reads_data=True, imports=("modelopt.torch.quantization",)),
     "noise": Method(noise, prepares=True, reads_data=True, reads_setting=True),
 }

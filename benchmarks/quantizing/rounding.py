@@ -9,7 +9,7 @@ Bias correction is empirical: on the calibration batch the float and the rounded
 rounded layer the mean error of a channel is taken off before the next layer runs.
 """
 
-import weakref
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,14 +83,26 @@ def _rounded_rows(rows: Tensor, setting: Setting) -> Tensor:
     return best
 
 
-_EXPORTED: weakref.WeakKeyDictionary[nn.Module, fx.GraphModule] = weakref.WeakKeyDictionary()
+_EXPORTED: dict[str, fx.GraphModule] = {}
 
 
+def likeness(model: nn.Module, args: tuple[Tensor, ...]) -> str:
+    """A text that is the same for copies of one model whose parameters and buffers differ in nothing but values."""
+    shapes = [(name, tuple(value.shape)) for name, value in (*model.named_parameters(), *model.named_buffers())]
+    return f"{model!r} {getattr(model, 'code', '')} {shapes} {[tuple(a.shape) for a in args]}"
+
+
+@torch.no_grad()
 def exported(model: nn.Module, args: tuple[Tensor, ...]) -> fx.GraphModule:
-    """The graph of a model, which is exported once; its weights are the model's."""
-    if model not in _EXPORTED:
-        _EXPORTED[model] = torch.export.export(model, args).module(check_guards=False)
-    return _EXPORTED[model]
+    """The graph of a model, with its weights. Copies of one model are exported once."""
+    key = likeness(model, args)
+    if key not in _EXPORTED:
+        _EXPORTED[key] = torch.export.export(copy.deepcopy(model), args).module(check_guards=False)
+    graph = copy.deepcopy(_EXPORTED[key])
+    held = dict([*graph.named_parameters(), *graph.named_buffers()])
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        held[name].copy_(value)
+    return graph
 
 
 @dataclass

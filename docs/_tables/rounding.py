@@ -16,46 +16,66 @@ METHODS = {
     "brevitas": "brevitas",
     "aimet": "AIMET",
     "smooth": "SmoothQuant",
+    "modelopt": "ModelOpt",
     "noise": "noise",
 }
 
-PEERS = ("brevitas", "aimet", "smooth")
+PEERS = ("brevitas", "aimet", "smooth", "modelopt")
 """Methods of others."""
 
 SETTINGS = {
     "w8-tensor": "W8, tensor",
-    "w8-channel": "W8, channel",
     "w8a8-tensor": "W8A8, tensor",
     "w8a8-channel": "W8A8, channel",
-    "w8a8-group": "W8A8, groups of 32",
     "onnxruntime-tensor": "onnxruntime, tensor",
     "onnxruntime-channel": "onnxruntime, channel",
-    "pt2e-x86": "PT2E, x86",
-    "pt2e-xnnpack": "PT2E, XNNPACK",
+    "pt2e-x86-tensor": "PT2E x86, tensor",
+    "pt2e-x86-channel": "PT2E x86, channel",
+    "pt2e-xnnpack-tensor": "PT2E XNNPACK, tensor",
+    "pt2e-xnnpack-channel": "PT2E XNNPACK, channel",
     "w4-channel": "W4, channel",
-    "w4-channel-clipped": "W4, channel, clipped",
     "w4-group": "W4, groups of 32",
-    "w4a8-channel": "W4A8, channel",
+    "w4-channel-clipped": "W4, channel, clipped",
 }
+
+DRAWS = 4
+"""Of a full row."""
 
 FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
 """Operations that onnxruntime runs in float between two roundings."""
+
+NOTES = {
+    "†": " †: with an earlier algorithm.",
+    "<sup>": " A small number: over so many draws only. Bold: best over the draws that all have.",
+}
+"""What marks mean."""
 
 LEVEL = 0.3
 """dB within which two methods are called level."""
 
 
+def everything() -> list[Record]:
+    """All records without errors."""
+    found = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()] if RESULTS.exists() else []
+    return [record for record in found if "error" not in record]
+
+
 def records(network: str) -> dict[tuple[str, str], Record]:
     """The last record of each setting and method."""
-    if not RESULTS.exists():
-        return {}
-    found = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    return {(r["setting"], r["method"]): r for r in found if r["network"] == network and "error" not in r}
+    return {(r["setting"], r["method"]): r for r in everything() if r["network"] == network}
 
 
-def mean(record: Record, kind: str, key: str = "db") -> float:
-    """Mean over draws."""
-    return statistics.mean(draw[kind][key] for draw in record["draws"])
+def mark(record: Record) -> str:
+    """What sets a record apart: fewer draws, or another algorithm than the newest."""
+    newest = [other.get("algorithm") for other in everything() if other["method"] == "noise"][-1]
+    older = record["method"] == "noise" and record.get("algorithm") != newest
+    few = len(record["draws"]) < DRAWS
+    return ("†" if older else "") + (f"<sup>{len(record['draws'])}</sup>" if few else "")
+
+
+def mean(record: Record, kind: str, key: str = "db", draws: int = DRAWS) -> float:
+    """Mean over the first draws."""
+    return statistics.mean(draw[kind][key] for draw in record["draws"][:draws])
 
 
 def network(name: str, kind: str) -> str:
@@ -68,20 +88,22 @@ def network(name: str, kind: str) -> str:
     for setting, title in SETTINGS.items():
         row = {method: found[setting, method] for method in methods if (setting, method) in found}
         if row:
-            best = max(mean(record, kind) for record in row.values())
-            cells = [_cell(row[method], kind, best) if method in row else "" for method in methods]
+            draws = min(len(record["draws"]) for record in row.values())
+            means = {method: mean(record, kind, draws=draws) for method, record in row.items()}
+            best = [method for method, value in means.items() if value > max(means.values()) - 0.05]
+            cells = [_cell(row[method], kind, method in best) if method in row else "" for method in methods]
             rows.append(f"| {title} | {' | '.join(cells)} |")
     first = next(iter(found.values()))
-    draws, about = len(first["draws"]), first["source"]
-    note = f"Decibels, mean ± standard deviation over {draws} draws of {first['images']} samples to calibrate, as many to test"
-    return "\n".join([*rows, "", f"{note}. Weights from {about}."])
+    note = f"Decibels, mean ± standard deviation over {DRAWS} draws of {first['images']} samples to calibrate, as many to test"
+    apart = "".join({text: None for symbol, text in NOTES.items() if any(symbol in row for row in rows)})
+    return "\n".join([*rows, "", f"{note}.{apart} Weights from {first['source']}."])
 
 
-def _cell(record: Record, kind: str, best: float) -> str:
+def _cell(record: Record, kind: str, is_best: bool) -> str:
     values = [draw[kind]["db"] for draw in record["draws"]]
     middle = statistics.mean(values)
     said = f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
-    said = f"**{said}**" if middle > best - 0.05 else said
+    said = (f"**{said}**" if is_best else said) + mark(record)
     if record["draws"][0][kind]["agreement"] is None:
         return said
     return f"{said} <small>({mean(record, kind, 'agreement'):.0%})</small>"
@@ -107,7 +129,7 @@ def _percent(record: Record | None, kind: str, key: str) -> str:
 
 
 def aims(*names: str) -> str:
-    """Noise against doing nothing and against the best of others, in each row: what holds and what does not."""
+    """Noise against doing nothing and the best of others, over the draws that all in a row have."""
     rows = [
         "| | | noise − none | noise − best of others | … both with bias correction | best or level |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -121,29 +143,48 @@ def aims(*names: str) -> str:
             rest = [record for method, record in row.items() if method in PEERS]
             cells = [_gap(row["noise"], [row["none"]], "plain"), _gap(row["noise"], rest, "plain")]
             cells.append(_gap(row["noise"], rest, "corrected"))
-            others = [mean(record, "plain") for method, record in row.items() if method != "noise"]
-            behind = max(others) - mean(row["noise"], "plain")
+            draws = min(len(record["draws"]) for record in row.values())
+            others = [mean(record, "plain", draws=draws) for method, record in row.items() if method != "noise"]
+            behind = max(others) - mean(row["noise"], "plain", draws=draws)
             verdict = "yes" if behind <= 0 else "level" if behind <= LEVEL else f"**no**, by {behind:.1f} dB"
-            rows.append(f"| {name} | {title} | {' | '.join(cells)} | {verdict} |")
+            rows.append(f"| {name} | {title}{mark(row['noise'])} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
 
 
 def _gap(record: Record, others: list[Record], kind: str) -> str:
-    return f"{mean(record, kind) - max(mean(other, kind) for other in others):+.1f} dB" if others else ""
+    draws = min(len(other["draws"]) for other in [record, *others])
+    means = [mean(other, kind, draws=draws) for other in [record, *others]]
+    return f"{means[0] - max(means[1:]):+.1f} dB" if others else ""
 
 
 def seconds(*names: str) -> str:
-    """Seconds that each method takes."""
+    """Seconds of the processor that each method takes."""
     rows = [f"| | {' | '.join(METHODS.values())} |", "| --- |" + " ---: |" * len(METHODS)]
     for name in names:
         found = records(name)
         cells = []
         for method in METHODS:
-            taken = [draw["seconds"] for (_, other), r in found.items() if other == method for draw in r["draws"]]
+            known = [draw for (_, other), r in found.items() if other == method for draw in r["draws"]]
+            taken = [draw["processor_seconds"] for draw in known if "processor_seconds" in draw]
             cells.append(f"{statistics.median(taken):.1f}" if taken else "")
         if any(cells):
             rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows) if len(rows) > 2 else "*Not measured yet.*"
+
+
+def duration() -> str:
+    """How long equalizing takes, by part."""
+    path = RESULTS.with_name("quantization-seconds.jsonl")
+    held = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    if not held:
+        return "*Not measured yet.*"
+    parts = [*held[-1]["parts"]]
+    rows = [f"| | threads | elapsed | processor | {' | '.join(parts)} | load |", "| --- |" + " ---: |" * (len(parts) + 4)]
+    for r in held:
+        cells = [str(r["threads"]), *(f"{r[key]:.0f} s" for key in ("seconds", "processor_seconds"))]
+        cells += [f"{r['parts'].get(part, 0):.0f} s" for part in parts] + [f"{r['load']:.0f}"]
+        rows.append(f"| {r['network']}, {SETTINGS[r['setting']]} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def bounds() -> str:
@@ -174,5 +215,6 @@ MARKERS = {
     "quantization": network,
     "quantization_accuracy": accuracy,
     "quantization_aims": aims,
+    "quantization_duration": duration,
     "quantization_seconds": seconds,
 }

@@ -1,12 +1,18 @@
 """The benchmark's own rounding and its ways of rescaling: what its tables rest on."""
 
+import argparse
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import equinorm
+import quantization
 from quantizing.methods import METHODS, folded
-from quantizing.rounding import Rounded, Setting, rounded_weight
+from quantizing.rounding import Rounded, Setting, exported, rounded_weight
+from quantizing.samples import Inputs
+from quantizing.subjects import Subject
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +70,27 @@ def test_the_library_measures_what_the_benchmark_measures(network, images):
         wanted, (found,) = network(images), rounded.run((images,))
     decibels = float(10 * torch.log10(wanted.square().sum() / (found - wanted).square().sum()))
     assert decibels == pytest.approx(result.measured()[1], abs=0.1)
+
+
+def test_copies_are_exported_once_and_keep_their_own_numbers(network, images):
+    plain, moved = folded(network), folded(network)
+    with torch.no_grad():
+        next(moved.parameters()).mul_(1.5)
+        for net in (plain, moved):
+            torch.testing.assert_close(exported(copy.deepcopy(net), (images,))(images), net(images))
+
+
+def test_known_draws_are_not_repeated_unless_another_algorithm_made_them(network, images, monkeypatch):
+    subject = Subject(
+        lambda: network, lambda draw, count, test: Inputs((images[:count].roll(draw + test, 0),)), "made here", count=8
+    )
+    monkeypatch.setitem(quantization.SUBJECTS, "tiny", subject)
+    asked = {"networks": ["tiny"], "settings": ["w8-tensor"], "methods": ["none", "noise"], "images": None}
+    one, two = (argparse.Namespace(**asked, draws=draws) for draws in (1, 2))
+    known = {(r["network"], r["setting"], r["method"]): r for r in quantization.sweep(one, {})}
+    assert [*quantization.sweep(one, dict(known))] == []
+    more = [*quantization.sweep(two, dict(known))]
+    assert [len(r["draws"]) for r in more] == [2, 2]
+    assert [r["draws"][0] for r in more] == [r["draws"][0] for r in known.values()]
+    known["tiny", "w8-tensor", "noise"]["algorithm"] = "of yesterday"
+    assert [r["method"] for r in quantization.sweep(one, known)] == ["noise"]
