@@ -62,12 +62,21 @@ def local_network(
         shapes: of the whole tensors, by name.
         boxes: the parts; tensors that are missing are not counted by this process, and have empty blocks.
     """
-    found = []
-    for layout in network.layouts:
-        name, shape = layout.scaling.name, shapes[layout.scaling.name]
-        nothing = Box((0,) * len(shape), (0,) * len(shape))
-        found.append(localised(layout, shape, boxes.get(name, nothing)))
-    return found
+    names = [layout.scaling.name for layout in network.layouts]
+    return [
+        localised(layout, shapes[name], boxes[name]) if name in boxes else _nothing(layout)
+        for name, layout in zip(names, network.layouts, strict=True)
+    ]
+
+
+def _nothing(layout: Layout) -> LocalLayout:
+    """The layout of no part at all."""
+    none = torch.zeros(0, dtype=torch.long)
+    parts = []
+    for part in layout.parts:
+        sides = tuple(Side(side.family, none, side.exponent) for side in part.sides)
+        parts.append(Part((slice(0, 0),) * len(part.picks), sides, None))
+    return LocalLayout(replace(layout, parts=tuple(parts)), tuple((none,) * len(part.picks) for part in parts))
 
 
 def _local_view(view: Sequence[int], shape: Sequence[int], box: Box) -> tuple[tuple[int, ...], list[Tensor]]:

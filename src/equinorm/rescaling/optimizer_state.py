@@ -179,6 +179,11 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
         place, keeps = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), (None, False))
         found = [inner for name in _INSIDE if isinstance(inner := getattr(optimizer, name, None), optim.Optimizer)]
         kind = type(optimizer).__name__
+        if kind == "ZeroRedundancyOptimizer":
+            raise RescaleError(
+                "ZeroRedundancyOptimizer keeps the state of each parameter in one process only, where it cannot be followed. "
+                "Shard the model with torch.distributed.fsdp.fully_shard instead, whose optimizers are known."
+            )
         if place is None and found and found[0] is not optimizer:
             raise RescaleError(
                 f"{kind} wraps {type(found[0]).__name__}, and what it does to weights and gradients is not known. If it keeps "
@@ -285,9 +290,7 @@ def scaled_state(
     """
     optimizer, wrappers = unwrapped_optimizer(optimizer)
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in parameters:
-                continue
+        for parameter in (found for found in group["params"] if id(found) in parameters):
             name, offset = parameters[id(parameter)]
             check_group(optimizer, group, name)
             for holder in (optimizer, *wrappers):

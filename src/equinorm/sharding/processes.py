@@ -43,6 +43,11 @@ class Processes:
         """The largest of all processes, entry by entry."""
         return self._reduced(values, torch.distributed.ReduceOp.MAX)
 
+    def nearest_to_zero(self, values: Tensor) -> Tensor:
+        """Of the values of all processes those nearest to zero, entry by entry."""
+        low, high = self._reduced(torch.cat([values, -values]), torch.distributed.ReduceOp.MIN).split(len(values))
+        return torch.where(low.abs() <= high.abs(), low, -high)
+
     def of_the_first(self, values: Tensor) -> Tensor:
         """The values of the first process."""
         moved = values.to(self._device, copy=True)

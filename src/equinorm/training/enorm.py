@@ -14,6 +14,7 @@ from equinorm.balancing.options import check_options
 from equinorm.balancing.scope import held_classes, nothing_moves
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_state import unwrapped_optimizer
+from equinorm.sharding.modules import is_any_sharded
 from equinorm.training.frozen import Selection, shown
 from equinorm.training.recording import StepOptions
 from equinorm.training.step import Plan
@@ -150,7 +151,10 @@ class ENorm:
         casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
         check_training(casts, selection.candidates, power_of_two)
         options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
-        self._plan = Plan(found, selection, (optimizer, wrappers), _listed(averages), c, options)
+        copies = _listed(averages)
+        if is_any_sharded(self.model):
+            _check_sharded(copies, compile)
+        self._plan = Plan(found, selection, (optimizer, wrappers), copies, c, options)
         selection.tell()
         self._check_hooks()
         self._handles = [
@@ -267,6 +271,16 @@ class ENorm:
         self._plan.after_step()
         if self.steps % self.settings.every == 0:
             self.cycle_()
+
+
+def _check_sharded(averages: Sequence[nn.Module], compile: bool) -> None:
+    """Refuse what sharded models do not have yet."""
+    if compile:
+        raise RescaleError("compile=True is for models that one process holds: train a sharded one without it.")
+    if averages:
+        raise RescaleError(
+            "averages of a sharded model are not followed: average its weights with ENorm removed, or train it unsharded."
+        )
 
 
 def _listed(averages: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:

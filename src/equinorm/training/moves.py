@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn, optim
 
 from equinorm._errors import RescaleError
-from equinorm._memory import storage_of
+from equinorm._memory import local, storage_of
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.optimizer_state import shift, state_of
 from equinorm.rescaling.recorded import Move
+from equinorm.sharding.boxes import box_of
 from equinorm.training.bound import Bindings
 from equinorm.training.weight_decay import DecayParts
 
@@ -47,7 +48,7 @@ class Moves:
         tensors += [value for state in states for value in state if isinstance(value, Tensor)]
         tensors += self._parts.tensors()
         seen = [self._parts.is_following, *(group.get("weight_decay") for group in self._optimizer.param_groups)]
-        seen += [(id(tensor), *_address(tensor)) for tensor in tensors]
+        seen += [(id(tensor), *_address(local(tensor))) for tensor in tensors]
         if seen != self._seen:
             self._last, self._seen = [*self._weights(), *self._states()], seen
             self.powers = {power for move in self._last for power in move.exponents}
@@ -61,22 +62,24 @@ class Moves:
         """
         for bound in self._bindings.own:
             if bound.tensor.grad is not None:
-                if bound.tensor.grad.layout != torch.strided:
+                gradient = _part(f"the gradient of {bound.name}", bound.tensor.grad, bound.tensor)
+                if gradient.layout != torch.strided:
                     raise RescaleError(
-                        f"cannot rescale the gradient of {bound.name}, which is {bound.tensor.grad.layout}. If gradients are "
+                        f"cannot rescale the gradient of {bound.name}, which is {gradient.layout}. If gradients are "
                         "zeroed before the next backward pass, leave them out: ENorm(..., gradients=False)."
                     )
-                check_writable(f"the gradient of {bound.name}", bound.tensor.grad)
-                yield Move(self._bindings.index(bound), bound.tensor.grad, -1)
+                check_writable(f"the gradient of {bound.name}", gradient)
+                yield Move(self._bindings.index(bound), gradient, -1)
 
     def _weights(self) -> Iterator[Move]:
         """Weights and averages of weights; those that share memory, as tied ones do, once."""
         seen: set[tuple[object, ...]] = set()
         for bound in self._bindings.moving:
-            memory = (storage_of(bound.tensor), bound.tensor.storage_offset())
-            if memory not in seen:
+            tensor = local(bound.tensor.detach())
+            memory = (storage_of(tensor), tensor.storage_offset())
+            if memory not in seen or not tensor.numel():
                 seen.add(memory)
-                yield Move(self._bindings.index(bound), bound.tensor.detach(), 1, offset=bound.scaling.offset)
+                yield Move(self._bindings.index(bound), tensor, 1, offset=bound.scaling.offset)
 
     def _states(self) -> Iterator[Move]:
         """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
@@ -86,10 +89,20 @@ class Moves:
             for key, state, law in held:
                 offset = shift(self._optimizer, law, key, bound.name, bound.scaling.offset)
                 self._parts.check(groups[id(bound.tensor)], law, key, bound.name, True)
-                parts = tuple((part, power) for power, part in self._parts.of(bound.name, key).items())
+                parts = tuple((local(part), power) for power, part in self._parts.of(bound.name, key).items())
                 if law.exponent or parts:
+                    state = _part(f"state {key!r} of {bound.name}", state, bound.tensor)
                     check_writable(f"state {key!r} of {bound.name}", state)
                     yield Move(self._bindings.index(bound), state, law.exponent, parts, offset)
+
+
+def _part(what: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+    """What this process holds of a tensor, which must be the part that it holds of the parameter."""
+    if box_of(what, tensor) != box_of(what, parameter):
+        raise RescaleError(
+            f"cannot rescale {what}: it is sharded otherwise than the parameter itself. Shard both alike, as fully_shard does."
+        )
+    return local(tensor)
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from torch import Tensor, optim
 
 from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
-from equinorm._memory import is_dense
+from equinorm._memory import is_dense, local
 from equinorm.rescaling.optimizer_state import Average, Group, Law, check_group, coupled_decay, laws, refusal, state_of
 from equinorm.training.torch_compile import compiled
 
@@ -206,8 +206,9 @@ class DecayParts:
 
     def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""
-        weight, gradient = parameter.detach(), parameter.grad
-        assert gradient is not None
+        assert parameter.grad is not None
+        weight, gradient = local(parameter.detach()), local(parameter.grad)
+        parts = {exponent: local(part) for exponent, part in parts.items()}
         skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
         before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
         for part in parts.values():
@@ -262,9 +263,8 @@ def _follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
     """part ← keep · part + add · weight, in place."""
     alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
     for part, weight, keep, add in sums:
-        parts, weights = alike.setdefault((keep, add), ([], []))
-        parts.append(part)
-        weights.append(weight)
+        for known, tensor in zip(alike.setdefault((keep, add), ([], [])), (part, weight), strict=True):
+            known.append(local(tensor))
     for (keep, add), (parts, weights) in alike.items():
         torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
