@@ -1,6 +1,7 @@
 """What is checked in several processes at once: each function below is one check, called by all of them."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -301,6 +302,7 @@ def balances_are_those_of_one_process():
             assert collectives["bytes"] <= 8 * collectives["calls"] * (sides + own.num_free), (name, collectives)
         balance.apply_()
         expected.apply_()
+        refused(balance.apply_, "the weights have changed since")
         assert_close(whole(spread), whole(alone), 1e-12)
         torch.testing.assert_close(spread(args), outputs, rtol=1e-12, atol=1e-12)
 
@@ -425,6 +427,34 @@ def training_resumes_from_a_distributed_checkpoint():
         for _ in range(2):
             step(again, other, resumed, ROWS)
         assert_close(whole(again), whole(net), 1e-13)
+
+
+@check(2)
+def the_page_prints_what_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "how-to-sharded.md").read_text("utf-8")
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    scope: dict[str, Any] = {"__name__": "page"}
+    printed = io.StringIO()
+    own = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None  # these processes are a group already
+    try:
+        with contextlib.redirect_stdout(printed):
+            for kind, block in blocks:
+                if kind == "python":
+                    exec(block, scope)
+    finally:
+        dist.init_process_group, dist.destroy_process_group = own
+    expected = "".join(block for kind, block in blocks if kind == "text").split()
+    words = printed.getvalue().split()
+    if dist.get_rank() > 0:
+        assert not words
+        return
+    assert len(words) == len(expected), words
+    for word, wanted in zip(words, expected, strict=True):
+        with contextlib.suppress(ValueError):
+            assert abs(float(word) - float(wanted)) <= 0.03 * abs(float(wanted)) + 1e-5, (word, wanted, words)
+            continue
+        assert word == wanted, words
 
 
 @check(2)

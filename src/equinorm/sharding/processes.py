@@ -33,7 +33,7 @@ class Processes:
         held: Any = tensor
         mesh = held.device_mesh
         places = zip(held.placements, mesh.get_coordinate(), strict=True)
-        return self._ranks[0] in mesh.mesh.flatten().tolist() and all(p.is_shard() or place == 0 for p, place in places)
+        return self._ranks[0] in mesh.mesh.flatten().tolist() and all(place == 0 or not p.is_replicate() for p, place in places)
 
     def sum(self, values: Tensor) -> Tensor:
         """Summed over all processes."""
