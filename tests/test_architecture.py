@@ -23,6 +23,7 @@ CORE = FLOORS[: FLOORS.index("__init__") + 1]
 STRANGERS = {
     "native": ["_memory", "_modules", "_scaling"],
     "rescaling": ["discovery"],
+    "sharding": ["native"],
     "balancing": ["discovery", "permuting"],
     "grouping": ["balancing", "permuting", "discovery.graph", "discovery.rules"],
     "permuting.laws": ["discovery.graph", "permuting.interpreter", "permuting.discover"],

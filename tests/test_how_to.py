@@ -22,6 +22,7 @@ with contextlib.suppress(ImportError):  # transformers imports torchvision, whos
     zoo_torchvision.import_models()
 
 PAGES = [*sorted((ROOT / "docs").glob("how-to-*.md")), ROOT / "README.md"]
+PAGES.remove(ROOT / "docs" / "how-to-sharded.md")  # it takes two processes: tests/sharding runs it
 PAGES += [
     ROOT / "docs" / f"{name}.md" for name in ("architecture", "getting-started", "index", "models", "permutations", "rules")
 ]

@@ -1,6 +1,7 @@
 """What is checked in several processes at once: each function below is one check, called by all of them."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -300,6 +301,7 @@ def balances_are_those_of_one_process():
             assert collectives["bytes"] <= 8 * collectives["calls"] * (sides + own.num_free), (name, collectives)
         balance.apply_()
         expected.apply_()
+        refused(balance.apply_, "the weights have changed since")
         assert_close(whole(spread), whole(alone), 1e-12)
         torch.testing.assert_close(spread(args), outputs, rtol=1e-12, atol=1e-12)
 
@@ -339,6 +341,141 @@ def what_needs_whole_weights_is_refused():
     refused(lambda: found.balance(float("inf")), "p = inf looks for single weights")
     refused(lambda: found.balance(method="cyclic"), "method='cyclic'")
     refused(lambda: equinorm.symmetries(found.model, ROWS, opaque="0"), "is sharded, and what opaque modules (0)")
+
+
+def trained(net: nn.Module, args: Tensor, make: Callable, steps: int = 4, **options: Any) -> tuple[Any, Any, list[float]]:
+    """The hook, the optimizer and residuals after some steps on the same numbers in every process."""
+    optimizer = make(net.parameters())
+    hook = equinorm.ENorm(optimizer, net, args, **options)
+    residuals = [hook.residual()]
+    for _ in range(steps):
+        residuals.append(step(net, optimizer, hook, args))
+    return hook, optimizer, residuals
+
+
+def step(net: nn.Module, optimizer: Any, hook: Any, args: Tensor) -> float:
+    optimizer.zero_grad()
+    net(args).double().square().mean().backward()
+    optimizer.step()
+    return hook.residual()
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, weight_decay=1e-2)
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3, weight_decay=1e-2)
+
+
+@check(2, 4)
+def trajectories_are_those_of_one_process():
+    options: list[tuple[Callable, dict[str, Any]]] = [
+        *((sgd, {"c": 1.1}), (adam, {}), (sgd, {"method": "two-level", "cycles": 2}), (adam, {"p": math.inf})),
+        *((sgd, {"p": 1.0, "biases": True}), (adam, {"power_of_two": True})),
+    ]
+    for (name, make, shard, args), (optimizer, option) in zip(ways(), options, strict=False):
+        alone, spread = unbalanced(make), shard(unbalanced(make))
+        _, first, expected = trained(alone, args, optimizer, **option)
+        with counted() as collectives:
+            _, second, residuals = trained(spread, args, optimizer, **option)
+        assert residuals[-1] < residuals[0], name
+        torch.testing.assert_close(residuals, expected, rtol=1e-9, atol=1e-12, msg=name)
+        assert_close(whole(spread), whole(alone), 1e-11)
+        for own, other in zip(alone.parameters(), spread.parameters(), strict=True):
+            assert_close(_whole_state(second.state[other]), _whole_state(first.state[own]), 1e-10)
+        assert collectives["calls"] <= (2 if "both" in name else 1) * (8 + 4 * 16), (name, collectives)
+
+
+def _whole_state(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in state.items()}
+
+
+@check(2)
+def float32_trajectories_are_those_of_one_process():
+    alone, spread = unbalanced(Decoder, torch.float32), fsdp(unbalanced(Decoder, torch.float32))
+    for net in (alone, spread):
+        trained(net, TOKENS, adam)
+    assert_close(whole(spread), whole(alone), 1e-5)  # Adam divides by gradients' sizes, some of which are rounding
+
+
+@check(2)
+def training_resumes_from_a_distributed_checkpoint():
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    for make in (sgd, adam):
+        net = fsdp(unbalanced(mlp))
+        hook, optimizer, _ = trained(net, ROWS, make)
+        model_state, optimizer_state = get_state_dict(net, optimizer)
+        folder = [tempfile.mkdtemp()]
+        dist.broadcast_object_list(folder)
+        dcp.save({"model": model_state, "optimizer": optimizer_state, "enorm": hook.state_dict()}, checkpoint_id=folder[0])
+        for _ in range(2):
+            step(net, optimizer, hook, ROWS)
+
+        again = fsdp(unbalanced(mlp))
+        other = make(again.parameters())
+        resumed = equinorm.ENorm(other, again, ROWS)
+        model_state, optimizer_state = get_state_dict(again, other)
+        state = {"model": model_state, "optimizer": optimizer_state, "enorm": resumed.state_dict()}
+        dcp.load(state, checkpoint_id=folder[0])
+        set_state_dict(again, other, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        resumed.load_state_dict(state["enorm"])
+        assert resumed.steps == 4
+        for _ in range(2):
+            step(again, other, resumed, ROWS)
+        assert_close(whole(again), whole(net), 1e-13)
+
+
+@check(2)
+def the_page_prints_what_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "how-to-sharded.md").read_text("utf-8")
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    scope: dict[str, Any] = {"__name__": "page"}
+    printed = io.StringIO()
+    own = dist.init_process_group, dist.destroy_process_group
+    dist.init_process_group = dist.destroy_process_group = lambda *_: None  # these processes are a group already
+    try:
+        with contextlib.redirect_stdout(printed):
+            for kind, block in blocks:
+                if kind == "python":
+                    exec(block, scope)
+    finally:
+        dist.init_process_group, dist.destroy_process_group = own
+    expected = "".join(block for kind, block in blocks if kind == "text").split()
+    words = printed.getvalue().split()
+    if dist.get_rank() > 0:
+        assert not words
+        return
+    assert len(words) == len(expected), words
+    for word, wanted in zip(words, expected, strict=True):
+        with contextlib.suppress(ValueError):
+            assert abs(float(word) - float(wanted)) <= 0.03 * abs(float(wanted)) + 1e-5, (word, wanted, words)
+            continue
+        assert word == wanted, words
+
+
+@check(2)
+def copies_in_every_process_stay_alike():
+    net = nn.parallel.DistributedDataParallel(unbalanced(mlp))
+    trained(net, ROWS + dist.get_rank(), sgd)
+    for tensor in whole(net).values():
+        first = tensor.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(first, tensor)
+
+
+@check(2)
+def what_training_cannot_follow_is_refused():
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net = fsdp(unbalanced(mlp))
+    refused(lambda: equinorm.ENorm(sgd(net.parameters()), net, ROWS, compile=True), "compile=True is for models that one")
+    refused(lambda: equinorm.ENorm(sgd(net.parameters()), net, ROWS, averages=mlp()), "averages of a sharded model")
+    net = nn.parallel.DistributedDataParallel(unbalanced(mlp))
+    zero = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam)
+    refused(lambda: equinorm.ENorm(zero, net, ROWS), "ZeroRedundancyOptimizer keeps the state of each parameter in one process")
 
 
 def failures(count: int, names: Sequence[str]) -> list[dict[str, str]]:

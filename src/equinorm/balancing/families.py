@@ -67,13 +67,19 @@ class FamilyStructure:
         return [1.0 / (2 * self.norm.p * max(1.0, a, b)) for a, b in zip(up, down, strict=True)]
 
     @cached_property
-    def colours(self) -> list[int]:
-        """A colour for each family so that no block joins two of one colour: two where that is possible, else few."""
-        neighbours: list[set[int]] = [set() for _ in range(self.count)]
+    def neighbours(self) -> list[set[int]]:
+        """The families that share a block with each family."""
+        found: list[set[int]] = [set() for _ in range(self.count)]
         for block in self.blocks:
             families = {side.family for side in block.sides} - {GROUND}
             for family in families:
-                neighbours[family] |= families - {family}
+                found[family] |= families - {family}
+        return found
+
+    @cached_property
+    def colours(self) -> list[int]:
+        """A colour for each family so that no block joins two of one colour: two where that is possible, else few."""
+        neighbours = self.neighbours
         colour: dict[int, int] = {}
         for start in range(self.count):
             queue = deque([start])

@@ -1,6 +1,5 @@
 """Layouts of the part of a sharded tensor that one process holds: the same blocks, with fewer channels."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,21 +34,22 @@ def localised(layout: Layout, shape: Sequence[int], box: Box | None) -> LocalLay
     """
     box = Box((0,) * len(shape), tuple(shape)) if box is None else box
     view, channels = _local_view(layout.scaling.shape, shape, box)
-    kept = [channels[axis] for axis in layout.axes]
-    if layout.is_matrix:
-        lines = [*kept, torch.zeros(1, dtype=torch.long)] if len(kept) == 1 else kept
-        sizes = [layout.scaling.shape[axis] for axis in layout.axes] + [1] * (2 - len(kept))
-    else:
-        sizes = [layout.scaling.shape[axis] for axis in layout.axes]
-        flat = torch.zeros((), dtype=torch.long)
-        for own, size in zip(kept, sizes, strict=True):
-            flat = flat[..., None] * size + own
-        lines, sizes = [flat.flatten()], [math.prod(sizes)]
+    sizes, lines = [*layout.sizes], [_flat(channels, layout.scaling.shape, axes) for axes in layout.along]
+    if layout.is_matrix and len(lines) == 1:
+        sizes, lines = [*sizes, 1], [*lines, torch.zeros(1, dtype=torch.long)]
     found = [_part(part, lines, sizes) for part in layout.parts]
     scaling = replace(layout.scaling, shape=view)
     return LocalLayout(
         replace(layout, scaling=scaling, parts=tuple(part for part, _ in found)), tuple(places for _, places in found)
     )
+
+
+def _flat(channels: Sequence[Tensor], shape: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Places along a side that runs along several axes."""
+    flat = torch.zeros((), dtype=torch.long)
+    for axis in axes:
+        flat = flat[..., None] * shape[axis] + channels[axis]
+    return flat.flatten()
 
 
 def local_network(
@@ -62,12 +62,21 @@ def local_network(
         shapes: of the whole tensors, by name.
         boxes: the parts; tensors that are missing are not counted by this process, and have empty blocks.
     """
-    found = []
-    for layout in network.layouts:
-        name, shape = layout.scaling.name, shapes[layout.scaling.name]
-        nothing = Box((0,) * len(shape), (0,) * len(shape))
-        found.append(localised(layout, shape, boxes.get(name, nothing)))
-    return found
+    names = [layout.scaling.name for layout in network.layouts]
+    return [
+        localised(layout, shapes[name], boxes[name]) if name in boxes else _nothing(layout)
+        for name, layout in zip(names, network.layouts, strict=True)
+    ]
+
+
+def _nothing(layout: Layout) -> LocalLayout:
+    """The layout of no part at all."""
+    none = torch.zeros(0, dtype=torch.long)
+    parts = []
+    for part in layout.parts:
+        sides = tuple(Side(side.family, none, side.exponent) for side in part.sides)
+        parts.append(Part((slice(0, 0),) * len(part.picks), sides, None))
+    return LocalLayout(replace(layout, parts=tuple(parts)), tuple((none,) * len(part.picks) for part in parts))
 
 
 def _local_view(view: Sequence[int], shape: Sequence[int], box: Box) -> tuple[tuple[int, ...], list[Tensor]]:

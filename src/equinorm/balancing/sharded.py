@@ -64,12 +64,11 @@ class Reader:
         sides = [side for found, _ in blocks for side in found]
         self._sizes = [len(side.ids) for side in sides]
         self._ids = torch.cat([torch.zeros(0, dtype=torch.long), *(side.ids for side in sides)])
-        self._powers = torch.repeat_interleave(
-            torch.tensor([norm.q * side.exponent for side in sides], dtype=torch.float64), torch.tensor(self._sizes)
-        )
+        powers = [torch.full((len(side.ids),), norm.q * side.exponent, dtype=torch.float64) for side in sides]
+        self._powers = torch.cat([torch.zeros(0, dtype=torch.float64), *powers])
         self.precise = not bool(processes.largest(torch.tensor([not local.is_precise], dtype=torch.int32)))
         self._at: Tensor | None = None
-        self._logs = torch.zeros(0)
+        self._logs = torch.zeros(0, dtype=torch.float64)
         self._is_valid, self._is_fine = False, self.precise
 
     def agreed(self, z: Tensor) -> Tensor:
@@ -209,7 +208,7 @@ def _joined(
 ) -> Problem:
     """The problem of all processes."""
     sides = [network.layouts[index].parts[number].sides for index, number, _ in held]
-    is_two_sided = [network.layouts[index].is_matrix and len(network.layouts[index].axes) == 2 for index, _, _ in held]
+    is_two_sided = [network.layouts[index].is_matrix and len(network.layouts[index].along) == 2 for index, _, _ in held]
     pairs = [(found, one) for found, (_, _, one), is_shared in zip(sides, held, is_two_sided, strict=True) if is_shared]
     reader = Reader(processes, own.norm, pairs, own)
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib import pyplot
 
 from equinorm._errors import EquinormError, describe
+from equinorm._memory import is_sharded
 from equinorm._scaling import Scaling
 from equinorm.reporting import pictures
 from equinorm.reporting.files import check_target, write_atomically
@@ -68,10 +69,10 @@ def _balanced(balance: "Balance") -> Balanced:
 
 
 def _weights(balance: "Balance") -> list[Weights]:
-    """Weights as they are and as they would be; none once they have changed."""
-    if balance.versions != balance.symmetries.versions():
-        return []
+    """Weights as they are and as they would be; none once they have changed, or where no process holds all of them."""
     tensors = balance.symmetries.tensors
+    if balance.versions != balance.symmetries.versions() or any(map(is_sharded, tensors.values())):
+        return []
 
     def after(scaling: Scaling) -> Any:
         scales = scaling.log_scales(balance.log_scales).exp()

@@ -100,7 +100,7 @@ def matrix_of(scaling: Scaling, tensor: Tensor, vectors: Vectors) -> Matrix | No
     took nearly as many scales as the tensor has entries.
     """
     order = memory_order(tensor)
-    if not is_dense(tensor):
+    if not is_dense(tensor) or not tensor.numel():
         return None
     sizes = [tensor.size(axis) for axis in order]
     factors = [(exponent, ids.expand(scaling.shape).permute(order)) for exponent, ids in scaling.factors]

@@ -59,6 +59,11 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
         place, keeps = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), (None, False))
         found = [inner for name in _INSIDE if isinstance(inner := getattr(optimizer, name, None), optim.Optimizer)]
         kind = type(optimizer).__name__
+        if kind == "ZeroRedundancyOptimizer":
+            raise RescaleError(
+                "ZeroRedundancyOptimizer keeps the state of each parameter in one process only, where it cannot be followed. "
+                "Shard the model with torch.distributed.fsdp.fully_shard instead, whose optimizers are known."
+            )
         if place is None and found and found[0] is not optimizer:
             raise RescaleError(
                 f"{kind} wraps {type(found[0]).__name__}, and what it does to weights and gradients is not known. If it keeps "

@@ -70,7 +70,7 @@ def _plain_class(module: nn.Module) -> type:
     kind = _sharding_class()
     if not isinstance(module, kind):
         return type(module)
-    return next(base for base in type(module).__mro__[1:] if base is not kind)
+    return next(base for base in type(module).__mro__[1:] if not issubclass(base, kind))
 
 
 def _sharding_class() -> Any:

@@ -33,7 +33,7 @@ class Processes:
         held: Any = tensor
         mesh = held.device_mesh
         places = zip(held.placements, mesh.get_coordinate(), strict=True)
-        return self._ranks[0] in mesh.mesh.flatten().tolist() and all(p.is_shard() or place == 0 for p, place in places)
+        return self._ranks[0] in mesh.mesh.flatten().tolist() and all(place == 0 or not p.is_replicate() for p, place in places)
 
     def sum(self, values: Tensor) -> Tensor:
         """Summed over all processes."""
@@ -42,6 +42,11 @@ class Processes:
     def largest(self, values: Tensor) -> Tensor:
         """The largest of all processes, entry by entry."""
         return self._reduced(values, torch.distributed.ReduceOp.MAX)
+
+    def nearest_to_zero(self, values: Tensor) -> Tensor:
+        """Of the values of all processes those nearest to zero, entry by entry."""
+        low, high = self._reduced(torch.cat([values, -values]), torch.distributed.ReduceOp.MIN).split(len(values))
+        return torch.where(low.abs() <= high.abs(), low, -high)
 
     def of_the_first(self, values: Tensor) -> Tensor:
         """The values of the first process."""

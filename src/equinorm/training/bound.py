@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm._errors import RescaleError
+from equinorm._memory import local
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
+from equinorm.sharding.modules import reshard
 from equinorm.training.averages import by_names, inner_module
 from equinorm.training.frozen import Selection
 
@@ -88,7 +90,7 @@ class Bindings:
     @property
     def place(self) -> Place:
         """Where all that moves now is."""
-        return tuple((bound.tensor.device, bound.tensor.dtype, bound.tensor.stride()) for bound in self.moving)
+        return tuple((bound.tensor.device, bound.tensor.dtype, local(bound.tensor).stride()) for bound in self.moving)
 
     def index(self, bound: Bound) -> int:
         """Of its scaling among those that move."""
@@ -104,6 +106,7 @@ class Bindings:
         Raises:
             RescaleError: if they are not.
         """
+        reshard(self._model)
         for watch in self._watches:
             watch.check()
         if self._lists:
@@ -141,9 +144,10 @@ class Bindings:
 
 def _check_tensor(bound: Bound, power_of_two: bool) -> None:
     name, tensor = bound.name, bound.tensor
-    if is_traceable_wrapper_subclass(tensor):
-        raise RescaleError(f"cannot rescale {name}: it is a {type(tensor).__name__}; ENorm needs plain dense tensors.")
-    check_writable(name, tensor)
+    if is_traceable_wrapper_subclass(local(tensor)):
+        kind = type(local(tensor)).__name__
+        raise RescaleError(f"cannot rescale {name}: it is a {kind}; ENorm needs plain dense tensors, or such in shards.")
+    check_writable(name, local(tensor))
     if tensor.dtype in (torch.float16, torch.bfloat16):
         if not power_of_two:
             raise RescaleError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._memory import is_dense
+from equinorm._memory import is_dense, local
 from equinorm.training.torch_compile import compiled
 
 
@@ -14,9 +14,8 @@ def follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
     """part ← keep · part + add · weight, in place."""
     alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
     for part, weight, keep, add in sums:
-        parts, weights = alike.setdefault((keep, add), ([], []))
-        parts.append(part)
-        weights.append(weight)
+        for known, tensor in zip(alike.setdefault((keep, add), ([], [])), (part, weight), strict=True):
+            known.append(local(tensor))
     for (keep, add), (parts, weights) in alike.items():
         torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]

@@ -14,6 +14,7 @@ from equinorm.balancing.options import check_options
 from equinorm.balancing.scope import held_classes, nothing_moves
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
+from equinorm.sharding.modules import is_any_sharded
 from equinorm.training.averages import listed
 from equinorm.training.frozen import Selection, shown
 from equinorm.training.recording import StepOptions
@@ -162,7 +163,10 @@ class ENorm:
         casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
         check_training(casts, selection.candidates, power_of_two)
         options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
-        self._plan = Plan(found, selection, stepped, listed(averages), c, options)
+        copies = listed(averages)
+        if is_any_sharded(self.model):
+            _check_sharded(copies, compile)
+        self._plan = Plan(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
         self._handles = [one.register_step_pre_hook(self._before_step) for one in self.optimizers]
@@ -298,3 +302,13 @@ class ENorm:
                 f"ENorm waits for {', '.join(waiting[:3])}, counted from 0, which made no step in {PATIENCE} steps of another "
                 "optimizer. The weights are balanced when all have stepped; leave out those that do not train them."
             )
+
+
+def _check_sharded(averages: Sequence[nn.Module], compile: bool) -> None:
+    """Refuse what sharded models do not have yet."""
+    if compile:
+        raise RescaleError("compile=True is for models that one process holds: train a sharded one without it.")
+    if averages:
+        raise RescaleError(
+            "averages of a sharded model are not followed: average its weights with ENorm removed, or train it unsharded."
+        )

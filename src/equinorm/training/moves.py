@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError
-from equinorm._memory import storage_of
+from equinorm._memory import local, storage_of
 from equinorm.rescaling.flat_state import vectors
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.optimizer_laws import Law, laws
 from equinorm.rescaling.optimizer_state import shift, state_of, unaveraged
 from equinorm.rescaling.recorded import Move
+from equinorm.sharding.boxes import box_of
 from equinorm.training.bound import Bindings, Bound
 from equinorm.training.stepped import SteppedTogether
 
@@ -48,7 +49,7 @@ class Moves:
             tensors += stepped.parts.tensors()
             tensors += [vector for _, vector in vectors(stepped.optimizer)]
         seen: list[object] = [*self._optimizers.settings()]
-        seen += [(id(tensor), *_address(tensor)) for tensor in tensors]
+        seen += [(id(tensor), *_address(local(tensor))) for tensor in tensors]
         if seen != self._seen:
             self._last, self._seen = [*self._weights(), *self._states()], seen
             self.powers = {power for move in self._last for power in move.exponents}
@@ -62,22 +63,24 @@ class Moves:
         """
         for bound in self._bindings.own:
             if bound.tensor.grad is not None:
-                if bound.tensor.grad.layout != torch.strided:
+                gradient = _part(f"the gradient of {bound.name}", bound.tensor.grad, bound.tensor)
+                if gradient.layout != torch.strided:
                     raise RescaleError(
-                        f"cannot rescale the gradient of {bound.name}, which is {bound.tensor.grad.layout}. If gradients are "
+                        f"cannot rescale the gradient of {bound.name}, which is {gradient.layout}. If gradients are "
                         "zeroed before the next backward pass, leave them out: ENorm(..., gradients=False)."
                     )
-                check_writable(f"the gradient of {bound.name}", bound.tensor.grad)
-                yield Move(self._bindings.index(bound), bound.tensor.grad, -1)
+                check_writable(f"the gradient of {bound.name}", gradient)
+                yield Move(self._bindings.index(bound), gradient, -1)
 
     def _weights(self) -> Iterator[Move]:
         """Weights and averages of weights; those that share memory, as tied ones do, once."""
         seen: set[tuple[object, ...]] = set()
         for bound in self._bindings.moving:
-            memory = (storage_of(bound.tensor), bound.tensor.storage_offset())
-            if memory not in seen:
+            tensor = local(bound.tensor.detach())
+            memory = (storage_of(tensor), tensor.storage_offset())
+            if memory not in seen or not tensor.numel():
                 seen.add(memory)
-                yield Move(self._bindings.index(bound), bound.tensor.detach(), 1, offset=bound.scaling.offset)
+                yield Move(self._bindings.index(bound), tensor, 1, offset=bound.scaling.offset)
 
     def _states(self) -> Iterator[Move]:
         """Every state tensor that moves: the sum of its parts with weight decay, and the rest, each with its own power."""
@@ -89,8 +92,9 @@ class Moves:
             for key, state, law in [entry for holder in stepped.holders for entry in state_of(holder, bound.tensor, name)]:
                 offset = shift(stepped.optimizer, law, key, name, bound.scaling.offset)
                 stepped.parts.check(group, law, key, name, True)
-                parts = tuple((part, power) for power, part in stepped.parts.of(name, key).items())
+                parts = tuple((local(part), power) for power, part in stepped.parts.of(name, key).items())
                 if law.exponent or parts:
+                    state = _part(f"state {key!r} of {name}", state, bound.tensor)
                     check_writable(f"state {key!r} of {name}", state)
                     averaged = self._averaged(bound, key, law)
                     yield Move(self._bindings.index(bound), state, law.exponent, parts, offset, averaged)
@@ -113,6 +117,15 @@ class Moves:
             return None
         unaveraged([ids for _, ids in bound.scaling.factors], law.averaged, f"state {key!r} of {bound.name}")
         return law.averaged
+
+
+def _part(what: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+    """What this process holds of a tensor, which must be the part that it holds of the parameter."""
+    if box_of(what, tensor) != box_of(what, parameter):
+        raise RescaleError(
+            f"cannot rescale {what}: it is sharded otherwise than the parameter itself. Shard both alike, as fully_shard does."
+        )
+    return local(tensor)
 
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:

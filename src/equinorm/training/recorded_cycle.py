@@ -6,7 +6,7 @@ finite, stay at scale 1.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from equinorm.balancing.norm import Norm
 from equinorm.balancing.problem import GROUND, Side
 from equinorm.native import Compute
 from equinorm.training.native_cycle import Schedule, program
+from equinorm.training.shared import Ends, Parts, levels, summed_ends
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
@@ -43,6 +44,11 @@ class _Block:
     part: Part
     places: tuple[Tensor | None, ...]
     scattered: tuple[Tensor | None, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Has it no entries?"""
+        return not all(side.ids.numel() for side in self.part.sides)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,32 +90,40 @@ class Cycle:
 
     Args:
         network: the layouts of the tensors whose norm counts.
-        tensors: by name; their devices, dtypes and strides must stay what they are.
+        parts: what this process holds of the tensors; their devices, dtypes and strides must stay what they are.
         norm: whose energies these are.
         method: "cyclic" or "two-level".
         compute: where the weights are, the dtype of the sums, and whether compiled kernels run where they know all of this.
     """
 
-    def __init__(
-        self, network: NetworkLayout, tensors: Mapping[str, Tensor], norm: Norm, method: str, compute: Compute
-    ) -> None:
+    def __init__(self, network: NetworkLayout, parts: Parts, norm: Norm, method: str, compute: Compute) -> None:
         device, dtype = compute.device, compute.dtype
         self._network, self._norm, self._q, self._maximum = network, norm, norm.q, norm.is_max
         self._zero, self._one = torch.zeros(1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype)
         self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in network.families]
-        self._blocks = [_recorded(index, part, network, device) for index, part in network.moving]
+        held, self._processes = parts.network(network), parts.processes
+        self._blocks = [_recorded(index, part, held, device) for index, part in held.moving]
         self._edges = _edges(self._blocks, network.families)
-        structure = FamilyStructure([block.part for block in self._blocks], len(network.families), norm)
+        structure = FamilyStructure([part for _, part in network.moving], len(network.families), norm)
         self._order, self._steps, self._exponents = structure.order(method), structure.steps, structure.exponents.to(device)
+        self._at_once = [[family] for family in self._order]
+        if self._processes is not None:
+            self._at_once = levels(self._order, structure.neighbours)
         self._levels_first = method == "two-level" and structure.is_chained
         schedule = Schedule(self._order, self._steps, self._levels_first, NEWTON_STEPS, LONGEST_STEP)
-        self._program = program(network, tensors, norm, dtype, schedule) if compute.native else None
+        self._program = program(network, parts.tensors, norm, dtype, schedule) if compute.native else None
         keeps = method == "two-level" and self._program is None
-        pairs = zip(network.layouts, network.weights(tensors), strict=True)
-        self._readings = [Reading(layout, tensor, norm, dtype, keeps) for layout, tensor in pairs]
+        used = {block.tensor for block in self._blocks if not block.is_empty}
+        pairs = enumerate(zip(held.layouts, held.weights(parts.tensors), strict=True))
+        self._readings = {index: Reading(*pair, norm, dtype, keeps) for index, pair in pairs if index in used}
         self._is_weighed, self._weights = False, torch.ones(len(self._blocks), device=device, dtype=dtype)
         self._uses = self._counts(edge.block for pair in self._edges for edges in pair for edge in edges)
-        self._level_uses = self._counts(range(len(self._blocks)) if self._levels_first else ())
+        self._level_uses = self._counts(self._filled if self._levels_first else ())
+
+    @property
+    def _filled(self) -> list[int]:
+        """Numbers of the blocks of which this process holds something."""
+        return [number for number, block in enumerate(self._blocks) if not block.is_empty]
 
     def _counts(self, blocks: Iterable[int]) -> list[int]:
         """How often each tensor is read, by the blocks that are."""
@@ -142,19 +156,18 @@ class Cycle:
         for _ in range(cycles):
             if self._levels_first:
                 self._level(state)
-            for family in self._order:
-                into, out = self._energies(family, state)
-                if into is not None and out is not None:
-                    step = (torch.log(out) - torch.log(into)).nan_to_num_(0.0, 0.0, 0.0)
-                    self._move(state, family, step * self._steps[family])
+            for families in self._at_once:
+                for family, (into, out) in zip(families, self._ends(families, state), strict=True):
+                    if into is not None and out is not None:
+                        step = (torch.log(out) - torch.log(into)).nan_to_num_(0.0, 0.0, 0.0)
+                        self._move(state, family, step * self._steps[family])
         return torch.cat([self._zero, *(state.z.get(family, fixed) for family, fixed in enumerate(self._fixed))])
 
     def residual(self) -> Tensor:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ of the current weights; NaN if an energy is not finite."""
         state = _State([*self._uses])
         apart, whole = torch.zeros_like(self._zero[0]), torch.zeros_like(self._zero[0])
-        for family in range(len(self._network.families)):
-            into, out = self._energies(family, state)
+        for into, out in self._ends(range(len(self._network.families)), state):
             if into is None or out is None:
                 continue
             live = (into > 0) & (out > 0) | (into + out).isnan()  # without energy on one side there is no minimum
@@ -220,8 +233,15 @@ class Cycle:
         sums = sums if here is None else sums[here]
         return sums if own is None else sums * own
 
-    def _energies(self, family: int, state: _State) -> tuple[Tensor | None, Tensor | None]:
-        """Energies into and out of every channel of a family; None where nothing enters or leaves it."""
+    def _ends(self, families: Sequence[int], state: _State) -> list[Ends]:
+        """Energies into and out of the channels of some families, over all processes."""
+        found = [self._energies(family, state) for family in families]
+        if self._processes is None:
+            return found
+        return summed_ends(self._processes, found, [self._fixed[family] for family in families], self._maximum)
+
+    def _energies(self, family: int, state: _State) -> Ends:
+        """Those that this process holds; None where nothing enters or leaves."""
         totals: list[Tensor | None] = []
         for edges in self._edges[family]:
             total: Tensor | None = None
@@ -242,7 +262,10 @@ class Cycle:
 
     def _level(self, state: _State) -> None:
         """Minimise over one scalar for each family by Newton steps."""
-        totals = torch.stack([self._along(state, number, 0).sum() for number in range(len(self._blocks))])
+        totals = torch.zeros_like(self._weights)
+        for number in self._filled:
+            totals[number] = self._along(state, number, 0).sum()
+        totals = totals if self._processes is None else self._processes.sum(totals)
         logs = (totals * self._weights).double().log()
         A = self._exponents
         shift = torch.zeros(A.shape[1], dtype=torch.float64, device=logs.device)
@@ -273,7 +296,7 @@ def _edges(blocks: Sequence[_Block], families: Sequence[tuple[int, int]]) -> lis
     edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
     for number, block in enumerate(blocks):
         for place, side in enumerate(block.part.sides):
-            if side.family != GROUND:
+            if side.family != GROUND and not block.is_empty:
                 edge = _Edge(number, place, *_gathering(block.places[place], *families[side.family]))
                 edges[side.family][side.exponent < 0].append(edge)
     return edges

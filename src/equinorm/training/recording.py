@@ -14,10 +14,12 @@ from equinorm.balancing.energy_reader import fits_float32
 from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover
+from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bound import Bindings, Place
 from equinorm.training.frozen import Selection
 from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.shared import Parts
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
 
@@ -54,6 +56,7 @@ class Recording:
         biases: their steps where c is not 1.
         run_cycles: of `cycle`, compiled if asked for.
         move_: of `mover`, compiled if asked for.
+        processes: that hold parts of the model; None where this one holds all.
     """
 
     place: Place
@@ -64,6 +67,7 @@ class Recording:
     biases: BiasSteps
     run_cycles: Callable[[int], Tensor]
     move_: Callable[[Sequence[Move], Sequence[Move]], None]
+    processes: Processes | None
 
     @property
     def is_wide(self) -> bool:
@@ -109,24 +113,27 @@ class Recorder:
         self._bindings.check_tensors(options.power_of_two)
         place = self._bindings.place
         compute, held = self._compute(place), self._selection.held
-        cycle = Cycle(network, found.tensors, options.norm, options.method, compute)
+        parts = Parts(found.tensors)
+        cycle = Cycle(network, parts, options.norm, options.method, compute)
         cycle.weigh(c)
-        biases = BiasSteps(self._biases(), network, options.norm)
+        biases = BiasSteps(self._biases(parts), network, options.norm)
         biases.weigh(c)
-        mover = Mover(self._selection.moving, found.tensors, compute, options.power_of_two)
+        mover = Mover(parts.scalings(self._selection.moving), parts.tensors, compute, options.power_of_two)
         for kind in compute.native:  # those of weight decay too, so that no step can fail for want of a compiler
             native.kernels_for(kind, torch.promote_types(kind, torch.float32))
         run_cycles, move_ = cycle.run_cycles, mover.move_
         if options.compile and not compute.native:
             run_cycles, move_ = compiled(run_cycles), compiled(move_)
         held = held.to(compute.device) if bool(held.any()) else None
-        return Recording(place, compute, held, cycle, mover, biases, run_cycles, move_)
+        return Recording(place, compute, held, cycle, mover, biases, run_cycles, move_, parts.processes)
 
     def fits_float32(self) -> bool:
         """Can sums of energies be taken in float32?"""
-        tensors, norm = self._symmetries.tensors, self._options.norm
+        parts, norm = Parts(self._symmetries.tensors), self._options.norm
+        layouts = [layout for layout in parts.network(self._selection.network).layouts if parts.counts(layout.scaling.name)]
         with torch.no_grad(), full_precision(self._bindings):
-            return all(fits_float32(layout, tensors[layout.scaling.name], norm) for layout in self._selection.network.layouts)
+            fits = all(fits_float32(layout, parts.tensors[layout.scaling.name], norm) for layout in layouts)
+        return not parts.any(not fits)
 
     def _compute(self, place: Place) -> Compute:
         """Where and how passes over these weights run."""
@@ -138,14 +145,16 @@ class Recorder:
         is_native = self._options.compile and device.type in native.DEVICES
         return Compute(device, torch.float64 if is_wide else torch.float32, frozenset(dtypes if is_native else ()))
 
-    def _biases(self) -> list[Bias]:
+    def _biases(self, parts: Parts) -> list[Bias]:
         """Biases whose steps are corrected."""
         if not self._options.symmetric_biases:
             return []
         owners, tensors = self._optimizers.owners(), self._symmetries.tensors
         scalings = [scaling for scaling in self._symmetries.scalings if scaling.factors and scaling.role == "bias"]
-        found = [(scaling, tensors[scaling.name]) for scaling in scalings]
-        return [Bias(s, tensor, owners[id(tensor)][0].optimizer) for s, tensor in found if id(tensor) in owners]
+        stepped = [scaling for scaling in scalings if id(tensors[scaling.name]) in owners]
+        optimizers = [owners[id(tensors[scaling.name])][0].optimizer for scaling in stepped]
+        held = parts.scalings(stepped)
+        return [Bias(s, parts.tensors[s.name], optimizer) for s, optimizer in zip(held, optimizers, strict=True)]
 
 
 def full_precision(bindings: Bindings) -> contextlib.AbstractContextManager:

@@ -125,6 +125,8 @@ class Plan:
             skipped = self.optimizers.skipped()
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
             z = recording.mover.within(z, powers, [*moves, *passing])
+            if recording.processes is not None:  # the shortest step of any process, to the bit
+                z = recording.processes.nearest_to_zero(z)
             with uninterrupted():
                 recording.mover.aim(z, powers)
                 recording.move_(moves, passing)

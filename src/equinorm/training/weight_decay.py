@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, optim
 
 from equinorm._errors import EquinormError, RescaleError
+from equinorm._memory import local
 from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
 from equinorm.rescaling.optimizer_state import check_group, refusal, state_of
 from equinorm.training.decay_recursion import CompiledFollow, follow
@@ -218,8 +219,9 @@ class DecayParts:
 
     def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
         """part ← keep · part + add · new, in place."""
-        weight, gradient = parameter.detach(), parameter.grad
-        assert gradient is not None
+        assert parameter.grad is not None
+        weight, gradient = local(parameter.detach()), local(parameter.grad)
+        parts = {exponent: local(part) for exponent, part in parts.items()}
         skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
         before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
         for part in parts.values():
