@@ -15,57 +15,16 @@ from torch import Tensor
 from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.families import FamilyStructure
-from equinorm.balancing.layout import NetworkLayout, Part
+from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import GROUND, Side
 from equinorm.native import Compute
 from equinorm.training.native_cycle import Schedule, program
+from equinorm.training.recorded_blocks import edges_of, recorded
 from equinorm.training.shared import Ends, Parts, levels, summed_ends
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
 """Of one Newton step over families: they start near the minimum."""
-SCATTERED = 4
-"""Channels that are not contiguous are copied where they are less than one in so many of a side."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Block:
-    """One block of a tensor's energies.
-
-    Attributes:
-        tensor: index of the tensor's layout.
-        part: the block itself.
-        places: for each side where its channels lie in their family; None where they are the family in order, or on the ground.
-        scattered: for each side of a matrix where its channels lie among all, if products with all take the place of a copy.
-    """
-
-    tensor: int
-    part: Part
-    places: tuple[Tensor | None, ...]
-    scattered: tuple[Tensor | None, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        """Has it no entries?"""
-        return not all(side.ids.numel() for side in self.part.sides)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Edge:
-    """One side of one block, as a sweep over its family reads it.
-
-    Attributes:
-        block: index of the block.
-        side: place of the side in the block.
-        gather: (channels of the family, most entries of one) places in the side, or None where they are the channels in order.
-        mask: which of them count; None for all.
-    """
-
-    block: int
-    side: int
-    gather: Tensor | None
-    mask: Tensor | None
 
 
 @dataclass(slots=True)
@@ -102,8 +61,8 @@ class Cycle:
         self._zero, self._one = torch.zeros(1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype)
         self._fixed = [torch.zeros(last - first, device=device, dtype=dtype) for first, last in network.families]
         held, self._processes = parts.network(network), parts.processes
-        self._blocks = [_recorded(index, part, held, device) for index, part in held.moving]
-        self._edges = _edges(self._blocks, network.families)
+        self._blocks = [recorded(index, part, held, device) for index, part in held.moving]
+        self._edges = edges_of(self._blocks, network.families)
         structure = FamilyStructure([part for _, part in network.moving], len(network.families), norm)
         self._order, self._steps, self._exponents = structure.order(method), structure.steps, structure.exponents.to(device)
         self._at_once = [[family] for family in self._order]
@@ -279,54 +238,3 @@ class Cycle:
             shift = shift - step.nan_to_num_(0.0, 0.0, 0.0)
         for family, value in enumerate(shift.to(self._zero.dtype)):
             self._move(state, family, value)
-
-
-def _recorded(tensor: int, part: Part, network: NetworkLayout, device: torch.device) -> _Block:
-    """One part that moves, on the device."""
-    moved, layout = _moved(part, device), network.layouts[tensor]
-    scattered: list[Tensor | None] = [None] * len(moved.picks)
-    for side, pick in enumerate(moved.picks if layout.is_matrix and part.loops is None else ()):
-        if not isinstance(pick, slice) and len(pick) * SCATTERED >= layout.sizes[side]:
-            scattered[side] = pick
-    return _Block(tensor, moved, tuple(_places(side, network.families) for side in moved.sides), tuple(scattered))
-
-
-def _edges(blocks: Sequence[_Block], families: Sequence[tuple[int, int]]) -> list[tuple[list[_Edge], list[_Edge]]]:
-    """What enters each family, and what leaves it."""
-    edges: list[tuple[list[_Edge], list[_Edge]]] = [([], []) for _ in families]
-    for number, block in enumerate(blocks):
-        for place, side in enumerate(block.part.sides):
-            if side.family != GROUND and not block.is_empty:
-                edge = _Edge(number, place, *_gathering(block.places[place], *families[side.family]))
-                edges[side.family][side.exponent < 0].append(edge)
-    return edges
-
-
-def _moved(part: Part, device: torch.device) -> Part:
-    picks = tuple(pick if isinstance(pick, slice) else pick.to(device) for pick in part.picks)
-    sides = tuple(Side(side.family, side.ids.to(device), side.exponent) for side in part.sides)
-    return Part(picks, sides, None if part.loops is None else part.loops.to(device))
-
-
-def _places(side: Side, families: Sequence[tuple[int, int]]) -> Tensor | None:
-    """Where the channels of a side lie in their family; None if they are the family in order."""
-    if side.family == GROUND:
-        return None
-    first, last = families[side.family]
-    places = side.ids - first
-    return None if torch.equal(places, torch.arange(last - first, device=places.device)) else places
-
-
-def _gathering(places: Tensor | None, first: int, last: int) -> tuple[Tensor | None, Tensor | None]:
-    """Where in a side each channel of its family lies; sums over these places come out the same in every run."""
-    if places is None:
-        return None, None
-    device, places = places.device, places.cpu()
-    order = torch.argsort(places, stable=True)
-    counts = torch.bincount(places, minlength=last - first)
-    most = int(counts.max())
-    slots = torch.arange(most)
-    starts = counts.cumsum(0) - counts
-    mask = slots < counts[:, None]
-    gather = order[(starts[:, None] + slots).clamp_(max=len(order) - 1)]
-    return gather.to(device), None if bool(mask.all()) else mask.to(device)
