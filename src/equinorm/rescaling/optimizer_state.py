@@ -8,6 +8,7 @@ from torch import Tensor, optim
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm._errors import RescaleError
+from equinorm._memory import local
 from equinorm.rescaling.flat_state import flat_states
 from equinorm.rescaling.optimizer_laws import COPIES, Group, Law, coupled_decay, law_of
 from equinorm.rescaling.optimizer_wrappers import unwrapped_optimizers
@@ -38,7 +39,7 @@ def state_of(optimizer: optim.Optimizer, parameter: Tensor, name: str) -> Iterat
         if not isinstance(value, Tensor) or (value.dim() == 0 and (parameter.dim() or key in _COUNTERS)):
             continue
         what = f"state {key!r} of {type(optimizer).__name__} for {name}"
-        if is_traceable_wrapper_subclass(value):
+        if is_traceable_wrapper_subclass(local(value)):
             raise RescaleError(f"cannot rescale {what}: it is a {type(value).__name__}; plain dense tensors are needed.")
         if value.shape != _shape(parameter, known.get(key)):
             raise RescaleError(
