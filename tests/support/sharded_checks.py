@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def run(rank: int, size: int, folder: str, names: Sequence[str], thorough: bool)
     THOROUGH = thorough
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
+    soon = timedelta(minutes=2)  # so that nobody waits for one that has failed
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size, timeout=soon)
     failed: dict[str, str] = {}
     for name in names:
         torch.manual_seed(0)
