@@ -25,6 +25,7 @@ def test_every_check_of_two_processes_ran(failures_of_two):
 
 
 @pytest.mark.slow
-def test_four_processes():
-    for failed in sharded_checks.failures(4, [*sharded_checks.CHECKS[4]]):
+@pytest.mark.parametrize("count", [2, 4])
+def test_more_networks_in_more_processes(count):
+    for failed in sharded_checks.failures(count, [*sharded_checks.CHECKS[count]], thorough=True):
         assert not failed, "\n".join(failed.values())
