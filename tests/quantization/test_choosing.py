@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equinorm.quantization.choosing import TRIES, choose, sure
+from equinorm.quantization.choosing import SHARES, choose, sure
 
 
 class Trials:
@@ -33,7 +33,9 @@ def test_neighbours_that_lose_less_are_taken():
     assert found.share == 1.0
     assert found.moves > 0
     assert float(distance(found.z)) < float(distance(Z))
-    assert len(trials.seen) > TRIES / 2
+    assert len(trials.seen) > len(SHARES)
+    still = choose(Trials(lambda z: (z - Z).square().sum(), lambda z: (z + 1).square().sum() / 1e3), Z, lambda z: z, 100)
+    assert still.moves == 0
 
 
 @pytest.mark.parametrize("which", ["measured", "unseen"])
@@ -53,12 +55,12 @@ def test_powers_of_two_are_tried_once():
     trials = Trials(distance := lambda z: (z - Z).square().sum(), distance)
     found = choose(trials, Z, torch.round, 100)
     assert found.z.tolist() == Z.tolist()
-    assert len(trials.seen) < TRIES
+    assert len(trials.seen) == len(SHARES)
 
 
 def test_chance_is_not_sure():
     less, more = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([1.1, 1.2, 1.1, 1.2])
-    assert sure(less, more)
-    assert not sure(more, less)
-    assert not sure(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([9.0, 0.0, 0.0, 0.0]))
-    assert sure(torch.tensor([1.0]), torch.tensor([2.0]))
+    assert sure(less, more, 2.5)
+    assert not sure(more, less, 0.0)
+    assert not sure(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([9.0, 0.0, 0.0, 0.0]), 1.0)
+    assert sure(torch.tensor([1.0]), torch.tensor([2.0]), 2.5)
