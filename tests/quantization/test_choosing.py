@@ -58,6 +58,14 @@ def test_powers_of_two_are_tried_once():
     assert len(trials.seen) == len(SHARES)
 
 
+def test_a_part_of_powers_of_two_is_rounded_again():
+    """Half of the logarithm of a power of two need not be one."""
+    odd = torch.tensor([3.0, -1.0, 5.0], dtype=torch.float64)
+    found = choose(Trials(lambda z: (z - odd).square().sum(), lambda z: (z - 0.5 * odd).square().sum()), odd, torch.round, 100)
+    assert found.share == 0.5
+    assert found.z.tolist() == torch.round(0.5 * odd).tolist()
+
+
 def test_chance_is_not_sure():
     less, more = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([1.1, 1.2, 1.1, 1.2])
     assert sure(less, more, 2.5)
