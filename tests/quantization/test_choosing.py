@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equinorm.quantization.choosing import SHARES, choose, sure
+from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
 
 
 class Trials:
@@ -29,7 +29,9 @@ Z = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
 
 def test_neighbours_that_lose_less_are_taken():
     trials = Trials(distance := lambda z: (z - Z - 0.05).square().sum(), distance)
-    found = choose(trials, Z, lambda z: z, 100)
+    calls = []
+    found = choose(trials, Z, lambda z: z, 100, lambda *numbers: calls.append(numbers))
+    assert calls == [(number, TRIES) for number in range(TRIES)]
     assert found.share == 1.0
     assert found.moves > 0
     assert float(distance(found.z)) < float(distance(Z))
