@@ -19,8 +19,10 @@ from equinorm.quantization.statistics import Activation, Statistics
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Parts of the log-scales that are tried."""
 
-SURE = 1.0
-"""By how many standard errors noise must be less, for scales to be preferred."""
+SURE, VERY_SURE = 1.0, 2.5
+"""By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
+
+Watch = Callable[[int, int], None]
 
 TRIES = 16
 """Neighbours that are tried."""
@@ -97,23 +99,23 @@ class Trials:
         return self.reference.noises(simulation)
 
 
-def sure(less: Tensor, more: Tensor) -> bool:
+def sure(less: Tensor, more: Tensor, errors: float) -> bool:
     """Is the first noise less than the second, by more than samples differ?
 
-    What differs between samples is chance and would be gone on others: the mean difference must be `SURE` standard errors.
+    What differs between samples is chance and would be gone on others: the mean difference must be so many standard errors.
     """
     difference = more - less
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()) > SURE * error
+    return float(difference.mean()) > errors * error
 
 
-def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int) -> Chosen:
+def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int, watch: Watch | None = None) -> Chosen:
     """Log-scales at which rounding costs least, of parts of some and of neighbours.
 
     The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
     others in each sample. Of weights there are few that matter, and each is rounded some way or other: where scales move by a
-    percent, all errors are drawn anew. So a neighbour at which weights, measured, cost less is taken, if all together costs
-    no more: it stays better on other data. At last, what costs more than in the network as it was, with the bounds of
+    percent, all errors are drawn anew. So a neighbour is taken at which all costs less, if weights do for sure, or all does
+    for very sure: it stays better on other data. At last, what costs more than in the network as it was, with the bounds of
     activations that were seen or with bounds from half of the data, is taken back by half, or left.
 
     Args:
@@ -121,19 +123,22 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
         z: log-scales of least predicted noise.
         settled: brings log-scales within their limits, or to powers of two.
         levels: steps of the largest weight.
+        watch: called before each neighbour with its number and how many there are.
     """
     still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
     parts = [(share, settled(share * z)) for share in SHARES]
     tried = [(trials.expected(part), share, part) for share, part in parts]
     least, share, chosen = min(tried, key=lambda found: total(found[0]))
-    measured, moves = total(trials.measured(chosen)), 0
-    for _ in range(TRIES):
+    measured, moves = trials.measured(chosen), 0
+    for number in range(TRIES):
+        if watch is not None:
+            watch(number, TRIES)
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
         near = settled(chosen + step)
-        if torch.equal(near, chosen) or not sure(expected := trials.expected(near), least):
+        if torch.equal(near, chosen) or total(found := trials.measured(near)) >= total(measured):
             continue
-        if (found := total(trials.measured(near))) < measured:
+        if sure(expected := trials.expected(near), least, SURE) or sure(found, measured, VERY_SURE):
             least, measured, chosen, moves = expected, found, near, moves + 1
     at_rest, unseen = total(trials.measured(still)), total(trials.unseen(still))
     for part in (1.0, *SHARES[2:]):
