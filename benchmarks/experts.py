@@ -3,9 +3,10 @@
     python benchmarks/experts.py [--models mixtral llama] [--rounds 3] [--output benchmarks/results/experts.jsonl]
 
 The mixture has 8 experts of 4096 in 2 layers of width 2048, packed as transformers keeps them (experts, out, in). The dense
-model has the same layers with one feed-forward block as wide as all experts together. Weights are float32 and random, channels rescaled by 10^U(-1, 1). Seconds are those of one processor (one
-thread), medians over rounds; memory is the highest resident set during the call beyond what was resident before it (Linux), in
-bytes of the weights. A step is the hook's, with the momentum of SGD.
+model has the same layers with one feed-forward block as wide as all experts together. Weights are float32 and random, channels
+rescaled by 10^U(-1, 1). Seconds are those of one processor (one thread), medians over rounds; memory is the highest resident
+set during the call beyond what was resident before it (Linux), in bytes of the weights. A step is the hook's, with the momentum
+of SGD.
 Each model runs in a process of its own. Needs transformers.
 """
 
