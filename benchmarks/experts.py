@@ -2,11 +2,11 @@
 
     python benchmarks/experts.py [--models mixtral llama] [--rounds 3] [--output benchmarks/results/experts.jsonl]
 
-The mixtures have 8 experts of 4096 in 2 layers of width 2048, packed as transformers keeps most (experts, out, in), or
-transposed (experts, in, out), as in Llama 4. The dense model has the same layers with one feed-forward block as wide as all
-experts together. Weights are float32 and random, channels rescaled by 10^U(-1, 1). Seconds are those of one processor (one
-thread), medians over rounds; memory is the highest resident set during the call beyond what was resident before it (Linux), in
-bytes of the weights. A step is the hook's, with the momentum of SGD.
+The mixture has 8 experts of 4096 in 2 layers of width 2048, packed as transformers keeps them (experts, out, in). The dense
+model has the same layers with one feed-forward block as wide as all experts together. Weights are float32 and random, channels
+rescaled by 10^U(-1, 1). Seconds are those of one processor (one thread), medians over rounds; memory is the highest resident
+set during the call beyond what was resident before it (Linux), in bytes of the weights. A step is the hook's, with the momentum
+of SGD.
 Each model runs in a process of its own. Needs transformers.
 """
 
@@ -38,17 +38,6 @@ SIZES |= {"num_key_value_heads": 8, "max_position_embeddings": 128}
 MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", {"intermediate_size": INNER * EXPERTS}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"intermediate_size": INNER, "num_local_experts": EXPERTS}),
-    "llama4": (
-        "Llama4ForCausalLM",
-        "Llama4TextConfig",
-        {
-            "intermediate_size": INNER,
-            "intermediate_size_mlp": INNER,
-            "num_local_experts": EXPERTS,
-            "interleave_moe_layer_step": 1,
-        }
-        | {"head_dim": 64, "attention_chunk_size": 64},
-    ),
 }
 """Classes of model and configuration, and sizes."""
 

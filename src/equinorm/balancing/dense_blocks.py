@@ -1,9 +1,11 @@
 """A block of a weight as a matrix that lies dense in memory."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from equinorm._memory import is_dense
@@ -12,6 +14,9 @@ from equinorm.balancing.layout import Layout
 
 FEW_COLUMNS = 8
 """Fewer make short rows, each of which costs some work of its own."""
+
+LEAST = 1 << 12
+"""Entries of a weight for each of many pieces that it may be cut into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,18 @@ def stretches(layout: Layout, tensor: Tensor) -> tuple[int, int]:
     runs, sizes = runs_of(layout.view(tensor), layout.along), [*layout.sizes, 1]
     rows, columns = (runs.stretch if runs.is_sliced and runs.sides[0] == side else sizes[side] for side in (0, 1))
     return rows, columns
+
+
+def runs_of_kinds(kinds: Tensor, most: int) -> list[slice]:
+    """Neighbours of one kind, in none of which a multiple of `most` lies but at its start.
+
+    >>> import torch
+    >>> [(run.start, run.stop) for run in runs_of_kinds(torch.tensor([0, 0, 1, 0, 0, 0]), 4)]
+    [(0, 2), (2, 3), (3, 4), (4, 6)]
+    """
+    ends = (kinds.diff() != 0) | (torch.arange(1, len(kinds)) % most == 0)
+    starts = [0, *(ends.nonzero().flatten() + 1).tolist(), len(kinds)]
+    return [slice(first, last) for first, last in itertools.pairwise(starts)]
 
 
 def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> Dense | None:

@@ -81,8 +81,8 @@ class Stream:
             for axis, side, pick in zip(self._axes, part.sides, part.picks, strict=True):
                 axis.add(side, pick, norm.p)
         self._loops = _loops(layout)
-        is_plain = self._loops is None and all(len(axis.kinds) == 1 for axis in self._axes)
-        compiled = compiled_pass(layout, tensor, norm) if compile and is_plain else None
+        groups = [axis.group for axis in self._axes]
+        compiled = compiled_pass(layout, tensor, norm, groups) if compile and self._loops is None else None
         self.reader: Pass = compiled or StripPass(layout, tensor, norm, self._loops)
         self._is_wide = False  # float32 does not hold these energies
         self._at: tuple[Tensor, bool] | None = None  # log-scales of the last sums, and whether they are in float64

@@ -4,15 +4,17 @@ Two ways: strips of the weight that fit the cache, by PyTorch's operations, for 
 where they know how the weight lies in memory.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm.balancing.dense_blocks import Dense, dense
+from equinorm.balancing.dense_blocks import LEAST, Dense, dense, runs_of_kinds, stretches
 from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
@@ -83,36 +85,73 @@ class StripPass:
         return self._kept
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Channels of one group on each side, as a matrix in memory.
+
+    Attributes:
+        picks: places of rows and of columns.
+        groups: of these.
+        matrix: where their weights lie.
+    """
+
+    picks: tuple[slice, slice]
+    groups: tuple[int, int]
+    matrix: Dense
+
+
 class CompiledPass:
-    """Reads all at once by compiled kernels; factors are one group on each side.
+    """Reads all at once by compiled kernels.
 
     Args:
-        matrix: how the weight lies in memory.
+        pieces: that make up the weight.
         tensor: the weight, of a dtype that the kernels know.
         norm: p = 1 or 2.
     """
 
-    def __init__(self, matrix: Dense, tensor: Tensor, norm: Norm) -> None:
-        self._matrix, self._tensor, self._p = matrix, tensor, int(norm.p)
+    def __init__(self, pieces: Sequence[Piece], tensor: Tensor, norm: Norm) -> None:
+        self._pieces, self._tensor, self._p = pieces, tensor, int(norm.p)
 
     def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """As in `Pass`."""
-        matrix, kernels = self._matrix, native.kernels_for(self._tensor.dtype, dtype)
+        kernels = native.kernels_for(self._tensor.dtype, dtype)
         assert kernels is not None
-        spread = [line.spread(factor[:, 0].to(dtype)) for line, factor in zip(matrix.lines, factors, strict=True)]
-        sums = [torch.empty(len(factor), dtype=dtype) for factor in spread]
-        rows, columns = (0, 1) if matrix.lines[0].is_row else (1, 0)
-        first = self._tensor.data_ptr() + matrix.first * self._tensor.element_size()
-        kernels.sums(self._p, first, matrix.shape, matrix.pitch, (spread[rows], spread[columns]), (sums[rows], sums[columns]))
-        return [line.fold(total.double())[:, None] for line, total in zip(matrix.lines, sums, strict=True)]
+        found = [factors[i].new_zeros(len(factors[i]), factors[1 - i].size(1)) for i in (0, 1)]
+        for piece in self._pieces:
+            matrix, own = piece.matrix, zip(piece.picks, piece.groups, factors, strict=True)
+            spread = [line.spread(f[p, g].to(dtype)) for line, (p, g, f) in zip(matrix.lines, own, strict=True)]
+            sums = [torch.empty(len(factor), dtype=dtype) for factor in spread]
+            rows, columns = (0, 1) if matrix.lines[0].is_row else (1, 0)
+            first = self._tensor.data_ptr() + matrix.first * self._tensor.element_size()
+            pairs = (spread[rows].contiguous(), spread[columns].contiguous()), (sums[rows], sums[columns])
+            kernels.sums(self._p, first, matrix.shape, matrix.pitch, *pairs)
+            for side, (line, total) in enumerate(zip(matrix.lines, sums, strict=True)):
+                found[side][piece.picks[side], piece.groups[1 - side]] += line.fold(total.double())
+        return found
 
 
-def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm) -> CompiledPass | None:
-    """The pass by compiled kernels; None where they do not know the weight, or where reading it once is enough."""
+def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm, groups: Sequence[Tensor]) -> CompiledPass | None:
+    """The pass by compiled kernels; None where they do not know the weight, or where reading it once is enough.
+
+    Args:
+        layout: of the weight, a matrix of two sides.
+        tensor: the weight.
+        norm: one whose powers are cheap.
+        groups: number of the group of each channel, by side.
+    """
     if tensor.device.type not in native.DEVICES or tensor.dtype not in native.TYPES or are_kept(layout, tensor):
         return None
-    matrix = dense(layout, [slice(None)] * 2, tensor)
-    return None if matrix is None else CompiledPass(matrix, tensor, norm)
+    rows, columns = (runs_of_kinds(own, most) for own, most in zip(groups, stretches(layout, tensor), strict=True))
+    if len(rows) * len(columns) > max(1, tensor.numel() // LEAST):
+        return None
+    pieces: list[Piece] = []
+    for picks in itertools.product(rows, columns):
+        matrix = dense(layout, picks, tensor)
+        if matrix is None:
+            return None
+        first, second = (int(own[pick.start]) for own, pick in zip(groups, picks, strict=True))
+        pieces.append(Piece(picks, (first, second), matrix))
+    return CompiledPass(pieces, tensor, norm)
 
 
 def are_kept(layout: Layout, tensor: Tensor) -> bool:

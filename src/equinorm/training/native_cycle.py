@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm.balancing.dense_blocks import Dense, dense, stretches
+from equinorm.balancing.dense_blocks import LEAST, Dense, dense, stretches
 from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.problem import GROUND, Side
 
-MOST_PIECES, LEAST = 64, 1 << 12
-"""Into how many pieces one block may be cut; or into more, if the weight has so many entries for each."""
+MOST_PIECES = 64
+"""Into how many one block may be cut; into more, if the weight has `LEAST` entries for each."""
 
 
 @dataclass(frozen=True, slots=True)
