@@ -109,4 +109,28 @@ def onnx_files() -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"zoo": zoo, "onnx_files": onnx_files}
+def onnx_quantization() -> str:
+    """MobileNetV2's file, prepared and equalized in several ways, in onnxruntime."""
+    rows = [
+        "| steps | file | free scales | signal over noise | same answer as in float | `Min` in float |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for record in map(json.loads, ONNX.with_name("onnx-quantization.jsonl").read_text("utf-8").splitlines()):
+        if record["freed"] == "module":
+            continue
+        freed = record["freed"]
+        name = (
+            str(freed)
+            if isinstance(freed, str)
+            else "no Clip freed"
+            if not freed
+            else f"{'all' if freed == record['clips'] else 'the first'} {freed} Clips freed"
+        )
+        cells = ["each tensor" if record["scheme"] == "w8a8-tensor" else "each channel", name]
+        cells += [f"{record['free']:,}" if "free" in record else "–", f"{record['decibels']:.1f} dB"]
+        cells += [f"{record['agreement']:.0%}", str(record["operations"]["Min"])]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+MARKERS = {"zoo": zoo, "onnx_files": onnx_files, "onnx_quantization": onnx_quantization}

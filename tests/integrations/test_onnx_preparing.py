@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from onnx import helper, numpy_helper
-from onnx_graphs import info, mobile, model, normal, run, save
+from onnx_graphs import info, model, normal, run, save
 
 import equinorm
 from equinorm.integrations.onnx import OnnxError, read, write, writing
@@ -250,12 +250,6 @@ def test_equalized_files_gain_what_modules_gain(tmp_path):
     assert of_file.measured_after == pytest.approx(of_module.measured_after, abs=0.5)
     assert of_file.measured_after > of_file.measured_before + 3
     assert write(file.module, tmp_path / "out.onnx", file.args) <= 1e-5
-
-
-def test_mobile_networks_of_the_tests_gain_freedom(tmp_path):
-    path = save(mobile(), tmp_path / "in.onnx")
-    free = [equinorm.symmetries(read(path, fold=both, free=both).module, read(path).args).num_free for both in (False, True)]
-    assert free == [19, 23]
 
 
 def test_only_clips_that_are_named_are_set_free(tmp_path, images):

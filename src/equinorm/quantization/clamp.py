@@ -39,10 +39,11 @@ class Clamp(nn.Module):
                 self.register_buffer(name, buffer)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The bounded input; from 0 on as a ReLU, which quantizers fuse with the layer in front."""
+        """The bounded input; from 0 on as a ReLU, which quantizers fuse with the layer in front.
+
+        Not torch.clamp with tensors, which Inductor takes for one with numbers behind a quantized convolution, and fails.
+        """
         low, high = (getattr(self, name, None) for name in self.scalable_buffers)
-        if low is not None and high is not None:
-            return torch.clamp(input, low, high)
         if low is not None:
             input = torch.maximum(input, low)
         elif self.bounds[0] == 0:
