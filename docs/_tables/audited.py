@@ -8,15 +8,18 @@ from speed import RESULTS
 
 Record = dict[str, Any]
 
-AS_IT_WAS = 1e-5
-"""Below this a deviation is rounding: norms and rotary embeddings compute in float32."""
+AS_IT_WAS = 1e-4
+"""Below this a deviation is rounding: norms, rotary embeddings and 1 + gain are computed in float32."""
 
-DOCUMENTED = {
+ROUTER = {
     ("Cohere2MoeForCausalLM", "SmoothQuant"),
     ("Cohere2MoeForCausalLM", "AWQ"),
     ("DeepseekV2ForCausalLM", "AWQ"),
     ("Glm4MoeLiteForCausalLM", "AWQ"),
     ("GlmMoeDsaForCausalLM", "AWQ"),
+    ("Qwen3NextForCausalLM", "AWQ"),
+    ("Qwen3_5MoeForCausalLM", "AWQ"),
+    ("Qwen3_5MoeForConditionalGeneration", "AWQ"),
 }
 """Where a comment in llm-compressor's source says that the router is left out, and why."""
 
@@ -43,7 +46,7 @@ def audited(kind: str) -> str:
             continue
         name = f"{record['architecture']}, {record['table']}" + ("" if record["listed"] else " (default table)")
         ours = record.get("from groups", {})
-        same = f"{ours['deviation']:.0e} ({ours['scaled']})" if "deviation" in ours else ours.get("error", "–")
+        same = f"{_small(ours['deviation'])} ({ours['scaled']})" if "deviation" in ours else ours.get("error", "–")
         if kind == "wrong":
             rows.append(f"| {name} | {record['deviation']:.2g} ({record['scaled']}) | {same} | {_said(record)} |")
         else:
@@ -66,8 +69,8 @@ def _right() -> str:
         if "table" in record and _kind(record) == "right":
             ours = record.get("from groups", {})
             table = record["table"] + ("" if record["listed"] else " (default)")
-            end = f"{ours['scaled']} | {ours['deviation']:.0e}" if "deviation" in ours else "0 | –"
-            rows.append(f"| {record['architecture']} | {table} | {record['scaled']} | {record['deviation']:.0e} | {end} |")
+            end = f"{ours['scaled']} | {_small(ours['deviation'])}" if "deviation" in ours else "0 | –"
+            rows.append(f"| {record['architecture']} | {table} | {record['scaled']} | {_small(record['deviation'])} | {end} |")
     return "\n".join(rows)
 
 
@@ -106,17 +109,32 @@ def _said(record: Record) -> str:
     for text in record.get("wrong", {}):
         smooth, _, said = text.partition(": ")
         parts.setdefault(_short(smooth), []).append(_short(said))
-    texts = [f"`{smooth}` {'; '.join(dict.fromkeys(said))}" for smooth, said in parts.items()]
-    if (record["architecture"], record["table"]) in DOCUMENTED:
-        texts.append("(known: a comment in its source says so)")
+    texts = [f"`{smooth}` {', '.join(_joined(said))}" for smooth, said in parts.items()]
+    if (record["architecture"], record["table"]) in ROUTER:
+        texts.append("the router is left out knowingly: a comment in the source says so")
     if record.get("not analysed"):
         texts.append(f"not analysed: {record['not analysed']}")
-    return " · ".join(texts).replace("|", "\\|") or "nothing: see below"
+    return "; ".join(texts).replace("|", "\\|") or "nothing: see below"
+
+
+def _joined(said: list[str]) -> list[str]:
+    """Each kind of remark once, with all names that it is about."""
+    misses = [text.removeprefix("misses ") for text in said if text.startswith("misses ")]
+    vain = [text for text in said if " does not read what " in text]
+    rest = [text for text in said if not text.startswith("misses ") and text not in vain]
+    found = [f"misses {', '.join(f'`{name}`' for name in misses)}"] if misses else []
+    if vain:
+        found.append(f"names {', '.join(f'`{text.split()[0]}`' for text in vain)}, which do not read it")
+    return found + [re.sub(r"^\S+ is pinned", "is pinned", text) for text in rest]
 
 
 def _short(text: str) -> str:
     text = re.sub(r"(model\.)?(language_model\.|decoder\.|encoder\.)*(layers|h)\.\*\.", "", text)
-    return text.replace(".weight[1]", "").replace(".weight[0]", "")
+    return re.sub(r"\.weight(\[\d\])?|\[\d\]$", "", text)
+
+
+def _small(deviation: float) -> str:
+    return f"{deviation:.0e}" if deviation else "0"
 
 
 def _error(text: str) -> str:

@@ -121,3 +121,18 @@ def test_experts_in_one_tensor_scale_along_two_axes():
     assert torch.allclose(z, torch.full((6,), 2.0, dtype=torch.float64).log())
     with pytest.raises(equinorm.RescaleError, match=r"scales along axes \(0, 1\) together"):
         found.scales({("up", 1): [1.0, 2.0, 3.0]})
+
+
+def test_one_scale_for_a_whole_tensor():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.first, self.last = nn.Parameter(torch.tensor(2.0)), nn.Linear(3, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.last(self.gain * self.first(x).relu())
+
+    found = equinorm.symmetries(Scaled(), (torch.randn(2, 3),))
+    z = found.scales({("gain", ()): 3.0})
+    (scaling,) = [scaling for scaling in found.scalings if scaling.name == "gain"]
+    assert float(scaling.log_scales(z)) == pytest.approx(float(torch.tensor(3.0).log()))

@@ -11,6 +11,9 @@ from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.grouping.groups import Activation, ScaledAxis, ScaleGroup, ScaleGroups
 from equinorm.rescaling.orbit import Orbit
 
+CHOICES = ("aten.index", "aten.index_select", "aten.gather")
+"""Operations that choose rows of a parameter by data: what they give is a part of it, not yet an activation."""
+
 Carried = Mapping[int, frozenset[float]]
 """The exponents of each group in a value."""
 
@@ -23,6 +26,16 @@ class _Move:
     axes: tuple[int, ...]
     ids: Tensor
     exponents: Tensor
+
+    @property
+    def goes_along(self) -> bool:
+        """Is it a bias or a buffer, which moves with what the layer gives?"""
+        return self.scaling.role == "bias" or self.scaling.kind == "buffer"
+
+    @property
+    def sign(self) -> float:
+        """Of its exponents; 0 where they differ."""
+        return float(self.exponents.sum().sign()) if len({*self.exponents.sign().flatten().tolist()} - {0.0}) == 1 else 0.0
 
 
 def groups(orbit: Orbit, values: InnerValues) -> ScaleGroups:
@@ -46,13 +59,10 @@ def groups(orbit: Orbit, values: InnerValues) -> ScaleGroups:
     found = []
     for group, parts in moves.items():
         up, down, along = [], [], []
-        for move in parts:
-            used = uses.get(move.scaling.name, [])
-            axis = ScaledAxis(move.scaling.name, move.axes, move.ids, move.exponents, tuple(_reason(v) for v in used))
-            if move.scaling.role == "bias" or move.scaling.kind == "buffer":
-                along.append(axis)
-            else:
-                (up if _brings_in(move, group, used, carried) else down).append(axis)
+        for move, brings_in in zip(parts, _directions(parts, group, uses, carried), strict=True):
+            used = tuple(_reason(value) for value in uses.get(move.scaling.name, ()))
+            axis = ScaledAxis(move.scaling.name, move.axes, move.ids, move.exponents, used)
+            (along if move.goes_along else up if brings_in else down).append(axis)
         ids = torch.unique(torch.cat([move.ids.flatten() for move in parts]))
         held = [pin for axis in (*up, *along) if len(axis.axes) == 1 for pin in pins.pop((axis.tensor, axis.axes[0]), ())]
         found.append(ScaleGroup(tuple(up), tuple(down), tuple(along), tuple(bearers.get(group, ())), ids[ids > 0], tuple(held)))
@@ -149,11 +159,28 @@ def _uses(values: InnerValues) -> dict[str, list[InnerValue]]:
     return found
 
 
-def _brings_in(move: _Move, group: int, uses: Iterable[InnerValue], carried: Mapping[str, Carried]) -> bool:
-    """Does a parameter bring the scales of a group into an activation? If not, it takes them out.
+def _directions(
+    moves: Sequence[_Move], group: int, uses: Mapping[str, list[InnerValue]], carried: Mapping[str, Carried]
+) -> list[bool]:
+    """Which of these tensors bring the scales of a group into an activation; the others take them out.
+
+    Where activations do not tell, as those that data choose do not, the sign of the exponent does, beside one of which they do.
+    """
+    known = [None if move.goes_along else _brings_in(move, group, uses.get(move.scaling.name, ()), carried) for move in moves]
+    votes = sum(
+        move.sign * (1 if brings_in else -1) for move, brings_in in zip(moves, known, strict=True) if brings_in is not None
+    )
+    side = -1 if votes < 0 else 1
+    return [
+        bool(move.sign * side > 0) if brings_in is None else brings_in for move, brings_in in zip(moves, known, strict=True)
+    ]
+
+
+def _brings_in(move: _Move, group: int, uses: Iterable[InnerValue], carried: Mapping[str, Carried]) -> bool | None:
+    """Does a parameter bring the scales of a group into an activation (or take them out)? None if activations do not tell.
 
     It does where what an operation gives carries them and what it reads does not, and does not the other way round. Where
-    both carry them, as on a residual stream, or neither, the sign of the exponent tells.
+    both carry them, as on a residual stream, the exponents tell.
     """
     for read, given in _around(uses, carried):
         if (group in given) != (group in read):
@@ -163,12 +190,14 @@ def _brings_in(move: _Move, group: int, uses: Iterable[InnerValue], carried: Map
         back = {-exponent for exponent in exponents} <= read.get(group, frozenset())
         if out != back:
             return out
-    return bool(move.exponents.sum() > 0)
+    return None
 
 
 def _around(uses: Iterable[InnerValue], carried: Mapping[str, Carried]) -> Iterator[tuple[Carried, Carried]]:
     """What scales the activations that an operation reads, and what it gives."""
     for value in uses:
+        if value.operator in CHOICES:
+            continue
         read: dict[int, frozenset[float]] = {}
         for name in value.reads.values():
             if name in carried:

@@ -84,7 +84,7 @@ class GroupedOrbit(Orbit):
 
         Args:
             wishes: scales s > 0 by (name of a tensor, axis), of the shape of that axis: what its entries are to be multiplied
-                with. For experts in one tensor the axis is a tuple.
+                with. For experts in one tensor the axis is a tuple; for one scale of a whole tensor an empty one.
             reduce: "geometric mean", or "maximum" or "minimum": the largest or smallest scale that a class would need.
 
         Returns:

@@ -60,7 +60,7 @@ def _place(orbit: Orbit, scalings: Mapping[str, Scaling], key: Any) -> tuple[Sca
 
 
 def _terms(scaling: Scaling, axes: tuple[int, ...]) -> list[tuple[float, Tensor]]:
-    """Exponents and ids along these axes, flat. What moves all entries alike belongs to an axis of one channel only."""
+    """Exponents and ids along these axes, flat. What moves all entries alike belongs to no axis, or to one of one channel."""
     found = []
     for exponent, ids in scaling.factors:
         varies = {axis for axis in range(ids.dim()) if ids.size(axis) > 1}
@@ -71,7 +71,7 @@ def _terms(scaling: Scaling, axes: tuple[int, ...]) -> list[tuple[float, Tensor]
                 f"{scaling.name} of shape {scaling.shape} scales along axes {tuple(sorted(varies))} together, not along "
                 f"{axes} alone: give the scales of ({scaling.name!r}, {tuple(sorted(varies))})."
             )
-        if varies and varies <= {*axes}:
+        if varies <= {*axes} and (varies or not axes):
             sizes = [scaling.shape[axis] if axis in axes else 1 for axis in range(ids.dim())]
             found.append((exponent, ids.expand(sizes).reshape(-1)))
     return found
