@@ -131,6 +131,10 @@ def _machines(records: list[Record]) -> str:
 
 
 MARKERS = {
-    **{"step": step, "zeroed": zeroed, "traffic": traffic},
-    **{"norms": norms, "convergence": convergence, "equalization": equalization},
+    "step": step,
+    "zeroed": zeroed,
+    "traffic": traffic,
+    "norms": norms,
+    "convergence": convergence,
+    "equalization": equalization,
 }
