@@ -7,7 +7,7 @@ TEST := .venv-test
 BARE := .venv-bare
 INSTALL := -m pip install --quiet --constraint constraints.txt --build-constraint constraints.txt
 
-.PHONY: demo test test-all fuzz lint types docs dist bench format clean
+.PHONY: demo test test-all fuzz lint types docs dist bench gpu-dry format clean
 
 demo: $(VENV)/.stamp-run
 	$(VENV)/bin/equinorm demo
@@ -56,6 +56,11 @@ bench: $(TEST)/.stamp-test
 	$(TEST)/bin/python benchmarks/training_step.py --norms --output benchmarks/results/norms.jsonl
 	$(TEST)/bin/python benchmarks/memory_traffic.py --output benchmarks/results/traffic.jsonl
 	$(TEST)/bin/python benchmarks/balancing.py --sizes 1e6 1e7 1e8 --output benchmarks/results/convergence.jsonl
+
+# Every script that measures on a GPU, on a CPU and on the smallest networks.
+gpu-dry: $(TEST)/.stamp-test
+	rm -rf gpu-results/dry
+	OMP_NUM_THREADS=1 PYTHON=$(TEST)/bin/python benchmarks/gpu.sh --dry --output gpu-results/dry
 
 format: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff check --fix

@@ -50,11 +50,11 @@ together() {
 }
 
 if [ -n "$dry" ]; then
-    device=cpu networks=(fc) rounds=2 size=32 weights=1e5 batches=(2) normed=(resnet18)
+    device=cpu networks=(fc) rounds=2 batch=2 size=32 weights=1e5 normed=(resnet18) small=(--width 8)
     tests=(tests/training/test_optimizers.py -k "capturable and AdamW")
     training=(--data digits --width 2 --epochs 1 --device cpu) methods=(baseline enorm_bn) forms=(--compile)
 else
-    device=cuda networks=(fc conv resnet18 resnet50 vit) rounds=30 size=224 weights=1e9 batches=(64) normed=(resnet18 resnet50)
+    device=cuda networks=(fc conv resnet18 resnet50 vit) rounds=30 batch=64 size=224 weights=1e9 normed=(resnet18 resnet50) small=()
     tests=(tests/training/test_optimizers.py tests/training/test_optimizers_of_today.py tests/training/test_several_optimizers.py
         tests/training/test_enorm.py)
     training=(--data "$data") methods=(baseline bn gn enorm enorm_bn) forms=("" --compile)
@@ -63,11 +63,11 @@ fi
 step tests 100 env EQUINORM_DEVICE=$device "$python" -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}"
 for network in "${networks[@]}"; do
     step "step-$network" 60 "$python" benchmarks/training_step.py --device $device --networks "$network" --dtypes float32 \
-        --decays 0 --rounds $rounds --output "$out/step.jsonl"
+        --decays 0 --rounds $rounds "${small[@]}" --output "$out/step.jsonl"
 done
 for network in "${normed[@]}"; do
     step "norms-$network" 50 "$python" benchmarks/training_step.py --norms --device $device --normed "$network" \
-        --batch "${batches[0]}" --size $size --rounds $rounds --output "$out/norms.jsonl"
+        --batch $batch --size $size --rounds $rounds "${small[@]}" --output "$out/norms.jsonl"
 done
 for form in "${forms[@]}"; do
     step "waits$form" 60 "$python" benchmarks/synchronisation.py --device $device $form --output "$out/synchronisation.jsonl"

@@ -39,15 +39,15 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 WARM_UP = 3
 
 
-def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+def network(name: str, width: int | None = None) -> tuple[nn.Module, tuple[int, ...]]:
     """A network without normalization (but ViT's own), and the shape of its input."""
     if name == "fc":
-        return build(Run(depth=15, width=500), (3, 32, 32), 10), (3, 32, 32)
+        return build(Run(depth=15, width=width or 500), (3, 32, 32), 10), (3, 32, 32)
     if name == "conv":
-        return build(Run(network="conv", width=128), (3, 28, 28), 10), (3, 28, 28)
+        return build(Run(network="conv", width=width or 128), (3, 28, 28), 10), (3, 28, 28)
     if name == "vit":
         return import_models().vit_b_16(weights=None), (3, 224, 224)
-    return build(Run(network=name, width=64), (3, 224, 224), 1000), (3, 224, 224)
+    return build(Run(network=name, width=width or 64), (3, 224, 224), 1000), (3, 224, 224)
 
 
 def seconds(function: Callable[[], Any], device: str, clock: str = "wall") -> float:
@@ -76,7 +76,7 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
     """Floor, SGD and the hooks on one network."""
     device, count = options.device, options.rounds
     torch.manual_seed(0)
-    model, shape = network(name)
+    model, shape = network(name, options.width)
     model = model.to(device, dtype)
     parameters = list(model.parameters())
     for parameter in parameters:
@@ -124,7 +124,7 @@ def norms(name: str, options: argparse.Namespace) -> dict[str, Any]:
     contestants: dict[str, Callable[[], Any]] = {}
     for method in ("baseline", "bn", "gn", "enorm"):
         torch.manual_seed(0)
-        model = build(Run(network=name, width=64, method=method), (3, size, size), 1000).to(device)
+        model = build(Run(network=name, width=options.width or 64, method=method), (3, size, size), 1000).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         if method == "enorm":
             equinorm.ENorm(optimizer, model, (images[:2],), compile=True)
@@ -173,6 +173,7 @@ def main() -> None:
     parser.add_argument("--normed", nargs="+", default=["resnet18"], choices=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--width", type=int, help="of the networks, to try this out on small ones")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall")

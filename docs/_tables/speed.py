@@ -15,8 +15,17 @@ def _records(name: str) -> list[Record]:
 
 
 def step() -> str:
-    """Floor, SGD and hooks by network; the hooks as multiples of the floor and of SGD's step."""
-    records = _records("step")
+    """Floor, SGD and hooks by network, as hooks are made by default: gradients are there, and move along."""
+    return _steps([record for record in _records("step") if record.get("gradients")])
+
+
+def zeroed() -> str:
+    """The same of hooks that are told that gradients are zeroed."""
+    return _steps([record for record in _records("step") if not record.get("gradients")])
+
+
+def _steps(records: list[Record]) -> str:
+    """The hooks as multiples of the floor and of SGD's step."""
     hooks = list(records[0]["hook / floor"])
     head = ["network", "weights", "decay", "floor", "SGD", *hooks]
     rows = [f"| {' | '.join(head)} |", "| --- | ---: | ---: |" + " ---: |" * (len(head) - 3)]
@@ -112,12 +121,20 @@ def _milliseconds(value: dict[str, float]) -> str:
 
 
 def _machine(record: Record) -> str:
-    place = record.get("device", record["processor"])
-    return f"{place}, {record['threads']} threads, PyTorch {record['torch']}"
+    place, threads = record.get("device", record["processor"]), record["threads"]
+    clock = ", time of the process" if record.get("clock") == "cpu" else ""
+    return f"{place}, {threads} thread{'s' if threads > 1 else ''}{clock}, PyTorch {record['torch']}"
 
 
 def _machines(records: list[Record]) -> str:
     return "; ".join(sorted({_machine(record) for record in records}))
 
 
-MARKERS = {"step": step, "traffic": traffic, "norms": norms, "convergence": convergence, "equalization": equalization}
+MARKERS = {
+    "step": step,
+    "zeroed": zeroed,
+    "traffic": traffic,
+    "norms": norms,
+    "convergence": convergence,
+    "equalization": equalization,
+}
