@@ -47,7 +47,7 @@ FUNCTIONS = {
     "root": (lambda y: y.abs().sqrt() + y, 0),
     "largest": (lambda y: y + y.max(-1, keepdim=True).values, 0),
     "infinity": (lambda y: torch.tanh(y.masked_fill(torch.tensor([True, False, False, False]), -torch.inf)), 0),
-    "padded": (lambda y: torch.tanh(nn.functional.pad(y[:, :3], (0, 1), value=-torch.inf)), 0),
+    "padded": (lambda y: torch.tanh(nn.functional.pad(y[:, :3], (0, 1), value=-torch.inf)), 1),  # the one that is not read
     "shifted": (lambda y: torch.tanh(y + 1), 0),
 }
 
