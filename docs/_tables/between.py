@@ -6,6 +6,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "barriers.jsonl"
 
+ALIGNMENTS = RESULTS.with_name("alignment.jsonl")
+
 Record = dict[str, Any]
 
 
@@ -35,4 +37,13 @@ def barriers() -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"barriers": barriers}
+def alignments() -> str:
+    """CPU seconds and distances of weight matching."""
+    rows = ["| Network | By | CPU seconds | Distance before | After |", "|---|---|--:|--:|--:|"]
+    for r in (json.loads(line) for line in ALIGNMENTS.read_text("utf-8").splitlines()):
+        cells = [r["model"], r["way"], f"{r['cpu_seconds']:.1f}", f"{r['distance_before']:.3f}", f"{r['distance_after']:.3f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+MARKERS = {"barriers": barriers, "alignments": alignments}
