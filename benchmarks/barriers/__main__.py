@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from barriers.measuring import records
+from barriers.measuring import TRAINED, records
 from barriers.networks import SETTINGS
 from barriers.training import images, train
 from common import report
@@ -27,20 +27,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--networks", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
-    parser.add_argument("--enorm", choices=["with", "without", "both"], default="both")
+    parser.add_argument("--trained", nargs="*", default=[*TRAINED], choices=[*TRAINED], help="which pairs")
     parser.add_argument("--images", type=int, default=10_000, help="of the test set, to measure on")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = images(options.data)
-    chosen = {"with": [True], "without": [False], "both": [False, True]}[options.enorm]
     for name in options.networks:
-        for enorm in chosen:
+        for kind in options.trained:
             if options.command == "train":
-                for seed in (0, 1):
+                for seed, enorm in enumerate(TRAINED[kind]):
                     train(name, seed, enorm, data, options.weights)
             else:
-                report(records(name, enorm, data, options.weights, options.images), options.output)
+                report(records(name, kind, data, options.weights, options.images), options.output)
 
 
 if __name__ == "__main__":

@@ -49,10 +49,14 @@ def score(model: nn.Module, setting: Setting, images: Images, count: int) -> tup
     return loss / seen, right / seen
 
 
-def records(name: str, enorm: bool, data: Data, folder: Path, count: int) -> Iterator[dict[str, Any]]:
+TRAINED = {"plainly": (False, False), "with ENorm": (True, True), "the first with ENorm": (True, False)}
+"""Which of a pair was trained with ENorm."""
+
+
+def records(name: str, kind: str, data: Data, folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """One line for each way to bring a pair together, and for each again with statistics measured anew."""
     setting = SETTINGS[name]
-    pair = [trained(name, seed, enorm, folder) for seed in (0, 1)]
+    pair = [trained(name, seed, enorm, folder) for seed, enorm in enumerate(TRAINED[kind])]
     if pair[0] is None or pair[1] is None:
         return
     a, b = pair
@@ -71,7 +75,7 @@ def records(name: str, enorm: bool, data: Data, folder: Path, count: int) -> Ite
             (first, _), (last, _) = line[0], line[-1]
             yield {
                 "network": name,
-                "enorm": enorm,
+                "trained": kind,
                 "way": way,
                 "repaired": is_repaired,
                 "loss_barrier": max(loss - (1 - t) * first - t * last for t, (loss, _) in zip(ends, line, strict=True)),

@@ -6,6 +6,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "barriers.jsonl"
 
+ALIGNMENTS = RESULTS.with_name("alignment.jsonl")
+
 Record = dict[str, Any]
 
 
@@ -21,11 +23,10 @@ def barriers() -> str:
     ]
     for r in _records():
         ends = min(r["accuracies"][0], r["accuracies"][-1])
-        kind, repaired = "with ENorm" if r["enorm"] else "plainly", "measured again" if r["repaired"] else "interpolated"
-        statistics = repaired if "ResNet" in r["network"] else "none"
+        statistics = "measured again" if r["repaired"] else "interpolated" if "ResNet" in r["network"] else "none"
         cells = [
             r["network"],
-            kind,
+            r["trained"],
             r["way"],
             statistics,
             f"{r['loss_barrier']:.3f}",
@@ -36,4 +37,13 @@ def barriers() -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"barriers": barriers}
+def alignments() -> str:
+    """CPU seconds and distances of weight matching."""
+    rows = ["| Network | By | CPU seconds | Distance before | After |", "|---|---|--:|--:|--:|"]
+    for r in (json.loads(line) for line in ALIGNMENTS.read_text("utf-8").splitlines()):
+        cells = [r["model"], r["way"], f"{r['cpu_seconds']:.1f}", f"{r['distance_before']:.3f}", f"{r['distance_after']:.3f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+MARKERS = {"barriers": barriers, "alignments": alignments}
