@@ -361,6 +361,27 @@ def dead_channels_are_found_across_processes():
 
 
 @check(2)
+def paths_that_change_processes_are_followed_to_their_end():
+    def zigzag() -> nn.Module:
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            *(part for _ in range(5) for part in (nn.Linear(7, 7, bias=False), nn.ReLU())), nn.Linear(7, 2)
+        ).double()
+        with torch.no_grad():
+            net[0].weight[4:] = 0.0  # which the second process holds
+            for layer in net[2:10:2]:
+                layer.weight[:4, :4] = layer.weight[4:, 4:] = 0.0
+            net[8].weight[0] = 0.0
+        return net
+
+    inputs = torch.randn(3, 7, dtype=torch.float64)
+    own, found = (equinorm.symmetries(net, inputs).balance(tol=1e-13) for net in (zigzag(), fsdp(zigzag())))
+    assert found.dead == own.dead
+    assert len(own.dead) > 3 * 5
+    assert float((found.log_scales - own.log_scales).abs().max()) <= 1e-12
+
+
+@check(2)
 def what_needs_whole_weights_is_refused():
     found = equinorm.symmetries(fsdp(unbalanced(mlp)), ROWS)
     refused(lambda: found.balance(float("inf")), "p = inf looks for single weights")

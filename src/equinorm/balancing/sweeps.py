@@ -74,6 +74,7 @@ class System:
         reached = torch.zeros(len(z), dtype=torch.bool)
         reached[0] = True
         order = range(len(self.problem.families))[::sign]
+        shared, known = self.problem.shared, 0
         while True:
             before = int(reached.sum())
             for family in order:
@@ -82,10 +83,11 @@ class System:
                     if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
                         reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
             if int(reached.sum()) == before or bool(reached.all()):
-                if self.problem.shared is None:
+                if shared is None:
                     return reached
-                reached = self.problem.shared.joined(reached)
-                if int(reached.sum()) == before:
+                reached, last = shared.joined(reached), known
+                known = int(reached.sum())
+                if known == last or bool(reached.all()):  # what all processes know alike, so that all end together
                     return reached
 
     def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
