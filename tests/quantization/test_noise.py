@@ -7,6 +7,7 @@ import pytest
 import torch
 from quantized_networks import mixed, noise_of, perceptron
 from scipy import optimize
+from torch import nn
 
 from equinorm.quantization.fake import Reference, Simulation, decibels
 from equinorm.quantization.minimize import descend, minimize
@@ -32,6 +33,25 @@ def test_noise_at_log_scales_is_that_of_the_rescaled_network(scheme):
     assert len(found) == len(noise.terms) >= 6
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
     assert np.abs(wanted / noise.exact(np.zeros(len(z))) - 1).max() > 0.1  # something has moved
+
+
+class Padded(nn.Module):
+    """What the second layer reads scales by channel, but for the zeros around."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3)
+
+    def forward(self, x):
+        return self.second(nn.functional.pad(torch.relu(self.first(x)), (1, 1, 1, 1))).mean((2, 3))
+
+
+def test_channels_behind_a_padding_scale():
+    torch.manual_seed(0)
+    net, x = Padded().double().eval(), torch.randn(8, 2, 5, 5, dtype=torch.float64)
+    _, points = find_points(net, (x,), None, Scheme(8, "tensor"))
+    z = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    assert points[1].scaling.log_scales(z).flatten().tolist() == pytest.approx(z.tolist())
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

@@ -5,7 +5,8 @@ import torch
 
 from equinorm import EqualizeError
 from equinorm.quantization import Scheme
-from equinorm.quantization.fake import rounded
+from equinorm.quantization.fake import rounded, rounded_weight
+from equinorm.quantization.points import Point
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_other_texts_are_refused(text):
         ({"overrides": {"a": 3}}, "scheme"),
         ({"overrides": 3}, "overrides"),
         ({"in_float": 3}, "in_float"),
+        ({"clip": 1}, "clip"),
+        ({"sums": None}, "sums"),
     ],
 )
 def test_wrong_values_are_named(options, word):
@@ -66,3 +69,24 @@ def test_rounding_has_as_many_steps_as_bits_say(symmetric):
     assert float((found - values).abs().max()) <= step / 2 + 1e-12
     assert 0.0 in found.tolist()
     assert rounded(torch.zeros(3), torch.tensor(0.0), torch.tensor(0.0), 8, symmetric).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("block", ["tensor", "channel", 16])
+def test_clipped_ranges_are_the_best_fractions(block):
+    """Of tails as heavy as these, 3 bits do better to leave out the largest."""
+    torch.manual_seed(0)
+    weight = torch.distributions.StudentT(3.0).sample((6, 64, 3)).double()
+
+    def made(clip, weight=weight):
+        point = Point("layer", "layer.weight", 0, 1, False, Scheme(3, block, clip=clip), None)
+        return rounded_weight(weight, point)
+
+    def errors(found):
+        squares = (found - weight).square()
+        return squares.sum() if block == "tensor" else squares.reshape(6, -1, 16 if block == 16 else 64, 3).sum((2, 3))
+
+    plain, clipped = errors(made(False)), errors(made(True))
+    assert bool((clipped <= plain).all())
+    assert float(clipped.sum()) < 0.8 * float(plain.sum())
+    rows = made(True).reshape(1 if block == "tensor" else 6, -1)[:, : 48 if block == 16 else None]
+    assert all(len(row.unique()) <= 7 for row in rows)

@@ -19,8 +19,8 @@ from equinorm.quantization.statistics import Activation, Statistics
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Parts of the log-scales that are tried."""
 
-SURE = 1.0
-"""By how many standard errors noise must be less, for scales to be preferred."""
+SURE, VERY_SURE = 1.0, 2.5
+"""By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
 TRIES = 16
 """Neighbours that are tried."""
@@ -97,14 +97,14 @@ class Trials:
         return self.reference.noises(simulation)
 
 
-def sure(less: Tensor, more: Tensor) -> bool:
+def sure(less: Tensor, more: Tensor, errors: float) -> bool:
     """Is the first noise less than the second, by more than samples differ?
 
-    What differs between samples is chance and would be gone on others: the mean difference must be `SURE` standard errors.
+    What differs between samples is chance and would be gone on others: the mean difference must be so many standard errors.
     """
     difference = more - less
     error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()) > SURE * error
+    return float(difference.mean()) > errors * error
 
 
 def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int) -> Chosen:
@@ -112,9 +112,9 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
 
     The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
     others in each sample. Of weights there are few that matter, and each is rounded some way or other: where scales move by a
-    percent, all errors are drawn anew. So the best of several neighbours is better than the average, and stays so on other
-    data. At last all is measured: what costs more than in the network as it was, with the bounds of activations that were
-    seen or with bounds from half of the data, is taken back by half, or left.
+    percent, all errors are drawn anew. So a neighbour is taken at which all costs less, if weights do for sure, or all does
+    for very sure: it stays better on other data. At last, what costs more than in the network as it was, with the bounds of
+    activations that were seen or with bounds from half of the data, is taken back by half, or left.
 
     Args:
         trials: what measures.
@@ -125,17 +125,24 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
     still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
     parts = [(share, settled(share * z)) for share in SHARES]
     tried = [(trials.expected(part), share, part) for share, part in parts]
-    least, share, chosen = min(tried, key=lambda found: float(found[0].sum()))
-    moves = 0
+    least, share, chosen = min(tried, key=lambda found: total(found[0]))
+    measured, moves = trials.measured(chosen), 0
     for _ in range(TRIES):
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
         near = settled(chosen + step)
-        if not torch.equal(near, chosen) and sure(found := trials.expected(near), least):
-            least, chosen, moves = found, near, moves + 1
-    at_rest = [float(noise.sum()) for noise in (trials.measured(still), trials.unseen(still))]
+        if torch.equal(near, chosen) or total(found := trials.measured(near)) >= total(measured):
+            continue
+        if sure(expected := trials.expected(near), least, SURE) or sure(found, measured, VERY_SURE):
+            least, measured, chosen, moves = expected, found, near, moves + 1
+    at_rest, unseen = total(trials.measured(still)), total(trials.unseen(still))
     for part in (1.0, *SHARES[2:]):
         less = settled(part * chosen)
-        if all(float(noise(less).sum()) < rest for noise, rest in zip((trials.measured, trials.unseen), at_rest, strict=True)):
+        if total(trials.measured(less)) < at_rest and total(trials.unseen(less)) < unseen:
             return Chosen(less, share * part, moves)
     return Chosen(still, 0.0, 0)
+
+
+def total(noise: Tensor) -> float:
+    """The sum over samples."""
+    return float(noise.sum())

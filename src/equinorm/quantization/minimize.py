@@ -1,10 +1,12 @@
 """Minimise: the log-scales of least noise, and how far above the least they can be."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from equinorm.quantization.noise import Noise
 
@@ -61,6 +63,22 @@ def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = 
         start: log-scales to start from; zeros if not given.
     """
     z = np.zeros(noise.num_free) if start is None else np.clip(start, -limit, limit)
+    with one_thread():
+        return _minimized(noise, z, tol, limit)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Without threads inside operations: thousands of small ones would wait for them most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> Minimum:
     best, lowest = (float(np.log(noise.exact(z).sum())), z), -math.inf
     spent, rounds = 0, 0
     for beta in FRESH:
@@ -94,10 +112,10 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
     for _ in range(steps):
         is_held = ((z >= limit) & (gradient < 0)) | ((z <= -limit) & (gradient > 0))
         direction = np.where(is_held, 0.0, -_inverse(pairs, np.where(is_held, 0.0, gradient)))
-        slope = float(direction @ gradient)
+        slope = dot(direction, gradient)
         if slope >= 0:
             pairs, direction = [], np.where(is_held, 0.0, -gradient)
-            slope = float(direction @ gradient)
+            slope = dot(direction, gradient)
         slack = -slope
         if (pairs and slack <= tol) or slope == 0:
             break
@@ -109,7 +127,7 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
             moved = np.clip(z + length * direction, -limit, limit)
             after, new = function(moved)
             spent += 1
-            if after <= value + 1e-4 * float(gradient @ (moved - z)):
+            if after <= value + 1e-4 * dot(gradient, moved - z):
                 break
             length *= 0.4
         else:
@@ -118,23 +136,28 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
             pairs = []
             continue
         step, change = moved - z, new - gradient
-        curvature = float(step @ change)
-        if curvature > 1e-12 * float(step @ step):
+        curvature = dot(step, change)
+        if curvature > 1e-12 * dot(step, step):
             pairs = [*pairs[-MEMORY + 1 :], (step, change, curvature)]
         z, value, gradient = moved, after, new
     return z, value, slack, spent
+
+
+def dot(one: np.ndarray, other: np.ndarray) -> float:
+    """Σ a·b, by NumPy's own loop: its library would start threads for it."""
+    return float(np.einsum("i,i->", one, other))
 
 
 def _inverse(pairs: list[tuple[np.ndarray, np.ndarray, float]], gradient: np.ndarray) -> np.ndarray:
     """The inverse Hessian of L-BFGS times a gradient."""
     result, kept = gradient.copy(), []
     for step, change, curvature in reversed(pairs):
-        share = float(step @ result) / curvature
+        share = dot(step, result) / curvature
         result -= share * change
         kept.append(share)
     if pairs:
         step, change, curvature = pairs[-1]
-        result *= curvature / float(change @ change)
+        result *= curvature / dot(change, change)
     for (step, change, curvature), share in zip(pairs, reversed(kept), strict=True):
-        result += (share - float(change @ result) / curvature) * step
+        result += (share - dot(change, result) / curvature) * step
     return result

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 Map = tuple[tuple[float, np.ndarray, bool], ...]
 """Log-scales of some numbers: exponents, ids into z with a 0 in front, and whether no id but 0 comes twice."""
@@ -148,20 +149,22 @@ class Term:
     @staticmethod
     def _times(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
         """Each matrix of a batch times its vector."""
-        if len(matrix) == 1:
-            return (matrix[0] @ column[0].astype(matrix.dtype))[None].astype(np.float64)
         if 1 in matrix.shape[1:]:  # thousands of depthwise kernels
             return (matrix * column[:, None, :]).sum(axis=2)
-        return np.matmul(matrix, column[:, :, None].astype(matrix.dtype))[:, :, 0].astype(np.float64)
+        return product(matrix, column[:, :, None])[:, :, 0]
 
     @staticmethod
     def _back(matrix: np.ndarray, row: np.ndarray) -> np.ndarray:
         """Each vector of a batch times its matrix."""
-        if len(matrix) == 1:
-            return (row[0].astype(matrix.dtype) @ matrix[0])[None].astype(np.float64)
         if 1 in matrix.shape[1:]:
             return (matrix * row[:, :, None]).sum(axis=1)
-        return np.matmul(row[:, None, :].astype(matrix.dtype), matrix)[:, 0, :].astype(np.float64)
+        return product(row[:, None, :], matrix)[:, 0, :]
+
+
+def product(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Matrix products of a batch, in the coarser dtype of both, by PyTorch, whose threads can be limited."""
+    dtype = np.float32 if np.float32 in (one.dtype, other.dtype) else np.float64
+    return torch.bmm(*(torch.from_numpy(part.astype(dtype, copy=False)) for part in (one, other))).numpy().astype(np.float64)
 
 
 class Noise:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._arguments import positional
+from equinorm._display import count
 from equinorm._errors import EqualizeError
 from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries
@@ -154,9 +155,8 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: 
     if not bool(chosen.z.any()):
         return f"{found}; by measurement, the scales are left as they were"
     kept = [f"{chosen.share:g} of the log-scales are taken"] if chosen.share < 1 else []
-    kept += (
-        [f"then moved {chosen.moves} times" if kept else f"the scales are moved {chosen.moves} times"] if chosen.moves else []
-    )
+    if chosen.moves:
+        kept.append(f"{'then' if kept else 'scales are'} moved {count(chosen.moves, 'time')}")
     return f"{found}; by measurement, {', '.join(kept)}" if kept else found
 
 

@@ -21,7 +21,7 @@ MASS = 1 / 16
 """A value that this share of a channel's entries has is rounded alike everywhere."""
 
 
-TAIL, GROWTH = 8, 30.0
+TAIL, GROWTH = 8, 100.0
 """Samples from which tails are told, and how many times more samples their bounds should hold for."""
 
 
