@@ -23,7 +23,7 @@ from torch.nn import functional
 
 import equinorm
 from equinorm.quantization import Clamp, Scheme
-from quantizing.rounding import GROUP, Setting
+from quantizing.rounding import GROUP, Setting, rounds_sums
 from zoo.from_torchvision import declare_operators
 
 Args = tuple[Tensor, ...]
@@ -243,7 +243,7 @@ def modelopt(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
 def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equalization:
     """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
-    options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": True}
+    options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": rounds_sums(args)}
     return equinorm.equalize(model, args, calibration=[args], scheme=Scheme(setting.weight_bits, granularity, **options))
 
 

@@ -29,8 +29,9 @@ CHANNELS = {
 }
 """Operations whose second argument is a weight, and the axis of their channels."""
 
-PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.add.Tensor, aten.add_.Tensor)
-"""Operations that read two activations."""
+PRODUCTS = (aten.matmul.default, aten.bmm.default)
+SUMS = (aten.add.Tensor, aten.add_.Tensor)
+"""Operations that read two activations. Sums are not rounded where tokens are read, since tools leave them alone there."""
 
 GROUP = 32
 
@@ -55,6 +56,11 @@ class Setting:
     activation_bits: int | None = None
     clipped: bool = False
     tool: str = "simulated"
+
+
+def rounds_sums(args: tuple[Tensor, ...]) -> bool:
+    """Are sums of activations rounded? Not in networks that read tokens."""
+    return args[0].is_floating_point()
 
 
 def rounded_weight(weight: Tensor, setting: Setting) -> Tensor:
@@ -145,7 +151,7 @@ class Rounded:
         for node in self.graph.graph.nodes:
             if node.target in CHANNELS:
                 found |= {node.args[0]}
-            elif node.target in PRODUCTS:
+            elif node.target in PRODUCTS or (node.target in SUMS and rounds_sums(self.args)):
                 both = [value for value in node.args[:2] if isinstance(value, fx.Node) and value.op != "get_attr"]
                 found |= set(both) if len(both) == 2 else set()
         return {node for node in found if node.meta["val"].is_floating_point() and node.meta["val"].dim() > 1}

@@ -16,7 +16,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from quantizing.rounding import Rounded, Setting, exported, likeness
+from quantizing.rounding import Rounded, Setting, exported, likeness, rounds_sums
 from quantizing.subjects import joined
 
 Args = tuple[Tensor, ...]
@@ -132,7 +132,7 @@ def session(model: nn.Module, calibration: Args, setting: Setting, optimized: Pa
             str(rounded),
             Reader(names),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=PRODUCTS if not calibration[0].is_floating_point() else None,
+            op_types_to_quantize=None if rounds_sums(calibration) else PRODUCTS,
             per_channel=setting.granularity == "channel",
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

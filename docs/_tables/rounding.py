@@ -45,7 +45,8 @@ FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
 """Operations that onnxruntime runs in float between two roundings."""
 
 NOTES = {
-    "†": " †: with an earlier algorithm.",
+    "†": " †: with the algorithm before the newest.",
+    "‡": " ‡: with a still earlier one.",
     "<sup>": " A small number: over so many draws only. Bold: best over the draws that all have.",
 }
 """What marks mean."""
@@ -67,10 +68,10 @@ def records(network: str) -> dict[tuple[str, str], Record]:
 
 def mark(record: Record) -> str:
     """What sets a record apart: fewer draws, or another algorithm than the newest."""
-    newest = [other.get("algorithm") for other in everything() if other["method"] == "noise"][-1]
-    older = record["method"] == "noise" and record.get("algorithm") != newest
+    known = [*dict.fromkeys(other.get("algorithm") for other in reversed(everything()) if other["method"] == "noise")]
+    age = known.index(record.get("algorithm")) if record["method"] == "noise" else 0
     few = len(record["draws"]) < DRAWS
-    return ("†" if older else "") + (f"<sup>{len(record['draws'])}</sup>" if few else "")
+    return ("", "†", "‡")[min(age, 2)] + (f"<sup>{len(record['draws'])}</sup>" if few else "")
 
 
 def mean(record: Record, kind: str, key: str = "db", draws: int = DRAWS) -> float:
