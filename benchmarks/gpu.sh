@@ -5,7 +5,7 @@
 #
 # Each step runs by itself, with a limit, and writes FOLDER/STEP.log; results are lines of JSON in FOLDER/*.jsonl. A step that
 # has ended is not run again, and one that trains goes on from its last checkpoint: run the same command again for what is left.
-# --dry tries every script on a CPU, on the smallest networks: 40 s of one core. PYTHON names another python.
+# --dry tries every script on a CPU, on the smallest networks: about a minute of one core. PYTHON names another python.
 
 set -u
 cd "$(dirname "$0")/.." || exit 1
