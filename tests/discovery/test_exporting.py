@@ -247,6 +247,6 @@ def test_sharded_parameters_are_refused_before_anything_runs(tmp_path):
         net = Net(lambda net, h: pytest.fail("the model ran"))
         net.b.weight = nn.Parameter(distribute_tensor(net.b.weight.detach(), init_device_mesh("cpu", (1,))))
         with pytest.raises(equinorm.ExportError, match=r"b\.weight is sharded over processes.*before it is sharded"):
-            equinorm.symmetries(net, X)
+            equinorm.permutations(net, X)  # what has no way to look at a part
     finally:
         torch.distributed.destroy_process_group()
