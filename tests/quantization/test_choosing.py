@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from equinorm.quantization.choosing import SHARES, choose, sure
+from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
 
 
 class Trials:
@@ -29,7 +29,9 @@ Z = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
 
 def test_neighbours_that_lose_less_are_taken():
     trials = Trials(distance := lambda z: (z - Z - 0.05).square().sum(), distance)
-    found = choose(trials, Z, lambda z: z, 100)
+    calls = []
+    found = choose(trials, Z, lambda z: z, 100, lambda *numbers: calls.append(numbers))
+    assert calls == [(number, TRIES) for number in range(TRIES)]
     assert found.share == 1.0
     assert found.moves > 0
     assert float(distance(found.z)) < float(distance(Z))
@@ -56,6 +58,14 @@ def test_powers_of_two_are_tried_once():
     found = choose(trials, Z, torch.round, 100)
     assert found.z.tolist() == Z.tolist()
     assert len(trials.seen) == len(SHARES)
+
+
+def test_a_part_of_powers_of_two_is_rounded_again():
+    """Half of the logarithm of a power of two need not be one."""
+    odd = torch.tensor([3.0, -1.0, 5.0], dtype=torch.float64)
+    found = choose(Trials(lambda z: (z - odd).square().sum(), lambda z: (z - 0.5 * odd).square().sum()), odd, torch.round, 100)
+    assert found.share == 0.5
+    assert found.z.tolist() == torch.round(0.5 * odd).tolist()
 
 
 def test_chance_is_not_sure():

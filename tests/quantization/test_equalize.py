@@ -61,23 +61,6 @@ def test_powers_of_two_change_no_bit(uneven):
     assert "powers of two" in found.reason
 
 
-def test_a_part_of_powers_of_two_is_rounded_again():
-    """Half of the logarithm of a power of two need not be one."""
-    generator = torch.Generator().manual_seed(3)
-    torch.manual_seed(3)
-    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p *= torch.randn(p.shape[0], generator=generator).mul(1.5).exp().reshape(-1, *[1] * (p.dim() - 1))
-    x = torch.randn(16, 6, generator=generator)
-    found = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(weight_bits=2, activation_bits=3), power_of_two=True)
-    assert "of the log-scales are taken" in found.reason
-    twos = found.log_scales / math.log(2)
-    assert bool(twos.any())
-    assert torch.allclose(twos, twos.round(), rtol=0, atol=1e-9)
-    assert equinorm.deviation(found.model, net, x) == 0.0
-
-
 def test_scales_stay_within_bounds(uneven):
     net, x = uneven
     found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", largest=2.0)

@@ -22,6 +22,8 @@ SHARES = (1.0, 0.75, 0.5, 0.25)
 SURE, VERY_SURE = 1.0, 2.5
 """By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
+Watch = Callable[[int, int], None]
+
 TRIES = 16
 """Neighbours that are tried."""
 
@@ -107,7 +109,7 @@ def sure(less: Tensor, more: Tensor, errors: float) -> bool:
     return float(difference.mean()) > errors * error
 
 
-def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int) -> Chosen:
+def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int, watch: Watch | None = None) -> Chosen:
     """Log-scales at which rounding costs least, of parts of some and of neighbours.
 
     The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
@@ -121,13 +123,16 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
         z: log-scales of least predicted noise.
         settled: brings log-scales within their limits, or to powers of two.
         levels: steps of the largest weight.
+        watch: called before each neighbour with its number and how many there are.
     """
     still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
     parts = [(share, settled(share * z)) for share in SHARES]
     tried = [(trials.expected(part), share, part) for share, part in parts]
     least, share, chosen = min(tried, key=lambda found: total(found[0]))
     measured, moves = trials.measured(chosen), 0
-    for _ in range(TRIES):
+    for number in range(TRIES):
+        if watch is not None:
+            watch(number, TRIES)
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
         near = settled(chosen + step)

@@ -40,8 +40,9 @@ def equalize(
     groups of numbers that share a step, r_g the range of a group, λ_i the log-scale of a number, and F_i how much an error in
     it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. Ranges of activations are those that many more samples should
     keep, by how the largest entries of samples are spread. N is convex, so the minimum is global; `Equalization.gap` bounds
-    how far the result may be above it. Then the rounded network is measured on the calibration data; if it lost more than the
-    network as it was, a part of the log-scales is taken, or none, and `reason` says so.
+    how far the minimum that was found may be above it. Then measurement has the last word: neighbours of the minimum are
+    rounded for real, and one that surely loses less is taken; if the rounded network lost more than as it was, a part of the
+    log-scales is taken, or none. `reason` says what was done.
 
     Args:
         model: any module in evaluation mode that `torch.export` can handle and `copy.deepcopy` can copy. It is untouched.
@@ -57,7 +58,7 @@ def equalize(
             what makes up for rounding with this scheme.
         tol: on the gap.
         opaque: names or submodules that are not looked into, as in `symmetries`.
-        progress: called with what is done ("calibration"), how far, and of how much.
+        progress: called with what is done ("calibration", then "measuring"), how far, and of how much.
 
     Returns:
         The copy and the record.

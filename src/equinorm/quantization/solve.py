@@ -52,6 +52,11 @@ class Options:
         if self.progress is not None and not callable(self.progress):
             raise EqualizeError(f"progress must be a function of a text and two numbers, not {self.progress!r}.")
 
+    def watch(self, what: str) -> Callable[[int, int], None] | None:
+        """What reports progress of one part, if anything does."""
+        report = self.progress
+        return None if report is None else lambda done, total: report(what, done, total)
+
 
 def solve_(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options, opaque: Choice
@@ -62,9 +67,7 @@ def solve_(
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
     points = (*points, *find_operands(model, args, kwargs, options.scheme, symmetries))
     clock.lap("export")
-    report = options.progress
-    watch = None if report is None else lambda done, total: report("calibration", done, total)
-    seen = gather(model, points, batches, watch)
+    seen = gather(model, points, batches, options.watch("calibration"))
     clock.lap("statistics")
     scalings = by_name(symmetries.scalings)
     expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
@@ -73,7 +76,8 @@ def solve_(
     of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
     predicted = Noise(of_activations, symmetries.num_free)
     trials = Trials(model, points, seen, scalings, predicted, batches, corrects=options.bias_correction)
-    chosen = choose(trials, torch.from_numpy(minimum.z), _settling(symmetries, options), options.scheme.weight_levels)
+    z, levels, watch = torch.from_numpy(minimum.z), options.scheme.weight_levels, options.watch("measuring")
+    chosen = choose(trials, z, _settling(symmetries, options), levels, watch)
     reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
     before, after = (
         reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z)) for z in (still, chosen.z)
