@@ -125,12 +125,12 @@ def _joined(said: list[str]) -> list[str]:
     found = [f"misses {', '.join(f'`{name}`' for name in misses)}"] if misses else []
     if vain:
         found.append(f"names {', '.join(f'`{text.split()[0]}`' for text in vain)}, which do not read it")
-    return found + [re.sub(r"^\S+ is pinned", "is pinned", text) for text in rest]
+    return found + [re.sub(r"^\S+ is pinned by (\S+)", r"and is pinned by `\1`", text) for text in rest]
 
 
 def _short(text: str) -> str:
     text = re.sub(r"(model\.)?(language_model\.|decoder\.|encoder\.)*(layers|h)\.\*\.", "", text)
-    return re.sub(r"\.weight(\[\d\])?|\[\d\]$", "", text)
+    return re.sub(r"\.weight\b(\[\d\])?|\[\d\]$", "", text)
 
 
 def _small(deviation: float) -> str:

@@ -57,7 +57,7 @@ def mappings(symmetries: "equinorm.Symmetries") -> Mappings:
         for smooth, balance in _named(symmetries, mapping, apart):
             result.awq.append(_AWQ.AWQMapping(smooth, balance))
             if mapping.is_gain:
-                result.smoothquant.append(_SMOOTHQUANT.LayerMap(balance_layers=balance, smooth_layers=smooth))
+                result.smoothquant.append(_SMOOTHQUANT.LayerMap(balance_layers=[*balance], smooth_layers=smooth))
     return result
 
 
