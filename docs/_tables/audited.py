@@ -21,7 +21,7 @@ ROUTER = {
     ("Qwen3_5MoeForCausalLM", "AWQ"),
     ("Qwen3_5MoeForConditionalGeneration", "AWQ"),
 }
-"""Where a comment in llm-compressor's source says that the router is left out, and why."""
+"""Where a comment in llm-compressor's source speaks of the router: left out on purpose, or still to be added."""
 
 
 def _records() -> list[Record]:
@@ -111,7 +111,7 @@ def _said(record: Record) -> str:
         parts.setdefault(_short(smooth), []).append(_short(said))
     texts = [f"`{smooth}` {', '.join(_joined(said))}" for smooth, said in parts.items()]
     if (record["architecture"], record["table"]) in ROUTER:
-        texts.append("the router is left out knowingly: a comment in the source says so")
+        texts.append("a comment in the source speaks of the router")
     if record.get("not analysed"):
         texts.append(f"not analysed: {record['not analysed']}")
     return "; ".join(texts).replace("|", "\\|") or "nothing: see below"
