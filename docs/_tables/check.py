@@ -11,8 +11,8 @@ from pathlib import Path
 PAGES = Path(__file__).parents[1]
 
 _BRACES = re.compile(r"\{[^{}\n`]*\}")
-_FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
-"""Mathematics, whose braces only group."""
+_FORMULA = re.compile(r"(`[^`\n]+`)|\$\$.*?\$\$|\$[^$\n]+\$", re.DOTALL)
+"""Code, or mathematics, whose braces only group."""
 
 _LEFT = {">>>": "a doctest", "```": "a fence", "| --- |": "a table", "|---": "a table"}
 """What is source, not text, wherever it is read outside of code."""
@@ -51,9 +51,8 @@ def faults(source: str, html: str) -> list[str]:
     page = Page(html)
     found = [f"{what} is shown as text: {sign}" for sign, what in _LEFT.items() if sign in page.prose]
     seen = " ".join(page.text.split())
-    found += [
-        f"braces are lost: {part}" for part in _BRACES.findall(_FORMULA.sub("", source)) if " ".join(part.split()) not in seen
-    ]
+    braces = _BRACES.findall(_FORMULA.sub(r"\1", source))
+    found += [f"braces are lost: {part}" for part in braces if " ".join(part.split()) not in seen]
     if page.quotations > len(re.findall(r"(?m)^(> ?)+", source)):  # >>> is a quotation in three others
         found.append(f"{page.quotations} quotations that the source does not hold")
     fences = len(re.findall(r"(?m)^ *```\w", source))
