@@ -14,9 +14,10 @@ from equinorm._memory import is_sharded
 
 
 def reshard(model: nn.Module) -> None:
-    """Put back into shards what fully_shard has left whole after a forward."""
-    for module in model.modules():
-        if isinstance(module, _sharding_class()):
+    """Put back into shards what fully_shard has left whole after a forward; every training step asks for this."""
+    kind = _sharding_class()
+    for module in model.modules() if kind else ():
+        if isinstance(module, kind):
             module.reshard()  # pyright: ignore[reportCallIssue]
 
 
