@@ -37,6 +37,24 @@ def positional(args: Any) -> tuple:
     return tuple(args)
 
 
+def every_call(args: Any, kwargs: Any, also: Any) -> list[tuple[tuple, Mapping[str, Any] | None]]:
+    """Positional and keyword inputs of every call that a network is analysed for.
+
+    Args:
+        args: positional inputs of the first.
+        kwargs: its keyword inputs.
+        also: inputs of the others, positional ones or keyword ones in place of the first's.
+
+    Raises:
+        EquinormError: for what are no inputs.
+    """
+    first = positional(args)
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    further = [(first, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
+    return [(first, kwargs), *further]
+
+
 def check_count(number: Any, name: str) -> None:
     """Refuse what is no positive whole number."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
-from equinorm._arguments import further_inputs, positional
+from equinorm._arguments import every_call
 from equinorm._errors import BalanceError, EquinormError, ExportError, describe, warn
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
@@ -190,17 +190,11 @@ def symmetries(
     model = unwrapped(model)
     if batch_norm not in ("affine", "evaluation", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine', 'evaluation' or 'statistics', not {batch_norm!r}.")
-    args = positional(args)
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    calls = every_call(args, kwargs, also)
     lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
     if lazy:
         raise ExportError(f"{describe(model)} has tensors without a shape yet, as {lazy[0]}: run it once on its inputs first.")
     hidden = chosen(model, opaque, ExportError, "opaque")
-    calls = [
-        (args, kwargs),
-        *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)),
-    ]
     modes = (True, False) if both_modes else (None,)
     found = (discover_by_twin if is_any_sharded(model) else discover)(model, calls, modes, hidden, batch_norm)
     return Symmetries(

@@ -151,3 +151,8 @@ def test_equivalence_and_alignment_find_flips():
     aligned = equinorm.align(net, twin, args)
     assert aligned.distance_after < 0.01
     assert not equinorm.equivalence(net, twin, args).equivalent
+
+
+def test_keyword_inputs_that_are_no_dict_are_refused():
+    with pytest.raises(equinorm.EquinormError, match="kwargs must be a dict of keyword inputs, not list"):
+        equinorm.signs(nn.Linear(2, 2), torch.zeros(1, 2), [1])  # pyright: ignore[reportArgumentType]

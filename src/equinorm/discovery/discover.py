@@ -39,6 +39,8 @@ def discover(
     modes: Sequence[bool | None],
     opaque: Mapping[str, nn.Module],
     batch_norm: str,
+    *,
+    signs: bool = False,
 ) -> Discovery:
     """Find what holds for all of these calls in all of these modes.
 
@@ -47,14 +49,14 @@ def discover(
         calls: positional and keyword inputs of each.
         modes: training (True), evaluation (False), or as the model is (None).
         opaque: submodules that are not looked into, by name.
-        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics"; "signs" for flips of sign, where
-            integer exponents count by whether they are odd.
+        batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
+        signs: find flips of sign, where integer exponents count by whether they are odd.
 
     Raises:
         ExportError: if the model cannot be exported.
     """
     started, exporting = time.perf_counter(), 0.0
-    trace = Trace(batch_norm=batch_norm) if batch_norm != "signs" else Trace(batch_norm="evaluation", signs=True)
+    trace = Trace(batch_norm=batch_norm, signs=signs)
     graphs: list[Exported] = []
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from equinorm._arguments import further_inputs, positional
+from equinorm._arguments import every_call
 from equinorm._display import count
 from equinorm._errors import EquinormError, ExportError, RescaleError, describe
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
@@ -240,10 +240,9 @@ def signs(
     if not isinstance(model, nn.Module):
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     model = unwrapped(model)
-    args = positional(args)
+    calls = every_call(args, kwargs, also)
     hidden = chosen(model, opaque, ExportError, "opaque")
-    further = [(args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
-    found = discover(model, [(args, kwargs), *further], (True, False) if both_modes else (None,), hidden, "signs")
+    found = discover(model, calls, (True, False) if both_modes else (None,), hidden, "evaluation", signs=True)
     kept = _whole(found.scalings, found.num_free)
     number = torch.zeros(found.num_free + 1, dtype=torch.int64)
     number[1:][kept] = torch.arange(1, int(kept.sum()) + 1)

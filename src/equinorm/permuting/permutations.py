@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from equinorm._arguments import further_inputs, positional
+from equinorm._arguments import every_call
 from equinorm._errors import EquinormError, ExportError, PermutationError
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm.discovery.values import Source
@@ -305,14 +305,8 @@ def permutations(
     if not isinstance(model, nn.Module):
         raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     model = unwrapped(model)
-    args = positional(args)
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    calls = every_call(args, kwargs, also)
     hidden = chosen(model, opaque, ExportError, "opaque")
-    calls = [
-        (args, kwargs),
-        *((args, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)),
-    ]
     found = discover(model, calls, (True, False) if both_modes else (None,), hidden)
     free, all_families = families(found.axes, found.dependence)
     around = [found.dependence.of(atom) for atom in free]
