@@ -156,3 +156,29 @@ def test_equivalence_and_alignment_find_flips():
 def test_keyword_inputs_that_are_no_dict_are_refused():
     with pytest.raises(equinorm.EquinormError, match="kwargs must be a dict of keyword inputs, not list"):
         equinorm.signs(nn.Linear(2, 2), torch.zeros(1, 2), [1])  # pyright: ignore[reportArgumentType]
+
+
+def test_tensors_that_were_tied_and_no_longer_are_are_refused():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    net[2].bias = net[0].bias
+    signs = equinorm.signs(net, x(5, 3))
+    assert signs.num_free
+    net[2].bias = nn.Parameter(net[0].bias.detach().clone())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(equinorm.RescaleError, match="shared memory when the model was analysed"):
+        signs.flip_(-torch.ones(signs.num_free, dtype=torch.int64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_what_cannot_be_written_is_refused_and_axes_of_one_channel_are_not():
+    net = Between(torch.tanh).double()
+    signs = equinorm.signs(net, x(5, 3))
+    net.before.weight = nn.Parameter(torch.ones(4, 1, dtype=torch.float64).expand(4, 3))
+    with pytest.raises(equinorm.RescaleError, match=r"cannot flip before\.weight in place: it is an inference or an expanded"):
+        signs.flip_(-torch.ones(4, dtype=torch.int64))
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    net[0].weight = nn.Parameter(torch.rand(4, dtype=torch.float64).as_strided((4, 1), (1, 0)))
+    signs, before = equinorm.signs(net, x(5, 1)), net[0].weight.detach().clone()
+    signs.flip_(-torch.ones(4, dtype=torch.int64))
+    assert torch.equal(net[0].weight, -before)

@@ -13,6 +13,7 @@ from equinorm._errors import EquinormError, ExportError, RescaleError, describe
 from equinorm._modules import Choice, chosen, on_cpu, unwrapped
 from equinorm._scaling import Family, Pin, Scaling
 from equinorm.discovery.discover import discover
+from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains, unwrapped_optimizers
@@ -101,13 +102,7 @@ class Signs:
         self._guard.check()
         writes = list(self._writes(signs.detach().cpu(), optimizer))
         for what, tensor, _, _ in writes:
-            if (
-                tensor.is_meta
-                or tensor.layout != torch.strided
-                or tensor.is_inference()
-                or 0 in tensor.stride()[: tensor.dim()]
-            ):
-                raise RescaleError(f"cannot flip {what} in place: it is no dense tensor of its own (meta, sparse, expanded).")
+            check_in_place(what, tensor, "flip")
         with torch.no_grad(), uninterrupted():
             for _, tensor, sign, offset in writes:
                 sign = sign.to(tensor.device, tensor.real.dtype)
@@ -122,8 +117,7 @@ class Signs:
             if bool((sign == 1).all()):
                 continue
             tied = {id(tensors[name]): tensors[name] for name in flip.names if name in tensors}
-            if not tied or any(tuple(tensor.shape) != flip.shape for tensor in tied.values()):
-                raise RescaleError(f"{flip.names[0]} had shape {flip.shape} when the model was analysed. Analyse it again.")
+            check_unchanged(flip.names, flip.shape, list(tied.values()))
             for tensor in tied.values():
                 moving[id(tensor)] = flip.names[0], sign, flip.offset
                 if tensor.grad is not None:

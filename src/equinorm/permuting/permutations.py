@@ -14,13 +14,14 @@ from equinorm.discovery.values import Source
 from equinorm.permuting import description
 from equinorm.permuting.assignment import Assignment
 from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.checks import check_unchanged, check_writable, checked
+from equinorm.permuting.checks import checked
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.matching import in_order, match
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
+from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 
@@ -144,7 +145,7 @@ class Permutations:
             if all(index is None for index in indices):
                 continue
             tied = {id(tensors[name]): tensors[name] for name in source.names if name in tensors}
-            check_unchanged(source, list(tied.values()))
+            check_unchanged(source.names, source.shape, list(tied.values()), PermutationError)
             moves.append(Move(source.names[0], next(iter(tied.values())), indices))
             for tensor in tied.values():
                 moving[id(tensor)] = source.names[0], indices
@@ -154,7 +155,7 @@ class Permutations:
             check_trains(optimizer, self.model)
             moves += [Move(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
         for move in moves:
-            check_writable(move)
+            check_in_place(move.what, move.tensor, "permute", PermutationError)
         permute_all_(moves)
 
     def moved(self, tensors: Mapping[str, Tensor], permutation: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:

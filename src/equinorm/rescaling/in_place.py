@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
-from equinorm._memory import local, storage_of
+from equinorm._memory import local
 from equinorm._scaling import Scaling
+from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
@@ -70,7 +71,7 @@ def _writes(
         if not logs:
             continue
         tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
-        _check_unchanged(scaling, list(tied.values()))
+        check_unchanged(scaling.names, scaling.shape, list(tied.values()))
         for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
             moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
@@ -98,33 +99,15 @@ def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
         )
 
 
-def _check_unchanged(scaling: Scaling, tied: Sequence[Tensor]) -> None:
-    """Refuse a model whose tensors are no longer those that were analysed."""
-    if not tied or any(tuple(tensor.shape) != scaling.shape for tensor in tied):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
-        raise RescaleError(
-            f"{scaling.name} had shape {scaling.shape} when the model was analysed, now {shapes}. Analyse it again."
-        )
-    if len({storage_of(tensor) for tensor in tied}) > 1:
-        names = ", ".join(scaling.names)
-        raise RescaleError(f"{names} shared memory when the model was analysed and no longer do. Analyse the model again.")
-
-
 def check_writable(what: str, tensor: Tensor) -> None:
     """Refuse a tensor that cannot be multiplied in place.
 
     Raises:
         RescaleError: for meta, sparse, integer, complex, inference and expanded tensors.
     """
-    if tensor.is_meta:
-        raise RescaleError(f"cannot rescale {what}: it is on the meta device and holds no numbers. Load the weights first.")
-    if tensor.layout != torch.strided:
-        raise RescaleError(f"cannot rescale {what}: its layout is {tensor.layout}, only dense tensors can be rescaled.")
+    check_in_place(what, tensor, "rescale")
     if tensor.dtype not in WRITABLE:
         raise RescaleError(f"cannot rescale {what}: its dtype is {tensor.dtype}.")
-    expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.is_inference() or expanded:
-        raise RescaleError(f"cannot rescale {what} in place: it is an inference or an expanded tensor. Clone it first.")
 
 
 @dataclass(frozen=True, slots=True)
