@@ -78,6 +78,16 @@ def test_inexact_results_are_refused(folder, monkeypatch):
     assert balanced("mlp", "--power-of-two")["deviation"] == 0
 
 
+@pytest.mark.parametrize("command", ["align", "canonical", "equalize"])
+def test_other_commands_refuse_inexact_results_in_the_same_words(folder, monkeypatch, command):
+    monkeypatch.setitem(exactness.LIMITS, torch.float32, -1.0)
+    models = ["cli_models:mlp"] * (2 if command == "align" else 1)
+    message = refusal(command, *models, "--input", "2x8", "-o", "out.safetensors")
+    assert "limit of -1 for float32" in message
+    assert ("--permute-only" if command == "align" else "--power-of-two") in message
+    assert os.listdir(folder) == []
+
+
 def test_keys_that_do_not_match_are_listed(folder):
     state = cli_models.mlp().state_dict()
     state["extra"] = torch.zeros(1)

@@ -10,13 +10,12 @@ from rich.console import RenderableType
 from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
-from equinorm.cli.exactness import LIMITS, coarsest
+from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
 from equinorm.cli.loading import Source
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import InexactError
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.joining.alignment import align as aligned
@@ -71,9 +70,8 @@ def align(
         steps.say("aligning")
         options = {"rescale": rescale, "starts": starts, "seed": seed, "opaque": opaque or ()}
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
-        apart, limit = deviation(found.model, a.model, a.args, a.kwargs), LIMITS[coarsest(a.model)]
-        if not apart <= limit:
-            raise InexactError(f"refused: the aligned outputs deviate from A's by {apart:.1e}, more than {limit:g}.")
+        apart, dtype = deviation(found.model, a.model, a.args, a.kwargs), coarsest(a.model)
+        verify("aligned", apart, dtype, f"Use --permute-only, or {WIDER}." if rescale else f"Use {WIDER}.")
         steps.say("writing")
         write_atomically([(output, lambda path: save(found.model, path))], force)
         record = Aligning(
@@ -85,7 +83,7 @@ def align(
             families=len(found.permutation),
             sweeps=found.sweeps,
             deviation=apart,
-            limit=limit,
+            limit=LIMITS[dtype],
             output=str(output),
             notes=(*a.notes, *b.notes),
         )

@@ -11,12 +11,11 @@ from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm._modules import duplicate
-from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
+from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Source, load
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import InexactError
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.joining.canonical import canonical_
@@ -71,12 +70,8 @@ def canonical(
         original = duplicate(loaded.model, VERIFYING)
         steps.say("balancing and sorting")
         found = canonical_(loaded.model, loaded.args, loaded.kwargs, power_of_two=power_of_two, opaque=opaque or ())
-        apart, limit = deviation(loaded.model, original, loaded.args, loaded.kwargs), LIMITS[coarsest(original)]
-        if not apart <= limit:
-            raise InexactError(
-                f"refused: the canonical outputs deviate by {apart:.1e}, more than the limit of {limit:g}. "
-                "Use --power-of-two, which changes no mantissa, or a factory that returns model.double()."
-            )
+        apart, dtype = deviation(loaded.model, original, loaded.args, loaded.kwargs), coarsest(original)
+        verify("canonical", apart, dtype, remedy(power_of_two))
         steps.say("writing")
         write_atomically([(output, lambda path: save(loaded.model, path))], force)
         record = Canonicalizing(
@@ -88,7 +83,7 @@ def canonical(
             ties=found.ties,
             power_of_two=power_of_two,
             deviation=apart,
-            limit=limit,
+            limit=LIMITS[dtype],
             output=str(output),
             notes=loaded.notes,
         )

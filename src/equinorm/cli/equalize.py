@@ -14,12 +14,11 @@ from equinorm._deviation import deviation
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
-from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
+from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.onnx_files import about, is_onnx, names_of, preparing_notes, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import InexactError
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.quantization.equalization import Equalization
@@ -129,7 +128,7 @@ def equalize(
         settle_(found.model)
         if not found.symmetries.num_free:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        apart = max(_verified(found, original, given) for given in (loaded, *_further(loaded, batches or [])))
+        apart = max(_verified(found, original, given, power_of_two) for given in (loaded, *_further(loaded, batches or [])))
         steps.say("writing")
         files, written, further = _files(found, loaded, output, batches or [])
         if report is not None:
@@ -236,18 +235,14 @@ def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
     return replace(loaded, args=tuple(args), kwargs=kwargs) if fits and is_finite else loaded
 
 
-def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded) -> float:
+def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded, power_of_two: bool) -> float:
     """The deviation of outputs.
 
     Raises:
         InexactError: if it is more than rounding.
     """
     apart, dtype = deviation(found.model, original, loaded.args, loaded.kwargs), coarsest(original)
-    if not apart <= LIMITS[dtype]:
-        raise InexactError(
-            f"refused: the equalized outputs deviate by {apart:.1e}, more than the limit of {LIMITS[dtype]:g}. "
-            "Use --power-of-two, which changes no mantissa, or a smaller --largest."
-        )
+    verify("equalized", apart, dtype, f"{remedy(power_of_two)} A smaller --largest helps, too.")
     return apart
 
 

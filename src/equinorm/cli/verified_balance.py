@@ -10,21 +10,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from equinorm._deviation import deviation
-from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm._errors import describe, describe_inputs
 from equinorm._modules import duplicate
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
-from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest
+from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded
 from equinorm.cli.weights import dtype_name
 from equinorm.reporting.pictures import pictured
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import table
 from equinorm.reporting.words import energy_name, numbers
-
-
-class InexactError(EquinormError):
-    """The balanced model's outputs would differ by more than rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +93,7 @@ def verified_balance(
         norm, residual, energies, reason = _rounded(symmetries, balance, tol, biases, original)
     apart = deviation(model, original, loaded.args, loaded.kwargs)
     dtype = coarsest(model)
-    if not apart <= LIMITS[dtype]:
-        raise InexactError(_inexact(apart, dtype, power_of_two))
+    verify("balanced", apart, dtype, remedy(power_of_two))
     record = Balancing(
         model=f"{loaded.name} ({describe(model)})",
         inputs=describe_inputs(loaded.args, loaded.kwargs),
@@ -150,18 +145,6 @@ def _rounded(symmetries: Symmetries, balance: Balance, tol: float, biases: bool,
     after = {energy.name: energy.before for energy in now.energies}
     energies = tuple(TensorEnergy(e.name, e.before, after[e.name]) for e in balance.energies)
     return now.norm_before, now.residuals[0], energies, reason
-
-
-def _inexact(apart: float, dtype: torch.dtype, power_of_two: bool) -> str:
-    name = dtype_name(dtype)
-    remedy = (
-        "Scales so large reach numbers that this dtype cannot hold: use a factory that returns model.double()."
-        if power_of_two
-        else "Use --power-of-two, which changes no mantissa, or a factory that returns model.double()."
-    )
-    return (
-        f"refused: the balanced outputs deviate by {apart:.1e}, more than the limit of {LIMITS[dtype]:g} for {name}. {remedy}"
-    )
 
 
 def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
