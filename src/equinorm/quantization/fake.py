@@ -137,7 +137,7 @@ class Simulation:
         channels = scales.expand(place.scaling.shape).reshape(-1)
         low, high = ((part * channels) for part in (seen.low, seen.high))
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
-        if isinstance(place, Operand):
+        if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
         return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
 

@@ -23,7 +23,7 @@ from equinorm.quantization.fake import Reference, Simulation, decibels
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
-from equinorm.quantization.points import find_points
+from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Activation, Statistics, gather
 from equinorm.quantization.terms import by_name, terms
@@ -65,9 +65,12 @@ def solve_(
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
-    points = (*points, *find_operands(model, args, kwargs, options.scheme, symmetries))
+    operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
+    points = (*points, *operands)
     clock.lap("export")
     seen = gather(model, points, batches, options.watch("calibration"))
+    points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
+    left |= {one.name: "no calibration batch adds it" for one in operands if one.key not in seen.activations}
     clock.lap("statistics")
     scalings = by_name(symmetries.scalings)
     expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
@@ -106,6 +109,7 @@ def solve_(
             for name, a, b in zip(names, one, other, strict=True)
         ),
         corrections=corrections,
+        left=left,
         samples=seen.samples,
         seconds=clock.laps,
         points=points,
