@@ -30,7 +30,7 @@ def facts(found: "Equalization") -> list[tuple[str, str]]:
         ("free classes", f"{found.symmetries.num_free:,}"),
         ("calibration", count(found.samples, "sample")),
         *([("biases corrected", count(len(found.corrections), "layer"))] if found.corrections else []),
-        *([("left in float", _shortened(found.left))] if found.left else []),
+        *([("left", _shortened(found.left))] if found.left else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())),
     ]
 

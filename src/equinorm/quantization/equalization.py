@@ -75,7 +75,9 @@ class Equalization:
         reason: how it ended, in words.
         tensors: noise by tensor.
         corrections: what was added to outputs of layers by bias correction, by the weight's name.
-        left: sums, or operands of sums, that stay in float though the scheme asks for them, and why.
+        left: sums, or operands of sums, that stay in float though the scheme asks for them, and biases that cannot be
+            corrected, and why.
+        biases: names of the biases that correction may change, by the weight's name.
         samples: of calibration data.
         preparation: what was folded and set free; None in place.
         seconds: for export, statistics, minimising, and measuring.
@@ -95,6 +97,7 @@ class Equalization:
     tensors: tuple[TensorNoise, ...] = field(repr=False)
     corrections: Mapping[str, Tensor] = field(repr=False)
     left: Mapping[str, str] = field(repr=False)
+    biases: Mapping[str, str] = field(repr=False)
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
     points: tuple[Place, ...] = field(repr=False)

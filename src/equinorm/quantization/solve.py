@@ -16,7 +16,7 @@ from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
 from equinorm.quantization.batches import calibration_batches, random_batches
-from equinorm.quantization.bias_correction import correct_, mean_shifts
+from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import Chosen, Trials, choose
 from equinorm.quantization.equalization import Equalization, TensorNoise
 from equinorm.quantization.fake import Reference, Simulation, decibels
@@ -67,6 +67,9 @@ def solve_(
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
     operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
     points = (*points, *operands)
+    biases, unbiased = {}, {}
+    if options.bias_correction:
+        biases, unbiased = find_biases(model, args, kwargs, symmetries.values, points)
     clock.lap("export")
     seen = gather(model, points, batches, options.watch("calibration"))
     points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
@@ -78,7 +81,7 @@ def solve_(
     clock.lap("minimum")
     of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
     predicted = Noise(of_activations, symmetries.num_free)
-    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=options.bias_correction)
+    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=biases)
     z, levels, watch = torch.from_numpy(minimum.z), options.scheme.weight_levels, options.watch("measuring")
     chosen = choose(trials, z, _settling(symmetries, options), levels, watch)
     reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
@@ -87,8 +90,8 @@ def solve_(
     )
     symmetries.rescale_(chosen.z)
     bounds, corrections = _scaled(seen, points, chosen.z), {}
-    if options.bias_correction:
-        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference)
+    if biases:
+        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference, biases)
     clock.lap("measuring")
     noise = Noise(observed, symmetries.num_free)
     one, other = (noise.exact(z.numpy()) for z in (still, chosen.z))
@@ -109,7 +112,8 @@ def solve_(
             for name, a, b in zip(names, one, other, strict=True)
         ),
         corrections=corrections,
-        left=left,
+        left={**left, **unbiased},
+        biases=biases,
         samples=seen.samples,
         seconds=clock.laps,
         points=points,
@@ -129,13 +133,15 @@ def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Te
     return settled
 
 
-def _corrected(simulation: Simulation, before: float, reference: Reference) -> tuple[dict[str, Tensor], float]:
+def _corrected(
+    simulation: Simulation, before: float, reference: Reference, biases: Mapping[str, str]
+) -> tuple[dict[str, Tensor], float]:
     """Correct a model's biases where that helps; returns what was added, and signal over noise in dB."""
-    found = mean_shifts(simulation, reference.batches)
+    found = mean_shifts(simulation, reference.batches, biases)
     after = reference.signal_to_noise(simulation.shifted(found))
     if not after > before:
         return {}, before
-    correct_(simulation.model, found)
+    correct_(simulation.model, found, biases)
     return found, after
 
 
