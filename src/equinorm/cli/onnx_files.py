@@ -111,7 +111,7 @@ def about(written: Any, output: Path, files: Sequence[tuple[Path, Any]]) -> list
     if written.corrected:
         said[0] += f", by its corrected biases; by {deviation(written.from_module)} from what was verified"
     if written.bounds:
-        said.append(f"{count(written.bounds, 'Clip')} became a Relu and a Min with one bound for each channel")
+        said.append(f"{count(written.bounds, 'Clip')} got a Min with one bound for each channel")
     return said + [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
 
 

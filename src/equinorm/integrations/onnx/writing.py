@@ -38,7 +38,7 @@ def write(
 ) -> float:
     """Write the file that a module was read from, with the module's weights: same nodes, names, metadata.
 
-    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Relu and a Min.
+    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Clip and a Min.
 
     What is written is first run in onnxruntime against the file that was read; only then does it take its name. External data
     are written beside it, as NAME.data.
