@@ -132,6 +132,24 @@ def test_normalizations_are_folded_and_bounds_set_free():
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
+def test_prediction_knows_of_clipped_ranges():
+    """Few weights are far off: without them the steps are several times smaller, and their own errors are large."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 6)).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.distributions.StudentT(3.0).sample((40, 40)))
+    x = torch.randn(64, 40, dtype=torch.float64)
+    clipped, whole = (
+        equinorm.equalize(net, x, calibration=[x], scheme=Scheme(4, "tensor", activation_bits=None, clip=clip))
+        for clip in (True, False)
+    )
+    assert clipped.noise_before == pytest.approx(clipped.measured_before, abs=1)
+    assert clipped.noise_after == pytest.approx(clipped.measured_after, abs=1.5)
+    assert clipped.noise_before > whole.noise_before + 2
+    alone = 10 * math.log10(sum(10 ** (-tensor.before / 10) for tensor in clipped.tensors))
+    assert clipped.noise_before == pytest.approx(-alone, abs=1e-9)
+
+
 @pytest.mark.parametrize("is_in_place", [False, True])
 def test_sums_are_rounded_where_the_scheme_says_so(is_in_place):
     """Weights of 16 bits lose nothing: what is lost besides the inputs of layers is lost at the sum."""

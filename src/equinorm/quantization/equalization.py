@@ -65,7 +65,7 @@ class Equalization:
         log_scales: float64 natural logarithms of shape (num_free,), from the network as it was to `model`.
         symmetries: of `model`.
         noise_before: signal over quantization noise, predicted to first order, in dB: 10·log10(Σ y² / N). Higher is better.
-            With the bounds of activations that were seen.
+            With the bounds of activations that were seen; of weights whose ranges are clipped, by their errors.
         noise_after: the same of `model`.
         measured_before: the same ratio, measured on the calibration data with rounded numbers.
         measured_after: the same of `model`, biases corrected if asked for.

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from equinorm.quantization.batches import calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import Chosen, Trials, choose
 from equinorm.quantization.equalization import Equalization, TensorNoise
-from equinorm.quantization.fake import Reference, Simulation, decibels
+from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
@@ -88,13 +89,13 @@ def solve_(
     before, after = (
         reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z)) for z in (still, chosen.z)
     )
+    costs = _costs(Noise(observed, symmetries.num_free), names, points, symmetries, seen)
+    one, other = costs(still), costs(chosen.z)
     symmetries.rescale_(chosen.z)
     bounds, corrections = _scaled(seen, points, chosen.z), {}
     if biases:
         corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference, biases)
     clock.lap("measuring")
-    noise = Noise(observed, symmetries.num_free)
-    one, other = (noise.exact(z.numpy()) for z in (still, chosen.z))
     return Equalization(
         model=model,
         scheme=options.scheme,
@@ -120,6 +121,24 @@ def solve_(
         activations=bounds,
         batches=tuple(batches),
     )
+
+
+def _costs(
+    noise: Noise, names: Sequence[tuple[str, str]], points: Sequence[Place], symmetries: Symmetries, seen: Statistics
+) -> Callable[[Tensor], np.ndarray]:
+    """What rounding each tensor costs at log-scales: by the formula, or by its errors where its range is clipped."""
+    scalings = by_name(symmetries.scalings)
+    clipped = {point.weight: point for point in points if isinstance(point, Point) and point.scheme.clip}
+
+    def costs(z: Tensor) -> np.ndarray:
+        found = noise.exact(z.numpy())
+        for place, (name, kind) in enumerate(names):
+            if kind == "weight" and name in clipped:
+                weight = symmetries.tensors[name], seen.weights[name], scalings[name]
+                found[place] = weight_noise(*weight, clipped[name], z)
+        return found
+
+    return costs
 
 
 def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Tensor]:
