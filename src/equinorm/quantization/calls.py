@@ -161,11 +161,14 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self._add is not None and (func in ADDITIONS or func in ADDITIONS_IN_PLACE) and self._are_activations(args):
-            where = _line()
-            number = self._numbers[where]
-            self._numbers[where] += 1
-            return self._add(Sum((args[0], args[1]), kwargs, where, number, func in ADDITIONS_IN_PLACE))
+        if self._add is not None and (func in ADDITIONS or func in ADDITIONS_IN_PLACE):
+            operands = (*args, *(kwargs[key] for key in ("input", "other") if key in kwargs))
+            if self._are_activations(operands):
+                where = _line()
+                number = self._numbers[where]
+                self._numbers[where] += 1
+                options = {key: value for key, value in kwargs.items() if key not in ("input", "other")}
+                return self._add(Sum((operands[0], operands[1]), options, where, number, func in ADDITIONS_IN_PLACE))
         kind = PRODUCTS.get(func, func)
         if kind not in KINDS:
             return func(*args, **kwargs)
