@@ -27,7 +27,7 @@ from torch import Tensor
 import common
 import equinorm
 from equinorm.integrations.onnx import read, write
-from quantizing import networks
+from quantizing import samples, subjects
 
 FREED = {"w8a8-tensor": (0, 2, 4, 8, None), "w8a8": (0, 8, None)}
 """How many Clips are set free, the first of them; None: all."""
@@ -66,7 +66,7 @@ def in_onnxruntime(path: Path, scheme: str, calibration: Tensor, test: Tensor, w
 
 def measure(schemes: list[str]) -> Iterator[dict[str, Any]]:
     """One record for each file."""
-    subject = networks.SUBJECTS["mobilenet_v2"]
+    subject = subjects.SUBJECTS["mobilenet_v2"]
     model = subject.build()
     (calibration,), (test,) = subject.draw(0, 64, False).args, subject.draw(0, 128, True).args
     with torch.no_grad():
@@ -116,11 +116,11 @@ def measure(schemes: list[str]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=networks.DATA, help="folder of cifar-10-batches-py")
+    parser.add_argument("--data", type=Path, default=samples.DATA, help="folder of cifar-10-batches-py")
     parser.add_argument("--schemes", nargs="*", choices=[*FREED], default=[*FREED])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    networks.DATA = options.data
+    samples.DATA = options.data
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -82,6 +82,15 @@ def test_onnx_in_onnx_out(folder):
         "equalize", "net.onnx", "--calibration", "nan.npz", "-o", "new.onnx"
     )
     assert not (folder / "new.onnx").exists()
+    corrected = record("equalize", "net.onnx", *arguments[:-1], "w4-tensor", "--bias-correction", "-o", "corrected.onnx")
+    assert corrected["equalization"]["corrected"] == ["fc.weight", "next.weight", "stem.weight"]
+    left = corrected["equalization"]["left"]
+    assert left == {f"bias of {name}": "it has no bias of its own" for name in ("deep", "last", "out")}
+    assert corrected["deviation"] <= 1e-5  # what was added to biases taken off
+    assert "biases of 3 layers corrected" in corrected["notes"][2]
+    assert "by its corrected biases" in corrected["notes"][3]
+    (one,) = run("corrected.onnx", images)
+    assert np.abs(one - other).max() > 1e-3 * np.abs(other).max()
     np.savez("z.npz", z=images)
     assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
 

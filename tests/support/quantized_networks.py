@@ -61,7 +61,7 @@ def noise_of(net, x, scheme):
     """The noise of a network, its symmetries, and the statistics."""
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     symmetries, points = find_points(net, (x,), None, scheme)
-    points = (*points, *find_operands(net, (x,), None, scheme, symmetries))
+    points = (*points, *find_operands(net, (x,), None, scheme, symmetries)[0])
     seen = gather(net, points, [((x,), {})])
     _, found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
     return Noise(found, symmetries.num_free), symmetries, seen

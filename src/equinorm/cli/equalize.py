@@ -1,7 +1,7 @@
 """`equinorm equalize`: write the rescaling-equivalent weights that lose least when they are rounded."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 
 from equinorm._deviation import deviation
+from equinorm._display import count
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
@@ -21,6 +22,7 @@ from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Repo
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.quantization.bias_correction import correct_
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize_
 from equinorm.quantization.freeing import settle_
@@ -77,6 +79,13 @@ def equalize(
     power_of_two: Annotated[
         bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
     ] = False,
+    bias_correction: Annotated[
+        bool,
+        typer.Option(
+            "--bias-correction",
+            help="Also add to biases what rounding shifts on average: outputs in float differ, by what makes up for it.",
+        ),
+    ] = False,
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Fold batch normalization into the layers beside it (.onnx, .pt2).")
     ] = True,
@@ -121,16 +130,18 @@ def equalize(
             scheme=meant,
             largest=largest,
             power_of_two=power_of_two,
+            bias_correction=bias_correction,
             opaque=hidden,
             calibration=batches,
             progress=lambda text, done, total: steps.count(done, total, text),
         )
         settle_(found.model)
-        if not found.symmetries.num_free:
+        if not found.symmetries.num_free and not found.corrections:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         apart = max(_verified(found, original, given, power_of_two) for given in (loaded, *_further(loaded, batches or [])))
         steps.say("writing")
-        files, written, further = _files(found, loaded, output, batches or [])
+        notes += _of_biases(found, bias_correction)
+        files, written, further = _files(found, loaded, output, batches or [], original.state_dict().keys())
         if report is not None:
             content = draw(report, found)
             files.append((report, lambda path: path.write_bytes(content)))
@@ -236,22 +247,48 @@ def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
 
 
 def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded, power_of_two: bool) -> float:
-    """The deviation of outputs.
+    """The deviation of outputs, but for what was added to biases.
 
     Raises:
         InexactError: if it is more than rounding.
     """
-    apart, dtype = deviation(found.model, original, loaded.args, loaded.kwargs), coarsest(original)
+    model = found.model
+    if found.corrections:
+        model = duplicate(model, VERIFYING)
+        correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
+    apart, dtype = deviation(model, original, loaded.args, loaded.kwargs), coarsest(original)
     verify("equalized", apart, dtype, f"{remedy(power_of_two)} A smaller --largest helps, too.")
     return apart
 
 
-def _files(found: Equalization, loaded: Loaded, output: Path, batches: Sequence[Batch]) -> tuple[list, Any, list[str]]:
-    """What to write, what then says how an ONNX file differs, and what a reader must know."""
+def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:
+    """What was done to biases, in sentences; the facts say which cannot be corrected."""
+    if not are_asked_for:
+        return []
+    if not found.corrections:
+        return [f"no bias is corrected: {'that would help nothing' if found.biases else 'no layer has one of its own'}"]
+    return [
+        f"biases of {count(len(found.corrections), 'layer')} corrected: outputs in float differ, by what makes up for rounding"
+    ]
+
+
+def _files(
+    found: Equalization, loaded: Loaded, output: Path, batches: Sequence[Batch], names: Collection[str]
+) -> tuple[list, Any, list[str]]:
+    """What to write, what then says how an ONNX file differs, and what a reader must know.
+
+    Raises:
+        InputError: if it cannot be exported, or layers got biases that are not among the model's names of tensors.
+    """
     if output.suffix == ".onnx":
         more = [batch for batch in batches[:VERIFIED] if isinstance(batch, tuple) and len(batch) == len(loaded.args)]
-        return *to_write(found.model, loaded.args, output, more), []
+        return *to_write(found.model, loaded.args, output, more, corrected=bool(found.corrections)), []
     if output.suffix == ".safetensors":
+        if new := sorted(found.model.state_dict().keys() - names):
+            raise InputError(
+                f"{new[0]} is a bias that the model does not have, and {output} would not fit it: -o FILE.pt2 holds a copy "
+                "with it, or leave --bias-correction out."
+            )
         folded = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in found.model.modules())
         left = "batch normalization stays, so that these weights fit the model: -o FILE.pt2 folds it, which gains more"
         return [(output, lambda path: save(found.model, path))], None, [left] if folded else []

@@ -86,7 +86,9 @@ def preparing_notes(preparation: Preparation) -> list[str]:
     return notes
 
 
-def to_write(module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = ()) -> tuple[list, Any]:
+def to_write(
+    module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = (), *, corrected: bool = False
+) -> tuple[list, Any]:
     """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart.
 
     Args:
@@ -94,19 +96,22 @@ def to_write(module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequen
         args: inputs to verify it on.
         path: of the new file.
         more: further inputs.
+        corrected: were biases corrected, so that it computes something else on purpose?
     """
     from equinorm.integrations.onnx import OnnxModule, Written
 
     assert isinstance(module, OnnxModule)
-    written = Written(module, args, more)
+    written = Written(module, args, more, corrected)
     return written.files(path), written
 
 
 def about(written: Any, output: Path, files: Sequence[tuple[Path, Any]]) -> list[str]:
     """What to say of an ONNX file that was written."""
     said = [f"in onnxruntime the new file's outputs deviate by {deviation(written.deviation)} from the old one's"]
+    if written.corrected:
+        said[0] += f", by its corrected biases; by {deviation(written.from_module)} from what was verified"
     if written.bounds:
-        said.append(f"{count(written.bounds, 'Clip')} became a Relu and a Min with one bound for each channel")
+        said.append(f"{count(written.bounds, 'Clip')} got a Min with one bound for each channel")
     return said + [f"its numbers lie beside it, in {path.name}" for path, _ in files if path.name == f"{output.name}.data"]
 
 

@@ -1,20 +1,26 @@
 """Bias correction: what rounding shifts on average, taken out of the biases."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch
-from equinorm.quantization.calls import Call
+from equinorm.quantization.calls import OPERATORS, Call
 from equinorm.quantization.fake import Simulation, broadcast, outputs
+from equinorm.quantization.operands import Place
+from equinorm.quantization.points import Point
 
 Key = tuple[str, int]
 
 
-def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """By how much to raise the outputs of every layer, for each channel: E[y − ŷ] over samples and positions.
+def mean_shifts(simulation: Simulation, batches: Sequence[Batch], weights: Collection[str]) -> dict[str, Tensor]:
+    """By how much to raise the outputs of layers with these weights, for each channel: E[y − ŷ] over samples and positions.
 
     Layers are corrected from the first to the last within each batch, so that each sees corrected inputs; the means over
     batches are returned. A weight that is used again gets the mean over its uses.
@@ -37,7 +43,7 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
 
         def correct(call: Call, wanted: dict[Key, Tensor] = wanted) -> Tensor:
             result = simulation.handle(call)
-            if (call.name, call.number) not in simulation.points or not has_bias(simulation.model, call.name):
+            if (call.name, call.number) not in simulation.points or call.name not in weights:
                 return result
             shift = wanted[call.name, call.number] - mean(call, result)
             sums[call.name] = sums.get(call.name, torch.zeros_like(shift)) + shift
@@ -49,27 +55,99 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch]) -> dict[str, T
     return {name: total / uses[name] for name, total in sums.items()}
 
 
-def has_bias(model: nn.Module, weight: str) -> bool:
-    """Does a linear or convolutional module hold this weight, so that it has a bias of its own, or can be given one?
+def find_biases(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, values: InnerValues, points: Sequence[Place]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The bias of every layer that is rounded, by the weight's name, and why others have none to correct.
 
-    What other modules share is left: a shift is that of one layer.
+    A bias is a parameter that is added to what a layer makes, by the layer or right behind it, and to nothing else. A linear or
+    convolutional module without one can be given one. What is shared is left: a shift is that of one layer.
     """
-    owner, _, name = weight.rpartition(".")
-    module = model.get_submodule(owner)
-    if name != "weight" or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        return False
-    tensors = [tensor for part in model.modules() for tensor in part._parameters.values()]
-    return all(sum(tensor is own for tensor in tensors) == 1 for own in (module.weight, module.bias) if own is not None)
+    found: dict[str, str] = {}
+    left: dict[str, str] = {}
+    multiplied = _multiplied(model, args, kwargs)
+    for point in points:
+        if isinstance(point, Point) and point.weight not in found:
+            bias, why = _bias(model, values, point)
+            if not why and bias in multiplied:
+                why = "its bias is multiplied by a number before it is added"
+            if why:
+                left[f"bias of {point.module or point.weight}"] = why
+            else:
+                found[point.weight] = bias
+    return found, left
 
 
-def correct_(model: nn.Module, shifts: dict[str, Tensor]) -> None:
-    """Add shifts to the biases of the modules that hold these weights; one without a bias gets one."""
+def _bias(model: nn.Module, values: InnerValues, point: Point) -> tuple[str, str]:
+    """Name of a point's bias, which may not be there yet; or why it has none."""
+    uses = [use for use in values.uses(point.weight) if use.operator in OPERATORS]
+    held = Counter(part.data_ptr() for module in model.modules() for part in module._parameters.values() if part is not None)
+    if held[model.get_parameter(point.weight).data_ptr()] > 1:
+        return "", "its weight is shared"
+    biases = {_added(values, use, point) for use in uses}
+    if biases == {None}:
+        module: Any = model.get_submodule(point.module)
+        can_have_one = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None
+        return (f"{point.module}.bias".lstrip("."), "") if can_have_one else ("", "it has no bias of its own")
+    bias, *others = biases
+    if others or not bias:
+        return "", "its bias is computed, or another in each call"
+    own = {use.name for use in uses} | {reader.name for use in uses for reader in values.readers(use.name)}
+    if held[model.get_parameter(bias).data_ptr()] > 1 or any(use.name not in own for use in values.uses(bias)):
+        return "", "its bias is shared"
+    return bias, ""
+
+
+def _added(values: InnerValues, use: InnerValue, point: Point) -> str | None:
+    """Name of the parameter that is added to what a linear map makes, one number for each channel.
+
+    None if nothing is, and no name if something is that is not such a parameter.
+    """
+    rank, axis = len(use.shape), len(point.scaling.shape)
+    sizes = [1] * (rank - axis) + [use.shape[-axis]] + [1] * (axis - 1)
+    inside = use.reads.get("self" if use.operator == "aten.addmm" else "bias")
+    if inside is not None:
+        bias = values[inside]
+        return bias.tensor if bias.operator == "parameter" and bias.shape == (use.shape[-axis],) else ""
+    readers = values.readers(use.name)
+    if len(readers) != 1 or use.is_returned or readers[0].operator not in ("aten.add", "aten.add_"):
+        return None
+    for one in (values[name] for name in readers[0].reads.values()):
+        if one.operator == "parameter" and len(one.shape) >= axis and list(one.shape) == sizes[-len(one.shape) :]:
+            return one.tensor
+    return None
+
+
+def _multiplied(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> set[str]:
+    """Names of parameters that a sum multiplies by its alpha or beta."""
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    found: set[str] = set()
+
+    class Sums(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+            if any(factor != 1 for factor in (*args, *(kwargs or {}).values()) if isinstance(factor, (int, float))):
+                found.update(names[id(part)] for part in (*args, *(kwargs or {}).values()) if id(part) in names)
+            return func(*args, **(kwargs or {}))
+
+    with undisturbed(model), by_default(), Sums():
+        model(*args, **without_cache(model, args, dict(kwargs or {})))
+    return found
+
+
+def correct_(model: nn.Module, shifts: Mapping[str, Tensor], biases: Mapping[str, str]) -> None:
+    """Add shifts, by weight, to biases; a module without one gets one.
+
+    Args:
+        model: is changed.
+        shifts: by the weight's name.
+        biases: the name of the bias, by the weight's name.
+    """
     for name, shift in shifts.items():
-        module: Any = model.get_submodule(name.rpartition(".")[0])
+        owner, _, last = biases[name].rpartition(".")
+        module = model.get_submodule(owner)
         with torch.no_grad():
-            if module.bias is None:
-                weight = module.weight
-                module.bias = nn.Parameter(
-                    torch.zeros(len(shift), dtype=weight.dtype, device=weight.device), weight.requires_grad
-                )
-            module.bias.add_(shift.to(module.bias.device, module.bias.dtype))
+            if getattr(module, last) is None:
+                weight = model.get_parameter(name)
+                setattr(module, last, nn.Parameter(weight.new_zeros(len(shift)), weight.requires_grad))
+            bias = getattr(module, last)
+            bias.add_(shift.to(bias.device, bias.dtype).reshape(bias.shape))

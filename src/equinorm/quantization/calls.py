@@ -1,12 +1,13 @@
 """Calls of linear maps and of sums: what a quantizer rounds, found while the network runs, whatever its modules are."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -101,8 +102,8 @@ class Call:
         return self.function(**{**self.arguments, **changed})
 
 
-ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
-ADDITIONS_IN_PLACE = {Tensor.add_, Tensor.__iadd__}
+ADDITIONS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, torch.ops.aten.add.Tensor}
+ADDITIONS_IN_PLACE = {Tensor.add_, Tensor.__iadd__, torch.ops.aten.add_.Tensor}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,24 +113,35 @@ class Sum:
     Attributes:
         operands: both.
         options: further arguments.
-        number: of sums before it.
+        where: the line that adds; empty in generated code.
+        number: of sums on that line before it: others may be left out, as those of a mask that hides nothing.
         is_in_place: does it write into the first?
     """
 
     operands: tuple[Tensor, Tensor]
     options: dict[str, Any]
+    where: str
     number: int
     is_in_place: bool
 
     @property
     def keys(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """What identifies the operands."""
-        return (f"+{self.number}", 0), (f"+{self.number}", 1)
+        return (f"{self.where}+{self.number}", 0), (f"{self.where}+{self.number}", 1)
 
     def run(self, first: Tensor, second: Tensor) -> Tensor:
         """The sum of what stands for the operands."""
         result = torch.add(first, second, **self.options)
         return self.operands[0].copy_(result) if self.is_in_place else result
+
+
+def _line() -> str:
+    """The line that calls an operation of PyTorch; empty in generated code, where nothing chooses what runs."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename == overrides.__file__:
+        frame = frame.f_back
+    name = frame.f_code.co_filename
+    return "" if name.startswith("<") else f"{name}:{frame.f_lineno}"
 
 
 class Calls(TorchFunctionMode):
@@ -149,10 +161,14 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self._add is not None and (func in ADDITIONS or func in ADDITIONS_IN_PLACE) and self._are_activations(args):
-            number = self._numbers[""]
-            self._numbers[""] += 1
-            return self._add(Sum((args[0], args[1]), kwargs, number, func in ADDITIONS_IN_PLACE))
+        if self._add is not None and (func in ADDITIONS or func in ADDITIONS_IN_PLACE):
+            operands = (*args, *(kwargs[key] for key in ("input", "other") if key in kwargs))
+            if self._are_activations(operands):
+                where = _line()
+                number = self._numbers[where]
+                self._numbers[where] += 1
+                options = {key: value for key, value in kwargs.items() if key not in ("input", "other")}
+                return self._add(Sum((operands[0], operands[1]), options, where, number, func in ADDITIONS_IN_PLACE))
         kind = PRODUCTS.get(func, func)
         if kind not in KINDS:
             return func(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Choosing: of log-scales near those of least predicted noise, the ones at which rounding, measured, costs least."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -59,7 +59,7 @@ class Trials:
         scalings: of its weights, by name.
         activations: what rounding activations costs, predicted.
         batches: calibration data; some samples are taken.
-        corrects: are biases corrected before measuring?
+        corrects: weights of layers whose biases are corrected before measuring.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Trials:
         activations: Noise,
         batches: Sequence[Batch],
         *,
-        corrects: bool,
+        corrects: Collection[str] = (),
     ) -> None:
         self.model, self.points, self.scalings, self.corrects = model, points, scalings, corrects
         self.activations = activations
@@ -95,7 +95,7 @@ class Trials:
     def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[tuple[str, int], Activation]) -> Tensor:
         simulation = Simulation(self.model, points, bounds, self.scalings, z)
         if self.corrects:
-            simulation = simulation.shifted(mean_shifts(simulation, self.reference.batches))
+            simulation = simulation.shifted(mean_shifts(simulation, self.reference.batches, self.corrects))
         return self.reference.noises(simulation)
 
 

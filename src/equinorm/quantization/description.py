@@ -1,5 +1,6 @@
 """An equalization in words, as a table and as plain data."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from equinorm._display import as_html, count, plain
@@ -29,6 +30,7 @@ def facts(found: "Equalization") -> list[tuple[str, str]]:
         ("free classes", f"{found.symmetries.num_free:,}"),
         ("calibration", count(found.samples, "sample")),
         *([("biases corrected", count(len(found.corrections), "layer"))] if found.corrections else []),
+        *([("left", _shortened(found.left))] if found.left else []),
         ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())),
     ]
 
@@ -48,8 +50,21 @@ def as_dict(found: "Equalization") -> dict[str, Any]:
     """All but the model and the data."""
     tensors = [{"name": t.name, "kind": t.kind, "before": t.before, "after": t.after} for t in found.tensors]
     record = {name: getattr(found, name) for name in _FIELDS}
-    further = {"log_scales": found.log_scales.tolist(), "corrected": sorted(found.corrections), "seconds": dict(found.seconds)}
+    further = {
+        "left": dict(found.left),
+        "log_scales": found.log_scales.tolist(),
+        "corrected": sorted(found.corrections),
+        "seconds": dict(found.seconds),
+    }
     return plain({"scheme": str(found.scheme), **record, "tensors": tensors, **further})
+
+
+def _shortened(left: Mapping[str, str]) -> str:
+    """Why sums stay in float, and how many for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in names.items())
 
 
 def change(before: float, after: float) -> str:

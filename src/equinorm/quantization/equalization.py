@@ -65,7 +65,7 @@ class Equalization:
         log_scales: float64 natural logarithms of shape (num_free,), from the network as it was to `model`.
         symmetries: of `model`.
         noise_before: signal over quantization noise, predicted to first order, in dB: 10·log10(Σ y² / N). Higher is better.
-            With the bounds of activations that were seen.
+            With the bounds of activations that were seen; of weights whose ranges are clipped, by their errors.
         noise_after: the same of `model`.
         measured_before: the same ratio, measured on the calibration data with rounded numbers.
         measured_after: the same of `model`, biases corrected if asked for.
@@ -75,6 +75,9 @@ class Equalization:
         reason: how it ended, in words.
         tensors: noise by tensor.
         corrections: what was added to outputs of layers by bias correction, by the weight's name.
+        left: sums, or operands of sums, that stay in float though the scheme asks for them, and biases that cannot be
+            corrected, and why.
+        biases: names of the biases that correction may change, by the weight's name.
         samples: of calibration data.
         preparation: what was folded and set free; None in place.
         seconds: for export, statistics, minimising, and measuring.
@@ -93,6 +96,8 @@ class Equalization:
     reason: str
     tensors: tuple[TensorNoise, ...] = field(repr=False)
     corrections: Mapping[str, Tensor] = field(repr=False)
+    left: Mapping[str, str] = field(repr=False)
+    biases: Mapping[str, str] = field(repr=False)
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
     points: tuple[Place, ...] = field(repr=False)

@@ -63,6 +63,21 @@ def _rounded_groups(values: Tensor, axes: tuple[int, ...], scheme: Scheme) -> Te
     return best
 
 
+def weight_noise(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: Point, z: Tensor) -> float:
+    """Σ F (ŵ − w)²: what rounding a weight at some log-scales costs, by its errors as they are, those of clipped entries too.
+
+    Args:
+        weight: as it is.
+        sensitivity: F, of its shape.
+        scaling: of the weight.
+        point: where it is rounded.
+        z: free log-scales.
+    """
+    scales = scaling.log_scales(z).exp().to(weight.device, weight.dtype)
+    error = rounded_weight(weight.detach() * scales, point) / scales - weight.detach()
+    return float((sensitivity * error.square()).sum(dtype=torch.float64))
+
+
 class Simulation:
     """A network that computes as if it were quantized, at any log-scales, its weights as they are.
 
@@ -137,7 +152,7 @@ class Simulation:
         channels = scales.expand(place.scaling.shape).reshape(-1)
         low, high = ((part * channels) for part in (seen.low, seen.high))
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
-        if isinstance(place, Operand):
+        if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
         return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
 

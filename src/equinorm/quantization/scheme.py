@@ -30,7 +30,8 @@ class Scheme:
         in_float: patterns of modules that are not quantized. A pattern must match a layer of the network.
         clip: does a weight's range leave out what is far off? Each is the fraction of the largest that leaves the least squared
             error, as tools choose that clip by it.
-        sums: are both activations that a sum adds rounded too, as onnxruntime and PT2E do?
+        sums: are both activations that a sum adds rounded too, as onnxruntime and PT2E do? Masks are not, nor sums with what
+            does not depend on the inputs; `Equalization.left` names what stays in float though it was asked for.
 
     Raises:
         EqualizeError: for values out of range.

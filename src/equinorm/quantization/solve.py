@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,14 +17,14 @@ from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
 from equinorm.quantization.batches import calibration_batches, random_batches
-from equinorm.quantization.bias_correction import correct_, mean_shifts
+from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import Chosen, Trials, choose
 from equinorm.quantization.equalization import Equalization, TensorNoise
-from equinorm.quantization.fake import Reference, Simulation, decibels
+from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
-from equinorm.quantization.points import find_points
+from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Activation, Statistics, gather
 from equinorm.quantization.terms import by_name, terms
@@ -65,9 +66,15 @@ def solve_(
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
-    points = (*points, *find_operands(model, args, kwargs, options.scheme, symmetries))
+    operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
+    points = (*points, *operands)
+    biases, unbiased = {}, {}
+    if options.bias_correction:
+        biases, unbiased = find_biases(model, args, kwargs, symmetries.values, points)
     clock.lap("export")
     seen = gather(model, points, batches, options.watch("calibration"))
+    points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
+    left |= {one.name: "no calibration batch adds it" for one in operands if one.key not in seen.activations}
     clock.lap("statistics")
     scalings = by_name(symmetries.scalings)
     expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
@@ -75,20 +82,20 @@ def solve_(
     clock.lap("minimum")
     of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
     predicted = Noise(of_activations, symmetries.num_free)
-    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=options.bias_correction)
+    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=biases)
     z, levels, watch = torch.from_numpy(minimum.z), options.scheme.weight_levels, options.watch("measuring")
     chosen = choose(trials, z, _settling(symmetries, options), levels, watch)
     reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
     before, after = (
         reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z)) for z in (still, chosen.z)
     )
+    costs = _costs(Noise(observed, symmetries.num_free), names, points, symmetries, seen)
+    one, other = costs(still), costs(chosen.z)
     symmetries.rescale_(chosen.z)
     bounds, corrections = _scaled(seen, points, chosen.z), {}
-    if options.bias_correction:
-        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference)
+    if biases:
+        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference, biases)
     clock.lap("measuring")
-    noise = Noise(observed, symmetries.num_free)
-    one, other = (noise.exact(z.numpy()) for z in (still, chosen.z))
     return Equalization(
         model=model,
         scheme=options.scheme,
@@ -106,12 +113,32 @@ def solve_(
             for name, a, b in zip(names, one, other, strict=True)
         ),
         corrections=corrections,
+        left={**left, **unbiased},
+        biases=biases,
         samples=seen.samples,
         seconds=clock.laps,
         points=points,
         activations=bounds,
         batches=tuple(batches),
     )
+
+
+def _costs(
+    noise: Noise, names: Sequence[tuple[str, str]], points: Sequence[Place], symmetries: Symmetries, seen: Statistics
+) -> Callable[[Tensor], np.ndarray]:
+    """What rounding each tensor costs at log-scales: by the formula, or by its errors where its range is clipped."""
+    scalings = by_name(symmetries.scalings)
+    clipped = {point.weight: point for point in points if isinstance(point, Point) and point.scheme.clip}
+
+    def costs(z: Tensor) -> np.ndarray:
+        found = noise.exact(z.numpy())
+        for place, (name, kind) in enumerate(names):
+            if kind == "weight" and name in clipped:
+                weight = symmetries.tensors[name], seen.weights[name], scalings[name]
+                found[place] = weight_noise(*weight, clipped[name], z)
+        return found
+
+    return costs
 
 
 def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Tensor]:
@@ -125,13 +152,15 @@ def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Te
     return settled
 
 
-def _corrected(simulation: Simulation, before: float, reference: Reference) -> tuple[dict[str, Tensor], float]:
+def _corrected(
+    simulation: Simulation, before: float, reference: Reference, biases: Mapping[str, str]
+) -> tuple[dict[str, Tensor], float]:
     """Correct a model's biases where that helps; returns what was added, and signal over noise in dB."""
-    found = mean_shifts(simulation, reference.batches)
+    found = mean_shifts(simulation, reference.batches, biases)
     after = reference.signal_to_noise(simulation.shifted(found))
     if not after > before:
         return {}, before
-    correct_(simulation.model, found)
+    correct_(simulation.model, found, biases)
     return found, after
 
 

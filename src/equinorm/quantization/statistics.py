@@ -128,7 +128,7 @@ class _Pass:
         self.model, self.found, self.number = model, found, number
         self.points = {point.key: point for point in points}
         self.leaves: dict[str, Tensor] = {}
-        self.inputs: list[tuple[Place, int, Tensor]] = []
+        self.inputs: list[tuple[Place, int | None, Tensor]] = []
 
     def run(self, part: Batch, generator: torch.Generator) -> None:
         """Add what this part shows; buffers are put back when the pass is over, since its way back reads them."""
@@ -197,7 +197,7 @@ class _Pass:
             *(self._noted(place, place.axis, value) if isinstance(place, Operand) else value for place, value in pairs)
         )
 
-    def _noted(self, place: Place, axis: int, value: Tensor) -> Tensor:
+    def _noted(self, place: Place, axis: int | None, value: Tensor) -> Tensor:
         """A copy that gradients reach; what the network changes in place later is another tensor."""
         value = value.clone()
         if not value.requires_grad:
@@ -205,7 +205,9 @@ class _Pass:
         self.inputs.append((place, axis, value))
         return value
 
-    def _add(self, point: Place, axis: int, value: Tensor, gradient: Tensor) -> None:
+    def _add(self, point: Place, axis: int | None, value: Tensor, gradient: Tensor) -> None:
+        if axis is None:  # all of it is one channel
+            axis, value, gradient = -1, value[..., None], gradient[..., None]
         lows, highs = _by_sample(value, axis)
         value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
@@ -227,6 +229,11 @@ class _Pass:
             tops = _top(lows, False), _top(highs, True)
             self.found.activations[point.key] = Activation(low, high, (low, high), *tops, sensitivity, coherent)
             return
+        if seen.low.shape != low.shape:
+            raise EqualizeError(
+                f"{point.name} has {len(low)} channels on calibration batch {self.number}, and {len(seen.low)} before: give "
+                "batches of the same sizes, or leave sums=True out of the scheme."
+            )
         seen.lows, seen.highs = _top(torch.cat([seen.lows, lows]), False), _top(torch.cat([seen.highs, highs]), True)
         if self.found.passes % 2 == 0:
             seen.half = torch.minimum(seen.half[0], low), torch.maximum(seen.half[1], high)

@@ -1,4 +1,8 @@
-"""Clips of an ONNX graph whose bounds differ by channel: a Relu or Max, and a Min, with numbers that broadcast."""
+"""Clips of an ONNX graph whose bounds differ by channel: a Relu or Max, and a Min, with numbers that broadcast.
+
+A Relu is written as a Clip up to the largest bound. The Min makes the same of it, and a runtime that rounds what stands between
+them then spends its steps on what passes.
+"""
 
 import math
 from collections.abc import Set
@@ -89,6 +93,8 @@ def free_(file: Stored, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) 
 def settle_(file: Stored, freed: list[Freed]) -> int:
     """Turn those whose bounds are all equal back into Clips, with other numbers perhaps; returns how many are left.
 
+    In those that are left a Relu becomes a Clip up to the largest bound.
+
     Numbers that no Clip reads any more go.
     """
     surgery = Surgery(file)
@@ -99,6 +105,8 @@ def settle_(file: Stored, freed: list[Freed]) -> int:
         idle += part.was.node.input[1:]
         if any(len(found) != 1 for found in numbers.values()):
             left += 1
+            if "Max" not in part.bounds and part.first != part.was.output:
+                _limit(surgery, part, numbers["Min"].max())
             continue
         low, high = (numbers[kind].item() if kind in numbers else bound for kind, bound in _both(part.was))
         clip = part.was.node
@@ -129,6 +137,14 @@ def _freed(surgery: Surgery, clip: Bounded, shape: tuple[int, ...], dtype: torch
     surgery.swap(clip.node, nodes)
     was = type(clip.node).FromString(clip.node.SerializeToString())
     return Freed(Bounded(was, clip.low, clip.high), values[0], bounds)
+
+
+def _limit(surgery: Surgery, part: Freed, largest: Tensor) -> None:
+    """Put a Clip up to the largest bound in the place of the Relu in front of a Min."""
+    relu = surgery.makers[part.first]
+    clip = _clip(surgery, part.was, 0.0, largest.item(), largest.dtype)
+    clip.name, clip.output[0] = f"{relu.name.removesuffix('/Relu')}/Clip", part.first
+    surgery.swap(relu, [clip])
 
 
 def _chain(surgery: Surgery, part: Freed) -> list[str]:

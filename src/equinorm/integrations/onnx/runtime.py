@@ -38,6 +38,13 @@ def outputs(path: Path, module: OnnxModule, args: Sequence[Tensor]) -> list[np.n
         raise OnnxError(f"onnxruntime cannot run {path}: {_sentence(error)}.") from error
 
 
+def computed(module: OnnxModule, args: Sequence[Tensor]) -> list[np.ndarray]:
+    """What a module computes, in the same form."""
+    with torch.no_grad():
+        found = module(*args)
+    return [*map(to_array, found if isinstance(found, tuple) else (found,))]
+
+
 def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> float:
     """Largest relative output difference: max over outputs of ‖a − b‖_∞ / ‖b‖_∞, inf where shapes or non-numbers differ.
 

@@ -15,7 +15,7 @@ from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import Stored, stored, tensors
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
-from equinorm.integrations.onnx.runtime import FLOOR, apart, outputs
+from equinorm.integrations.onnx.runtime import FLOOR, apart, computed, outputs
 from equinorm.reporting.files import OutputError, check_target, write_atomically
 
 Files = list[tuple[Path, Callable[[Path], object]]]
@@ -28,10 +28,17 @@ ALIGNMENT = 4096
 """Bytes to whose multiples external tensors are moved, as memory mapping asks."""
 
 
-def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tensor], force: bool = False) -> float:
+def write(
+    module: OnnxModule,
+    path: str | os.PathLike[str],
+    args: Sequence[Tensor],
+    force: bool = False,
+    *,
+    corrected: bool = False,
+) -> float:
     """Write the file that a module was read from, with the module's weights: same nodes, names, metadata.
 
-    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Relu and a Min.
+    Where the graph was prepared, its normalizations are folded, and bounds that differ by channel are a Clip and a Min.
 
     What is written is first run in onnxruntime against the file that was read; only then does it take its name. External data
     are written beside it, as NAME.data.
@@ -41,6 +48,8 @@ def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tenso
         path: the new file, ending in .onnx.
         args: inputs to verify it on.
         force: replace a file that exists.
+        corrected: were biases corrected, so that the module computes something else on purpose? Then the new file is verified
+            against the module instead of the file that was read.
 
     Returns:
         The largest relative output difference of the two files in onnxruntime; 0.0 means bitwise equal.
@@ -56,7 +65,7 @@ def write(module: OnnxModule, path: str | os.PathLike[str], args: Sequence[Tenso
         )
     path = Path(path)
     check_target(path, (".onnx",), force)
-    written = Written(module, args)
+    written = Written(module, args, corrected=corrected)
     write_atomically(written.files(path), force)
     return written.deviation
 
@@ -69,18 +78,22 @@ class Written:
         module: as `read` gave it.
         args: inputs to verify it on.
         more: further ones.
+        corrected: is the new file held against the module, which computes something else on purpose, not the old file?
         deviation: of the two files' outputs in onnxruntime, once it is written.
         limit: the largest that counts as exact for the coarsest dtype of the weights; or twice what PyTorch and onnxruntime
             differ by on the old file, if that is more: two sums of the same terms differ by so much.
+        from_module: the new file's outputs in onnxruntime, from the module's, where that is what it is held against.
         bounds: how many Clips have bounds that differ by channel.
     """
 
     module: OnnxModule
     args: Sequence[Tensor]
     more: Sequence[Sequence[Tensor]] = ()
+    corrected: bool = False
     deviation: float = math.inf
     limit: float = field(default=LIMITS[torch.float32], init=False)
     bounds: int = field(default=0, init=False)
+    from_module: float = field(default=0.0, init=False)
 
     def files(self, path: Path) -> Files:
         """The files and their writers: the new one, in front of it its external data if it has any.
@@ -126,13 +139,19 @@ class Written:
         return file, changed
 
     def _check(self, place: Path) -> None:
-        """Run the new file against the old one."""
-        old = self.module.path
-        every = [self.args, *self.more]
-        self.deviation = max(apart(outputs(place, self.module, args), outputs(old, self.module, args), FLOOR) for args in every)
-        if not self.deviation <= self.limit:
+        """Run the new file against the old one; where biases were corrected, against the module too, which decides."""
+        old, every = self.module.path, [self.args, *self.more]
+        found = [outputs(place, self.module, args) for args in every]
+        apart_from_old = (apart(new, outputs(old, self.module, args), FLOOR) for new, args in zip(found, every, strict=True))
+        self.deviation = decisive = max(apart_from_old)
+        if self.corrected:
+            self.from_module = decisive = max(
+                apart(new, computed(self.module, args), FLOOR) for new, args in zip(found, every, strict=True)
+            )
+        if not decisive <= self.limit:
+            other = f"what was read from {old}, biases corrected" if self.corrected else f"those of {old}"
             raise OnnxError(
-                f"refused: in onnxruntime the outputs of the new file deviate by {self.deviation:.1e} from those of {old}, "
+                f"refused: in onnxruntime the outputs of the new file deviate by {decisive:.1e} from {other}, "
                 f"more than {self.limit:g}. Nothing was written. Scales that are powers of two change no mantissa."
             )
 

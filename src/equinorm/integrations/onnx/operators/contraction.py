@@ -52,7 +52,7 @@ def gemm(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None) ->
     left = left.t() if call.get("transA", 0) else left
     if alpha == beta == 1 and call.get("transB", 0) and (bias is None or (bias.dim() == 1 and len(bias) == len(right))):
         return F.linear(left, right, bias)
-    result = torch.matmul(left, right.t() if call.get("transB", 0) else right)
+    result = F.linear(left, right) if call.get("transB", 0) else torch.matmul(left, right)
     result = result if alpha == 1 else result * alpha
     if bias is None or beta == 0:
         return result
