@@ -157,7 +157,8 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
     scalings = counted(symmetries.scalings, options.biases)
     if options.modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
-    tensors, versions = symmetries.tensors, symmetries.versions()
+    tensors = symmetries.tensors
+    versions = symmetries.versions(tensors)
     devices = {tensors[scaling.name].device.type for scaling in scalings}
     if options.compile and not devices.isdisjoint(native.DEVICES):
         native.require()
