@@ -1,7 +1,7 @@
 """Solving plus applying, side by side with brevitas' EqualizeGraph and scipy's L-BFGS in one run.
 
-    python benchmarks/equalization.py [--models alexnet vgg11_bn resnet50 densenet121] [--repeats 5] [--threads 2] [--clock wall]
-        [--without L-BFGS] [--output benchmarks/results/equalization.jsonl]
+    python benchmarks/equalization.py [--models alexnet vgg11_bn resnet50 densenet121] [--repeats 5] [--threads 2]
+        [--clock wall] [--without L-BFGS] [--output benchmarks/results/equalization.jsonl]
 
 Needs torchvision, scipy and brevitas (`pip install --no-deps brevitas dependencies==2.0.1 unfoldNd`). Every channel is first
 rescaled by 10^U(−1, 1); all sides get the same float32 weights and threads. Discovery (export here, region walk there) is
@@ -34,7 +34,6 @@ from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.scope import counted
 from zoo.from_torchvision import import_models
-
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLOCK = "wall"
