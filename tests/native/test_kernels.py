@@ -3,8 +3,10 @@
 import copy
 import functools
 import gc
+import sys
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -216,6 +218,15 @@ def cycled(network: Network, inputs: tuple, method: str, compile: bool) -> tuple
         moved, recorded = [parameter.detach().clone() for parameter in network.parameters()], is_recorded(hook)
     network.load_state_dict(before)
     return moved, recorded
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch need not have GNU's entry to OpenMP")
+def test_threads_are_those_of_pytorch():
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line.split()[-1]}
+    assert kernels._parallel() is not None
+    _ = native.kernels_for(torch.float32, torch.float32)
+    after = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line.split()[-1]}
+    assert after == loaded, "a second OpenMP was loaded"
 
 
 def test_steps_do_not_depend_on_threads(threads):
