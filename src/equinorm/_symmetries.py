@@ -56,7 +56,7 @@ class Symmetries(GroupedOrbit):
         biases: bool = False,
         modules: Choice | None = None,
         progress: Callable[[int, float], None] | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> Balance:
         """Find the rescaling-equivalent weights of least ℓp norm; the model is untouched.
 
@@ -76,8 +76,8 @@ class Symmetries(GroupedOrbit):
             biases: count biases in the norm too. They are always rescaled.
             modules: names or modules outside of which nothing may move; None for the whole model.
             progress: called after every cycle with its number and the residual.
-            compile: read large weights with kernels in C++, compiled here in a second or two by g++ or clang++; for p = 1 and 2
-                on a CPU.
+            compile: read large weights with kernels in C++, for p = 1 and 2 on a CPU. None: if they came with the package.
+                True: otherwise g++ or clang++ compiles them now, in a second or two.
 
         Returns:
             The balanced point and its record. Running out of cycles is a result with a reason, not an error.

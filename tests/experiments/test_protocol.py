@@ -62,6 +62,12 @@ def test_selection_never_sees_the_test_images():
     assert cell.accuracies == (0.9,) * 3
 
 
+def test_a_given_rate_is_taken_without_a_search():
+    (cell,), runs, _, started = outcome(peak(0.05), replace(SWEEP, select_epochs=0, lrs=(0.5, 0.05)))
+    assert [(run.lr, run.held_out) for run in started] == [(0.5, False)] * 3
+    assert (cell.run.lr, cell.tried, runs) == (0.5, {}, 3)
+
+
 def test_ties_go_to_the_smaller_rate():
     (cell,), *_ = outcome(lambda run: 0.5 if run.lr in (0.1, 0.05, 0.2) else 0.1)
     assert cell.run.lr == 0.05

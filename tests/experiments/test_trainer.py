@@ -210,6 +210,14 @@ def test_centralised_gradients_leave_the_mean_of_each_neuron():
     assert max(results[True][1:]) < 1e-6
 
 
+def test_bfloat16_is_for_products_while_training():
+    run = Run(depth=1, width=8, epochs=1, batch=512, bfloat16=True)
+    model, seen = networks.build(run, DATA.shape, DATA.classes), set()
+    model[1].register_forward_hook(lambda layer, _, out: seen.add((layer.training, layer.weight.dtype, out.dtype)))
+    trainer._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+    assert seen == {(True, torch.float32, torch.bfloat16), (False, torch.float32, torch.float32)}
+
+
 def test_the_head_starts_smaller():
     weights = []
     for head in (1.0, 0.1):

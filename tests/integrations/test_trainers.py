@@ -213,6 +213,36 @@ def test_lightning_with_several_optimizers():
     assert ENorm(optimizer=0).state_key != ENorm(optimizer=1).state_key
 
 
+def test_lightning_with_several_optimizers_of_one_model():
+    def two(net):
+        matrices, vectors = ([p for p in net.parameters() if (p.dim() > 1) == flag] for flag in (True, False))
+        return [optim.SGD(matrices, **DECAY), optim.Adam(vectors, 0.01)]
+
+    def step(self, batch, index):
+        optimizers = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward((self.body(batch[0]) - batch[1]).square().mean())
+        for optimizer in optimizers:
+            optimizer.step()
+
+    changes = {"configure_optimizers": two, "training_step": step, "automatic_optimization": False}
+    callback, module = ENorm(optimizer=[0, 1]), lightning_module(**changes)
+    fit(module, callback)
+    net = body()
+    optimizers = two(net)
+    hook = equinorm.ENorm(optimizers, net, (torch.zeros(2, 5),))
+    for inputs, targets in DataLoader(data(), batch_size=4):
+        net.zero_grad()
+        (net(inputs) - targets).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert callback.hook.steps == hook.steps == 12
+    assert same(module.body, net)
+    with pytest.raises(equinorm.RescaleError, match=r"optimizer=\[0, 2\], but Net has 2"):
+        fit(lightning_module(**changes), ENorm(optimizer=[0, 2]))
+
+
 def test_lightning_example_inputs_and_submodules():
     def forward(self, x, scale):
         assert scale == 2.0, "the example's own"

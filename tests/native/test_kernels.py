@@ -1,9 +1,12 @@
 """The kernels in C++ do what the plain passes do: every shape and dtype, whole networks, any number of threads."""
 
 import copy
+import functools
 import gc
+import sys
 import weakref
 from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -18,6 +21,7 @@ import equinorm
 from equinorm import ENorm, EquinormError, native
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.norm import Norm
+from equinorm.native import compiler, kernels
 from equinorm.training.native_cycle import Schedule, program
 
 pytestmark = needs_compiler
@@ -216,6 +220,15 @@ def cycled(network: Network, inputs: tuple, method: str, compile: bool) -> tuple
     return moved, recorded
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere PyTorch need not have GNU's entry to OpenMP")
+def test_threads_are_those_of_pytorch():
+    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line.split()[-1]}
+    assert kernels._parallel() is not None
+    _ = native.kernels_for(torch.float32, torch.float32)
+    after = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line.split()[-1]}
+    assert after == loaded, "a second OpenMP was loaded"
+
+
 def test_steps_do_not_depend_on_threads(threads):
     torch.manual_seed(0)
     model, inputs = mlp(3, 300, dtype=torch.float32), torch.randn(4, 5)
@@ -265,6 +278,71 @@ def test_no_compiler(monkeypatch, named):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(EquinormError, match="no c\\+\\+, g\\+\\+ or clang\\+\\+ on the PATH"):
         native.kernels_for.__wrapped__(torch.float32, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A folder with the kernels of one pair of types as a wheel holds them."""
+    folder = tmp_path_factory.mktemp("package")
+    file = folder / compiler.shipped_file("float", "float")
+    file.parent.mkdir()
+    assert compiler.compile_library("float", "float", file, shipped=True) == ""
+    return folder
+
+
+@pytest.fixture
+def installed(shipped, monkeypatch):
+    monkeypatch.setattr(kernels, "FOLDER", shipped)
+    for name in ("_shipped", "kernels_for"):
+        fresh = functools.cache(getattr(kernels, name).__wrapped__)
+        monkeypatch.setattr(kernels, name, fresh)
+    monkeypatch.setattr(native, "kernels_for", kernels.kernels_for)
+    monkeypatch.setattr(kernels, "PAIRS", (("float", "float"),))
+    return monkeypatch
+
+
+def trained(compile: bool | None) -> tuple[list[torch.Tensor], bool]:
+    """Weights and averages after a few steps, and whether kernels made them."""
+    torch.manual_seed(0)
+    model, inputs = mlp(3, 300, dtype=torch.float32), torch.randn(4, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    hook = ENorm(optimizer, model, (inputs,), c=1.2, compile=compile)
+    for _ in range(3):
+        step(model, optimizer, inputs)
+    momenta = [state["momentum_buffer"] for state in optimizer.state.values()]
+    return [*(parameter.detach() for parameter in model.parameters()), *momenta], is_recorded(hook)
+
+
+def test_shipped_kernels_need_no_compiler_and_give_the_same_bits(installed, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    native.require()
+    assert kernels.are_shipped()
+    found, were_used = trained(compile=None)
+    assert were_used
+    monkeypatch.undo()
+    expected, were_compiled = trained(compile=True)
+    assert were_compiled
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_kernels_of_other_sources_or_for_other_machines_are_left_alone(installed, shipped, tmp_path):
+    assert kernels.are_shipped()
+    for change in ("sources", "processor", "file"):
+        kernels._shipped.cache_clear()
+        with installed.context() as patch:
+            if change == "sources":
+                (tmp_path / "program.cpp").write_text("other")
+                patch.setattr(compiler, "SOURCES", (tmp_path / "program.cpp",))
+            elif change == "processor":
+                patch.setattr(kernels, "is_x86", lambda: True)
+                patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+            else:
+                patch.setattr(kernels, "FOLDER", tmp_path)
+                (tmp_path / compiler.shipped_file("float", "float")).parent.mkdir()
+                (tmp_path / compiler.shipped_file("float", "float")).write_bytes(b"\x7fELF of another machine")
+            assert not kernels.are_shipped(), change
+            assert not trained(compile=None)[1]
 
 
 def test_norms_that_are_not_recorded():

@@ -4,7 +4,9 @@ Run by `make dist` with the Python of a bare environment.
 """
 
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 NEEDED = ["numpy", "torch"]
+COMPILERS = ["c++", "g++", "clang++"]
 FILES = ["py.typed", "native/program.cpp", "native/passes.hpp", "cli/app.py", "training/enorm.py"]
 ABSENT = ["rich", "typer", "matplotlib", "safetensors"]
 
@@ -29,6 +32,9 @@ def check_archives(folder: Path) -> Path:
     assert tops == {"equinorm", "equinorm_command.py"}, tops
     assert {f"equinorm/{name}" for name in FILES} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
+    kernels = [name for name in names if name.startswith("equinorm/native/shipped/")]
+    assert len(kernels) == (0 if wheel.name.endswith("-none-any.whl") else 5), kernels
+    assert kernels or not any(map(shutil.which, COMPILERS)) or sys.platform not in ("linux", "darwin")
     assert any(name.endswith("licenses/LICENSE") for name in names)
     needed = [line for line in said.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert sorted(re.split(r"[^\w-]", line)[0] for line in needed) == NEEDED, needed
@@ -36,12 +42,30 @@ def check_archives(folder: Path) -> Path:
     assert len(said.get_payload()) > 1000
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert {name for name in names if name.startswith("equinorm")} - {place} <= {name.removeprefix("src/") for name in held} | {
-        name for name in names if ".dist-info/" in name
-    }
+    assert {name for name in names if name.startswith("equinorm")} - {place, *kernels} <= {
+        name.removeprefix("src/") for name in held
+    } | {name for name in names if ".dist-info/" in name}
     assert {"pyproject.toml", "README.md", "LICENSE"} <= held
     assert not [name for name in held if name.startswith(("tests", "benchmarks", ".venv"))]
     return wheel
+
+
+def check_kernels(wheel: Path) -> None:
+    """Kernels that came with the wheel run where there is no compiler; without any the library does."""
+    import torch
+
+    import equinorm
+    from equinorm import native
+
+    os.environ["PATH"] = ""
+    os.environ.pop("CXX", None)
+    assert native.are_shipped() == (not wheel.name.endswith("-none-any.whl"))
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    hook = equinorm.ENorm(torch.optim.SGD(net.parameters(), lr=0.1), net, (torch.randn(2, 8),))
+    for _ in range(30):
+        hook.cycle_()
+    assert hook.residual() < 1e-5
+    assert bool(hook._plan._recording.compute.native) == native.are_shipped()
 
 
 def check_library() -> None:
@@ -79,6 +103,7 @@ def check_library() -> None:
 def main() -> None:
     wheel = check_archives(Path.cwd())
     check_library()
+    check_kernels(wheel)
     with zipfile.ZipFile(wheel) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     sys.stdout.write(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, {size / 1024:.0f} KiB unpacked\n")

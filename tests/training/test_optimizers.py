@@ -49,6 +49,8 @@ CASES = {
     "RMSprop centered decay": (optim.RMSprop, {"eps": TINY, "centered": True, "weight_decay": 0.1}),
     "Adadelta": (optim.Adadelta, {"eps": TINY}),
     "Rprop": (optim.Rprop, {}),
+    "ASGD": (optim.ASGD, {"lambd": 0.1, "t0": 1}),
+    "ASGD decay foreach": (optim.ASGD, {"lambd": 0.1, "weight_decay": 0.1, "foreach": True}),
 }
 
 CAPTURABLE = {
@@ -91,7 +93,7 @@ def check_updates(kind: type[optim.Optimizer], options: dict, rtol: float, decay
 
 
 def test_cases_cover_every_known_optimizer():
-    elsewhere = {optim.Muon, optim.Adafactor, optim.LBFGS}  # test_optimizers_of_today
+    elsewhere = {optim.Muon, optim.Adafactor, optim.LBFGS, optim.SparseAdam}  # test_optimizers_of_today
     own = {kind for kind, law in equinorm.rescaling.optimizer_laws.LAWS.items() if not law.is_registered}
     assert {kind for kind, _ in CASES.values()} | elsewhere == own
 

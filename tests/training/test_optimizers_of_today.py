@@ -127,6 +127,67 @@ def test_both_points_of_schedule_free_stay_the_same_network(name):
     assert equinorm.deviation(model, evaluated, (inputs,)) <= 1e-12
 
 
+def test_the_average_of_asgd_stays_the_same_network():
+    model, inputs = unbalanced()
+    optimizer = optim.ASGD(model.parameters(), 0.05, lambd=0.1, t0=1, weight_decay=0.1)
+    hook = ENorm(optimizer, model, (inputs,), every=100)
+    for _ in range(4):
+        gradients_(model, inputs)
+        optimizer.step()
+
+    def average():
+        other = copy.deepcopy(model)
+        for parameter, own in zip(other.parameters(), model.parameters(), strict=True):
+            parameter.data.copy_(optimizer.state[own]["ax"])
+        return other
+
+    before = average()
+    assert equinorm.deviation(model, before, (inputs,)) > 1e-6
+    hook.cycle_()
+    assert equinorm.deviation(average(), before, (inputs,)) <= 1e-12
+    with pytest.raises(RescaleError, match="ASGD keeps points of its path"):
+        hook.c = 1.2
+
+
+def test_sparse_gradients_and_their_moments():
+    """Rows that no gradient reaches move along; the next update is that of the new coordinates."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.ReLU(), nn.Linear(4, 3)).double()
+    words, targets = torch.tensor([[1, 2, 2], [5, 1, 0]]), torch.randn(2, 3, 3, dtype=torch.float64)
+    optimizers = [optim.SparseAdam([net[0].weight], 0.05, eps=TINY), optim.SGD(net[2].parameters(), 0.05)]
+
+    def gradients():
+        net.zero_grad()
+        (net(words) - targets).square().mean().backward()
+
+    hook = ENorm(optimizers, net, (words,), every=100, gradients=False)
+    for _ in range(2):
+        gradients()
+        for optimizer in optimizers:
+            optimizer.step()
+    twin, state = copy.deepcopy(net), optimizers[0].state[net[0].weight]
+    other = optim.SparseAdam([twin[0].weight], 0.05, eps=TINY)
+    other.state[twin[0].weight] = copy.deepcopy(state)
+    hook.cycle_()
+    scale = (net[0].weight / twin[0].weight).detach()
+    assert float((scale - 1).abs().max()) > 0.1
+    torch.testing.assert_close(scale, scale[:1].expand(7, 4), rtol=1e-12, atol=0)
+    start = [layer.weight.detach().clone() for layer in (net[0], twin[0])]
+    for model, optimizer in ((net, optimizers[0]), (twin, other)):
+        model.zero_grad()
+        (model(words) - targets).square().mean().backward()
+        optimizer.step()
+    moved, expected = (layer.weight.detach() - before for layer, before in zip((net[0], twin[0]), start, strict=True))
+    # Adam's update has no scale of its own: in the new coordinates it is as long as in the old ones.
+    torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-14)
+    assert bool((moved[[3, 4, 6]] == 0).all())
+    assert bool((moved[[1, 2, 5]] != 0).any(1).all())
+    hook.remove()
+    hook = ENorm(optimizers, net, (words,))
+    with pytest.raises(RescaleError, match=r"gradient of 0.weight, which is torch.sparse_coo.*gradients=False"):
+        hook.cycle_()
+
+
 def test_steps_that_are_remembered_are_not_shortened():
     model, inputs = unbalanced()
     optimizer = elsewhere("schedulefree.SGDScheduleFree", model.parameters())

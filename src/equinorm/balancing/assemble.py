@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from equinorm import native
 from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading, are_between, check_finite, totals
 from equinorm.balancing.layout import Layout, NetworkLayout, Part
@@ -41,7 +42,7 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
                 f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
             )
         if options.is_streamed and _is_streamable(layout, tensor, norm):
-            stream = Stream(layout, tensor, norm, log_weight, options.compile)
+            stream = Stream(layout, tensor, norm, log_weight, native.are_wanted(options.compile))
             opened.append(stream)
             blocks += streamed(index, stream)
             constants[index] = list(stream.still_logs(start))

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -157,7 +157,8 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
     scalings = counted(symmetries.scalings, options.biases)
     if options.modules is not None:
         scalings = [s for s in scalings if bool((~held[s.free()]).any())]
-    tensors, versions = symmetries.tensors, symmetries.versions()
+    tensors = symmetries.tensors
+    versions = symmetries.versions(tensors)
     devices = {tensors[scaling.name].device.type for scaling in scalings}
     if options.compile and not devices.isdisjoint(native.DEVICES):
         native.require()
@@ -167,6 +168,7 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
     processes = processes_of(tensors)
     if processes is not None:
         _check_shared(options)
+        options = replace(options, compile=bool(options.compile))
     least = minimum(network, tensors, options, progress, devices, processes)
     found, solution, before, after = least.problem, least.solution, least.before, least.after
     is_void = bool(solution.dead.any()) and found.norm.join(list(after.values())) == -math.inf

@@ -134,7 +134,8 @@ def lay_out(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], nu
     """
     family_of = family_of_classes(families, num_free)
     family_of[held] = GROUND
-    return NetworkLayout(tuple(_layout(scaling, family_of) for scaling in scalings), tuple(families), num_free)
+    is_all_free = not bool((family_of[1:] == GROUND).any())
+    return NetworkLayout(tuple(_layout(scaling, family_of, is_all_free) for scaling in scalings), tuple(families), num_free)
 
 
 _Channels = tuple[Tensor, Tensor]
@@ -144,8 +145,10 @@ _Kind = tuple[int, float]
 """Family and exponent."""
 
 
-def _layout(scaling: Scaling, family_of: Tensor) -> Layout:
-    factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in scaling.factors]
+def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
+    factors = [*scaling.factors]
+    if not is_all_free:
+        factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in factors]
     scaling, factors = _split(scaling, factors)
     along = _sides(factors)
     sides = [_joined(factors, axes, scaling.shape) for axes in along]
@@ -199,8 +202,13 @@ def _run(ids: Tensor, axis: int) -> int:
 def _joined(factors: Sequence[tuple[float, Tensor]], axes: Sequence[int], shape: Sequence[int]) -> _Channels | None:
     """One class and exponent for each channel of a side, or None if several move one channel."""
     sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    own = [factor for factor in factors if any(factor[1].size(axis) > 1 for axis in axes)]
+    if len(own) == 1:
+        ((exponent, ids),) = own
+        found = ids.expand(sizes).flatten()
+        return found, (found > 0).double() * exponent
     found, exponents = torch.zeros(sizes, dtype=torch.long), torch.zeros(sizes, dtype=torch.float64)
-    for exponent, ids in (factor for factor in factors if any(factor[1].size(axis) > 1 for axis in axes)):
+    for exponent, ids in own:
         if bool(((found > 0) & (ids > 0)).any()):
             return None
         found, exponents = found + ids, exponents + (ids > 0) * exponent

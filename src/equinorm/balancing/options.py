@@ -32,7 +32,7 @@ class BalanceOptions:
     method: str = "two-level"
     biases: bool = False
     modules: Choice | None = None
-    compile: bool = False
+    compile: bool | None = False
 
     def __post_init__(self) -> None:
         check_options(self.p, self.c, self.cycles, self.tol, self.method)

@@ -40,7 +40,7 @@ def train(
     lrs: Annotated[str | None, typer.Option(help="Where the search for learning rates starts, such as 0.02,0.1,0.5.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Final runs of each method.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Of final runs.")] = None,
-    select_epochs: Annotated[int | None, typer.Option(help="Of runs that choose the learning rate.")] = None,
+    select_epochs: Annotated[int | None, typer.Option(help="Of runs that choose the learning rate; 0: --lrs says it.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help=f"Of all runs, as clip=1: {', '.join(SHARED)}.")] = None,
     results: Annotated[Path | None, typer.Option(help="Append results to this .jsonl file, and repeat none in it.")] = None,
     picture: Annotated[Path, typer.Option(help="Where to write the picture: .png.")] = PICTURE,
@@ -94,8 +94,10 @@ def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
             continue
         changes[key] = _list(key, value, kinds[key]) if key in kinds else value
     result = replace(result, **changes)
-    if not all(isinstance(count, int) and count >= 1 for count in (result.seeds, result.select_epochs, result.base.epochs)):
+    if not all(isinstance(count, int) and count >= 1 for count in (result.seeds, result.base.epochs)):
         raise ExperimentError("seeds and epochs must be at least 1.")
+    if not isinstance(result.select_epochs, int) or result.select_epochs < 0:
+        raise ExperimentError("--select-epochs must be at least 1, or 0 to take the first of --lrs.")
     return result
 
 

@@ -87,6 +87,7 @@ class Run:
         symmetric_biases: let biases take the steps that they would take at c = 1.
         path_every: how many steps between two computations of path-SGD's κ.
         augment: crops (28 of 32 after padding 2) and flips of small images.
+        bfloat16: products while training are in bfloat16 (autocast); weights, steps and scores stay in float32.
         held_out: train without the held-out training images and score on them, not on the test images.
         seed: of weights and batches.
     """
@@ -116,6 +117,7 @@ class Run:
     symmetric_biases: bool = True
     path_every: int = 1
     augment: bool = False
+    bfloat16: bool = False
     held_out: bool = False
     seed: int = 0
 
@@ -193,7 +195,7 @@ class Sweep:
         depths: of the fully connected network; ignored for others.
         batches: batch sizes.
         seeds: how many final runs.
-        select_epochs: of the runs that choose the learning rate.
+        select_epochs: of the runs that choose the learning rate; 0 takes the first of `lrs` without a search.
         lrs: where the search for it starts.
     """
 

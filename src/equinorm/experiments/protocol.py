@@ -77,16 +77,15 @@ def search(cell: Run, sweep: Sweep) -> Search:
     template = replace(cell, epochs=sweep.select_epochs, held_out=True, seed=0)
     scores: dict[int, float] = {}
     tried: dict[int, float] = {}
-    wanted = {place(lr) for lr in sweep.lrs}
-    while True:
+    wanted = {place(lr) for lr in sweep.lrs} if sweep.select_epochs else set()
+    best = place(sweep.lrs[0])
+    while wanted:
         runs = {index: replace(template, lr=decade(index)) for index in sorted(wanted)}
         found = yield list(runs.values())
         tried.update({index: found[run].accuracy for index, run in runs.items()})
         scores.update({index: -1.0 if found[run].diverged else found[run].accuracy for index, run in runs.items()})
         best = max(sorted(scores), key=lambda index: scores[index])
         wanted = {index for index in (best - 1, best + 1) if index not in scores and LOWEST <= index <= HIGHEST}
-        if not wanted:
-            break
     final = [replace(cell, lr=decade(best), seed=seed) for seed in range(sweep.seeds)]
     results = yield final
     accuracies = tuple(results[run].accuracy for run in final)

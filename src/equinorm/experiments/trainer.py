@@ -129,7 +129,9 @@ class _Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.model(images), labels)
+            with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=run.bfloat16):
+                outputs = self.model(images)
+            loss = nn.functional.cross_entropy(outputs.float(), labels)
             loss.backward()
             if self.paths:
                 self.paths.divide_()

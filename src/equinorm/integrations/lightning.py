@@ -1,6 +1,6 @@
 """ENorm as a callback of PyTorch Lightning, under either of its names, `lightning` and `pytorch_lightning`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class ENorm(Callback):
         kwargs: example keyword inputs.
         module: name of the submodule that is exported. Default: the LightningModule itself, whose forward must then compute
             what its training_step trains, and nothing that needs a trainer.
-        optimizer: which of several optimizers, counted from 0.
+        optimizer: which of several optimizers, counted from 0; a list of all that train the model, such as Muon beside AdamW.
         **options: everything else that `equinorm.ENorm` takes.
 
     Attributes:
@@ -43,7 +43,7 @@ class ENorm(Callback):
         args: tuple | Tensor | None = None,
         kwargs: Mapping[str, Any] | None = None,
         module: str | None = None,
-        optimizer: int | None = None,
+        optimizer: int | Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -63,18 +63,12 @@ class ENorm(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Create the hook."""
         self._remove()
-        optimizers = trainer.optimizers
-        if self._optimizer is None and len(optimizers) != 1:
-            raise equinorm.RescaleError(
-                f"{type(pl_module).__name__} has {len(optimizers)} optimizers; choose one of them, as in ENorm(optimizer=0)."
-            )
-        if not 0 <= (index := self._optimizer or 0) < len(optimizers):
-            raise equinorm.RescaleError(f"optimizer={index}, but {type(pl_module).__name__} has {len(optimizers)} of them.")
+        optimizers = self._optimizers(trainer.optimizers, pl_module)
         args, kwargs = trainer.precision_plugin.convert_input(self._example(pl_module))
         given = self._options.get("averages", ())
         averages = [*(given if isinstance(given, (tuple, list)) else [given]), *self._averages(trainer, pl_module)]
         options = {**self._options, "averages": averages}
-        self.hook = equinorm.ENorm(optimizers[index], self._chosen(pl_module), args, kwargs, **options)
+        self.hook = equinorm.ENorm(optimizers, self._chosen(pl_module), args, kwargs, **options)
         if self._restored:
             self.hook.load_state_dict(self._restored)
 
@@ -97,6 +91,19 @@ class ENorm(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """A copy has no hook: that belongs to one optimizer and one model."""
         return {**self.__dict__, "hook": None}
+
+    def _optimizers(self, optimizers: Sequence[Any], pl_module: nn.Module) -> list[Any]:
+        """Those that train the model, of all that the trainer has."""
+        name, given = type(pl_module).__name__, self._optimizer
+        if given is None and len(optimizers) != 1:
+            raise equinorm.RescaleError(
+                f"{name} has {len(optimizers)} optimizers; choose one of them, as in ENorm(optimizer=0), or all that train the "
+                "model, as in ENorm(optimizer=[0, 1])."
+            )
+        places = [given or 0] if given is None or isinstance(given, int) else [*given]
+        if not places or not all(isinstance(place, int) and 0 <= place < len(optimizers) for place in places):
+            raise equinorm.RescaleError(f"optimizer={given!r}, but {name} has {len(optimizers)} of them, counted from 0.")
+        return [optimizers[place] for place in places]
 
     def _chosen(self, pl_module: nn.Module) -> nn.Module:
         if self._module is None:

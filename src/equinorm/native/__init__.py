@@ -1,4 +1,4 @@
-"""Passes over weights in C++ (`passes.hpp`, `program.cpp`), compiled on first use by the machine's own compiler.
+"""Passes over weights in C++ (`passes.hpp`, `program.cpp`), compiled with the package or on first use.
 
 Takes arrays. Gives sums and products. Never imports anything else of ours but errors.
 """
@@ -8,6 +8,8 @@ from equinorm.native.kernels import (
     DEVICES as DEVICES,
     TYPES as TYPES,
     Kernels as Kernels,
+    are_shipped as are_shipped,
+    are_wanted as are_wanted,
     kernels_for as kernels_for,
     require as require,
 )

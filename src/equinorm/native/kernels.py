@@ -1,13 +1,8 @@
-"""The passes of `program.cpp`, compiled on first use."""
+"""The passes of `program.cpp`: those that came with the package, or compiled on first use."""
 
 import ctypes
 import functools
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,10 +10,8 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError
+from equinorm.native.compiler import FOLDER, PAIRS, compile_library, compiler, is_x86, shipped_file
 from equinorm.native.structures import INT, NUMBER, POINTER, SIZE, Program
-
-SOURCE = Path(__file__).with_name("program.cpp")
-
 
 TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "BFloat16"}
 """What C++ calls the dtypes that it knows."""
@@ -29,6 +22,7 @@ DEVICES = ("cpu",)
 
 
 _SIGNATURES = {
+    "equinorm_use_threads": (POINTER,),
     "equinorm_sum": (INT, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER, INT),
     "equinorm_cycle": (POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
     "equinorm_scale": (POINTER, SIZE, INT),
@@ -48,6 +42,7 @@ class Kernels:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
+        library.equinorm_use_threads(_parallel())
 
     def sums(
         self,
@@ -92,55 +87,68 @@ def kernels_for(dtype: torch.dtype, sums: torch.dtype) -> Kernels | None:
     """The passes over tensors of `dtype`, with sums and scales in float32 or float64; None for a dtype that has none.
 
     Raises:
-        EquinormError: if they cannot be compiled on this machine.
+        EquinormError: if none came with the package and they cannot be compiled on this machine.
     """
-    if dtype not in TYPES or (dtype == torch.float64 and sums != torch.float64):
+    names = TYPES.get(dtype, ""), TYPES[sums]
+    if names not in PAIRS:
         return None
+    return _shipped(*names) or _compiled(*names)
+
+
+def require() -> None:
+    """See that there are kernels or a compiler.
+
+    Raises:
+        EquinormError: if there are neither.
+    """
+    _, reason = compiler()
+    if reason and not are_shipped():
+        raise _refusal(reason)
+
+
+def are_wanted(compile: bool | None) -> bool:
+    """Does this choice of `compile` use kernels on a CPU? None: if all came with the package and fit this machine."""
+    return are_shipped() if compile is None else compile
+
+
+def are_shipped() -> bool:
+    """Do all kernels come with the package, and fit this machine and these sources?"""
+    return all(_shipped(*names) is not None for names in PAIRS)
+
+
+@functools.cache
+def _shipped(entries: str, sums: str) -> Kernels | None:
+    path = FOLDER / shipped_file(entries, sums)
+    if not path.exists() or (is_x86() and not torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return None
+    try:
+        return Kernels(ctypes.CDLL(str(path)))
+    except OSError:  # of another machine
+        return None
+
+
+def _compiled(entries: str, sums: str) -> Kernels:
     try:
         # Windows keeps the file of what is loaded.
         with tempfile.TemporaryDirectory(prefix="equinorm", ignore_cleanup_errors=True) as folder:
             built = Path(folder) / "kernels.so"
-            _compile([f"-DType={TYPES[dtype]}", f"-DSum={TYPES[sums]}", "-o", str(built)])
+            reason = compile_library(entries, sums, built)
+            if reason:
+                raise _refusal(reason)
             return Kernels(ctypes.CDLL(str(built)))
     except OSError as error:
-        raise _refusal(f"cannot load what {' '.join(_compiler())} should have made: {error}") from error
+        raise _refusal(f"cannot load what {' '.join(compiler()[0])} should have made: {error}") from error
 
 
-def require() -> None:
-    """See that there is a compiler.
-
-    Raises:
-        EquinormError: if there is none.
-    """
-    _compiler()
-
-
-def _compiler() -> list[str]:
-    """The command: what CXX says, or the first that is on the PATH."""
-    named = os.environ.get("CXX", "").strip()
-    if named:
-        return [named] if shutil.which(named) else shlex.split(named)
-    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if found is None:
-        raise _refusal("there is no c++, g++ or clang++ on the PATH")
-    return [found]
-
-
-def _compile(arguments: list[str]) -> None:
-    tune = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    threads = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has no OpenMP: one thread there
-    quiet = "-w"  # who uses it cannot mend warnings
-    flags = ["-std=c++17", "-O3", tune, *threads, "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", quiet]
-    command = _compiler()
-    try:
-        done = subprocess.run(
-            [*command, *flags, str(SOURCE), *arguments], capture_output=True, text=True, errors="replace", check=False
-        )
-    except OSError as error:
-        raise _refusal(f"cannot run {command[0]}: {error.strerror}") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
-        raise _refusal(f"{command[0]} ended with {done.returncode}: {lines[0].strip()}")
+@functools.cache
+def _parallel() -> int | None:
+    """Address of GOMP_parallel in the OpenMP that PyTorch has loaded, or else the system's; None: kernels have one thread."""
+    for name in (None, "libgomp.so.1") if os.name == "posix" else ():
+        try:
+            return ctypes.cast(ctypes.CDLL(name).GOMP_parallel, POINTER).value
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def _refusal(reason: str) -> EquinormError:

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,27 @@ constexpr Size kLong = 2048;            // entries from which on rows are taken 
 
 // Rows of a chunk.
 inline Size chunk_of(Size entries, Size columns) { return std::max<Size>(8, entries / std::max<Size>(1, columns) / 8 * 8); }
+
+// What runs a function on so many threads: GOMP_parallel of the OpenMP that the process has loaded, so that PyTorch's threads
+// are used and nothing has to be linked; null for one thread.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Parallel run_parallel = nullptr;
+
+// Calls work(0), …, work(chunks - 1), in any order.
+template <class F>
+void for_each_chunk(Size chunks, int threads, const F& work) {
+  struct Shared {
+    const F& work;
+    const Size chunks;
+    std::atomic<Size> next;
+  } shared{work, chunks, {0}};
+  const auto take = [](void* data) {
+    Shared& all = *static_cast<Shared*>(data);
+    for (Size number; (number = all.next.fetch_add(1)) < all.chunks;) all.work(number);
+  };
+  const Size needed = std::min<Size>(threads, chunks);
+  needed > 1 && run_parallel ? run_parallel(take, &shared, static_cast<unsigned>(needed), 0) : take(&shared);
+}
 
 struct BFloat16 {
   std::uint16_t bits;
@@ -163,8 +185,7 @@ void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, cons
   if (kColumns) chunk = std::max(chunk, ((rows + kChunks - 1) / kChunks + 7) / 8 * 8);
   const Size chunks = (rows + chunk - 1) / chunk;
   std::vector<A> partial(kColumns ? chunks * columns : 0);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && chunks > 1)
-  for (Size number = 0; number < chunks; ++number) {
+  for_each_chunk(chunks, threads, [&](Size number) {
     A* const mine = kColumns ? partial.data() + number * columns : nullptr;
     const Size last = std::min(rows, (number + 1) * chunk);
     Size i = number * chunk;
@@ -172,7 +193,7 @@ void sum_sides(const T* w, Size rows, Size columns, Size pitch, const A* r, cons
       sum_rows<T, A, P, kRows, kColumns, kTogether, 1>(w + i * pitch, pitch, columns, r + i, c, row_sums + i, mine);
     for (; i < last; ++i)
       sum_rows<T, A, P, kRows, kColumns, 1, 4>(w + i * pitch, pitch, columns, r + i, c, row_sums + i, mine);
-  }
+  });
   if (!kColumns) return;
   std::vector<double> sums(columns);
   for (Size number = 0; number < chunks; ++number)
@@ -242,8 +263,7 @@ template <class T, class A, bool kPart>
 void scale(const Move<T, A>& move, int threads) {
   constexpr int kTogether = kPart ? 2 : 4;
   const Size columns = move.columns, chunk = chunk_of(kChunk, columns), chunks = (move.rows + chunk - 1) / chunk;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && chunks > 1)
-  for (Size number = 0; number < chunks; ++number) {
+  for_each_chunk(chunks, threads, [&](Size number) {
     const Size last = std::min(move.rows, (number + 1) * chunk);
     Size i = number * chunk;
     const auto at = [&](auto rows) {
@@ -254,7 +274,7 @@ void scale(const Move<T, A>& move, int threads) {
     };
     while (columns >= kLong && i + kTogether <= last) at(std::integral_constant<int, kTogether>{});
     while (i < last) at(std::integral_constant<int, 1>{});
-  }
+  });
 }
 
 // part ← keep · part + add · w
@@ -262,8 +282,7 @@ template <class T, class A>
 void follow(T* part, const T* w, Size entries, double keep, double add, int threads) {
   const A k = static_cast<A>(keep), a = static_cast<A>(add);
   const Size chunks = (entries + kChunk - 1) / kChunk;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && chunks > 1)
-  for (Size number = 0; number < chunks; ++number) {
+  for_each_chunk(chunks, threads, [&](Size number) {
     const Size last = std::min(entries, (number + 1) * kChunk);
     Size i = number * kChunk;
     for (; i + kLanes<A> <= last; i += kLanes<A>) {
@@ -272,7 +291,7 @@ void follow(T* part, const T* w, Size entries, double keep, double add, int thre
     }
     for (; i < last; ++i)
       Entry<T>::put(part + i, k * Entry<T>::template get<A>(part + i) + a * Entry<T>::template get<A>(w + i));
-  }
+  });
 }
 
 }  // namespace

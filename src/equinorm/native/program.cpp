@@ -218,6 +218,8 @@ class Cycle {
 // Type and Sum, of the entries and of sums and scales, are defined on the compiler's command line.
 extern "C" {
 
+void equinorm_use_threads(Parallel parallel) { run_parallel = parallel; }
+
 void equinorm_sum(int p, const Type* w, Size rows, Size columns, Size pitch, const Sum* r, const Sum* c, Sum* row_sums,
                   Sum* column_sums, int threads) {
   sum<Type, Sum>(p, w, rows, columns, pitch, r, c, row_sums, column_sums, threads);

@@ -146,7 +146,7 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
     if not tensor.numel():
         return None
     rows = row_bounds(tensor.detach()) if rows is None else rows
-    if not bool(rows.isfinite().all()):
+    if not math.isfinite(rows.max()):  # NaN is the largest
         raise RescaleError(f"cannot rescale {what}: it holds NaN or inf.")
     if write.offset:
         _check_shifted(write, info)
@@ -179,10 +179,17 @@ def _is_rounded(write: Write) -> bool:
 
 
 def _reach(write: Write, rows: Tensor) -> Reach:
-    """From bounds on the largest entry of each row, and those of the factors."""
+    """From bounds on the largest entry of each row, and those of the factors; from those of all rows where that is enough."""
     tensor = write.tensor
-    high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
+    least, most = map(float, rows.aminmax())
+    if least > 0 and not write.is_squared:
+        lowest, highest = zip(*(map(float, log.aminmax()) for log in write.logs), strict=True)
+        low, high = sum(min(end, 0.0) for end in lowest), sum(max(end, 0.0) for end in highest)
+        outer = Reach(math.log(least) - slack + low, math.log(most) + high)
+        if outer.is_within(torch.finfo(tensor.dtype)):
+            return outer
+    high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
     return Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))

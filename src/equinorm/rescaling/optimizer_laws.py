@@ -83,6 +83,8 @@ _FIRST = _moving_average(1, lambda g: float(g["betas"][0]))
 _SECOND = _moving_average(2, lambda g: float(g["betas"][1]))
 _SUM = Average(2, lambda g: 1.0, lambda g: 1.0)
 
+_POINT = Law(1, is_copy=True)
+
 _ADAM = {"exp_avg": _FIRST, "exp_avg_sq": _SECOND, "max_exp_avg_sq": Law(-2)}
 _FACTORED = {"row_var": Law(-2, averaged=-1), "col_var": Law(-2, averaged=-2), "variance": Law(-2)}
 _PAIRS = {
@@ -109,12 +111,13 @@ LAWS: dict[type[optim.Optimizer], OptimizerLaw] = {
     optim.Rprop: OptimizerLaw({"prev": Law(-1), "step_size": Law(0)}),
     optim.Muon: OptimizerLaw({"momentum_buffer": Law(-1)}, is_decoupled=True),
     optim.Adafactor: OptimizerLaw(_FACTORED, is_decoupled=True),
+    optim.ASGD: OptimizerLaw({"ax": _POINT}, update=-1, is_decoupled=True, remembers=True),
+    optim.SparseAdam: OptimizerLaw({"exp_avg": Law(-1), "exp_avg_sq": Law(-2)}),
     optim.LBFGS: OptimizerLaw(_PAIRS, update=1, is_decoupled=True, remembers=True),
 }
 """The law of every optimizer of PyTorch that is known."""
 
 _LION = OptimizerLaw({"exp_avg": Law(-1)}, is_decoupled=True)
-_POINT = Law(1, is_copy=True)
 
 ELSEWHERE = {
     "lion_pytorch.lion_pytorch.Lion": _LION,

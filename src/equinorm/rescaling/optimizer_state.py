@@ -13,7 +13,7 @@ from equinorm.rescaling.flat_state import flat_states
 from equinorm.rescaling.optimizer_laws import COPIES, Group, Law, coupled_decay, law_of
 from equinorm.rescaling.optimizer_wrappers import unwrapped_optimizers
 
-_COUNTERS = ("step", "mu_product")
+_COUNTERS = ("step", "mu_product", "eta", "mu")
 """Scalars of the known optimizers, which have the shape of a parameter that is a scalar."""
 
 

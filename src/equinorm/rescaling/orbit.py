@@ -60,7 +60,10 @@ class Orbit:
     def tensors(self) -> Mapping[str, Tensor]:
         """The model's tensors by every name; what fully_shard has left whole after a forward is put back into shards."""
         reshard(self.model)
-        return dict([*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)])
+        modules = [*self.model.named_modules(remove_duplicate=False)]  # one walk, where there are many
+        held = [(module._parameters, name) for name, module in modules] + [(module._buffers, name) for name, module in modules]
+        named = ((f"{name}.{key}" if name else key, tensor) for tensors, name in held for key, tensor in tensors.items())
+        return {name: tensor for name, tensor in named if tensor is not None}
 
     @property
     def coverage(self) -> float:
@@ -74,9 +77,9 @@ class Orbit:
         """First and last + 1 id of each family; ids of a family are consecutive."""
         return [(family.ids[0], family.ids[-1] + 1) for family in self.families]
 
-    def versions(self) -> tuple[int, ...]:
-        """Counters of in-place changes of every tensor that moves."""
-        tensors = self.tensors
+    def versions(self, tensors: Mapping[str, Tensor] | None = None) -> tuple[int, ...]:
+        """Counters of in-place changes of every tensor that moves; `tensors` if they are at hand."""
+        tensors = self.tensors if tensors is None else tensors
         moving = (local(tensors[s.name]) for s in self.scalings if s.factors and s.name in tensors)
         return tuple(0 if tensor.is_inference() else tensor._version for tensor in moving)
 

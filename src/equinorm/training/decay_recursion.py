@@ -1,6 +1,6 @@
 """The recursion of weight decay inside averages of degree 1: part ← keep · part + add · weight, for many at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ def follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
 
 
 class CompiledFollow:
-    """The same in one pass."""
+    """The same in one pass.
 
-    def __init__(self) -> None:
-        self._inner: Callable[..., None] | None = None  # by torch.compile, where the kernels do not run
+    Args:
+        everywhere: by torch.compile where the kernels do not run.
+    """
+
+    def __init__(self, everywhere: bool) -> None:
+        self._everywhere, self._inner = everywhere, None
 
     def __call__(self, sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
         """Do it."""
@@ -34,7 +38,7 @@ class CompiledFollow:
             if found is not None:
                 found.follow_(part, weight, keep, add)
         rest = [entry for found, entry in zip(known, sums, strict=True) if found is None]
-        if rest and all(part.device.type in native.DEVICES for part, *_ in rest):
+        if rest and (not self._everywhere or all(part.device.type in native.DEVICES for part, *_ in rest)):
             follow(rest)
         elif rest:
             self._inner = self._inner or compiled(_follow_each)

@@ -92,8 +92,9 @@ class ENorm:
             as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights, and where the model itself casts what scales to fewer bits, as by h.bfloat16(); not for autocast.
-        compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. There they are C++,
-            compiled here in a second or two, and need g++ or clang++. On a GPU torch.compile makes them at the first step.
+        compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. None: on a CPU, if
+            they came with the package. True: otherwise g++ or clang++ compiles them now, in a second or two; on a GPU
+            torch.compile makes them at the first step. False: PyTorch's operations.
 
     Attributes:
         settings: p, c, cycles, every and method.
@@ -144,7 +145,7 @@ class ENorm:
         averages: Any = (),
         gradients: bool = True,
         power_of_two: bool = False,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         stepped = unwrapped_optimizers(optimizer)
         self.settings = Settings(p, c, cycles, every, method)
@@ -166,6 +167,7 @@ class ENorm:
         copies = listed(averages)
         if is_any_sharded(self.model):
             _check_sharded(copies, compile)
+            options = replace(options, compile=False)
         self._plan = Plan(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
@@ -304,7 +306,7 @@ class ENorm:
             )
 
 
-def _check_sharded(averages: Sequence[nn.Module], compile: bool) -> None:
+def _check_sharded(averages: Sequence[nn.Module], compile: bool | None) -> None:
     """Refuse what sharded models do not have yet."""
     if compile:
         raise RescaleError("compile=True is for models that one process holds: train a sharded one without it.")

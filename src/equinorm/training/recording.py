@@ -33,14 +33,15 @@ class StepOptions:
         method: "cyclic" or "two-level".
         symmetric_biases: let biases take the steps that they would take at c = 1.
         power_of_two: round scales to powers of two.
-        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere.
+        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere; None: where they came
+            with the package, on a CPU.
     """
 
     norm: Norm
     method: str
     symmetric_biases: bool
     power_of_two: bool
-    compile: bool
+    compile: bool | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,7 +143,7 @@ class Recorder:
             raise RescaleError(f"what moves lies on several devices ({', '.join(map(str, devices))}); ENorm needs it on one.")
         device = devices.pop()
         is_wide = 2 < self._options.norm.p < float("inf") or torch.float64 in dtypes or not self.fits_float32()
-        is_native = self._options.compile and device.type in native.DEVICES
+        is_native = device.type in native.DEVICES and native.are_wanted(self._options.compile)
         return Compute(device, torch.float64 if is_wide else torch.float32, frozenset(dtypes if is_native else ()))
 
     def _biases(self, parts: Parts) -> list[Bias]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, optim
 
+from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
 from equinorm._memory import local
 from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
@@ -57,7 +58,8 @@ class DecayParts:
         optimizer: whose averages.
         names: name by `id` of every parameter that moves.
         offsets: number that the network adds before it uses the tensor, by name, where it is not 0.
-        compile: the recursion of averages of degree 1, by kernels in C++ or torch.compile.
+        compile: the recursion of averages of degree 1, by kernels in C++ or torch.compile; None: by kernels that came with the
+            package.
 
     Attributes:
         moving: names of the parameters that move now; others may later, and are followed until then.
@@ -65,7 +67,7 @@ class DecayParts:
     """
 
     def __init__(
-        self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float], compile: bool = False
+        self, optimizer: optim.Optimizer, names: Mapping[int, str], offsets: Mapping[str, float], compile: bool | None = False
     ) -> None:
         self._optimizer, self._names, self._offsets = optimizer, names, offsets
         self._parts: dict[str, dict[str, Parts]] = {}  # of every parameter whose averages were followed from their start
@@ -75,7 +77,7 @@ class DecayParts:
         self.moving = {*names.values()}
         self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
         self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
-        self._follow = CompiledFollow() if compile else follow
+        self._follow = CompiledFollow(bool(compile)) if native.are_wanted(compile) else follow
         laws(optimizer)
 
     def of(self, name: str, key: str) -> Parts:
