@@ -13,7 +13,8 @@ from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
-from equinorm._symmetries import Symmetries, symmetries
+from equinorm._symmetries import Symmetries, symmetries, symmetries_of
+from equinorm.discovery.asked import asked
 from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm.joining.moves import Moves, Search
 
@@ -100,9 +101,10 @@ def align(
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
-    both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
+    graphs = asked(model_a, args, kwargs, opaque)
+    both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
-    moves = Moves.of(both[0].model, args, kwargs, opaque)
+    moves = Moves.of(graphs)
     if not flip:
         moves = replace(moves, flips=replace(moves.flips, num_free=0))
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]

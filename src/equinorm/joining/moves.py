@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import Choice
-from equinorm.joining.signs import Signs, signs
-from equinorm.permuting.permutations import Permutations, permutations
+from equinorm.discovery.graph.export import Graphs
+from equinorm.joining.signs import Signs, signs_of
+from equinorm.permuting.permutations import Permutations, permutations_of
 
 Tensors = Mapping[str, Tensor]
 Orders = dict[str, Tensor]
@@ -36,9 +35,9 @@ class Moves:
     group: Permutations
 
     @staticmethod
-    def of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, opaque: Choice) -> "Moves":
+    def of(graphs: Graphs) -> "Moves":
         """Discover both."""
-        return Moves(signs(model, args, kwargs, opaque=opaque), permutations(model, args, kwargs, opaque=opaque))
+        return Moves(signs_of(graphs), permutations_of(graphs))
 
     @property
     def is_trivial(self) -> bool:

@@ -1,14 +1,14 @@
 """From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.export import Exported, exports
+from equinorm.discovery.graph.export import Exported, Graphs
 from equinorm.discovery.resolve import UNUSED
 from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
@@ -28,19 +28,11 @@ class Found:
     seconds: tuple[float, float]
 
 
-def discover(
-    model: nn.Module,
-    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
-    modes: Sequence[bool | None],
-    opaque: Mapping[str, nn.Module],
-) -> Found:
-    """Find what holds for all of these calls in all of these modes.
+def discover(read: Graphs) -> Found:
+    """Find what holds for all calls in all modes.
 
     Args:
-        model: the network.
-        calls: positional and keyword inputs of each.
-        modes: training (True), evaluation (False), or as the model is (None).
-        opaque: submodules that are not looked into, by name.
+        read: the network's graphs.
 
     Raises:
         ExportError: if the model cannot be exported.
@@ -49,11 +41,11 @@ def discover(
     book = Book()
     graphs: list[Exported] = []
     laid: dict[Source, Laid] = {}
-    for call in exports(model, calls, modes, opaque):
+    for call in read:
         exported, exporting = call.exported, exporting + call.seconds
         graphs.append(exported)
         if not laid:
-            stored = {*model.state_dict(keep_vars=True)}
+            stored = {*read.model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
         outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)

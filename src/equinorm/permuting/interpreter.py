@@ -48,8 +48,9 @@ class Interpreter:
                 self.values[node] = inputs[node.name]
             elif node.op == "get_attr":
                 attribute = operator.attrgetter(node.target)(self.graph)
-                is_tensor = isinstance(attribute, Tensor)
-                self.values[node] = constant(attribute.detach(), self.book.because("a constant")) if is_tensor else attribute
+                if isinstance(attribute, Tensor):
+                    attribute = constant(attribute.detach().clone(), self.book.because("a constant"))
+                self.values[node] = attribute
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from equinorm._arguments import every_call
-from equinorm._errors import EquinormError, ExportError, PermutationError
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._errors import PermutationError
+from equinorm._modules import Choice, on_cpu
+from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.values import Source
 from equinorm.permuting import description
 from equinorm.permuting.assignment import Assignment
@@ -303,12 +304,12 @@ def permutations(
     >>> equinorm.permutations(net, (torch.randn(1, 8),)).num_families
     1
     """
-    if not isinstance(model, nn.Module):
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    model = unwrapped(model)
-    calls = every_call(args, kwargs, also)
-    hidden = chosen(model, opaque, ExportError, "opaque")
-    found = discover(model, calls, (True, False) if both_modes else (None,), hidden)
+    return permutations_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also))
+
+
+def permutations_of(graphs: Graphs) -> Permutations:
+    """What `permutations` finds in graphs that others may read too."""
+    found = discover(graphs)
     free, all_families = families(found.axes, found.dependence)
     around = [found.dependence.of(atom) for atom in free]
-    return Permutations(model, all_families, pins(found.axes), found.seconds, found.axes, free, around)
+    return Permutations(graphs.model, all_families, pins(found.axes), found.seconds, found.axes, free, around)
