@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.export import Exported, Graphs
@@ -20,12 +21,13 @@ from equinorm.permuting.values import Laid, constant
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Axes of every tensor of the model in parts, and which atoms depend on places of which others."""
+    """Axes of every tensor of the model in parts, which atoms depend on places of which others, and its own graph, run."""
 
     sources: Mapping[Source, Tensor]
     axes: Mapping[Source, tuple[Axis, ...]]
     dependence: Dependence
     seconds: tuple[float, float]
+    own: tuple[ExportedProgram, Interpreter]
 
 
 def discover(read: Graphs) -> Found:
@@ -40,6 +42,7 @@ def discover(read: Graphs) -> Found:
     started, exporting = time.perf_counter(), 0.0
     book = Book()
     graphs: list[Exported] = []
+    interpreters: list[Interpreter] = []
     laid: dict[Source, Laid] = {}
     for call in read:
         exported, exporting = call.exported, exporting + call.seconds
@@ -48,7 +51,8 @@ def discover(read: Graphs) -> Found:
             stored = {*read.model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
-        outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)
+        interpreters.append(Interpreter(exported.aliases, book, exported.unsteady))
+        outputs = interpreters[-1].propagate(entering)
         book.reason = Reason("model output")
         book.pin(outputs)
     used = {value for exported in graphs for value in _used(exported)}
@@ -61,7 +65,8 @@ def discover(read: Graphs) -> Found:
     book.spaces += [value.axes for value in laid.values()]
     axes = {source: value.axes for source, value in laid.items()}
     dependence = Dependence(book.spaces)
-    return Found(graphs[0].sources, axes, dependence, (exporting, time.perf_counter() - started - exporting))
+    seconds = exporting, time.perf_counter() - started - exporting
+    return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
 
 
 def _used(exported: Exported) -> set[Source]:

@@ -35,6 +35,7 @@ class Interpreter:
     def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
         self.values: dict[fx.Node, Any] = {}
+        self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Run every operation on axes; return what the graph returns.
@@ -81,7 +82,10 @@ class Interpreter:
             names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
             aliases = GraphAliases(body)
             inputs = {name: self.values[value] for name, value in zip(names, given, strict=True)}
-            return Interpreter(aliases, self.book, aliases.visibly_written()).propagate(inputs)
+            inner = Interpreter(aliases, self.book, aliases.visibly_written())
+            name = next(name for name, part in self.graph.named_children() if part is body)
+            self.bodies[node] = name, inner, given
+            return inner.propagate(inputs)
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
         is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
