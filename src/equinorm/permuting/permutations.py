@@ -241,14 +241,14 @@ class Permutations:
             was matched first.
         """
         names = [source.names[0] for source in self._axes]
-        sides = [Sides(*([tensors[name] for name in names] for tensors in (ours, theirs)), [*self._axes.values()])]
+        one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
+        sides = [Sides(one, other, [*self._axes.values()])]
         if seen is not None and self.points is not None:
             one, other = ([tensors[name] for name in self.points.axes] for tensors in seen)
             sides.insert(0, Sides(one, other, self.points.of_batches(len(one[0]) if one else 0)))
         begun = {atom: start[family.name] for atom, family in zip(self._atoms, self.families, strict=True)}
         orders, taken, agreement = fixed_point(sides, self._around, begun, sweeps)
-        named = {family.name: orders[atom] for atom, family in zip(self._atoms, self.families, strict=True)}
-        return named, taken, agreement
+        return {f.name: orders[atom] for atom, f in zip(self._atoms, self.families, strict=True)}, taken, agreement
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.

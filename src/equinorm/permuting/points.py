@@ -35,7 +35,7 @@ class Points:
             interpreter: has run it on axes.
         """
         found: dict[str, tuple[Axis, ...]] = {}
-        _add(interpreter, {*program.graph_signature.user_inputs}, "", found)
+        _add(interpreter, {str(name) for name in program.graph_signature.user_inputs}, "", found)
         return Points(program, found)
 
     def run(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> dict[str, Tensor]:
