@@ -21,8 +21,9 @@ WAYS = {
     "as they are": None,
     "permutations": {"rescale": False, "flip": False},
     "permutations, scales and signs": {},
+    "permutations by activations": {"rescale": False, "flip": False, "data": True},
 }
-"""Options of `equinorm.align` for each way to bring the first network near to the second."""
+"""Options of `equinorm.align` to bring the first network near to the second; with data, it gets training images."""
 
 
 def trained(name: str, seed: int, enorm: bool, folder: Path) -> nn.Module | None:
@@ -63,7 +64,9 @@ def records(name: str, kind: str, data: Data, folder: Path, count: int) -> Itera
     for way, options in WAYS.items():
         started, aligned, near = time.process_time(), None, a
         if options is not None:
-            aligned = equinorm.align(a, b, (setting.example(),), **options)
+            images = [setting.images(batch) for batch, _ in _first(data.train, 2)] if "data" in options else None
+            example = setting.example() if images is None else images[0]
+            aligned = equinorm.align(a, b, (example,), **options | {"data": images})
             near = aligned.model
         seconds = time.process_time() - started
         for is_repaired in (False, True) if setting.width else (False,):

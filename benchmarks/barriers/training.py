@@ -36,7 +36,7 @@ def train(name: str, seed: int, enorm: bool, data: Data, folder: Path) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, setting.lr, total, pct_start=0.2, anneal_strategy="linear", cycle_momentum=False
     )
-    begun = 0
+    begun, state = 0, {}
     if path.exists():
         state = torch.load(path)
         begun = state["epochs"]
@@ -48,6 +48,8 @@ def train(name: str, seed: int, enorm: bool, data: Data, folder: Path) -> None:
     if setting.width:
         model = model.to(memory_format=torch.channels_last)
     hook = equinorm.ENorm(optimizer, model, (setting.example(),)) if enorm else None
+    if hook is not None and state:
+        hook.load_state_dict(state["enorm"])
     folder.mkdir(parents=True, exist_ok=True)
     for epoch in range(begun, setting.epochs):
         started, loss = time.perf_counter(), 0.0
@@ -57,7 +59,7 @@ def train(name: str, seed: int, enorm: bool, data: Data, folder: Path) -> None:
             schedule.step()
         seconds = time.perf_counter() - started
         print(f"{path.stem}: epoch {epoch + 1} of {setting.epochs}, loss {loss:.3f}, {seconds:.0f} s", flush=True)
-        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule} | ({"enorm": hook} if hook else {})
         kept = {key: part.state_dict() for key, part in parts.items()} | {"epochs": epoch + 1}
         torch.save(kept, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)

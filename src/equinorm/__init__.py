@@ -26,6 +26,7 @@ from equinorm.joining.interpolation import interpolate
 from equinorm.joining.signs import Flip, Signs, signs
 from equinorm.permuting.families import AxisPart, AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.permutations import Permutations, permutations
+from equinorm.permuting.user_rules import register_axes
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize, equalize_
 from equinorm.rescaling.optimizer_laws import register_optimizer
@@ -76,6 +77,7 @@ __all__ = [
     "interpolate",
     "permutations",
     "quantization",
+    "register_axes",
     "register_optimizer",
     "register_rule",
     "rules",

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.nn.parameter import is_lazy
 
-from equinorm._arguments import every_call
-from equinorm._errors import BalanceError, EquinormError, ExportError, describe, warn
+from equinorm._errors import BalanceError, EquinormError, ExportError, warn
 from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
+from equinorm.discovery.asked import asked
 from equinorm.discovery.by_twin import discover_by_twin
 from equinorm.discovery.discover import discover
+from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
 from equinorm.rescaling import description
@@ -184,21 +183,22 @@ def symmetries(
     >>> equinorm.symmetries(net, (torch.randn(1, 8),)).num_free
     16
     """
-    if not isinstance(model, nn.Module):
-        way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
-    model = unwrapped(model)
     if batch_norm not in ("affine", "evaluation", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine', 'evaluation' or 'statistics', not {batch_norm!r}.")
-    calls = every_call(args, kwargs, also)
-    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
-    if lazy:
-        raise ExportError(f"{describe(model)} has tensors without a shape yet, as {lazy[0]}: run it once on its inputs first.")
-    hidden = chosen(model, opaque, ExportError, "opaque")
-    modes = (True, False) if both_modes else (None,)
-    found = (discover_by_twin if is_any_sharded(model) else discover)(model, calls, modes, hidden, batch_norm)
+    return symmetries_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also), batch_norm)
+
+
+def symmetries_of(graphs: Graphs, batch_norm: str = "affine") -> Symmetries:
+    """What `symmetries` finds in graphs that others may read too.
+
+    Args:
+        graphs: of a model.
+        batch_norm: "affine", "evaluation" or "statistics".
+    """
+    found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm)
     return Symmetries(
-        *(model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds, found.fingerprint),
+        *(graphs.model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds),
+        found.fingerprint,
         backward=found.backward,
         casts=found.casts,
     )

@@ -2,10 +2,11 @@
 
 import copy
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import equinorm
 
@@ -94,3 +95,92 @@ def test_distances_where_weights_are_zero_or_no_numbers():
     assert equinorm.align(empty, empty, x).distance_after == 0.0
     with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight holds NaN or inf"):
         equinorm.align(broken, net, x, rescale=False)
+
+
+def on_a_subspace(make: Callable[[int], nn.Module], x: Tensor) -> tuple[nn.Module, nn.Module, Tensor, dict[str, Tensor]]:
+    """A network, a permuted copy whose weights on inputs that data never use are other ones, data, and the permutation."""
+    net, twin = make(0), make(0)
+    permutations = equinorm.permutations(twin, x)
+    order = permutations.random(torch.Generator().manual_seed(2))
+    permutations.permute_(order)
+    unused = torch.zeros(x.shape[1] if x.dim() > 3 else x.shape[-1], dtype=torch.bool)
+    unused[len(unused) // 2 :] = True
+    with torch.no_grad():
+        first = twin[0].weight
+        first[:, unused] = 30 * torch.randn(first[:, unused].shape, generator=torch.Generator().manual_seed(3)).double()
+    data = torch.randn((64, *x.shape[1:]), generator=torch.Generator().manual_seed(4)).double()
+    data[:, unused] = 0
+    return net, twin, data, {f.name: moved for f, moved in zip(permutations.families, order, strict=True)}
+
+
+def image_network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(4, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 8, 3, groups=2), nn.GELU()]
+    return (
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), nn.Linear(6, 2))
+        .double()
+        .eval()
+    )
+
+
+@pytest.mark.parametrize("make", [relu_network, image_network])
+def test_activations_find_what_weights_do_not_show(make):
+    x = torch.randn(64, 5).double() if make is relu_network else torch.randn(64, 4, 6, 6).double()
+    net, twin, data, order = on_a_subspace(make, x)
+    by_weights = equinorm.align(net, twin, data, flip=False)
+    found = equinorm.align(net, twin, data, data=[data, data.flip(0)], flip=False)
+    assert any(not torch.equal(by_weights.permutation[name], order[name]) for name in order)
+    for name in order:
+        assert torch.equal(found.permutation[name], order[name]), name
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copies_are_found_by_activations(name):
+    make, x = NETWORKS[name]
+    net, twin = make(), make()
+    permutations = equinorm.permutations(twin, x)
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(2)))
+    symmetries = equinorm.symmetries(twin, x)
+    symmetries.rescale_(torch.randn(symmetries.num_free, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    signs = equinorm.signs(twin, x)
+    signs.flip_(signs.random(torch.Generator().manual_seed(4)))
+    found = equinorm.align(net, twin, x, data=[torch.randn_like(x) for _ in range(40)])
+    assert found.distance_after <= 1e-6
+    assert equinorm.deviation(found.model, net, x) <= 1e-12
+
+
+class Adapted(nn.Module):
+    """A linear layer plus a product of two weights, whose rank no activation shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.last = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.up, self.down = nn.Parameter(torch.randn(7, 4)), nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.gelu(nn.functional.linear(x, self.base.weight + self.up @ self.down, self.base.bias)))
+
+
+def test_what_no_activation_shows_is_matched_by_weights():
+    torch.manual_seed(0)
+    net, x = Adapted().double(), torch.randn(64, 5).double()
+    twin = copy.deepcopy(net)
+    permutations = equinorm.permutations(twin, x)
+    assert permutations.num_families == 2
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(1)))
+    assert equinorm.align(net, twin, x, data=[x], rescale=False).distance_after == 0.0
+
+
+def test_data_that_fit_no_graph_are_refused():
+    net, x = relu_network(), NETWORKS["relu"][1]
+    for data, words in {
+        "none": ([], "no batch"),
+        "others": ([x, x[:2]], "batch 1 of data"),
+        "tensor": (x, r"For one: \[x\]"),
+        "nan": ([x * torch.nan], "NaN or inf"),
+    }.values():
+        with pytest.raises(equinorm.EquivalenceError, match=words):
+            equinorm.align(net, relu_network(1), x, data=data)
+    with pytest.raises(equinorm.EquivalenceError, match="opaque modules"):
+        equinorm.align(net, relu_network(1), x, data=[x], opaque="2")

@@ -4,37 +4,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
 import equinorm
-from equinorm.discovery.graph.export import export
-from equinorm.discovery.values import Constant, Source
-
-
-class Capture(fx.Interpreter):
-    """Keeps a copy of every tensor under the name that discovery gives it."""
-
-    def __init__(self, graph: fx.GraphModule, found: dict[str, Tensor], prefix: str = "") -> None:
-        super().__init__(graph, garbage_collect_values=False)
-        self.found, self.prefix = found, prefix
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.found[self.prefix + n.name] = result.detach().clone()
-        return result
-
-    def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Graphs that run without gradients are captured too."""
-        if getattr(target, "__name__", "") != "wrap_with_set_grad_enabled":
-            return super().call_function(target, args, kwargs)
-        name = next(name for name, part in self.module.named_children() if part is args[1])
-        return Capture(args[1], self.found, f"{self.prefix}{name}.").run(*args[2:])
-
-
-class UnknownNumbersError(Exception):
-    """A plain attribute whose numbers only the exporter has."""
+from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.running import values
 
 
 class Numbers:
@@ -47,29 +21,15 @@ class Numbers:
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None) -> None:
-        self.exported = export(model, args, kwargs)
-        self.leaves = pytree.tree_leaves((args, kwargs or {}))
-        self.buffers = {f"b_{name.replace('.', '_')}": buffer for name, buffer in model.named_buffers(remove_duplicate=False)}
+        self.model, self.args, self.kwargs = model, args, kwargs
+        (self.program,) = (call.exported.program for call in asked(model, args, kwargs))
 
     @torch.no_grad()
     def captured(self) -> dict[str, Tensor]:
         """The numbers of every value; random ones are the same every time."""
-        leaves, given = iter(self.leaves), []
-        for name, (value, origin) in self.exported.inputs.items():
-            if isinstance(value, Source):
-                given.append(self.exported.sources[value].detach())
-            elif origin.parameters is None:
-                given.append(next(leaves))
-            else:
-                given.append(value.value if isinstance(value, Constant) else self.buffers.get(name))
-                if given[-1] is None:
-                    raise UnknownNumbersError(name)
-        found: dict[str, Tensor] = {}
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            copies = copy.deepcopy([part.detach() if isinstance(part, Tensor) else part for part in given])
-            Capture(self.exported.aliases.graph, found).run(*copies)
-        return found
+            return values(self.program, self.model, copy.deepcopy(self.args), copy.deepcopy(self.kwargs))
 
 
 def apart(model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None, **options) -> dict[str, float]:

@@ -1,38 +1,30 @@
 """Discovery of a sharded model: by an unsharded twin on the meta device, to whose names its tensors are bound."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import nn
 
 from equinorm._errors import ExportError, describe
 from equinorm._modules import on_cpu
 from equinorm.discovery.discover import Discovery, discover
+from equinorm.discovery.graph.export import Graphs
 from equinorm.sharding.modules import on_meta, unsharded_twin
 
 
-def discover_by_twin(
-    model: nn.Module,
-    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
-    modes: Sequence[bool | None],
-    opaque: Mapping[str, nn.Module],
-    batch_norm: str,
-) -> Discovery:
+def discover_by_twin(asked: Graphs, batch_norm: str) -> Discovery:
     """What holds for the whole of a sharded model; arguments are those of `discover`.
 
     Raises:
         ExportError: if the twin cannot be made or exported, or there are opaque modules.
     """
-    if opaque:
+    model = asked.model
+    if asked.opaque:
         raise ExportError(
-            f"{describe(model)} is sharded, and what opaque modules ({', '.join(opaque)}) return could only be seen by running "
-            "it whole. Analyse and balance the model before it is sharded."
+            f"{describe(model)} is sharded, and what opaque modules ({', '.join(asked.opaque)}) return could only be seen by "
+            "running it whole. Analyse and balance the model before it is sharded."
         )
-    twin, inputs = unsharded_twin(model), [(on_meta(args), on_meta(kwargs)) for args, kwargs in calls]
+    twin, inputs = unsharded_twin(model), [(on_meta(args), on_meta(kwargs)) for args, kwargs in asked.calls]
     try:
         with torch.device("meta"):  # for what a forward makes by itself
-            return on_cpu()(discover)(twin, inputs, modes, {}, batch_norm)
+            return on_cpu()(discover)(Graphs(twin, inputs, asked.modes, {}), batch_norm)
     except ExportError as error:
         way = "Sharded models are analysed as a whole, on the meta device: sizes in their code must not be those of a part."
         error.args = (f"{error} {way}",)

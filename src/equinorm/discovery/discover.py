@@ -1,15 +1,12 @@
 """From a model to its scalings: export it for every call and mode, run the graphs on labels, resolve these."""
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
-from equinorm.discovery.graph.export import Exported, exports
+from equinorm.discovery.graph.export import Exported, Graphs
 from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.operation import flat
@@ -33,22 +30,11 @@ class Discovery:
     values: InnerValues
 
 
-def discover(
-    model: nn.Module,
-    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
-    modes: Sequence[bool | None],
-    opaque: Mapping[str, nn.Module],
-    batch_norm: str,
-    *,
-    signs: bool = False,
-) -> Discovery:
-    """Find what holds for all of these calls in all of these modes.
+def discover(read: Graphs, batch_norm: str, *, signs: bool = False) -> Discovery:
+    """Find what holds for all calls in all modes.
 
     Args:
-        model: the network.
-        calls: positional and keyword inputs of each.
-        modes: training (True), evaluation (False), or as the model is (None).
-        opaque: submodules that are not looked into, by name.
+        read: the network's graphs.
         batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
         signs: find flips of sign, where integer exponents count by whether they are odd.
 
@@ -61,7 +47,7 @@ def discover(
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []
     backward: dict[str, None] = {}
-    for call in exports(model, calls, modes, opaque):
+    for call in read:
         exported, exporting = call.exported, exporting + call.seconds
         backward |= call.backward
         graphs.append(exported)
@@ -77,7 +63,7 @@ def discover(
             trace.pin(source, why)
     sources = list(graphs[0].sources)
     scalings, roots = resolve(sources, trace.classes)
-    own = interpreters[next((i for i, mode in enumerate(modes) if mode in (None, model.training)), 0) * len(calls)]
+    own = interpreters[read.own]
     found, pins = families(sources, scalings, trace.classes, roots)
     return Discovery(
         num_free=len(roots),

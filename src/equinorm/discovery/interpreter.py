@@ -58,7 +58,7 @@ class Interpreter:
                 self.values[node], self.origins[node] = inputs[node.name]
             elif node.op == "get_attr":
                 attribute = operator.attrgetter(node.target)(self.graph)
-                self.values[node] = Constant(attribute.detach()) if isinstance(attribute, Tensor) else attribute
+                self.values[node] = Constant(attribute.detach().clone()) if isinstance(attribute, Tensor) else attribute
                 self.origins[node] = Origin(parameters=frozenset())
             elif node.op == "call_function":
                 self.reasons[node] = self.trace.reason = reason_of(node)

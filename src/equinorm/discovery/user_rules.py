@@ -68,7 +68,7 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     ... def twice_rule(trace, call):
     ...     return trace.label(call.x)
     """
-    overload = _overload(operator)
+    overload = overload_of(operator)
     name = qualified(overload)
     known = find(overload)
     if known is not None:
@@ -112,7 +112,12 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     return register
 
 
-def _overload(operator: Any) -> torch._ops.OpOverload:
+def overload_of(operator: Any) -> torch._ops.OpOverload:
+    """An operator of torch.ops, or of torch.library.custom_op, as its only overload.
+
+    Raises:
+        EquinormError: if it is none.
+    """
     found = getattr(operator, "_opoverload", operator)  # of torch.library.custom_op
     if isinstance(found, torch._ops.OpOverloadPacket) and len(found.overloads()) == 1:
         found = getattr(found, found.overloads()[0])

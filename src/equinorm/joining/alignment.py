@@ -1,7 +1,7 @@
 """Alignment: the member of one network's orbit, under permutations and rescalings, that is nearest to another network."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,9 @@ from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
-from equinorm._symmetries import Symmetries, symmetries
+from equinorm._symmetries import Symmetries, symmetries, symmetries_of
+from equinorm.discovery.asked import asked
+from equinorm.joining.activations import measured
 from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm.joining.moves import Moves, Search
 
@@ -59,14 +61,19 @@ def align(
     starts: int = 1,
     sweeps: int = 100,
     seed: int = 0,
+    data: Iterable[tuple | Tensor] | None = None,
     opaque: str | Sequence[str] = (),
 ) -> Alignment:
-    """Permute, flip and rescale a copy of one network so that its weights come near to another's: weight matching.
+    """Permute, flip and rescale a copy of one network so that it comes near to another: by weights, or by activations.
 
     Both are balanced (least ℓ2 norm, biases included), which removes scales. Then each family in turn gets the order of largest
     Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; signs that may flip are fitted to the match, and the match to
     them; last, scales are made those of the second network. What is found is a fixed point, the best of several starts, and
     need not be the nearest of all. The copy computes what the first network does.
+
+    With data, activations are matched instead of weights: each family gets the order of the largest sum of correlations
+    between channels of the two networks, over the values that layers read. Scales do not matter to correlations. Signs
+    are still fitted to weights, and families whose channels no value shows (those between two weights) matched by them.
 
     Args:
         model_a: the network to be copied and moved; untouched.
@@ -79,13 +86,17 @@ def align(
             drawn at random.
         sweeps: most of each start.
         seed: of random starts.
+        data: batches of positional inputs, each a tuple or one tensor of the shapes of args, to match activations on, in the
+            mode that the networks are in; their activations are held in memory together. None to match weights.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
-        EquivalenceError: if the two have different parameters or graphs.
+        EquivalenceError: if the two have different parameters or graphs; if data hold no batch, one of other shapes, or give
+            NaN or inf, or come with opaque modules, which the graph cannot run.
         PermutationError: if scipy is not installed.
 
-    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023, Section 3.2, there with permutations written by hand.
+    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023, Sections 3.1 and 3.2, there with permutations written by
+    hand; correlations as in Li, Yosinski, Clune, Lipson, Hopcroft, Convergent learning, ICLR 2016.
 
     >>> import copy, torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
@@ -100,14 +111,21 @@ def align(
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
-    both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
+    graphs = asked(model_a, args, kwargs, opaque)
+    both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
-    moves = Moves.of(both[0].model, args, kwargs, opaque)
+    if data is not None and graphs.opaque:
+        raise EquivalenceError(
+            "activations are measured on the graph, which does not hold what opaque modules compute "
+            f"({', '.join(graphs.opaque)}). Leave out data to match weights."
+        )
+    moves = Moves.of(graphs, with_points=data is not None)
     if not flip:
         moves = replace(moves, flips=replace(moves.flips, num_free=0))
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
     ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
-    flips, order, taken = moves.assigned(ours, theirs, Search(starts, sweeps, seed))
+    seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
+    flips, order, taken = moves.assigned(ours, theirs, Search(starts, sweeps, seed), seen)
     twin = duplicate(both[0].model, "to permute the copy")
     moves.apply_(twin, flips, order)
     log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)

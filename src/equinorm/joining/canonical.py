@@ -10,7 +10,8 @@ from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import Choice, duplicate, on_cpu
-from equinorm._symmetries import symmetries
+from equinorm._symmetries import symmetries_of
+from equinorm.discovery.asked import asked
 from equinorm.joining.moves import Moves
 
 TOLERANCE = 1e-12
@@ -87,14 +88,15 @@ def canonical_(
     True
     """
     check_model(model)
-    found = symmetries(model, args, kwargs, opaque=opaque)
+    graphs = asked(model, args, kwargs, opaque)
+    found = symmetries_of(graphs)
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
     balance = found.balance(tol=TOLERANCE, biases=True)
     if not balance.converged and balance.norm_after > 0:
         raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
-    moves = Moves.of(found.model, args, kwargs, opaque)
+    moves = Moves.of(graphs)
     if found.num_free:
         balance.apply_(power_of_two=power_of_two)
     forms = {s.name: s.effective(found.tensors[s.name]).cpu().double() for s in found.scalings}

@@ -13,7 +13,8 @@ from equinorm._display import as_html, count, listed
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import duplicate, on_cpu
 from equinorm._scaling import Scaling
-from equinorm._symmetries import Symmetries, symmetries
+from equinorm._symmetries import Symmetries, symmetries, symmetries_of
+from equinorm.discovery.asked import asked
 from equinorm.joining.moves import Moves
 from equinorm.rescaling.writing import scaled
 
@@ -149,7 +150,8 @@ def equivalence(
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     same_parameters(model_a, model_b)
-    both = symmetries(model_a, args, kwargs, opaque=opaque), symmetries(model_b, args, kwargs, opaque=opaque)
+    graphs = asked(model_a, args, kwargs, opaque)
+    both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     for found in both:
         if empty := [scaling.name for scaling in found.scalings if found.tensors[scaling.name].is_meta]:
@@ -165,7 +167,7 @@ def equivalence(
     found, forms = _by_rescaling(*both, tolerance, apart, agree)
     if found.equivalent or not agree:
         return found
-    moves = Moves.of(both[0].model, args, kwargs, opaque)
+    moves = Moves.of(graphs)
     if moves.is_trivial or any(scaling.dtype.is_complex for scaling in both[0].scalings):
         return found
     flips, order = moves.matched(*forms)

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import Choice
-from equinorm.joining.signs import Signs, signs
-from equinorm.permuting.permutations import Permutations, permutations
+from equinorm.discovery.graph.export import Graphs
+from equinorm.joining.signs import Signs, signs_of
+from equinorm.permuting.permutations import Permutations, permutations_of
 
 Tensors = Mapping[str, Tensor]
 Orders = dict[str, Tensor]
@@ -28,6 +28,16 @@ class Search:
     seed: int
 
 
+class Seen(Protocol):
+    """Activations of two networks, standardized, by name."""
+
+    theirs: dict[str, Tensor]
+
+    def of(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Those of the first network after flips of sign."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Moves:
     """The two groups of one model."""
@@ -36,9 +46,9 @@ class Moves:
     group: Permutations
 
     @staticmethod
-    def of(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, opaque: Choice) -> "Moves":
+    def of(graphs: Graphs, *, with_points: bool = False) -> "Moves":
         """Discover both."""
-        return Moves(signs(model, args, kwargs, opaque=opaque), permutations(model, args, kwargs, opaque=opaque))
+        return Moves(signs_of(graphs), permutations_of(graphs, with_points=with_points))
 
     @property
     def is_trivial(self) -> bool:
@@ -72,27 +82,39 @@ class Moves:
         order = self.group.matching(*alike)
         return self.fitted(ours, theirs, order), order
 
-    def assigned(self, ours: Tensors, theirs: Tensors, search: "Search") -> tuple[Tensor, Orders, int]:
-        """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still."""
+    def assigned(
+        self, ours: Tensors, theirs: Tensors, search: "Search", seen: "Seen | None" = None
+    ) -> tuple[Tensor, Orders, int]:
+        """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
+
+        Args:
+            ours: weights of one network.
+            theirs: of another.
+            search: how long.
+            seen: activations to match instead of weights.
+        """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = torch.Generator().manual_seed(search.seed)
         rest = (still, self._by_name(self.group.identity())), self.matched(ours, theirs)
         starts = [max(rest, key=lambda start: self._agreement(ours, theirs, *start))]
         starts += [(still, self._by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
-        ended = [self._until_still(ours, theirs, start, search) for start in starts]
-        return max(ended, key=lambda end: self._agreement(ours, theirs, *end[:2]))
+        ended = [self._until_still((ours, theirs), start, search, seen) for start in starts]
+        return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
-        self, ours: Tensors, theirs: Tensors, start: tuple[Tensor, Orders], search: "Search"
-    ) -> tuple[Tensor, Orders, int]:
-        (chosen, order), total = start, 0
+        self, sides: tuple[Tensors, Tensors], start: tuple[Tensor, Orders], search: "Search", seen: "Seen | None"
+    ) -> tuple[tuple[Tensor, Orders, int], float]:
+        """A fixed point, and how well it agrees."""
+        (ours, theirs), (chosen, order), total, agreement = sides, start, 0, 0.0
         for _ in range(_ROUNDS):
-            order, taken = self.group.nearest(self._flipped(ours, chosen), theirs, order, search.sweeps)
+            values = None if seen is None else (seen.of(chosen), seen.theirs)
+            flipped = self._flipped(ours, chosen)
+            order, taken, agreement = self.group.nearest(flipped, theirs, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
             if torch.equal(better, chosen):
                 break
             chosen = better
-        return chosen, order, total
+        return (chosen, order, total), agreement if seen is not None else self._agreement(ours, theirs, chosen, order)
 
     def _agreement(self, ours: Tensors, theirs: Tensors, chosen: Tensor, order: Orders) -> float:
         """⟨π(a), b⟩, the larger the nearer."""

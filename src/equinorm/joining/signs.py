@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from equinorm._arguments import every_call
 from equinorm._display import count
-from equinorm._errors import EquinormError, ExportError, RescaleError, describe
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._errors import RescaleError, describe
+from equinorm._modules import Choice, on_cpu
 from equinorm._scaling import Family, Pin, Scaling
+from equinorm.discovery.asked import asked
 from equinorm.discovery.discover import discover
+from equinorm.discovery.graph.export import Graphs
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of
@@ -231,12 +232,12 @@ def signs(
     >>> [equinorm.signs(net, torch.randn(1, 8)).num_free for net in (relu, tanh)]
     [0, 16]
     """
-    if not isinstance(model, nn.Module):
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    model = unwrapped(model)
-    calls = every_call(args, kwargs, also)
-    hidden = chosen(model, opaque, ExportError, "opaque")
-    found = discover(model, calls, (True, False) if both_modes else (None,), hidden, "evaluation", signs=True)
+    return signs_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also))
+
+
+def signs_of(graphs: Graphs) -> Signs:
+    """What `signs` finds in graphs that others may read too."""
+    found = discover(graphs, "evaluation", signs=True)
     kept = _whole(found.scalings, found.num_free)
     number = torch.zeros(found.num_free + 1, dtype=torch.int64)
     number[1:][kept] = torch.arange(1, int(kept.sum()) + 1)
@@ -247,7 +248,7 @@ def signs(
         ids = ids[ids > 0]
         if len(ids):
             families.append(Family(family.tensor, family.axis, range(int(ids[0]), int(ids[-1]) + 1)))
-    return Signs(model, int(kept.sum()), flips, tuple(families), found.pins, found.seconds)
+    return Signs(graphs.model, int(kept.sum()), flips, tuple(families), found.pins, found.seconds)
 
 
 def _whole(scalings: Sequence[Scaling], size: int) -> Tensor:

@@ -5,7 +5,7 @@ tensors: the inner products of all channels of both are one product of matrices 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,38 @@ def solver() -> Any:
             "linear assignments need scipy, which is not installed: pip install 'equinorm[align]'."
         ) from error
     return linear_sum_assignment
+
+
+class Sides(NamedTuple):
+    """Tensors of two networks, and the axes of each in parts."""
+
+    ours: Sequence[Tensor]
+    theirs: Sequence[Tensor]
+    axes: Sequence[Sequence[Axis]]
+
+
+def fixed_point(
+    sides: Sequence[Sides], around: Sequence[tuple[Atom, ...]], start: Mapping[Atom, Tensor], sweeps: int
+) -> tuple[dict[Atom, Tensor], int, float]:
+    """Sweeps over the first tensors; atoms that stand in none of these are moved by the next.
+
+    Returns the orders, how many sweeps it took, and the sum of all products of the first tensors.
+
+    Args:
+        sides: what to match, first things first.
+        around: for each atom, those at each place of which its order may be another one.
+        start: orders to start from, of all atoms.
+        sweeps: most of them.
+    """
+    orders, rest, total, sums = dict(start), {*start}, 0, []
+    for side in sides:
+        assignment = Assignment(*side, [*start], around)
+        orders, taken, agreement = assignment.fixed_point(orders, sweeps, rest)
+        rest -= assignment.standing
+        total, sums = total + taken, [*sums, agreement]
+        if not rest:
+            break
+    return orders, total, sums[0]
 
 
 class Standing(NamedTuple):
@@ -73,19 +105,26 @@ class Assignment:
                 self._neighbours[piece.atoms[axis]].update(others)
         self._solve = solver()
 
-    def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int) -> tuple[dict[Atom, Tensor], int]:
+    @property
+    def standing(self) -> set[Atom]:
+        """The atoms that stand in some tensor."""
+        return {atom for atom, places in self._standing.items() if places}
+
+    def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int, only: Set[Atom]) -> tuple[dict[Atom, Tensor], int, float]:
         """Sweep until no family moves; one whose neighbours have stood still since its last turn is left out.
 
-        Returns the orders, and how many sweeps it took.
+        Returns the orders, how many sweeps it took, and the sum of all products.
 
         Args:
             start: orders to start from.
             sweeps: most of them.
+            only: atoms that may move on from there.
         """
         current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self._ours]
         for atom in sorted(start, key=lambda atom: atom.order):  # those around others first
             self._move(current, atom, start[atom])
-        found, waiting, taken = dict(start), set(start), sweeps
+        moving = self.standing & only
+        found, waiting, taken = dict(start), set(moving), sweeps
         for sweep in range(1, sweeps + 1):
             for atom in start:
                 if atom not in waiting:
@@ -93,12 +132,12 @@ class Assignment:
                 waiting.discard(atom)
                 step = self._step(atom, current)
                 if step is not None and self._is_taken(current, atom, step):
-                    waiting |= self._neighbours[atom]
+                    waiting |= self._neighbours[atom] & moving
                     found = self._composed(found, atom, step)
             if not waiting:
                 taken = sweep
                 break
-        return found, taken
+        return found, taken, self._agreement(current, range(len(current)))
 
     def _agreement(self, current: Sequence[Tensor], numbers: Sequence[int]) -> float:
         return sum(float((current[n] * self._theirs[n]).sum(dtype=torch.float64)) for n in numbers)

@@ -34,7 +34,7 @@ class Book:
     def pin(self, values: Any, detail: str = "") -> None:
         """Nothing in these values is permuted."""
         for value in flat(values):
-            pin(self.whole(value).axes, self.because(detail) if detail else self.reason)
+            pin(self.whole(value).touched, self.because(detail) if detail else self.reason)
 
     def pin_axis(self, axis: Axis, detail: str) -> None:
         """Nothing along this axis is permuted."""
@@ -43,6 +43,20 @@ class Book:
     def fixed(self, size: int, detail: str = "tells positions apart") -> Axis:
         """A new axis along which nothing is permuted."""
         return fresh(int(size), self.because(detail))
+
+    def names(self, axes: Sequence[Axis], named: Axis) -> Laid:
+        """Whole numbers that are places along an axis, whose order then is the same at all places of others."""
+        self.see((named,))
+        return Laid(tuple(axes), names=named)
+
+    def named(self, axis: Axis, index: Laid) -> Axis:
+        """An axis at whose places an index chooses, permuted as the one that the index names."""
+        names = () if index.names is None else index.names
+        if size_of(axis) != size_of(names):
+            pin((axis, names), self.because("an index of other places tells its entries apart"))
+            return axis
+        self.see((axis,))
+        return self.same(axis, names)
 
     def free(self, size: int) -> Axis:
         """A new axis along which nothing varies, so that any permutation of it changes nothing."""

@@ -1,14 +1,15 @@
 """From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.export import ExportedProgram
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.export import Exported, exports
+from equinorm.discovery.graph.export import Exported, Graphs
 from equinorm.discovery.resolve import UNUSED
 from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
@@ -20,27 +21,20 @@ from equinorm.permuting.values import Laid, constant
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Axes of every tensor of the model in parts, and which atoms depend on places of which others."""
+    """Axes of every tensor of the model in parts, which atoms depend on places of which others, and its own graph, run."""
 
     sources: Mapping[Source, Tensor]
     axes: Mapping[Source, tuple[Axis, ...]]
     dependence: Dependence
     seconds: tuple[float, float]
+    own: tuple[ExportedProgram, Interpreter]
 
 
-def discover(
-    model: nn.Module,
-    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
-    modes: Sequence[bool | None],
-    opaque: Mapping[str, nn.Module],
-) -> Found:
-    """Find what holds for all of these calls in all of these modes.
+def discover(read: Graphs) -> Found:
+    """Find what holds for all calls in all modes.
 
     Args:
-        model: the network.
-        calls: positional and keyword inputs of each.
-        modes: training (True), evaluation (False), or as the model is (None).
-        opaque: submodules that are not looked into, by name.
+        read: the network's graphs.
 
     Raises:
         ExportError: if the model cannot be exported.
@@ -48,15 +42,17 @@ def discover(
     started, exporting = time.perf_counter(), 0.0
     book = Book()
     graphs: list[Exported] = []
+    interpreters: list[Interpreter] = []
     laid: dict[Source, Laid] = {}
-    for call in exports(model, calls, modes, opaque):
+    for call in read:
         exported, exporting = call.exported, exporting + call.seconds
         graphs.append(exported)
         if not laid:
-            stored = {*model.state_dict(keep_vars=True)}
+            stored = {*read.model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
-        outputs = Interpreter(exported.aliases, book, exported.unsteady).propagate(entering)
+        interpreters.append(Interpreter(exported.aliases, book, exported.unsteady))
+        outputs = interpreters[-1].propagate(entering)
         book.reason = Reason("model output")
         book.pin(outputs)
     used = {value for exported in graphs for value in _used(exported)}
@@ -69,7 +65,8 @@ def discover(
     book.spaces += [value.axes for value in laid.values()]
     axes = {source: value.axes for source, value in laid.items()}
     dependence = Dependence(book.spaces)
-    return Found(graphs[0].sources, axes, dependence, (exporting, time.perf_counter() - started - exporting))
+    seconds = exporting, time.perf_counter() - started - exporting
+    return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
 
 
 def _used(exported: Exported) -> set[Source]:

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,17 @@ from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
-from equinorm.permuting.laws import ON_STACKS, Call, find
+from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
+from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
 _SHAPES_ONLY = "empty_like rand_like randn_like randint_like new_empty new_empty_strided sym_size"
 """Operations that read no entry of what they are given."""
+
+_CARRIERS = """view reshape flatten unflatten _unsafe_view view_copy unsqueeze squeeze permute transpose t expand select slice
+narrow clone contiguous detach alias repeat_interleave to _to_copy"""
+"""Operations that move whole numbers, which go on naming what they named."""
 
 _RESHAPES = "view reshape unflatten _unsafe_view view_copy"
 
@@ -35,6 +41,7 @@ class Interpreter:
     def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
         self.values: dict[fx.Node, Any] = {}
+        self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Run every operation on axes; return what the graph returns.
@@ -48,8 +55,9 @@ class Interpreter:
                 self.values[node] = inputs[node.name]
             elif node.op == "get_attr":
                 attribute = operator.attrgetter(node.target)(self.graph)
-                is_tensor = isinstance(attribute, Tensor)
-                self.values[node] = constant(attribute.detach(), self.book.because("a constant")) if is_tensor else attribute
+                if isinstance(attribute, Tensor):
+                    attribute = constant(attribute.detach().clone(), self.book.because("a constant"))
+                self.values[node] = attribute
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":
@@ -80,7 +88,10 @@ class Interpreter:
             names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
             aliases = GraphAliases(body)
             inputs = {name: self.values[value] for name, value in zip(names, given, strict=True)}
-            return Interpreter(aliases, self.book, aliases.visibly_written()).propagate(inputs)
+            inner = Interpreter(aliases, self.book, aliases.visibly_written())
+            name = next(name for name, part in self.graph.named_children() if part is body)
+            self.bodies[node] = name, inner, given
+            return inner.propagate(inputs)
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
         is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
@@ -113,6 +124,9 @@ class Interpreter:
         if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
             return self._unknown(node, tensors)
         call = Call(target, bind(target, args, kwargs), result)
+        if any(isinstance(value, Laid) and value.names is not None for value in tensors):
+            value = self._of_names(found, call, tensors)
+            return value if _fits(value, result) else self._unknown(node, tensors)
         if key(target) in _RESHAPES.split() and isinstance(call.input, Laid):
             parts = unpacked(call.input.axes, call.shape, node, self.book.because("looks at an axis in parts that do not fit"))
             if parts is not None:
@@ -121,6 +135,17 @@ class Interpreter:
             call = Call(target, _wholes(self.book, call.arguments), result)
         value = found(self.book, call)
         return value if _fits(value, result) else self._unknown(node, tensors)
+
+    def _of_names(self, found: Law, call: Call, tensors: list[Laid | Stacked]) -> Any:
+        """What an operation makes of values that name places along an axis."""
+        call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
+        if key(call.operator) in _CARRIERS.split() and len(tensors) == 1 and call.result.dtype in (torch.int32, torch.int64):
+            return replace(found(self.book, call), names=call.input.names)
+        indices = flat([call.get("index"), call.get("indices")]) if found in ON_NAMES else []
+        for value in tensors:
+            if isinstance(value, Laid) and value.names is not None and not any(value is index for index in indices):
+                self.book.pin_axis(value.names, "tells which entry it was")
+        return found(self.book, call)
 
     def _constants(self, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -131,7 +156,7 @@ class Interpreter:
         """Pin everything that goes in, and what comes out."""
         detail = "no law: taken to tell positions apart"
         for value in tensors:
-            if not is_pinned(axis for part in (value.parts if isinstance(value, Stacked) else (value,)) for axis in part.axes):
+            if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
                 self.book.pin(value, detail)
         return pinned(node.meta.get("val"), self.book.because(detail))
 

@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from equinorm._arguments import every_call
-from equinorm._errors import EquinormError, ExportError, PermutationError
-from equinorm._modules import Choice, chosen, on_cpu, unwrapped
+from equinorm._errors import PermutationError
+from equinorm._modules import Choice, on_cpu
+from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.values import Source
 from equinorm.permuting import description
-from equinorm.permuting.assignment import Assignment
+from equinorm.permuting.assignment import Sides, fixed_point
 from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.checks import checked
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
 from equinorm.permuting.matching import in_order, match
 from equinorm.permuting.optimizer_state import states_of
+from equinorm.permuting.points import Points
 from equinorm.permuting.reading import Order, families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
 from equinorm.rescaling.checks import check_in_place, check_unchanged
@@ -38,6 +40,7 @@ class Permutations:
         families: channels that are permuted among themselves, with the axes of all tensors that move along.
         pins: what cannot be permuted, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
+        points: where activations can be compared, if `align` asked for them.
     """
 
     model: nn.Module = field(repr=False)
@@ -47,6 +50,7 @@ class Permutations:
     _axes: Mapping[Source, Sequence[Axis]] = field(repr=False)
     _atoms: Sequence[Atom] = field(repr=False)
     _around: Sequence[tuple[Atom, ...]] = field(repr=False)
+    points: Points | None = field(default=None, repr=False)
     _guard: ModelGuard = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,8 +142,7 @@ class Permutations:
         tensors = dict(
             [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
         )
-        moves: list[Move] = []
-        moving: dict[int, tuple[str, list[Tensor | None]]] = {}
+        moves, moving = list[Move](), dict[int, tuple[str, list[Tensor | None]]]()
         for source, axes in self._axes.items():
             indices = places(axes, orders)
             if all(index is None for index in indices):
@@ -197,14 +200,9 @@ class Permutations:
         return found
 
     def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The permutation that brings weights nearest to others, by fingerprints of channels: exact for permuted copies.
+        """The permutation that brings weights by name nearest to others, by fingerprints of channels: exact for copies.
 
-        Args:
-            ours: the tensors of one network by name.
-            theirs: of another of the same architecture.
-
-        Returns:
-            An order of our channels for each family, by its name.
+        Returns an order of our channels for each family, by its name.
         """
         names = [source.names[0] for source in self._axes]
         one, other = ([tensors[name].detach().cpu() for name in names] for tensors in (ours, theirs))
@@ -214,36 +212,43 @@ class Permutations:
     def sorting(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
         """The permutation that sorts every family by fingerprints of its channels, as in `equinorm.canonical`.
 
-        Args:
-            tensors: of a network by name.
-
-        Returns:
-            An order of the channels of each family, by its name, and how many channels have the fingerprint of another one.
+        Returns an order for each family, by its name, and how many channels have the fingerprint of another one.
         """
         given = [tensors[source.names[0]].detach().cpu() for source in self._axes]
         orders, ties = in_order(given, [*self._axes.values()], self._atoms, self._around)
         return {family.name: order for family, order in zip(self.families, orders, strict=True)}, ties
 
     def nearest(
-        self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], start: Mapping[str, Tensor], sweeps: int
-    ) -> tuple[dict[str, Tensor], int]:
-        """Weight matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
+        self,
+        ours: Mapping[str, Tensor],
+        theirs: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
+        sweeps: int,
+        seen: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
+    ) -> tuple[dict[str, Tensor], int, float]:
+        """Matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
 
         Args:
             ours: the tensors of one network by name; of one dtype, float32 or float64, on the CPU.
             theirs: of another of the same architecture.
             start: the order of every family to start from, by name.
             sweeps: most of them.
+            seen: standardized activations of both at the points: these are matched, and weights only of families that stand
+                at none.
 
         Returns:
-            An order of our channels for each family, by its name, and the number of sweeps.
+            An order of our channels for each family, by its name, the number of sweeps, and the sum of all products of what
+            was matched first.
         """
         names = [source.names[0] for source in self._axes]
         one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
-        assignment = Assignment(one, other, [*self._axes.values()], self._atoms, self._around)
+        sides = [Sides(one, other, [*self._axes.values()])]
+        if seen is not None and self.points is not None:
+            one, other = ([tensors[name] for name in self.points.axes] for tensors in seen)
+            sides.insert(0, Sides(one, other, self.points.of_batches(len(one[0]) if one else 0)))
         begun = {atom: start[family.name] for atom, family in zip(self._atoms, self.families, strict=True)}
-        orders, taken = assignment.fixed_point(begun, sweeps)
-        return {family.name: orders[atom] for atom, family in zip(self._atoms, self.families, strict=True)}, taken
+        orders, taken, agreement = fixed_point(sides, self._around, begun, sweeps)
+        return {f.name: orders[atom] for atom, f in zip(self._atoms, self.families, strict=True)}, taken, agreement
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.
@@ -303,12 +308,13 @@ def permutations(
     >>> equinorm.permutations(net, (torch.randn(1, 8),)).num_families
     1
     """
-    if not isinstance(model, nn.Module):
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
-    model = unwrapped(model)
-    calls = every_call(args, kwargs, also)
-    hidden = chosen(model, opaque, ExportError, "opaque")
-    found = discover(model, calls, (True, False) if both_modes else (None,), hidden)
+    return permutations_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also))
+
+
+def permutations_of(graphs: Graphs, *, with_points: bool = False) -> Permutations:
+    """What `permutations` finds in graphs that others may read too; with points, the graph is kept."""
+    found = discover(graphs)
     free, all_families = families(found.axes, found.dependence)
     around = [found.dependence.of(atom) for atom in free]
-    return Permutations(model, all_families, pins(found.axes), found.seconds, found.axes, free, around)
+    points = Points.of(*found.own) if with_points else None
+    return Permutations(graphs.model, all_families, pins(found.axes), found.seconds, found.axes, free, around, points)

@@ -17,10 +17,17 @@ class Laid:
     Attributes:
         axes: each as a product of parts.
         number: of a value that no input and no weight can change.
+        names: the axis along which its entries, whole numbers, are places: whatever channel came there, they go on naming it.
     """
 
     axes: tuple[Axis, ...]
     number: Tensor | None = None
+    names: Axis | None = None
+
+    @property
+    def touched(self) -> tuple[Axis, ...]:
+        """Its axes, and the one that it names."""
+        return self.axes if self.names is None else (*self.axes, self.names)
 
     @property
     def shape(self) -> tuple[int, ...]:

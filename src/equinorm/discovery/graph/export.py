@@ -42,6 +42,7 @@ class Exported:
         inputs: value and origin of every placeholder by its name.
         sources: every parameter and floating-point buffer with the model's own tensor.
         held: sources that nothing may rescale, and why.
+        program: whose graph it is.
     """
 
     aliases: GraphAliases
@@ -49,6 +50,7 @@ class Exported:
     inputs: Mapping[str, tuple[Value, Origin]]
     sources: Mapping[Source, Tensor]
     held: Mapping[Source, str]
+    program: torch.export.ExportedProgram
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +59,7 @@ class Call:
 
     Attributes:
         exported: the graph.
-        seconds: that it took.
+        seconds: that it took; 0 if it was kept from an earlier reading.
         backward: names of the model's own autograd functions that were called.
     """
 
@@ -66,47 +68,71 @@ class Call:
     backward: Mapping[str, None]
 
 
-def exports(
-    model: nn.Module,
-    calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
-    modes: Sequence[bool | None],
-    opaque: Mapping[str, nn.Module],
-) -> Iterator[Call]:
-    """Export every call in every mode; all identify the model's tensors by the sources of the first.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recorded:
+    """A graph as the exporter left it, its memory steadied, and what plain attributes of the model held."""
 
-    Raises:
-        ExportError: if the model cannot be exported.
-    """
-    known: Mapping[Source, Tensor] | None = None
-    for training, (args, kwargs) in itertools.product(modes, calls):
-        with in_mode(model, training), own_backward() as called:
-            entered = time.perf_counter()
-            inputs = (args,) if isinstance(args, Tensor) else tuple(args)
-            exported = export(model, inputs, kwargs, known, opaque)
-            seconds = time.perf_counter() - entered
-        known = exported.sources if known is None else known
-        yield Call(exported, seconds, called)
+    program: torch.export.ExportedProgram
+    aliases: GraphAliases
+    unsteady: frozenset[fx.Node]
+    changing: set[str]
+    leaves: Sequence[Any]
+
+    def read(self, model: nn.Module, known: Mapping[Source, Tensor] | None) -> Exported:
+        """What enters the graph, tensors of the model identified by their memory, so that tied ones count once."""
+        tensors = ModelTensors(model, known, self.leaves)
+        inputs = tensors.entering(self.program, self.changing)
+        return Exported(self.aliases, self.unsteady, inputs, tensors.sources, tensors.held, self.program)
 
 
-def export(
-    model: nn.Module,
-    args: tuple,
-    kwargs: Mapping[str, Any] | None,
-    known: Mapping[Source, Tensor] | None = None,
-    opaque: Mapping[str, nn.Module] | None = None,
-) -> Exported:
-    """Export a model and identify its tensors by their memory, so that tied ones count once.
+class Graphs:
+    """The graphs of a model for every call in every mode: exported when they are first read, kept for further readings.
+
+    Whoever reads them writes on what enters them, never on the graphs: each reading has sources and constants of its own.
 
     Args:
-        model: in the mode of interest.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        known: sources of an export of this model in the other mode, to be used again.
+        model: the network.
+        calls: positional and keyword inputs of each.
+        modes: training (True), evaluation (False), or as the model is (None).
         opaque: submodules that are not looked into, by name.
-
-    Raises:
-        ExportError: if `torch.export` cannot handle the model with these inputs.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Sequence[tuple[Any, Mapping[str, Any] | None]],
+        modes: Sequence[bool | None],
+        opaque: Mapping[str, nn.Module],
+    ) -> None:
+        self.model, self.calls, self.modes, self.opaque = model, calls, modes, opaque
+        self._kept: dict[int, tuple[_Recorded, Mapping[str, None]]] = {}
+
+    def __iter__(self) -> Iterator[Call]:
+        """Every call in every mode; all identify the model's tensors by the sources of the first.
+
+        Raises:
+            ExportError: if the model cannot be exported.
+        """
+        known: Mapping[Source, Tensor] | None = None
+        for number, (training, (args, kwargs)) in enumerate(itertools.product(self.modes, self.calls)):
+            entered, is_kept = time.perf_counter(), number in self._kept
+            if not is_kept:
+                with in_mode(self.model, training), own_backward() as called:
+                    inputs = (args,) if isinstance(args, Tensor) else tuple(args)
+                    self._kept[number] = _record(self.model, inputs, kwargs, self.opaque), called
+            recorded, called = self._kept[number]
+            exported = recorded.read(self.model, known)
+            known = exported.sources if known is None else known
+            yield Call(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
+
+    @property
+    def own(self) -> int:
+        """Number of the graph of the first call in the model's own mode, or else in the first."""
+        return next((i for i, mode in enumerate(self.modes) if mode in (None, self.model.training)), 0) * len(self.calls)
+
+
+def _record(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, opaque: Mapping[str, nn.Module]) -> _Recorded:
+    """Export a model, in the mode that it is in."""
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise ExportError(
             "the model is wrapped by FullyShardedDataParallel, which makes its weights parts of flat parameters that the "
@@ -119,11 +145,10 @@ def export(
             "Analyse and balance the model before it is sharded."
         )
     kwargs = without_cache(model, args, dict(kwargs or {}))
-    program, leaves = _program(model, args, kwargs, opaque or {})
+    program, leaves = _program(model, args, kwargs, opaque)
     program, aliases, unsteady, changing = _steadied(program)
     program.graph_module.graph.eliminate_dead_code(_acts)
-    tensors = ModelTensors(model, known, leaves)
-    return Exported(aliases, unsteady, tensors.entering(program, changing), tensors.sources, tensors.held)
+    return _Recorded(program, aliases, unsteady, changing, leaves)
 
 
 def _steadied(

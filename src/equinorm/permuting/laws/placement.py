@@ -15,17 +15,29 @@ def embedding(book: Book, call: Call) -> Laid:
     return Laid((*call.indices.axes, *table.axes[1:]))
 
 
-@law("index_select")
+def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
+    """Entries along one axis that an index names: those of the same channels, wherever they stand."""
+    axes = list(table.axes)
+    book.named(axes[place], index)
+    book.mixes(axes, [place])
+    return Laid((*axes[:place], *index.axes, *axes[place + 1 :]))
+
+
+@law("index_select", on_names=True)
 def rows(book: Book, call: Call) -> Laid:
     """Entries along one axis, in the order of an index."""
+    if call.index.names is not None:
+        return _chosen(book, call.input, call.dim % len(call.shape), call.index)
     book.pin(call.index, "an index tells its entries apart")
     return along(book, call.input, [call.dim], call.shape, "an index tells its entries apart")
 
 
-@law("gather take_along_dim")
+@law("gather take_along_dim", on_names=True)
 def gathered(book: Book, call: Call) -> Laid:
     """Entries along one axis that an index of the same rank chooses."""
     index = call.get("index", call.get("indices"))
+    if index.names is not None:
+        return _named_along(book, call, index)
     if call.get("dim") is None or len(index.axes) != len(call.input.axes):
         book.pin(call.arguments, "an index tells its entries apart")
         return Laid(tuple(map(book.fixed, call.shape)))
@@ -47,11 +59,49 @@ def gathered(book: Book, call: Call) -> Laid:
     return Laid(tuple(others))
 
 
-@law("index")
+def _named_along(book: Book, call: Call, index: Laid) -> Laid:
+    """Entries along one axis that an index of the same shape along all others names."""
+    place = (call.dim or 0) % max(len(call.shape), 1)
+    same = [at == place or call.input.shape[at] == index.shape[at] for at in range(len(index.axes))]
+    if call.get("dim") is None or len(index.axes) != len(call.input.axes) or not all(same):
+        book.pin(call.arguments, "an index tells its entries apart")
+        return Laid(tuple(map(book.fixed, call.shape)))
+    axes = list(call.input.axes)
+    book.named(axes[place], index)
+    book.mixes(axes, [place])
+    axes[place] = ()
+    return Laid(book.join(Laid(tuple(axes)), index))
+
+
+@law("scatter", on_names=True)
+def scattered(book: Book, call: Call) -> Laid:
+    """Entries to places along one axis that an index names; by any other index they are told apart."""
+    index, source = call.index, call.get("src")
+    place = call.dim % max(len(call.shape), 1)
+    given = [index, *([source] if isinstance(source, Laid) else [])]
+    fits = all(part.shape == index.shape for part in given) and all(
+        at == place or size == index.shape[at] for at, size in enumerate(call.input.shape)
+    )
+    if index.names is None or not fits or call.get("reduce") is not None or not len(call.shape):
+        book.pin(call.arguments, "an index tells its entries apart")
+        return Laid(tuple(map(book.fixed, call.shape)))
+    axes = list(call.input.axes)
+    named = book.named(axes[place], index)
+    book.join(*given)
+    book.mixes(axes, [place])
+    axes[place] = ()
+    others = list(book.join(Laid(tuple(axes)), Laid(tuple(() if at == place else a for at, a in enumerate(index.axes)))))
+    others[place] = named
+    return Laid(tuple(others))
+
+
+@law("index", on_names=True)
 def indexed(book: Book, call: Call) -> Laid:
     """Entries at indices of one axis or more; the other axes keep their order."""
     indices = [*call.indices, *[None] * (len(call.input.shape) - len(call.indices))]
     named = [place for place, index in enumerate(indices) if index is not None]
+    if len(named) == 1 and len(indices) == len(call.input.shape) and indices[named[0]].names is not None:
+        return _chosen(book, call.input, named[0], indices[named[0]])
     for index in (indices[place] for place in named):
         book.pin(index, "an index tells its entries apart")
     if len(named) != 1 or len(indices) != len(call.input.shape):

@@ -28,8 +28,10 @@ def _without(call: Call, places: list[int]) -> Laid:
 
 
 def _index(book: Book, call: Call, places: list[int], value: Laid) -> Callable[[], Laid]:
-    """Places of entries, which tell them apart; asked for only where the network uses them."""
+    """Places of entries along one axis go on naming them; along several they tell them apart. Only where the network asks."""
     reason, axes = book.because("tells which entry it was"), call.input.axes
+    if len(places) == 1 and call.get("sorted") is not False:
+        return lambda: book.names(value.axes, axes[places[0]])
 
     def used() -> Laid:
         before, book.reason = book.reason, reason
@@ -59,11 +61,8 @@ def symmetric(book: Book, call: Call) -> Any:
 
 @law("argmax argmin")
 def place_of(book: Book, call: Call) -> Laid:
-    """The place of an entry tells it apart."""
-    places = _places(call)
-    for place in places:
-        book.pin_axis(call.input.axes[place], "tells which entry it was")
-    return _without(call, places)
+    """The place of the largest entry, or of the smallest."""
+    return _index(book, call, _places(call), _without(call, _places(call)))()
 
 
 @law("softmax log_softmax _softmax _log_softmax")

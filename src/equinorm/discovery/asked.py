@@ -1,0 +1,40 @@
+"""What a network is analysed for, as users say it: refused in words where it is something else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
+
+from equinorm._arguments import every_call
+from equinorm._errors import EquinormError, ExportError, describe
+from equinorm._modules import Choice, chosen, unwrapped
+from equinorm.discovery.graph.export import Graphs
+
+
+def asked(
+    model: nn.Module,
+    args: tuple | Tensor,
+    kwargs: Mapping[str, Any] | None,
+    opaque: Choice = (),
+    *,
+    both_modes: bool = False,
+    also: Sequence[tuple | Tensor | Mapping[str, Any]] = (),
+) -> Graphs:
+    """The graphs of a model, not exported yet; arguments are those of `symmetries`, `permutations` and `signs`.
+
+    Raises:
+        EquinormError: for what is no model, and no inputs.
+        ExportError: for tensors without a shape, and opaque modules that the model has not.
+    """
+    if not isinstance(model, nn.Module):
+        way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
+        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
+    model = unwrapped(model)
+    calls = every_call(args, kwargs, also)
+    lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ExportError(f"{describe(model)} has tensors without a shape yet, as {lazy[0]}: run it once on its inputs first.")
+    hidden = chosen(model, opaque, ExportError, "opaque")
+    return Graphs(model, calls, (True, False) if both_modes else (None,), hidden)

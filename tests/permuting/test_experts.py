@@ -1,0 +1,168 @@
+"""Experts that a router chooses are permuted with its rows; indices that say more than which expert pin them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import equinorm
+
+EXPERTS, INTO, INNER = 5, 6, 4
+
+
+class Mixture(nn.Module):
+    """A router, experts in tensors of three axes, and a way from scores to outputs.
+
+    Args:
+        choose: given the module, an input and scores of shape (places, experts).
+        experts: how many.
+    """
+
+    def __init__(self, choose: Callable[["Mixture", Tensor, Tensor], Tensor], experts: int = EXPERTS) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.choose = nn.Linear(INTO, experts), choose
+        self.up = nn.Parameter(torch.randn(experts, 2 * INNER, INTO))
+        self.down = nn.Parameter(torch.randn(experts, INTO, INNER))
+        self.bias = nn.Parameter(torch.randn(experts, INTO))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.choose(self, x, self.router(x).softmax(-1))
+
+    def of(self, x: Tensor, index: Tensor) -> Tensor:
+        """What the experts of an index, of shape (places,), make of one input each."""
+        gate, value = (self.up[index] @ x[:, :, None]).squeeze(-1).chunk(2, -1)
+        return (self.down[index] @ (nn.functional.silu(gate) * value)[:, :, None]).squeeze(-1) + self.bias[index]
+
+
+def top_two(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    weights, index = scores.topk(2, -1)
+    found = m.of(x.repeat_interleave(2, 0), index.reshape(-1)).reshape(-1, 2, INTO)
+    return (found * (weights / weights.sum(-1, keepdim=True))[:, :, None]).sum(1)
+
+
+def switch(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, scores.argmax(-1)) * scores.max(-1).values[:, None]
+
+
+def largest(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    weights, index = scores.max(-1, keepdim=True)
+    return m.of(x, index[:, 0].to(torch.int32)) * weights
+
+
+def sorted_scores(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    values, index = scores.sort(-1, descending=True)
+    return m.of(x, index[:, 1]) * values[:, 1:2]
+
+
+def gathered(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = (scores + 0.1 * scores.sin()).topk(2, -1).indices
+    weights = scores.gather(1, index)
+    return sum(m.of(x, index.select(1, k)) * weights[:, k : k + 1] for k in range(2))
+
+
+def scattered(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    weights, index = scores.topk(2, -1)
+    kept = torch.zeros_like(scores).scatter(1, index, weights)
+    h = torch.einsum("eoi,bi->beo", m.up, x)[:, :, :INNER].tanh()
+    return torch.einsum("eoi,bei,be->bo", m.down, h, kept)
+
+
+def selected(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.bias.index_select(0, scores.argmax(-1)) * x
+
+
+FOUND = {f.__name__: f for f in (top_two, switch, largest, sorted_scores, gathered, scattered, selected)}
+
+
+def next_one(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (scores.argmax(-1) + 1) % EXPERTS)
+
+
+def first_or_not(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    return m.of(x, index) * (1 + (index == 0))[:, None]
+
+
+def as_numbers(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    return m.of(x, index) + index[:, None].to(x.dtype)
+
+
+def names_of_names(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    order = scores.topk(3, -1).indices
+    return m.of(x, order.gather(1, (order[:, :1] > 2).long())[:, 0])
+
+
+def pairs(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    return m.of(x, index) + m.down[index, index][:, :1]
+
+
+def of_other_places(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, scores[:, :3].argmax(-1))
+
+
+def of_one_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, scores.sum(-1, keepdim=True).argmax(-1))
+
+
+def written(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    kept = torch.arange(EXPERTS, dtype=x.dtype).expand(len(x), EXPERTS).scatter(1, scores.argmax(-1, keepdim=True), 0.0)
+    return (kept @ m.bias) * x
+
+
+def unsorted(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.topk(2, -1, sorted=False).indices
+    return m.of(x, index[:, 0])
+
+
+PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written, unsorted)
+
+
+def network(choose: Callable[..., Tensor]) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, INTO), nn.Tanh(), Mixture(choose), nn.Linear(INTO, 2)).double(), torch.randn(
+        40, 3
+    ).double()
+
+
+@torch.no_grad()
+def moved(net: nn.Module, x: Tensor) -> tuple[equinorm.Permutations, float]:
+    """What is found, and how far five random members move the outputs."""
+    found, before, apart = equinorm.permutations(net, x), net(x), 0.0
+    for seed in range(5):
+        found.permute_(found.random(torch.Generator().manual_seed(seed)))
+        apart = max(apart, float((net(x) - before).abs().max() / before.abs().max()))
+    return found, apart
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_experts_move_with_their_routers_rows(name):
+    found, apart = moved(*network(FOUND[name]))
+    assert apart <= 1e-12
+    family = next(family for family in found.families if ("2.router.weight", 0) in found.spec().perm_to_axes[family.name])
+    assert family.size == EXPERTS
+    assert not family.within
+    tables = {part.tensor for part in family.axes if part.axis == 0}
+    assert tables >= {"2.router.weight", "2.router.bias"}
+    assert tables & {"2.up", "2.down", "2.bias"}
+
+
+@pytest.mark.parametrize("choose", PINNED, ids=lambda choose: choose.__name__)
+def test_indices_that_say_more_pin(choose):
+    found, apart = moved(*network(choose))
+    assert apart <= 1e-12
+    assert all(family.size != EXPERTS or "2.down" not in str(family) for family in found.families)
+
+
+def test_an_index_that_is_returned_pins():
+    class Returned(Mixture):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            index = self.router(x).argmax(-1)
+            return self.of(x, index), index
+
+    assert all(
+        f.size != EXPERTS for f in equinorm.permutations(Returned(switch).double(), torch.randn(4, INTO).double()).families
+    )
