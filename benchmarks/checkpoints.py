@@ -1,11 +1,12 @@
 """Large checkpoints, streamed: memory, bytes, seconds.
 
     python benchmarks/checkpoints.py --layers 8 --folder checkpoint --output benchmarks/results/checkpoints.jsonl
+    python benchmarks/checkpoints.py --model mixtral --layers 4 --folder checkpoint
     python benchmarks/checkpoints.py --paper --output benchmarks/results/checkpoints.jsonl
 
-Writes a synthetic folder (random bfloat16 shards of a Llama-like configuration), balances it with powers of two in a process of
-its own, compares every tensor with 2^k times the original, and deletes both. `--paper` counts the components of large models
-from their configurations, without weights.
+Writes a synthetic folder (random bfloat16 shards of a Llama-like configuration, or of a Mixtral-like one with eight experts),
+balances it with powers of two in a process of its own, compares every tensor with 2^k times the original, and deletes both.
+`--paper` counts the components of large models from their configurations, without weights.
 """
 
 import argparse
@@ -33,6 +34,12 @@ LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": 
 LLAMA |= {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 8}
 LLAMA |= {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 
+MIXTRAL = LLAMA | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8}
+MIXTRAL |= {"hidden_size": 2048, "intermediate_size": 7168}
+
+SYNTHETIC = {"llama": LLAMA, "mixtral": MIXTRAL}
+"""By name of the option."""
+
 LLAMA_70B = LLAMA | {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
 LLAMA_70B |= {"num_hidden_layers": 80}
 
@@ -47,18 +54,23 @@ LARGE = {"Llama 3 70B": LLAMA_70B, "DeepSeek-V3 671B": DEEPSEEK}
 
 
 def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Keys and shapes of a Llama's tensors, as its files hold them."""
+    """Keys and shapes of a Llama's tensors, or a Mixtral's, as its files hold them."""
     d, f, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     kv = d // heads * config["num_key_value_heads"]
     yield "model.embed_tokens.weight", (config["vocab_size"], d)
     for layer in range(config["num_hidden_layers"]):
         attention = {"q_proj": (d, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, d)}
-        mlp = {"gate_proj": (f, d), "up_proj": (f, d), "down_proj": (d, f)}
+        mlp = {"mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f)}
+        if experts := config.get("num_local_experts"):
+            mlp = {"block_sparse_moe.gate": (experts, d)}
+            for expert in range(experts):
+                own = f"block_sparse_moe.experts.{expert}"
+                mlp |= {f"{own}.w1": (f, d), f"{own}.w3": (f, d), f"{own}.w2": (d, f)}
         start = f"model.layers.{layer}"
         yield f"{start}.input_layernorm.weight", (d,)
         yield from ((f"{start}.self_attn.{name}.weight", shape) for name, shape in attention.items())
         yield f"{start}.post_attention_layernorm.weight", (d,)
-        yield from ((f"{start}.mlp.{name}.weight", shape) for name, shape in mlp.items())
+        yield from ((f"{start}.{name}.weight", shape) for name, shape in mlp.items())
     yield "model.norm.weight", (d,)
     yield "lm_head.weight", (config["vocab_size"], d)
 
@@ -229,13 +241,20 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return
     folder, output = options.folder, options.folder.with_name(options.folder.name + "-balanced")
     try:
-        write(folder, LLAMA | {"num_hidden_layers": options.layers})
+        write(folder, SYNTHETIC[options.model] | {"num_hidden_layers": options.layers})
         forget(folder)
         command = [sys.executable, __file__, "--inside", "--folder", str(folder)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         wrong = check(folder, output)
-        yield {"kind": "streamed", "layers": options.layers, **found, "entries that are not 2^k times": wrong, **machine()}
+        yield {
+            "kind": "streamed",
+            "model": options.model,
+            "layers": options.layers,
+            **found,
+            "entries that are not 2^k times": wrong,
+            **machine(),
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(output, ignore_errors=True)
@@ -243,6 +262,7 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=list(SYNTHETIC), default="llama")
     parser.add_argument("--layers", type=int, default=8, help="of the synthetic model; 0.36 GB each, and 0.52 GB beside them")
     parser.add_argument("--folder", type=Path, default=Path("synthetic-checkpoint"))
     parser.add_argument("--paper", action="store_true", help="count the components of large models")

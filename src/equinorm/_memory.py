@@ -1,12 +1,17 @@
-"""Memory of tensors: how much is worked on at a time, how they lie in it, and which of them share it."""
+"""Memory of tensors: how much is worked on at a time, how they lie in it, which of them share it, and which lie in files."""
 
+import mmap
 import sys
+import weakref
 
 import torch
 from torch import Tensor, nn
 
 STRIP = 1 << 18
 """Entries of a matrix that are worked on at a time where a temporary copy is needed."""
+
+_MAPPINGS: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()
+"""Files that tensors lie in, by the first address of each."""
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -50,3 +55,33 @@ def place_of(tensor: Tensor) -> tuple:
     if tensor.layout != torch.strided:
         return (storage_of(tensor),)
     return (storage_of(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def mapped(handle: int, first: int, size: int) -> Tensor:
+    """Bytes of an open file, at least one, which stay there: pages are read when they are needed.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    skipped = first % mmap.ALLOCATIONGRANULARITY  # copy on write: nothing is written, but PyTorch wants memory that could be
+    pages = mmap.mmap(handle, skipped + size, access=mmap.ACCESS_COPY, offset=first - skipped)
+    tensor = torch.frombuffer(pages, dtype=torch.uint8, count=size, offset=skipped)
+    _MAPPINGS[tensor.data_ptr() - skipped] = pages
+    return tensor
+
+
+def forget(part: Tensor) -> None:
+    """Give back the memory of a dense part of a tensor, if it lies in a file; it is read again when it is needed.
+
+    The system keeps what it has room for. Other tensors, and systems that cannot, are left alone.
+    """
+    if not _MAPPINGS or not hasattr(mmap, "MADV_DONTNEED") or not part.numel() or not part.is_contiguous():
+        return
+    storage = part.untyped_storage().data_ptr()
+    start = storage - storage % mmap.ALLOCATIONGRANULARITY
+    pages = _MAPPINGS.get(start)
+    if pages is not None:
+        first = part.data_ptr() - start
+        end = first + part.numel() * part.element_size()
+        first -= first % mmap.PAGESIZE
+        pages.madvise(mmap.MADV_DONTNEED, first, end - first)

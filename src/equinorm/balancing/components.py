@@ -61,15 +61,16 @@ def components(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]],
         families: first and last + 1 id of every family.
         held: mask over 0..num_free of classes that must not move; tensors that only these move belong nowhere.
     """
-    moving = [(scaling, np.flatnonzero(_used(scaling, held))) for scaling in scalings if scaling.factors]
+    distinct: dict[int, np.ndarray] = {}
+    moving = [(scaling, _used(scaling, held.numpy(), distinct)) for scaling in scalings if scaling.factors]
     moving = [(scaling, ids) for scaling, ids in moving if len(ids)]
     first = np.full(len(held), -1)  # the first tensor that a class moves
     parent = [*range(len(moving))]
     for number, (_, ids) in enumerate(moving):
-        for other in np.unique(first[ids]).tolist():
-            if other >= 0:
-                parent[_root(parent, number)] = _root(parent, other)
-        first[ids[first[ids] < 0]] = number
+        known = first[ids]
+        for other in _distinct(known[known >= 0]).tolist():
+            parent[_root(parent, number)] = _root(parent, other)
+        first[ids[known < 0]] = number
     groups: dict[int, list[int]] = {}
     for number in range(len(moving)):
         groups.setdefault(_root(parent, number), []).append(number)
@@ -82,7 +83,7 @@ def components(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]],
 
 def _component(members: Sequence[tuple[Scaling, np.ndarray]], family: np.ndarray, place: np.ndarray) -> Component:
     """Its tensors in classes of its own; `place`, all zeros, is lent for the while."""
-    classes = np.unique(np.concatenate([ids for _, ids in members]))
+    classes = _distinct(np.concatenate([ids for _, ids in members]))
     place[classes] = np.arange(1, len(classes) + 1)
     scalings = []
     renumbered: dict[int, Tensor] = {}  # ids that share memory still do
@@ -98,13 +99,23 @@ def _component(members: Sequence[tuple[Scaling, np.ndarray]], family: np.ndarray
     return Component(tuple(scalings), ranges, torch.from_numpy(classes))
 
 
-def _used(scaling: Scaling, held: Tensor) -> np.ndarray:
-    """Mask over 0..num_free of the classes that move a tensor."""
-    used = np.zeros(len(held), bool)
+def _used(scaling: Scaling, held: np.ndarray, distinct: dict[int, np.ndarray]) -> np.ndarray:
+    """The classes that move a tensor, some twice; `distinct` keeps those of ids that several tensors have."""
     for _, ids in scaling.factors:
-        used[ids.numpy().reshape(-1)] = True
-    used[0] = False
-    return used & ~held.numpy()
+        if id(ids) not in distinct:
+            distinct[id(ids)] = _distinct(ids.numpy())
+    ids = np.concatenate([distinct[id(ids)] for _, ids in scaling.factors])
+    return ids[(ids > 0) & ~held[ids]]
+
+
+def _distinct(ids: np.ndarray) -> np.ndarray:
+    """Sorted distinct ids, without sorting where they lie close together, as those of one axis do."""
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if high - low >= 8 * ids.size:
+        return np.unique(ids)
+    present = np.zeros(high - low + 1, bool)
+    present[ids.reshape(-1) - low] = True
+    return np.flatnonzero(present) + low
 
 
 def _root(parent: list[int], number: int) -> int:

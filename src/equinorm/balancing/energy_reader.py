@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import BalanceError
-from equinorm._memory import STRIP, is_dense, memory_order
+from equinorm._memory import STRIP, forget, is_dense, memory_order
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
 
@@ -147,11 +147,16 @@ class Reading:
         """Sums of memory as it lies, along the axis that is cut into strips."""
         cut, is_compiling = self._cut, torch.compiler.is_compiling()
         room = self._room(cut, self._strip) if self._is_cheap and not is_compiling else None
-        strips = weight.split(self._strip, cut)
-        found = [self._summed(strip, None if room is None else room.narrow(cut, 0, strip.size(cut))) for strip in strips]
-        if cut not in self._runs.summed:
-            return torch.cat(found, cut)
-        return torch.stack(found).amax(0) if self._is_max else sum(found[1:], found[0])
+        found: list[Tensor] = []
+        for strip in weight.split(self._strip, cut):
+            own = self._summed(strip, None if room is None else room.narrow(cut, 0, strip.size(cut)))
+            if not is_compiling:
+                forget(strip)
+            if cut not in self._runs.summed or not found:
+                found.append(own)
+            else:
+                found[0] = torch.maximum(found[0], own) if self._is_max else found[0] + own
+        return found[0] if cut in self._runs.summed else torch.cat(found, cut)
 
     @property
     def has_strips(self) -> bool:
@@ -183,6 +188,7 @@ class Reading:
             for first, strip in enumerate(part.split(rows, cut)):
                 here = slice(first * rows, first * rows + strip.size(cut))
                 energies = self._summed(strip, memory.narrow(cut, 0, strip.size(cut)))
+                forget(strip)
                 yield here, there, energies[0] if cut else energies
 
     def _room(self, cut: int, rows: int) -> Tensor:

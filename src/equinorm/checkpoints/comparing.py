@@ -21,7 +21,7 @@ from equinorm.rescaling.writing import scaled
 CANONICAL = BalanceOptions(tol=1e-12, biases=True)
 """How both are balanced."""
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20
 
 _NEAR = 1e-6
 """Log-scales, in units of ln 2, that are so near to whole numbers are powers of two."""

@@ -17,7 +17,7 @@ from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import is_power_of_two, scale_of
 from equinorm.rescaling.writing import scaled
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20
 """Entries of a piece."""
 
 Tick = Callable[[int], None]

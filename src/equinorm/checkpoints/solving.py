@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
+from equinorm._memory import forget
 from equinorm._scaling import Cast, Scaling
 from equinorm.balancing.components import Component, ComponentBalance, balanced, components
 from equinorm.balancing.options import BalanceOptions
@@ -30,7 +31,7 @@ from equinorm.rescaling.writing import Write
 
 _SOLVED = "solved.safetensors"
 
-_AT_ONCE = 1 << 22
+_AT_ONCE = 1 << 20
 """Entries that are looked at together."""
 
 _OFTEN = 10.0
@@ -221,7 +222,11 @@ class Weights(Mapping[str, Tensor]):
         tensor = _mapped(self._checkpoint, name)
         self._bounds[name] = _bounds(tensor)
         for other in self._scalings[name].names[1:]:
-            if not torch.equal(tensor, _mapped(self._checkpoint, other)):
+            second = _mapped(self._checkpoint, other)
+            is_same = torch.equal(tensor, second)
+            forget(tensor)
+            forget(second)
+            if not is_same:
                 raise CheckpointError(f"{name} and {other} are one tensor in the model and differ in the files.")
         return tensor
 
@@ -240,10 +245,15 @@ class Weights(Mapping[str, Tensor]):
 
 def _bounds(tensor: Tensor) -> Tensor:
     """Bounds on the largest entry of every row, some rows at a time, since norms in another precision copy what they read."""
-    if not tensor.numel():
+    if not tensor.numel() or not tensor.dim():
         return row_bounds(tensor)
-    rows = max(1, _AT_ONCE * max(1, tensor.size(0) if tensor.dim() else 1) // tensor.numel())
-    return torch.cat([row_bounds(part) for part in tensor.split(rows)]) if tensor.dim() else row_bounds(tensor)
+    rows = max(1, _AT_ONCE * tensor.size(0) // tensor.numel())
+    # One memory for all: small pieces of it between large copies would keep the system's memory from being used again.
+    found = torch.empty(tensor.size(0), *[1] * (tensor.dim() - 1), dtype=torch.float64)
+    for part, own in zip(tensor.split(rows), found.split(rows), strict=True):
+        own.copy_(row_bounds(part))
+        forget(part)
+    return found
 
 
 def _mapped(checkpoint: Checkpoint, key: str) -> Tensor:

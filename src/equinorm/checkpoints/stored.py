@@ -15,11 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError
+from equinorm._memory import mapped
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -104,13 +104,14 @@ class StoredFile:
             raise CheckpointError(f"{self.path} holds {key} as {entry.kind}, which PyTorch does not know.")
         if not entry.size:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        try:  # copy on write: nothing is written, but PyTorch wants memory that could be
-            memory = np.memmap(self.path, np.uint8, "c", entry.first, (entry.size,))
+        try:
+            with open(self.path, "rb") as file:
+                memory = mapped(file.fileno(), entry.first, entry.size)
         except OSError as error:
             raise CheckpointError(f"cannot read {self.path}: {error.strerror}.") from error
         if entry.first % entry.dtype.itemsize:
-            return torch.from_numpy(memory).clone().view(entry.dtype).view(entry.shape)
-        return torch.from_numpy(memory).view(entry.dtype).view(entry.shape)
+            memory = memory.clone()
+        return memory.view(entry.dtype).view(entry.shape)
 
 
 def open_stored(path: Path) -> StoredFile:

@@ -8,5 +8,6 @@ from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import Preparation, prepare
 from equinorm.quantization.scheme import Scheme
+from equinorm.quantization.smoothing import smooth
 
-__all__ = ["Clamp", "Preparation", "Scheme", "prepare", "settle_"]
+__all__ = ["Clamp", "Preparation", "Scheme", "prepare", "settle_", "smooth"]
