@@ -12,6 +12,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue
 from equinorm.quantization.calls import Calls, Sum
+from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme
 
@@ -48,7 +49,7 @@ class Operand:
         return f"+{self.number}", self.place
 
 
-Place = Point | Operand
+Place = Point | Operand | Output
 """Where a quantizer rounds."""
 
 

@@ -23,6 +23,7 @@ from equinorm.quantization.fake import Reference, Simulation, decibels
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
+from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Activation, Statistics, gather
@@ -65,7 +66,7 @@ def solve_(
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
-    points = (*points, *find_operands(model, args, kwargs, options.scheme, symmetries))
+    points = (*points, *find_outputs(points, symmetries), *find_operands(model, args, kwargs, options.scheme, symmetries))
     clock.lap("export")
     seen = gather(model, points, batches, options.watch("calibration"))
     clock.lap("statistics")
