@@ -42,6 +42,7 @@ class Clamp(nn.Module):
         for name, bound, buffer in (("lower", self.bounds[0], low), ("upper", self.bounds[1], high)):
             if bound and math.isfinite(bound):
                 self.register_buffer(name, buffer)
+        self.register_load_state_dict_post_hook(_measure_again)
 
     def forward(self, input: Tensor) -> Tensor:
         """The bounded input; from 0 on as a ReLU, which quantizers fuse with the layer in front.
@@ -78,12 +79,14 @@ class Clamp(nn.Module):
         made.most = most
         return made
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        if self.most is not None:
-            self.most = float(self.upper.max())
-
     def extra_repr(self) -> str:
         """What it was, the shape of its bounds, and the largest of them if it is settled."""
         most = "" if self.most is None else f", at most {self.most}"
         return f"{self.kind.__name__} of {self.bounds}, {tuple(next(self.buffers()).shape)}{most}"
+
+
+def _measure_again(clamp: nn.Module, _: Any) -> None:
+    """Take the largest bound of those that were loaded, if it counts."""
+    assert isinstance(clamp, Clamp)
+    if clamp.most is not None:
+        clamp.most = float(clamp.upper.max())
