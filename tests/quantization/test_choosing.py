@@ -7,18 +7,18 @@ from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
 
 
 class Trials:
-    """Noise that is known: expected and measured, of ten samples alike."""
+    """Noise that is known: expected and measured, of ten samples alike, or as far apart as `spread` says."""
 
-    def __init__(self, expected, measured, unseen=None):
-        self.seen = []
+    def __init__(self, expected, measured, unseen=None, spread=lambda z: 0.0):
+        self.seen, self.spread = [], spread
         self._expected, self._measured, self._unseen = expected, measured, unseen or measured
 
     def expected(self, z):
-        self.seen.append(z)
         return torch.full((10,), float(self._expected(z)))
 
     def measured(self, z):
-        return torch.full((10,), float(self._measured(z)))
+        self.seen.append(z)
+        return float(self._measured(z)) + float(self.spread(z)) * torch.linspace(-1, 1, 10)
 
     def unseen(self, z):
         return torch.full((10,), float(self._unseen(z)))
@@ -35,7 +35,7 @@ def test_neighbours_that_lose_less_are_taken():
     assert found.share == 1.0
     assert found.moves > 0
     assert float(distance(found.z)) < float(distance(Z))
-    assert len(trials.seen) > len(SHARES)
+    assert len(trials.seen) > 1 + len(SHARES)
     still = choose(Trials(lambda z: (z - Z).square().sum(), lambda z: (z + 1).square().sum() / 1e3), Z, lambda z: z, 100)
     assert still.moves == 0
 
@@ -57,7 +57,35 @@ def test_powers_of_two_are_tried_once():
     trials = Trials(distance := lambda z: (z - Z).square().sum(), distance)
     found = choose(trials, Z, torch.round, 100)
     assert found.z.tolist() == Z.tolist()
-    assert len(trials.seen) == len(SHARES)
+    assert found.moves == 0
+    assert all(z.tolist() == z.round().tolist() for z in trials.seen)
+    assert len(trials.seen) == 1 + 2 + 1  # at rest, parts that differ, and the last check
+
+
+def test_the_smallest_part_is_taken_that_is_not_surely_worse():
+    """All is least at the whole. Where samples differ much, half of it is as good for all that is known."""
+    distance = lambda z: (z - Z).square().sum()  # noqa: E731
+    clear, doubtful = (
+        choose(Trials(distance, distance, spread=lambda z, by=by: by * z.norm()), Z, torch.round, 100) for by in (0.1, 50.0)
+    )
+    assert clear.share == 1.0
+    assert doubtful.share < 1.0
+    assert bool(doubtful.z.any())
+
+
+def test_others_are_taken_where_they_are_better_with_unseen_bounds_too():
+    other, far = torch.tensor([5.0, 5.0, 5.0], dtype=torch.float64), lambda z: 30 + (z - Z).square().sum()
+    near = lambda z: min(far(z), 2 * (z - other).square().sum())  # noqa: E731
+    taken = choose(Trials(far, near), Z, torch.round, 100, others={"the other": other})
+    assert (taken.start, taken.z.tolist(), taken.share) == ("the other", other.tolist(), 1.0)
+    left = choose(Trials(far, near, far), Z, torch.round, 100, others={"the other": other})
+    assert (left.start, left.z.tolist()) == ("", Z.tolist())
+
+
+def test_nothing_is_tried_where_nothing_moves():
+    trials = Trials(lambda z: 1.0, lambda z: 1.0)
+    assert choose(trials, 0 * Z, lambda z: z, 100).share == 0.0
+    assert trials.seen == []
 
 
 def test_a_part_of_powers_of_two_is_rounded_again():
