@@ -20,6 +20,9 @@ class Trials:
         self.seen.append(z)
         return float(self._measured(z)) + float(self.spread(z)) * torch.linspace(-1, 1, 10)
 
+    def glance(self, z):
+        return self.measured(z)[:3]
+
     def unseen(self, z):
         return torch.full((10,), float(self._unseen(z)))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from equinorm._modules import takes_one_size
 from equinorm._scaling import Scaling
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
@@ -26,12 +27,13 @@ SURE, VERY_SURE = 1.0, 2.5
 """By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
 Watch = Callable[[int, int], None]
+Key = tuple[str, int]
 
 TRIES = 16
 """Neighbours that are tried."""
 
-SAMPLES = 64
-"""Samples that trials are measured on, at most."""
+SAMPLES, GLANCE = 64, 4
+"""Samples that trials are measured on, at most, and which part of them tells that a neighbour is not worth the others."""
 
 MOVED, STEPS = 0.3, 2.5
 """The share of log-scales that a neighbour moves, and how far, in steps of the largest weight: so that it is rounded anew."""
@@ -85,32 +87,38 @@ class Trials:
         self.halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
         self.reference = Reference(model, first_rows(batches, SAMPLES))
         self.is_whole = sum(map(rows, batches)) <= SAMPLES
-        self._known: dict[tuple[bool, bytes], Tensor] = {}
+        few = math.ceil(min(sum(map(rows, batches)), SAMPLES) / GLANCE)
+        self.few = self.reference if takes_one_size(model) else Reference(model, first_rows(batches, few))
+        self._known: dict[tuple[str, bytes], Tensor] = {}
 
     def expected(self, z: Tensor) -> Tensor:
         """What rounding weights costs, measured, and what rounding activations does, predicted."""
-        return self._measured(z, self.weights, self.seen) + float(self.activations.exact(z.numpy()).sum())
+        return self._measured(z, self.weights, self.seen, self.reference) + float(self.activations.exact(z.numpy()).sum())
 
     def measured(self, z: Tensor) -> Tensor:
         """What rounding all costs, with the bounds of activations that were seen."""
-        return self._once(z, is_new=False)
+        return self._once("all", z, self.seen, self.reference)
 
     def unseen(self, z: Tensor) -> Tensor:
         """The same with bounds from half of the data, as if the other half were new."""
-        return self._once(z, is_new=True)
+        return self._once("new", z, self.halves, self.reference)
 
-    def _once(self, z: Tensor, *, is_new: bool) -> Tensor:
+    def glance(self, z: Tensor) -> Tensor:
+        """What rounding all costs in the first samples."""
+        return self.measured(z) if self.few is self.reference else self._once("few", z, self.seen, self.few)
+
+    def _once(self, kind: str, z: Tensor, bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
         """What was measured there is not measured again."""
-        key = is_new, (z + 0.0).numpy().tobytes()
+        key = kind, (z + 0.0).numpy().tobytes()
         if key not in self._known:
-            self._known[key] = self._measured(z, self.points, self.halves if is_new else self.seen)
+            self._known[key] = self._measured(z, self.points, bounds, reference)
         return self._known[key]
 
-    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[tuple[str, int], Activation]) -> Tensor:
+    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
         simulation = Simulation(self.model, points, bounds, self.scalings, z)
         if self.corrects:
-            simulation = simulation.shifted(mean_shifts(simulation, self.reference.batches))
-        return self.reference.noises(simulation)
+            simulation = simulation.shifted(mean_shifts(simulation, reference.batches))
+        return reference.noises(simulation)
 
 
 def sure(less: Tensor, more: Tensor, errors: float) -> bool:
@@ -179,7 +187,9 @@ def _moved(
             watch(number, TRIES)
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
         near = settled(z + step * torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved)
-        if torch.equal(near, z) or total(found := trials.measured(near)) >= total(measured):
+        if torch.equal(near, z) or total(trials.glance(near)) >= total(trials.glance(z)):
+            continue
+        if total(found := trials.measured(near)) >= total(measured):
             continue
         least = trials.expected(z) if least is None else least
         if sure(expected := trials.expected(near), least, SURE) or sure(found, measured, VERY_SURE):
