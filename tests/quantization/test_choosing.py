@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from quantized_networks import perceptron
 
+import equinorm
+from equinorm.quantization import Scheme, choosing as real, solve
 from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
+from equinorm.quantization.noise import Noise
+from equinorm.quantization.points import find_points
+from equinorm.quantization.statistics import gather
+from equinorm.quantization.terms import by_name
 
 
 class Trials:
@@ -105,3 +112,38 @@ def test_chance_is_not_sure():
     assert not sure(more, less, 0.0)
     assert not sure(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([9.0, 0.0, 0.0, 0.0]), 1.0)
     assert sure(torch.tensor([1.0]), torch.tensor([2.0]), 2.5)
+
+
+def real_trials(model, x):
+    scheme = Scheme(8, "tensor")
+    symmetries, points = find_points(model, (x,), None, scheme)
+    seen, scalings = gather(model, points, [((x,), {})]), by_name(symmetries.scalings)
+    return real.Trials(model, points, seen, scalings, Noise([], symmetries.num_free), [((x,), {})], corrects=False)
+
+
+def test_a_glance_is_at_the_first_quarter_and_nothing_is_measured_twice():
+    net, x = perceptron()
+    trials = real_trials(net, x)
+    z = torch.linspace(-1, 1, 13, dtype=torch.float64)
+    whole = trials.measured(z)
+    torch.testing.assert_close(trials.glance(z), whole[:10], rtol=1e-9, atol=0)
+    assert trials.measured(z.clone()) is whole
+    assert trials.unseen(z) is not whole
+    assert trials.measured(-0.0 * z) is trials.measured(0.0 * z)
+    fixed = real_trials(torch.export.export(net, (x,)).module(), x)
+    torch.testing.assert_close(fixed.glance(z), whole, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        (("", 0.5, 2), "0.5 of the log-scales are taken, then moved 2 times"),
+        (("the other", 1.0, 1), "the other is taken, then moved 1 time"),
+        (("the other", 0.25, 0), "0.25 of the other is taken"),
+    ],
+)
+def test_the_record_says_what_was_chosen(monkeypatch, chosen, words):
+    start, share, moves = chosen
+    monkeypatch.setattr(solve, "choose", lambda trials, z, *_: real.Chosen(0.5 * z + 0.1, share, moves, start))
+    net, x = perceptron()
+    assert equinorm.equalize_(net, x, calibration=[x]).reason.endswith(f"by measurement, {words}")
