@@ -50,6 +50,13 @@ def test_neighbours_that_lose_less_are_taken():
     assert still.moves == 0
 
 
+def test_neighbours_that_look_no_better_are_not_measured():
+    trials = Trials(distance := lambda z: (z - Z - 0.05).square().sum(), distance)
+    trials.glance = lambda z: torch.ones(2)
+    assert choose(trials, Z, lambda z: z, 100).moves == 0
+    assert {tuple(z.tolist()) for z in trials.seen} == {tuple((share * Z).tolist()) for share in (0.0, *SHARES)}
+
+
 @pytest.mark.parametrize("which", ["measured", "unseen"])
 def test_what_loses_more_is_taken_back(which):
     """Up to half of the way it is better, then worse."""
