@@ -42,6 +42,17 @@ class Minimum(Bounds):
         return torch.minimum(torch.relu(x), self.upper)
 
 
+class Fused(Bounds):
+    """As a settled `equinorm.quantization.Clamp`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = float(self.upper.max())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.clamp(torch.relu(x), 0.0, self.most), self.upper)
+
+
 class MinimumFirst(Bounds):
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(torch.minimum(x, self.upper))
@@ -60,6 +71,7 @@ class Reflected(Bounds):
 FORMS = {
     "ReLU6": nn.ReLU6,
     "min(relu(x), u)": Minimum,
+    "min(clamp(relu(x), 0, max u), u)": Fused,
     "relu(min(x, u))": MinimumFirst,
     "clamp(x, 0, u)": Clamp,
     "u − relu(u − relu(x))": Reflected,

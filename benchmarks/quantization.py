@@ -97,7 +97,7 @@ class Bench:
     ) -> tuple[nn.Module, dict[str, float]]:
         """The moved network, and the seconds that moving took, elapsed and of the processor."""
         how = METHODS[method]
-        scheme = (setting.weight_bits, setting.granularity, setting.activation_bits, setting.clipped)
+        scheme = (setting.weight_bits, setting.granularity, setting.activation_bits, setting.clipped, setting.rounds_outputs)
         key = (method, draw if how.reads_data else None, scheme if how.reads_setting else None)
         if key not in self.moved:
             torch.manual_seed(draw)

@@ -22,7 +22,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 import equinorm
-from equinorm.quantization import Clamp, Scheme
+from equinorm.quantization import Clamp, Scheme, settle_
 from quantizing.rounding import GROUP, Setting, rounds_sums
 from zoo.from_torchvision import declare_operators
 
@@ -91,6 +91,7 @@ def least_norm(p: float) -> Method:
     def apply(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
         moved = freed(model, args)
         equinorm.balance_(moved, args, p=p)
+        settle_(moved)
         return moved
 
     return Method(apply, prepares=True)
@@ -119,6 +120,7 @@ def as_if_unbounded(tool: Callable[[nn.Module, Args], nn.Module], *imports: str)
             with torch.no_grad():
                 module.upper.mul_(torch.where(ratio > 0, ratio, 1.0).float().reshape(module.upper.shape))
             setattr(moved, name, module)
+        settle_(moved)
         return moved
 
     return Method(apply, imports=imports)
@@ -187,6 +189,7 @@ def smooth(model: nn.Module, args: Args, setting: Setting) -> nn.Module:
     known = (activation > 0) & (weight > 0)
     scales = torch.where(known, (activation / weight.clamp_min(1e-300)).clamp_min(1e-300).sqrt(), 1.0)[1:]
     symmetries.rescale_(-scales.clamp(1e-5, 1e5).log())
+    settle_(moved)
     return moved
 
 
@@ -244,6 +247,7 @@ def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equali
     """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
     options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": rounds_sums(args)}
+    options["outputs"] = setting.rounds_outputs
     return equinorm.equalize(model, args, calibration=[args], scheme=Scheme(setting.weight_bits, granularity, **options))
 
 

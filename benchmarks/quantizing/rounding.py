@@ -57,6 +57,11 @@ class Setting:
     clipped: bool = False
     tool: str = "simulated"
 
+    @property
+    def rounds_outputs(self) -> bool:
+        """Does the tool also round what layers put out, even if no layer reads it as it is?"""
+        return self.tool in ("onnxruntime", "pt2e-xnnpack")
+
 
 def rounds_sums(args: tuple[Tensor, ...]) -> bool:
     """Are sums of activations rounded? Not in networks that read tokens."""

@@ -216,6 +216,26 @@ def test_what_settles_goes_back():
     assert equinorm.deviation(moved, net, args) <= 1e-12
 
 
+def test_settled_clamps_stay_and_are_set_free_again():
+    net, args = net_of(nn.Linear(2, 3), nn.ReLU6(), nn.Linear(3, 2)), (9 * torch.randn(99, 2, dtype=torch.float64),)
+    prepared, _ = prepare(net, args)
+    before = equinorm.symmetries(prepared, args)
+    before.rescale_(torch.tensor([0.5, 1.0, 2.0]))
+    state = copy.deepcopy(prepared.state_dict())
+    assert settle_(prepared) == 1
+    assert float(prepared[0](args[0]).detach().max()) > prepared[1].most == 6 * math.exp(2)
+    with pytest.raises(equinorm.EquinormError, match="'1'"):  # its bound for all would not follow
+        before.rescale_(torch.ones(3))
+    assert equinorm.symmetries(prepared, args).num_free == 0
+    again, _ = prepare(prepared, args)
+    equinorm.symmetries(again, args).rescale_(torch.tensor([1.0, 2.0, 3.0]))
+    assert equinorm.deviation(again, net, args) <= 1e-12
+    settle_(again)
+    again.load_state_dict(state)  # of smaller bounds, then of larger ones
+    assert again[1].most == prepared[1].most
+    assert max(equinorm.deviation(model, net, args) for model in (prepared, again)) <= 1e-12
+
+
 class Calls(nn.Module):
     """One ReLU6 for two layers, of as many channels or of others."""
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from equinorm._modules import takes_one_size
 from equinorm._scaling import Scaling
-from equinorm.quantization.batches import Batch, first_rows
+from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
 from equinorm.quantization.fake import Reference, Simulation
 from equinorm.quantization.noise import Noise
@@ -16,19 +17,23 @@ from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.statistics import Activation, Statistics
 
-SHARES = (1.0, 0.75, 0.5, 0.25)
+SHARES = (0.5, 0.75, 1.0)
 """Parts of the log-scales that are tried."""
+
+LEFT = (1.0, 0.5, 0.25)
+"""What is left of them at last, the first at which less is lost than in the network as it was."""
 
 SURE, VERY_SURE = 1.0, 2.5
 """By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
 Watch = Callable[[int, int], None]
+Key = tuple[str, int]
 
 TRIES = 16
 """Neighbours that are tried."""
 
-SAMPLES = 64
-"""Samples that trials are measured on, at most."""
+SAMPLES, GLANCE = 64, 4
+"""Samples that trials are measured on, at most, and which part of them tells that a neighbour is not worth the others."""
 
 MOVED, STEPS = 0.3, 2.5
 """The share of log-scales that a neighbour moves, and how far, in steps of the largest weight: so that it is rounded anew."""
@@ -42,11 +47,13 @@ class Chosen:
         z: log-scales.
         share: of the log-scales that were found, before neighbours were tried.
         moves: how often a neighbour was better.
+        start: name of the other log-scales that were better than all shares; empty if none were.
     """
 
     z: Tensor
     share: float
     moves: int
+    start: str = ""
 
 
 class Trials:
@@ -79,24 +86,39 @@ class Trials:
         self.seen = seen.activations
         self.halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
         self.reference = Reference(model, first_rows(batches, SAMPLES))
+        self.is_whole = sum(map(rows, batches)) <= SAMPLES
+        few = math.ceil(min(sum(map(rows, batches)), SAMPLES) / GLANCE)
+        self.few = self.reference if takes_one_size(model) else Reference(model, first_rows(batches, few))
+        self._known: dict[tuple[str, bytes], Tensor] = {}
 
     def expected(self, z: Tensor) -> Tensor:
         """What rounding weights costs, measured, and what rounding activations does, predicted."""
-        return self._measured(z, self.weights, self.seen) + float(self.activations.exact(z.numpy()).sum())
+        return self._measured(z, self.weights, self.seen, self.reference) + float(self.activations.exact(z.numpy()).sum())
 
     def measured(self, z: Tensor) -> Tensor:
         """What rounding all costs, with the bounds of activations that were seen."""
-        return self._measured(z, self.points, self.seen)
+        return self._once("all", z, self.seen, self.reference)
 
     def unseen(self, z: Tensor) -> Tensor:
         """The same with bounds from half of the data, as if the other half were new."""
-        return self._measured(z, self.points, self.halves)
+        return self._once("new", z, self.halves, self.reference)
 
-    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[tuple[str, int], Activation]) -> Tensor:
+    def glance(self, z: Tensor) -> Tensor:
+        """What rounding all costs in the first samples."""
+        return self.measured(z) if self.few is self.reference else self._once("few", z, self.seen, self.few)
+
+    def _once(self, kind: str, z: Tensor, bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
+        """What was measured there is not measured again."""
+        key = kind, (z + 0.0).numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self._measured(z, self.points, bounds, reference)
+        return self._known[key]
+
+    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
         simulation = Simulation(self.model, points, bounds, self.scalings, z)
         if self.corrects:
-            simulation = simulation.shifted(mean_shifts(simulation, self.reference.batches, self.corrects))
-        return self.reference.noises(simulation)
+            simulation = simulation.shifted(mean_shifts(simulation, reference.batches, self.corrects))
+        return reference.noises(simulation)
 
 
 def sure(less: Tensor, more: Tensor, errors: float) -> bool:
@@ -109,14 +131,22 @@ def sure(less: Tensor, more: Tensor, errors: float) -> bool:
     return float(difference.mean()) > errors * error
 
 
-def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], levels: int, watch: Watch | None = None) -> Chosen:
-    """Log-scales at which rounding costs least, of parts of some and of neighbours.
+def choose(
+    trials: Trials,
+    z: Tensor,
+    settled: Callable[[Tensor], Tensor],
+    levels: int,
+    watch: Watch | None = None,
+    others: Mapping[str, Tensor] | None = None,
+) -> Chosen:
+    """Log-scales at which rounding costs least, of parts of some, of others, and of neighbours.
 
-    The formula tells what rounding costs on average. For activations that is what it costs, since there are many of them, and
-    others in each sample. Of weights there are few that matter, and each is rounded some way or other: where scales move by a
-    percent, all errors are drawn anew. So a neighbour is taken at which all costs less, if weights do for sure, or all does
-    for very sure: it stays better on other data. At last, what costs more than in the network as it was, with the bounds of
-    activations that were seen or with bounds from half of the data, is taken back by half, or left.
+    The formula tells what rounding costs on average. What it costs here is measured, on few samples. So of all parts of the
+    log-scales that cost no more than the best for sure, the smallest is taken: it keeps most room beyond the bounds that were
+    seen. Of weights there are few that matter, and each is rounded some way or other: where scales move by a percent, all
+    errors are drawn anew. So a neighbour is taken at which all costs less, if weights do for sure, or all does for very sure:
+    it stays better on other data. At last, what costs more than in the network as it was, with the bounds of activations that
+    were seen or with bounds from half of the data, is taken back by half, or left.
 
     Args:
         trials: what measures.
@@ -124,28 +154,47 @@ def choose(trials: Trials, z: Tensor, settled: Callable[[Tensor], Tensor], level
         settled: brings log-scales within their limits, or to powers of two.
         levels: steps of the largest weight.
         watch: called before each neighbour with its number and how many there are.
+        others: further log-scales by name. One is taken if it costs less for sure, with bounds from half of the data too.
     """
-    still, generator = torch.zeros_like(z), torch.Generator().manual_seed(0)
-    parts = [(share, settled(share * z)) for share in SHARES]
-    tried = [(trials.expected(part), share, part) for share, part in parts]
-    least, share, chosen = min(tried, key=lambda found: total(found[0]))
-    measured, moves = trials.measured(chosen), 0
+    still = torch.zeros_like(z)
+    parts = {tuple(part.tolist()): (share, part) for share in SHARES for part in [settled(share * z)] if part.any()}
+    if not parts:
+        return Chosen(still, 0.0, 0)
+    at_rest, tried = trials.measured(still), [(trials.measured(part), share, part) for share, part in parts.values()]
+    least = min(tried, key=lambda found: total(found[0]))[0]
+    measured, share, chosen = next(found for found in tried if not sure(least, found[0], SURE))
+    start = ""
+    for name, other in (others or {}).items():
+        other = settled(other)
+        if sure(found := trials.measured(other), measured, SURE) and sure(trials.unseen(other), trials.unseen(chosen), SURE):
+            measured, share, chosen, start = found, 1.0, other, name
+    chosen, moves = _moved(trials, chosen, measured, settled, STEPS / levels, watch)
+    unseen = trials.unseen(still)
+    for part in LEFT:
+        less = settled(part * chosen) if part < 1 else chosen
+        if total(trials.measured(less)) < total(at_rest) and total(trials.unseen(less)) < total(unseen):
+            return Chosen(less, share * part, moves, start)
+    return Chosen(still, 0.0, 0)
+
+
+def _moved(
+    trials: Trials, z: Tensor, measured: Tensor, settled: Callable[[Tensor], Tensor], step: float, watch: Watch | None
+) -> tuple[Tensor, int]:
+    """Log-scales near some that lose less, and how often some did."""
+    generator, least, moves = torch.Generator().manual_seed(0), None, 0
     for number in range(TRIES):
         if watch is not None:
             watch(number, TRIES)
         is_moved = torch.rand(z.shape, generator=generator, dtype=z.dtype) < MOVED
-        step = torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved * (STEPS / levels)
-        near = settled(chosen + step)
-        if torch.equal(near, chosen) or total(found := trials.measured(near)) >= total(measured):
+        near = settled(z + step * torch.randn(z.shape, generator=generator, dtype=z.dtype) * is_moved)
+        if torch.equal(near, z) or total(trials.glance(near)) >= total(trials.glance(z)):
             continue
+        if total(found := trials.measured(near)) >= total(measured):
+            continue
+        least = trials.expected(z) if least is None else least
         if sure(expected := trials.expected(near), least, SURE) or sure(found, measured, VERY_SURE):
-            least, measured, chosen, moves = expected, found, near, moves + 1
-    at_rest, unseen = total(trials.measured(still)), total(trials.unseen(still))
-    for part in (1.0, *SHARES[2:]):
-        less = settled(part * chosen)
-        if total(trials.measured(less)) < at_rest and total(trials.unseen(less)) < unseen:
-            return Chosen(less, share * part, moves)
-    return Chosen(still, 0.0, 0)
+            z, measured, least, moves = near, found, expected, moves + 1
+    return z, moves
 
 
 def total(noise: Tensor) -> float:

@@ -47,6 +47,8 @@ def free_(
     Returns:
         How many channels each freed activation has, and why the others were left.
     """
+    for clamp in [module for module in model.modules() if isinstance(module, Clamp)]:
+        put(model, clamp, clamp.freed())
     lifted = lift_bounds_(model)
     try:
         return _freed(model, args, kwargs, opaque, which)
@@ -110,7 +112,9 @@ def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Hardtanh]]:
 def settle_(model: nn.Module) -> int:
     """Turn clamps whose bounds are all equal back into what they were, in place; returns how many are left.
 
-    Bounds that scaled, but all alike, become those of an nn.Hardtanh. The function stays the same.
+    Bounds that scaled, but all alike, become those of an nn.Hardtanh. Those that differ stay as they are from now on, and
+    the largest bounds all channels first, which onnxruntime rounds better; `prepare` sets them free again. The function stays
+    the same.
 
     Args:
         model: a prepared model; is changed.

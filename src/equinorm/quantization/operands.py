@@ -11,6 +11,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.calls import Calls, Sum
+from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme
 
@@ -47,7 +48,7 @@ class Operand:
         return f"{_name(self.number, self.module)} (operand {self.key[1] + 1})"
 
 
-Place = Point | Operand
+Place = Point | Operand | Output
 """Where a quantizer rounds."""
 
 

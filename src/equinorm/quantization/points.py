@@ -31,6 +31,7 @@ class Point:
         is_transposed: is the weight stored (in, out)?
         scheme: how it is rounded.
         scaling: of the channels of what it reads: a `Scaling` of shape (channels, 1, …).
+        made: name of the value that it returns.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Point:
     is_transposed: bool
     scheme: Scheme
     scaling: Scaling
+    made: str = ""
 
     @property
     def name(self) -> str:
@@ -89,9 +91,9 @@ def find_points(
     for call in seen:
         use = places[call.name].get(call.number) if call.name in schemes else None
         if use is not None:
-            read = _scaling_of_channels(_read(found.values, use), call)
+            read = scaling_of_channels(_read(found.values, use), call.kind.spatial)
             numbers = owners[call.name], call.name, call.number, call.groups, call.kind.is_transposed
-            points.append(Point(*numbers, schemes[call.name], read))
+            points.append(Point(*numbers, schemes[call.name], read, use.name))
     if not points:
         raise EqualizeError(
             f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
@@ -122,12 +124,18 @@ def _read(values: InnerValues, use: InnerValue) -> InnerValue:
     return next(values[name] for name in use.reads.values() if not values[name].parameters)
 
 
-def _scaling_of_channels(value: InnerValue, call: Call) -> Scaling:
-    """How the channels of a value scale: a layer that reads it lets nothing else about it scale, but for zeros of a padding."""
-    scaling, channels = value.scaling, (value.shape[call.axis], *(1,) * call.kind.spatial)
+def scaling_of_channels(value: InnerValue, spatial: int) -> Scaling:
+    """How channels of what a layer reads or makes scale: all but they, and zeros of a padding, scale alike.
+
+    Args:
+        value: what is read or made.
+        spatial: how many axes follow the channels.
+    """
+    axis, channels = -1 - spatial, (value.shape[-1 - spatial], *(1,) * spatial)
+    scaling = value.scaling
     factors = () if scaling is None else scaling.factors
     along = tuple(
-        (exponent, ids.movedim(call.axis, 0).reshape(ids.shape[call.axis], -1).amax(1).reshape(-1, *channels[1:]))
+        (exponent, ids.movedim(axis, 0).reshape(ids.shape[axis], -1).amax(1).reshape(-1, *channels[1:]))
         for exponent, ids in factors
     )
     return Scaling((value.name,), channels, value.dtype, "value", "value", value.depth, along)

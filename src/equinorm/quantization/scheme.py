@@ -32,6 +32,8 @@ class Scheme:
             error, as tools choose that clip by it.
         sums: are both activations that a sum adds rounded too, as onnxruntime and PT2E do? Masks are not, nor sums with what
             does not depend on the inputs; `Equalization.left` names what stays in float though it was asked for.
+        outputs: is what a layer returns rounded too, where no ReLU, layer or sum reads it (a PReLU, say, or nothing), as
+            onnxruntime and XNNPACK's quantizer do?
 
     Raises:
         EqualizeError: for values out of range.
@@ -50,6 +52,7 @@ class Scheme:
     in_float: Sequence[str] = field(default=(), kw_only=True)
     clip: bool = field(default=False, kw_only=True)
     sums: bool = field(default=False, kw_only=True)
+    outputs: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
@@ -60,7 +63,7 @@ class Scheme:
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
-        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums"):
+        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums", "outputs"):
             if not isinstance(getattr(self, name), bool):
                 raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         object.__setattr__(self, "overrides", _pairs(self.overrides))

@@ -18,12 +18,13 @@ from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
 from equinorm.quantization.batches import calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
-from equinorm.quantization.choosing import Chosen, Trials, choose
+from equinorm.quantization.choosing import Chosen, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
 from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import Minimum, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
+from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Activation, Statistics, gather
@@ -67,7 +68,7 @@ def solve_(
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
     symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
     operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
-    points = (*points, *operands)
+    points = (*points, *find_outputs(points, symmetries), *operands)
     biases, unbiased = {}, {}
     if options.bias_correction:
         biases, unbiased = find_biases(model, args, kwargs, symmetries.values, points)
@@ -84,10 +85,13 @@ def solve_(
     predicted = Noise(of_activations, symmetries.num_free)
     trials = Trials(model, points, seen, scalings, predicted, batches, corrects=biases)
     z, levels, watch = torch.from_numpy(minimum.z), options.scheme.weight_levels, options.watch("measuring")
-    chosen = choose(trials, z, _settling(symmetries, options), levels, watch)
-    reference, still = Reference(model, batches), torch.zeros_like(chosen.z)
+    chosen = choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z))
+    reference, still = trials.reference if trials.is_whole else Reference(model, batches), torch.zeros_like(chosen.z)
     before, after = (
-        reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z)) for z in (still, chosen.z)
+        decibels(reference.signal, total(trials.measured(z)))
+        if trials.is_whole and not trials.corrects
+        else reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z))
+        for z in (still, chosen.z)
     )
     costs = _costs(Noise(observed, symmetries.num_free), names, points, symmetries, seen)
     one, other = costs(still), costs(chosen.z)
@@ -141,6 +145,12 @@ def _costs(
     return costs
 
 
+def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
+    """Log-scales of least norm, which no calibration data can mislead, and those half of the way to them."""
+    least = symmetries.balance(p=2.0, tol=1e-3).log_scales
+    return {"half of the way to the least norm (p = 2)": (z + least) / 2, "the least norm (p = 2)": least}
+
+
 def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Tensor]:
     """What brings log-scales within their limits, and to powers of two."""
     limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
@@ -188,6 +198,8 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: 
     if not bool(chosen.z.any()):
         return f"{found}; by measurement, the scales are left as they were"
     kept = [f"{chosen.share:g} of the log-scales are taken"] if chosen.share < 1 else []
+    if chosen.start:
+        kept = [f"{chosen.start} is taken" if chosen.share == 1 else f"{chosen.share:g} of {chosen.start} is taken"]
     if chosen.moves:
         kept.append(f"{'then' if kept else 'scales are'} moved {count(chosen.moves, 'time')}")
     return f"{found}; by measurement, {', '.join(kept)}" if kept else found

@@ -1,0 +1,80 @@
+"""Outputs that quantizers round although no layer reads them as they are."""
+
+import pytest
+import torch
+from torch import nn
+
+import equinorm
+from equinorm.quantization import Scheme
+from equinorm.quantization.outputs import Output, find_outputs
+from equinorm.quantization.points import find_points
+
+ROUNDED = Scheme(8, "tensor", outputs=True)
+
+
+class Net(nn.Module):
+    """Layers whose outputs a PReLU, a ReLU, a pooling, a sum, or nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(3 if i == 0 else 6, 6, 3, padding=1) for i in range(4))
+        self.act, self.last = nn.PReLU(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.b(self.act(self.a(x))))
+        x = self.d(nn.functional.max_pool2d(self.c(x), 2)) + nn.functional.max_pool2d(x, 2)
+        return self.last(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def case():
+    torch.manual_seed(0)
+    return Net().double().eval(), torch.randn(24, 3, 8, 8, dtype=torch.float64)
+
+
+def outputs(net, x, scheme):
+    symmetries, points = find_points(net, (x,), None, scheme)
+    return [output.module for output in find_outputs(points, symmetries)]
+
+
+def test_outputs_count_where_nothing_else_rounds_them(case):
+    assert outputs(*case, ROUNDED) == ["a", "d", "last"]
+    assert outputs(*case, Scheme(8, "tensor", outputs=True, sums=True)) == ["a", "last"]
+    assert outputs(*case, Scheme(8, "tensor")) == outputs(*case, Scheme(8, "tensor", False, None, outputs=True)) == []
+    assert outputs(*case, Scheme(8, "tensor", outputs=True, in_float=["a"])) == ["d", "last"]
+
+
+def test_they_are_rounded_and_their_noise_is_foreseen(case):
+    """Few steps for activations, many for weights: all of the noise is theirs."""
+    net, x = case
+    found = {}
+    for rounds in (False, True):
+        scheme = Scheme(16, "channel", activation_bits=6, outputs=rounds)
+        found[rounds] = equinorm.equalize(net, x, calibration=[x], scheme=scheme)
+        assert found[rounds].noise_before == pytest.approx(found[rounds].measured_before, abs=1.5)
+    assert found[True].measured_before < found[False].measured_before - 1
+    assert [one.name for one in found[True].tensors if one.name.startswith("output")] == [
+        f"output of {n}" for n in ("a", "d", "last")
+    ]
+    values = found[True].simulated(x)[1].unique()  # of two outputs, one step
+    assert len(values) <= 2**6
+    output = next(one for one in found[True].points if isinstance(one, Output))
+    channels = output.scaling.log_scales(found[True].log_scales).exp().reshape(-1, 1, 1)
+    seen = found[True].activations[output.key]
+    made = (net.a(x) * channels).amax((0, 2, 3)).detach()
+    torch.testing.assert_close(seen.high, made.clamp(min=0), rtol=1e-9, atol=0)
+
+
+def test_a_spread_that_only_outputs_see_is_evened():
+    """A PReLU's output, of one range, from inputs of very different ones: only what is rounded in front of it tells."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.PReLU(8), nn.Linear(8, 4)).double().eval()
+    x = torch.randn(64, 4, dtype=torch.float64)
+    with torch.no_grad():
+        net[0].bias.copy_(-30 * torch.arange(8.0))  # far below zero, where the slope brings them back
+        net[1].weight.copy_(1 / (1 + 30 * torch.arange(8.0)))
+    plain = equinorm.equalize(net, x, calibration=[x], scheme="w8a8")
+    told = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(outputs=True))
+    assert told.measured_after > told.measured_before + 3
+    untold = equinorm.equalize_(plain.model, x, calibration=[x], scheme=Scheme(outputs=True)).measured_before
+    assert told.measured_after > untold + 1
