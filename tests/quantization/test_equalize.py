@@ -139,13 +139,9 @@ def test_prediction_knows_of_clipped_ranges():
     with torch.no_grad():
         net[0].weight.copy_(torch.distributions.StudentT(3.0).sample((40, 40)))
     x = torch.randn(64, 40, dtype=torch.float64)
-    clipped, whole = (
-        equinorm.equalize(net, x, calibration=[x], scheme=Scheme(4, "tensor", activation_bits=None, clip=clip))
-        for clip in (True, False)
-    )
-    assert clipped.noise_before == pytest.approx(clipped.measured_before, abs=1)
+    clipped = equinorm.equalize(net, x, calibration=[x], scheme=Scheme(4, "tensor", activation_bits=None, clip=True))
+    assert clipped.noise_before == pytest.approx(clipped.measured_before, abs=1)  # 2.5 dB less without that
     assert clipped.noise_after == pytest.approx(clipped.measured_after, abs=1.5)
-    assert clipped.noise_before > whole.noise_before + 2
     alone = 10 * math.log10(sum(10 ** (-tensor.before / 10) for tensor in clipped.tensors))
     assert clipped.noise_before == pytest.approx(-alone, abs=1e-9)
 
@@ -239,6 +235,23 @@ def test_sums_of_masks_and_constants_stay_in_float_and_others_are_told_apart_by_
     assert found.left == {"sum 1": "one of its operands does not depend on the inputs", **masked}
     assert found.measured_before == pytest.approx(found.noise_before, abs=3)
     assert found.samples == 9
+
+
+def test_a_transformer_of_a_library_is_not_refused():
+    """Its embeddings are sums with constants, which the exported graph knows and the run does not."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.BertConfig(vocab_size=20, max_position_embeddings=8, attn_implementation="eager", **sizes)
+    net, words = transformers.BertModel(config, add_pooling_layer=False).eval(), torch.randint(0, 20, (4, 6))
+    inputs = {"input_ids": words, "attention_mask": (torch.arange(6) < torch.tensor([[3], [6], [5], [6]])).long()}
+    found = equinorm.equalize(net, (), inputs, calibration=[inputs], scheme=Scheme(sums=True))
+    rounded = [point.name.partition(" in ")[0] for point in found.points if "+" in point.key[0] and point.key[1] == 0]
+    assert rounded == ["sum 3", "sum 4", "sum 5"]
+    assert list(found.left.values()) == [
+        *2 * ["one of its operands does not depend on the inputs"],
+        "its numbers are those of a mask",
+    ]
 
 
 def test_a_sum_that_no_batch_makes_stays_in_float():
