@@ -213,14 +213,13 @@ def _of(block: Block, places: Sequence[Tensor], logs: Tensor) -> Entries:
 def _joined(parts: Sequence[Entries]) -> Entries:
     """All of them, with as many factors as any has."""
     width = max((part.ids.shape[1] for part in parts), default=1)
-
-    def wide(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, ((0, 0), (0, width - array.shape[1])))
-
-    if not parts:
-        return Entries(np.zeros((0, 1), np.int64), np.zeros((0, 1)), np.zeros(0))
-    ids, exponents = ([wide(array) for array in arrays] for arrays in zip(*((p.ids, p.exponents) for p in parts), strict=True))
-    return Entries(np.concatenate(ids), np.concatenate(exponents), np.concatenate([part.logs for part in parts]))
+    logs = np.concatenate([np.zeros(0), *(part.logs for part in parts)])
+    ids, exponents, first = np.zeros((len(logs), width), np.int64), np.zeros((len(logs), width)), 0
+    for part in parts:
+        here = np.s_[first : first + len(part.logs), : part.ids.shape[1]]
+        ids[here], exponents[here] = part.ids, part.exponents
+        first += len(part.logs)
+    return Entries(ids, exponents, logs)
 
 
 # -------------------------------------------------------------------------------------------------------- differences
