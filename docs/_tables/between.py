@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "barriers.jsonl"
 
 ALIGNMENTS = RESULTS.with_name("alignment.jsonl")
+
+PERMUTATIONS = RESULTS.with_name("permutations.jsonl")
 
 Record = dict[str, Any]
 
@@ -46,4 +49,21 @@ def alignments() -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"barriers": barriers, "alignments": alignments}
+def permutations() -> str:
+    """Models that were permuted, by library: how many, what was found, deviations, seconds."""
+    rows = [
+        "| Library | Models | Nothing found | Families | Largest deviation | Seconds to export | To find, after the export |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    records = [json.loads(line) for line in PERMUTATIONS.read_text("utf-8").splitlines()]
+    for zoo in sorted({r["zoo"] for r in records}):
+        own = [r for r in records if r["zoo"] == zoo and "error" not in r]
+        empty = ", ".join(r["model"] for r in own if not r["families"]) or "none"
+        seconds = (median(r[f"{part}_seconds"] for r in own) for part in ("export", "interpretation"))
+        families, largest = sum(r["families"] for r in own), max(r["deviation"] for r in own)
+        cells = [zoo, str(len(own)), empty, str(families), f"{largest:.0e}", *(f"{value:.2g}" for value in seconds)]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+MARKERS = {"barriers": barriers, "alignments": alignments, "permutations": permutations}

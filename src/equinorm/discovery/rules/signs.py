@@ -39,7 +39,7 @@ LINEAR = (
     "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa col2im trace sum_to_size prod "
     "index_add index_copy index_fill scatter scatter_add index_put _unsafe_index_put masked_scatter take diff "
     "linalg_multi_dot chain_matmul tensordot kron linalg_vecdot linalg_cross cross "
-    "aten::gru.input aten::lstm.input"
+    "aten::rnn_tanh.input aten::gru.input aten::lstm.input rnn_tanh_cell gru_cell lstm_cell"
 )
 """Operations of which the rule of scales holds for negative ones too."""
 
