@@ -10,12 +10,11 @@ Record = dict[str, Any]
 def streamed() -> str:
     """What balancing took, by size of the folder."""
     records = [record for record in _records("checkpoints") if record["kind"] == "streamed"]
-    rows = [
-        "| weights | largest component | most memory | reads | writes | seconds | of these to find symmetries | processor |"
-    ]
-    rows.append("| ---: |" + " ---: |" * 7)
+    heads = ("weights", "largest component", "most memory", "reads", "writes")
+    rows = [f"| model | {' | '.join(heads)} | seconds | of these to find symmetries | processor |", "| --- |" + " ---: |" * 8]
     for record in sorted({record["bytes"]: record for record in records}.values(), key=lambda record: record["bytes"]):
-        cells = [_size(record[key]) for key in ("bytes", "largest component", "peak bytes of memory")]
+        cells = [f"{record['model'].capitalize()}-like"]
+        cells += [_size(record[key]) for key in ("bytes", "largest component", "peak bytes of memory")]
         cells += [f"{record[key]:.2f}" for key in ("reads", "writes")]
         cells += [f"{record[key]:.0f} s" for key in ("seconds", "seconds of analysis", "processor seconds")]
         rows.append(f"| {' | '.join(cells)} |")

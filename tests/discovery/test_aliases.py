@@ -137,3 +137,44 @@ def test_hooks_of_all_modules_see_modules_that_no_model_holds():
     finally:
         handle.remove()
     assert check(Net(beside)) == 5
+
+
+class Ranked(nn.Module):
+    """Weighs what two of five layers give by the scores of the two largest, as mixtures of experts do."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+        self.score, self.a, self.d = nn.Linear(6, 5), nn.Linear(6, 4, bias=False), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = self.score(x).softmax(-1).topk(2)
+        same = values.view(-1, 2)
+        values /= values.sum(-1, keepdim=True)
+        if self.late:
+            values = same + 0  # through another name for what was changed
+        h = F.relu(self.a(x)) * places.sum(-1, keepdim=True)
+        return self.d(h * values[:, :1])
+
+
+def test_results_of_one_operation_do_not_share_memory(monkeypatch):
+    asked = []
+    whole = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram, "run_decompositions", lambda self, *args: asked.append(1) or whole(self, *args)
+    )
+    assert check(Ranked(late=False)) == 4
+    assert not asked  # it takes as long as the export itself
+    check(Ranked(late=True))
+    assert asked
+
+
+def test_a_result_that_is_read_by_another_name_after_a_write_is_seen_changed():
+    def doubled(net, x):
+        high, _ = net.a(x).max(0, keepdim=True)
+        other = high[:, :5]
+        high += net.b(x)[:1]
+        return net.d(F.relu(other))
+
+    assert check(Ranked(late=True)) == 4
+    assert check(Net(doubled)) == 5

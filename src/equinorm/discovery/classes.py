@@ -40,7 +40,7 @@ class Classes:
     def __init__(self) -> None:
         self._size = 2
         self._parent = np.arange(1024)
-        self._sign = np.ones(1024, np.int64)  # z[c] = sign[c] · z[parent[c]]
+        self._sign = np.ones(1024, np.int8)  # z[c] = sign[c] · z[parent[c]]
         self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
         self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
         self._family = np.zeros(1024, np.int32)
@@ -56,7 +56,7 @@ class Classes:
         while self._size > len(self._parent):
             old = len(self._parent)
             self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
-            self._sign = np.concatenate([self._sign, np.ones(old, np.int64)])
+            self._sign = np.concatenate([self._sign, np.ones(old, np.int8)])
             self._pinned_by = np.concatenate([self._pinned_by, np.zeros(old, np.int32)])
             self._dependent = np.concatenate([self._dependent, np.zeros(old, bool)])
             self._family = np.concatenate([self._family, np.zeros(old, np.int32)])

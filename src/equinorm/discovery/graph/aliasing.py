@@ -138,7 +138,7 @@ def _roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
     for node in graph.graph.nodes:
         shared = [value for argument, value in _named(node) if argument.alias_info is not None]
         if node.target is operator.getitem:
-            shared = [_within(node) or node.all_input_nodes[0]]
+            shared = [] if _is_fresh(node, found) else [_within(node) or node.all_input_nodes[0]]
         elif _packet(node) in _SOMETIMES_ALIASES.split():
             shared = node.all_input_nodes
         memory = memory_of(node.meta.get("val"), node)
@@ -149,6 +149,16 @@ def _roots(graph: fx.GraphModule) -> dict[fx.Node, fx.Node]:
         if memory is not None:
             owners.setdefault(memory, found[node])
     return found
+
+
+def _is_fresh(node: fx.Node, roots: dict[fx.Node, fx.Node]) -> bool:
+    """Is this one of several results that the operator's schema makes anew, as the values and places of topk are?"""
+    call, place = node.args
+    if not isinstance(call, fx.Node) or not isinstance(call.target, torch._ops.OpOverload) or not isinstance(place, int):
+        return False
+    returns = call.target._schema.returns
+    is_own = roots[call] is call and _packet(call) not in _SOMETIMES_ALIASES.split() and len(returns) > 1
+    return is_own and isinstance(returns[place].type, torch.TensorType) and returns[place].alias_info is None
 
 
 def _within(node: fx.Node) -> fx.Node | None:
