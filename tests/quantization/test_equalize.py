@@ -96,6 +96,36 @@ def test_what_layers_share_is_not_corrected(tensor):
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
+def test_biases_of_grouped_convolutions_are_corrected():
+    """How many groups there are is no factor of the bias."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 6, 3, 2, "valid", groups=2), nn.Flatten()
+    net, x = nn.Sequential(*layers).double().eval(), torch.randn(8, 4, 7, 7, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a8-tensor", bias_correction=True)
+    assert dict(found.biases) == {"0.weight": "0.bias", "2.weight": "2.bias"}
+    assert not found.left
+
+
+class Functional(nn.Module):
+    """A layer without a bias whose weight a function reads: a bias of its module would do nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6, bias=False), nn.Linear(6, 2, bias=False)
+
+    def forward(self, x):
+        return self.last(nn.functional.linear(x, self.first.weight).relu())
+
+
+def test_a_bias_that_nothing_would_read_is_not_corrected():
+    torch.manual_seed(3)
+    net, x = Functional().double().eval(), 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert dict(found.biases) == {"last.weight": "last.bias"}
+    assert found.model.first.bias is None
+    assert "would not read" in found.left["bias of first"]
+
+
 class Again(nn.Module):
     """A layer whose first result nothing reads."""
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch
-from equinorm.quantization.calls import OPERATORS, Call
+from equinorm.quantization.calls import KINDS, OPERATORS, Call, Calls
 from equinorm.quantization.fake import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
@@ -75,7 +75,39 @@ def find_biases(
                 left[f"bias of {point.module or point.weight}"] = why
             else:
                 found[point.weight] = bias
+    for weight in _unread(model, args, kwargs, found):
+        del found[weight]
+        name = next(point.module or point.weight for point in points if isinstance(point, Point) and point.weight == weight)
+        left[f"bias of {name}"] = "what calls its weight would not read a bias"
     return found, left
+
+
+def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, biases: Mapping[str, str]) -> list[str]:
+    """Weights of modules that have no bias, and in some call would not read one: functions call them with the weight alone."""
+    given: dict[str, tuple[Any, nn.Parameter]] = {}
+    for weight, bias in biases.items():
+        module: Any = model.get_submodule(bias.rpartition(".")[0])
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None:
+            size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            given[weight] = module, nn.Parameter(module.weight.new_zeros(size), requires_grad=False)
+    unread: list[str] = []
+
+    def note(call: Call) -> Tensor:
+        if call.name in given and call.arguments.get("bias") is not given[call.name][1]:
+            unread.append(call.name)
+        return call.run()
+
+    if not given:
+        return unread
+    try:
+        for module, zeros in given.values():
+            module.bias = zeros
+        with undisturbed(model), by_default(), torch.no_grad(), Calls(model, note):
+            model(*args, **without_cache(model, args, dict(kwargs or {})))
+    finally:
+        for module, _ in given.values():
+            module.bias = None
+    return [*dict.fromkeys(unread)]
 
 
 def _bias(model: nn.Module, values: InnerValues, point: Point) -> tuple[str, str]:
@@ -125,8 +157,9 @@ def _multiplied(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None)
 
     class Sums(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-            if any(factor != 1 for factor in (*args, *(kwargs or {}).values()) if isinstance(factor, (int, float))):
-                found.update(names[id(part)] for part in (*args, *(kwargs or {}).values()) if id(part) in names)
+            given = (*args, *(kwargs or {}).values())
+            if func not in KINDS and any(factor != 1 for factor in given if isinstance(factor, (int, float))):
+                found.update(names[id(part)] for part in given if id(part) in names)  # a convolution's numbers are settings
             return func(*args, **(kwargs or {}))
 
     with undisturbed(model), by_default(), Sums():
