@@ -152,6 +152,7 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
         raise EquinormError(f"{shown} takes or returns what is no tensor: it can have no law.")
     if letters is None:
         letters = _broadcast([value.shape for value in tensors.values()], before)
+        _check_local(operator, shown, given, before)
     shapes = [tuple(part.shape) for part in (*tensors.values(), *before)]
     sizes = letters.sizes(shapes, (*letters.terms, *letters.results))
     if sizes is None:
@@ -169,6 +170,27 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
                     f"the axes {letters.equation!r} of {shown} are wrong: with {', '.join(chosen)} in another order, result "
                     f"{place} is off by {error:.1e} of its largest entry. Nothing was registered. Write '_' for an axis that "
                     "may not be permuted."
+                )
+
+
+def _check_local(operator: Any, shown: str, given: Mapping[str, Any], before: Sequence[Tensor]) -> None:
+    """Change the first entry of one tensor after another: no entry at another place may see it.
+
+    Raises:
+        WrongRuleError: if one does.
+    """
+    for key, value in _tensors(given).items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        first = torch.zeros(value.shape, dtype=torch.bool)
+        first[(0,) * value.dim()] = True
+        for place, result in enumerate(_list(operator(**{**given, key: torch.where(first, 0.7 * value, value)}))):
+            elsewhere = ~first.expand_as(result)
+            error = _apart(result[elsewhere], before[place][elsewhere])
+            if not error <= TOLERANCE:
+                raise WrongRuleError(
+                    f"{shown} is not {ELEMENTWISE}: an entry of {key!r} changes result {place} at other places by {error:.1e} "
+                    "of its largest entry. Nothing was registered. Write letters for its axes."
                 )
 
 
