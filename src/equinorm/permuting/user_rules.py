@@ -150,15 +150,17 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
     before = _list(operator(**given))
     if not tensors or not all(isinstance(part, Tensor) for part in before):
         raise EquinormError(f"{shown} takes or returns what is no tensor: it can have no law.")
+    is_elementwise = letters is None
     if letters is None:
         letters = _broadcast([value.shape for value in tensors.values()], before)
-        _check_local(operator, shown, given, before)
     shapes = [tuple(part.shape) for part in (*tensors.values(), *before)]
     sizes = letters.sizes(shapes, (*letters.terms, *letters.results))
     if sizes is None:
         raise EquinormError(f"{letters.equation!r} does not fit the shapes of {shown}, which gives {shapes[len(tensors) :]}.")
     if not all(bool(part.isfinite().all()) for part in before):
         raise EquinormError(f"the results of {shown} are not finite at numbers like these.")
+    if is_elementwise:
+        _check_local(operator, shown, given, before)
     rolled = {letter: torch.arange(size).roll(1) for letter, size in sizes.items()}
     swapped = {letter: torch.tensor([1, 0, *range(2, size)][:size]) for letter, size in sizes.items() if size > 1}
     for chosen in [*({letter: order} for orders in (swapped, rolled) for letter, order in orders.items()), rolled]:
