@@ -121,6 +121,25 @@ def unsorted(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
 PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written, unsorted)
 
 
+def rectified(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (scores - 0.3).relu().topk(2, -1).indices[:, 1])
+
+
+def compared(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (scores > 0.2).to(x.dtype).argmax(-1))
+
+
+def one_for_all(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, scores[:, :1].expand(-1, EXPERTS).max(-1).indices)
+
+
+@pytest.mark.parametrize("choose", [rectified, compared, one_for_all], ids=lambda choose: choose.__name__)
+def test_scores_that_are_often_equal_pin(choose):
+    found, apart = moved(*network(choose))
+    assert apart <= 1e-12
+    assert all(("2.down", 0) not in places for places in found.spec().perm_to_axes.values())
+
+
 def unsorted_values(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return x * (scores.topk(4, -1, sorted=False).values @ torch.arange(4, dtype=x.dtype))[:, None]
 
