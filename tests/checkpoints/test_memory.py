@@ -1,6 +1,7 @@
 """Memory: tensors that lie in files are read piece by piece, and what was read is given back."""
 
 import json
+import mmap
 from pathlib import Path
 
 import pytest
@@ -74,4 +75,15 @@ def test_tensors_in_ordinary_memory_are_never_forgotten(checkpoint):
     lies, own = checkpoint.files[0].mapped("w"), torch.ones(1 << 22)
     forget(own)
     assert bool((own == 1).all())
+    assert lies.shape == (ROWS, COLUMNS)
+
+
+def test_what_users_wrote_into_mappings_of_their_own_stays(checkpoint):
+    lies = checkpoint.files[0].mapped("w")
+    with open(checkpoint.files[0].path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    own = torch.frombuffer(pages, dtype=torch.uint8)
+    own.fill_(7)
+    forget(own)
+    assert bool((own == 7).all())
     assert lies.shape == (ROWS, COLUMNS)

@@ -121,6 +121,43 @@ def unsorted(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
 PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written, unsorted)
 
 
+def rectified(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (scores - 0.3).relu().topk(2, -1).indices[:, 1])
+
+
+def compared(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (scores > 0.2).to(x.dtype).argmax(-1))
+
+
+def one_for_all(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, scores[:, :1].expand(-1, EXPERTS).max(-1).indices)
+
+
+@pytest.mark.parametrize("choose", [rectified, compared, one_for_all], ids=lambda choose: choose.__name__)
+def test_scores_that_are_often_equal_pin(choose):
+    found, apart = moved(*network(choose))
+    assert apart <= 1e-12
+    assert all(("2.down", 0) not in places for places in found.spec().perm_to_axes.values())
+
+
+def unsorted_values(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return x * (scores.topk(4, -1, sorted=False).values @ torch.arange(4, dtype=x.dtype))[:, None]
+
+
+def last_of_several(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    each = torch.einsum("eoi,bo->bie", m.down, x)
+    return torch.zeros_like(scores).scatter(1, each.argmax(-1), each.sum(-1)) @ m.bias
+
+
+@pytest.mark.parametrize("choose", [unsorted_values, last_of_several], ids=lambda choose: choose.__name__)
+def test_orders_that_decide_are_kept(choose):
+    net, x = network(choose)
+    found, apart = moved(net, x)
+    assert apart <= 1e-12
+    kept = ("2.router.weight", 0) if choose is unsorted_values else ("2.down", 2)
+    assert all(kept not in places for places in found.spec().perm_to_axes.values())
+
+
 def network(choose: Callable[..., Tensor]) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(1)
     return nn.Sequential(nn.Linear(3, INTO), nn.Tanh(), Mixture(choose), nn.Linear(INTO, 2)).double(), torch.randn(

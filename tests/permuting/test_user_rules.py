@@ -120,6 +120,11 @@ def test_orders_are_the_same_at_all_places():
     assert [text.split(":")[0] for text in found] == ["2 channels", "3 channels"]
 
 
+def test_what_meets_other_places_is_not_elementwise():
+    with pytest.raises(equinorm.EquinormError, match="is not elementwise: an entry of 'x' changes result 0 at other places"):
+        equinorm.register_axes(across_heads, "elementwise", [(torch.rand(4, 2, 3) + 1,)])
+
+
 @pytest.mark.parametrize(
     ("letters", "words"),
     [

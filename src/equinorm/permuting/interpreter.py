@@ -14,6 +14,7 @@ from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
+from equinorm.permuting.equal_entries import may_be_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
@@ -82,7 +83,7 @@ class Interpreter:
         if node.target is operator.getitem:
             source, place = self._arguments(node.args)
             part = source[place]
-            return part() if callable(part) else part
+            return self._places(node.args[0], part()) if callable(part) else part
         body, given = subgraph(node)
         if body is not None:
             names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
@@ -94,10 +95,18 @@ class Interpreter:
             return inner.propagate(inputs)
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
+        if isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("argmax", "argmin"):
+            value = self._places(node, value)
         is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
         for target in written(node):
             if self.roots[target].op == "placeholder" and not is_kept:  # running statistics follow their channels
                 self.book.pin([value, self.values[self.roots[target]]], "writes into a tensor of the model or an input")
+        return value
+
+    def _places(self, node: Any, value: Any) -> Any:
+        """Places of entries along an axis, which is pinned where several may be the largest."""
+        if isinstance(value, Laid) and value.names is not None and may_be_equal(node.all_input_nodes[0]):
+            self.book.pin_axis(value.names, "tells which of equal entries came first")
         return value
 
     def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:

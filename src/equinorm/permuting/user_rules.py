@@ -150,6 +150,7 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
     before = _list(operator(**given))
     if not tensors or not all(isinstance(part, Tensor) for part in before):
         raise EquinormError(f"{shown} takes or returns what is no tensor: it can have no law.")
+    is_elementwise = letters is None
     if letters is None:
         letters = _broadcast([value.shape for value in tensors.values()], before)
     shapes = [tuple(part.shape) for part in (*tensors.values(), *before)]
@@ -158,6 +159,8 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
         raise EquinormError(f"{letters.equation!r} does not fit the shapes of {shown}, which gives {shapes[len(tensors) :]}.")
     if not all(bool(part.isfinite().all()) for part in before):
         raise EquinormError(f"the results of {shown} are not finite at numbers like these.")
+    if is_elementwise:
+        _check_local(operator, shown, given, before)
     rolled = {letter: torch.arange(size).roll(1) for letter, size in sizes.items()}
     swapped = {letter: torch.tensor([1, 0, *range(2, size)][:size]) for letter, size in sizes.items() if size > 1}
     for chosen in [*({letter: order} for orders in (swapped, rolled) for letter, order in orders.items()), rolled]:
@@ -169,6 +172,27 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
                     f"the axes {letters.equation!r} of {shown} are wrong: with {', '.join(chosen)} in another order, result "
                     f"{place} is off by {error:.1e} of its largest entry. Nothing was registered. Write '_' for an axis that "
                     "may not be permuted."
+                )
+
+
+def _check_local(operator: Any, shown: str, given: Mapping[str, Any], before: Sequence[Tensor]) -> None:
+    """Change the first entry of one tensor after another: no entry at another place may see it.
+
+    Raises:
+        WrongRuleError: if one does.
+    """
+    for key, value in _tensors(given).items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        first = torch.zeros(value.shape, dtype=torch.bool)
+        first[(0,) * value.dim()] = True
+        for place, result in enumerate(_list(operator(**{**given, key: torch.where(first, 0.7 * value, value)}))):
+            elsewhere = ~first.expand_as(result)
+            error = _apart(result[elsewhere], before[place][elsewhere])
+            if not error <= TOLERANCE:
+                raise WrongRuleError(
+                    f"{shown} is not {ELEMENTWISE}: an entry of {key!r} changes result {place} at other places by {error:.1e} "
+                    "of its largest entry. Nothing was registered. Write letters for its axes."
                 )
 
 

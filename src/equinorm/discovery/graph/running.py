@@ -9,6 +9,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from equinorm._modules import without_cache
+from equinorm.discovery.graph.aliasing import GraphAliases
 
 
 class _Runner(fx.Interpreter):
@@ -55,7 +56,7 @@ def values(
 
     Args:
         program: the graph.
-        model: from which it was exported, or one of the same architecture; what a graph writes into its buffers is lost.
+        model: from which it was exported, or one of the same architecture; what a graph writes into its tensors is lost.
         args: positional inputs, of the shapes that it was exported for.
         kwargs: keyword inputs.
         wanted: names of the values; None for all.
@@ -63,13 +64,14 @@ def values(
     stored = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     leaves = iter(pytree.tree_leaves((args, without_cache(model, args, dict(kwargs or {})))))
     given: dict[str, Any] = {}
+    written = GraphAliases(program.graph_module).written_inputs()
     for spec in program.graph_signature.input_specs:
         name, target = spec.arg.name, spec.target or ""
         if spec.kind == InputKind.USER_INPUT:
             given[name] = next(leaves)
         else:
             given[name] = stored[target] if target in stored else program.constants[target]
-        if isinstance(given[name], Tensor) and spec.kind != InputKind.PARAMETER:
+        if isinstance(given[name], Tensor) and (spec.kind != InputKind.PARAMETER or name in written):
             given[name] = given[name].detach().clone()
     found: dict[str, Tensor] = {}
     entering = [given[node.name] for node in program.graph.nodes if node.op == "placeholder"]

@@ -88,6 +88,8 @@ def scattered(book: Book, call: Call) -> Laid:
     axes = list(call.input.axes)
     named = book.named(axes[place], index)
     book.join(*given)
+    if len(given) > 1:
+        book.pin_axis(index.axes[place], "of entries for one place the last one stays")
     book.mixes(axes, [place])
     axes[place] = ()
     others = list(book.join(Laid(tuple(axes)), Laid(tuple(() if at == place else a for at, a in enumerate(index.axes)))))

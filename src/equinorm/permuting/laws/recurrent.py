@@ -74,6 +74,7 @@ def recurrent(book: Book, call: Call) -> Any:
             axis = parts[0] if directions == 1 else (Sum(parts),)
     lead = tuple(axis for place, axis in enumerate(inputs.axes[:-1]) if place != time)
     for start in starts:
+        book.pin_axis(start.axes[0], "a layer or a direction")
         book.join(Laid(lead), Laid(start.axes[1:-1]))
     last = [_layers(book, [(*lead, ends[place]) for ends in ended]) for place in range(len(starts))]
     return [Laid((*inputs.axes[:-1], axis)), *last]

@@ -85,6 +85,8 @@ def ordered(book: Book, call: Call) -> list[Any]:
     place = (-1 if call.get("dim") is None else call.dim) % max(rank, 1)
     shape = call.result[0].shape
     axes = list(call.input.axes)
+    if rank and call.get("sorted") is False:
+        book.pin_axis(axes[place], "returns entries in an order of its own")
     axes[place] = book.fixed(shape[place], "puts entries in order")
     value = Laid(tuple(axes))
     book.mixes(axes, [place])
