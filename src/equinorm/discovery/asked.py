@@ -41,9 +41,9 @@ def asked(
     ]
     if offloaded:
         raise ExportError(
-            f"accelerate offloads weights of {describe(model)} ({offloaded[0]}): they are there only while it runs. Balance the "
-            "model before it is offloaded (accelerate.hooks.remove_hook_from_submodules brings all back), or its checkpoint's "
-            "folder, which needs little memory: `equinorm balance FOLDER -o FOLDER`."
+            f"accelerate offloads weights of {describe(model)} ({offloaded[0]}): they are there only while it runs. Balance "
+            "the model before it is offloaded (accelerate.hooks.remove_hook_from_submodules brings all back), or its "
+            "checkpoint's folder, which needs little memory: `equinorm balance FOLDER -o FOLDER`."
         )
     hidden = chosen(model, opaque, ExportError, "opaque")
     return Graphs(model, calls, (True, False) if both_modes else (None,), hidden)
