@@ -174,4 +174,4 @@ def test_shifted_gains_that_would_lose_their_precision_are_refused():
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     rough = equinorm.symmetries(net.bfloat16(), X.bfloat16())
     assert rough.num_free == 0
-    assert "up.weight[1]: 4 channels by aten.add (half precision cannot store w where 1 + w scales)" in str(rough)
+    assert "gain[0]: 4 channels by aten.add (half precision cannot store w where 1 + w scales)" in str(rough)
