@@ -57,7 +57,7 @@ def test_command_line_needs_its_extra_alone():
 
 
 def test_checkpoints_need_what_writes_them_and_what_knows_their_keys():
-    assert set().union(*map(imported, files("checkpoints"))) == {"torch", "numpy", "safetensors", "transformers"}
+    assert set().union(*map(imported, files("checkpoints"))) == {"torch", "safetensors", "transformers"}
 
 
 def test_entry_point_knows_the_extra():
