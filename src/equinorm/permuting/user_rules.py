@@ -72,7 +72,8 @@ def register_axes(operator: Any, equation: str, samples: Iterable[Sequence[Any]]
             arguments; those that are None have no letters.
         samples: tuples of positional arguments, of a few calls that show every mode of the operator. The equation is checked on
             each with random orders, in float64. In use it is checked again, on random tensors, for every new combination of
-            shapes and other arguments; a call for which it cannot be, or fails, is pinned.
+            shapes and other arguments; a call for which that fails is pinned. One that cannot be run (too large, or of
+            integers) counts if a sample had the same other arguments, else it is pinned.
 
     Raises:
         EquinormError: if the operator has a law already or writes into its inputs, or there are no samples; if the equation
