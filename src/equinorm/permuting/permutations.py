@@ -286,7 +286,7 @@ def permutations(
 
     The model is exported once with `torch.export` and its graph is run on axes instead of numbers: elementwise operations ask
     that their operands are permuted alike, products that are summed ask that both factors are. Operations without a law
-    pin what they touch, so that what is found is exact, whatever the weights. Weights are not read.
+    pin what they touch, so that what is found is exact, whatever the weights, unless a router's scores tie. No weight is read.
 
     Args:
         model: any module that `torch.export` can handle; torch.compile, DistributedDataParallel, DataParallel and AveragedModel
