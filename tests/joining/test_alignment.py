@@ -35,14 +35,20 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_copies_with_noise_are_found_again(name):
+def moved_copy(name):
+    """A network, its permuted and rescaled copy, and inputs."""
     make, x = NETWORKS[name]
     net, twin = make(), make()
     permutations = equinorm.permutations(twin, x)
     permutations.permute_(permutations.random(torch.Generator().manual_seed(2)))
     symmetries = equinorm.symmetries(twin, x)
     symmetries.rescale_(torch.randn(symmetries.num_free, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    return net, twin, x
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_copies_with_noise_are_found_again(name):
+    net, twin, x = moved_copy(name)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter += 1e-3 * parameter.abs().mean() * torch.randn_like(parameter)
@@ -137,12 +143,7 @@ def test_activations_find_what_weights_do_not_show(make):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_copies_are_found_by_activations(name):
-    make, x = NETWORKS[name]
-    net, twin = make(), make()
-    permutations = equinorm.permutations(twin, x)
-    permutations.permute_(permutations.random(torch.Generator().manual_seed(2)))
-    symmetries = equinorm.symmetries(twin, x)
-    symmetries.rescale_(torch.randn(symmetries.num_free, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    net, twin, x = moved_copy(name)
     signs = equinorm.signs(twin, x)
     signs.flip_(signs.random(torch.Generator().manual_seed(4)))
     found = equinorm.align(net, twin, x, data=[torch.randn_like(x) for _ in range(40)])

@@ -11,7 +11,6 @@ __all__ = ["LIMITS", "VERIFYING", "WIDER", "InexactError", "coarsest", "remedy",
 VERIFYING = "to verify its outputs"
 """What the command line copies models for."""
 
-
 WIDER = "a factory that returns model.double()"
 """What computes more exactly."""
 
@@ -27,14 +26,14 @@ def remedy(power_of_two: bool) -> str:
     return f"Use --power-of-two, which changes no mantissa, or {WIDER}."
 
 
-def verify(what: str, apart: float, dtype: torch.dtype, remedy: str) -> None:
+def verify(what: str, apart: float, dtype: torch.dtype, instead: str) -> None:
     """Refuse outputs that deviate by more than rounding.
 
     Args:
         what: whose outputs they are.
         apart: how far they deviate, relative to the outputs.
         dtype: the coarsest of the model's.
-        remedy: what to do instead.
+        instead: what to do instead, in a sentence.
 
     Raises:
         InexactError: if the deviation is more than the limit of the dtype, or not a number.
@@ -43,5 +42,5 @@ def verify(what: str, apart: float, dtype: torch.dtype, remedy: str) -> None:
         return
     raise InexactError(
         f"refused: the {what} outputs deviate by {apart:.1e}, more than the limit of {LIMITS[dtype]:g} for "
-        f"{dtype_name(dtype)}. {remedy}"
+        f"{dtype_name(dtype)}. {instead}"
     )

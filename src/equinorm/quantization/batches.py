@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._modules import without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
@@ -80,6 +82,26 @@ def _check_like(batch: Batch, example: Batch, number: int, model: str) -> None:
     for one, other in zip(given, wanted, strict=False):
         if isinstance(other, Tensor) and (not isinstance(one, Tensor) or one.dim() != other.dim()):
             raise EqualizeError(f"calibration batch {number} has inputs {shapes}: they may differ in sizes alone.")
+
+
+def watched(model: nn.Module, batch: Batch, number: int, watch: AbstractContextManager[Any]) -> Any:
+    """What a model returns for a calibration batch while something watches.
+
+    Raises:
+        EqualizeError: if it does not run, or as what watches does.
+    """
+    args, kwargs = batch
+    kwargs = without_cache(model, args, kwargs)
+    try:
+        with watch:
+            return model(*args, **kwargs)
+    except EqualizeError:
+        raise
+    except Exception as error:
+        raise EqualizeError(
+            f"{describe(model)} does not run on calibration batch {number}, {describe_inputs(args, kwargs)}: "
+            f"{type(error).__name__}: {error}. Each batch must be a tuple of the model's inputs, as args is."
+        ) from error
 
 
 def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:

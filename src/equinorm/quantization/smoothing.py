@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import on_cpu, undisturbed, without_cache
+from equinorm._errors import EqualizeError, describe
+from equinorm._modules import on_cpu, undisturbed
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
-from equinorm.quantization.batches import Batch, calibration_batches
+from equinorm.quantization.batches import Batch, calibration_batches, watched
 from equinorm.quantization.calls import Call, Calls
 
 Axis = tuple[str, int]
@@ -108,15 +108,7 @@ def _largest(model: nn.Module, batches: list[Batch]) -> Mapping[str, Tensor]:
             found[call.name] = torch.maximum(found[call.name], seen) if call.name in found else seen
         return call.run()
 
-    for number, (args, kwargs) in enumerate(batches):
-        try:
-            with undisturbed(model), torch.no_grad(), Calls(model, note):
-                model(*args, **without_cache(model, args, kwargs))
-        except EqualizeError:
-            raise
-        except Exception as error:
-            raise EqualizeError(
-                f"{describe(model)} does not run on calibration batch {number}, {describe_inputs(args, kwargs)}: "
-                f"{type(error).__name__}: {error}. Each batch must be a tuple of the model's inputs."
-            ) from error
+    for number, batch in enumerate(batches):
+        with undisturbed(model), torch.no_grad():
+            watched(model, batch, number, Calls(model, note))
     return found

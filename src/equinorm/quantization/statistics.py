@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import by_default, takes_one_size, undisturbed, without_cache
-from equinorm.quantization.batches import Batch, parts, rows
+from equinorm._errors import EqualizeError, describe
+from equinorm._modules import by_default, takes_one_size, undisturbed
+from equinorm.quantization.batches import Batch, parts, rows, watched
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import output_key
@@ -163,20 +163,8 @@ class _Pass:
         self.found.passes += 1
 
     def _forward(self, part: Batch) -> list[Tensor]:
-        args, kwargs = part
-        kwargs = without_cache(self.model, args, kwargs)
-        try:
-            with Calls(
-                self.model, self._note, self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
-            ):
-                result = self.model(*args, **kwargs)
-        except EqualizeError:
-            raise
-        except Exception as error:
-            raise EqualizeError(
-                f"{describe(self.model)} does not run on calibration batch {self.number}, {describe_inputs(args, kwargs)}: "
-                f"{type(error).__name__}: {error}. Each batch must be a tuple of the model's inputs, as args is."
-            ) from error
+        sums = self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
+        result = watched(self.model, part, self.number, Calls(self.model, self._note, sums))
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
         if not all(bool(output.isfinite().all()) for output in outputs):
             raise EqualizeError(f"{describe(self.model)} returns NaN or inf on calibration batch {self.number}.")
