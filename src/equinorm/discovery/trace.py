@@ -102,7 +102,7 @@ class Trace:
         """factor·w + number for a parameter that has no label yet: it scales as w + number/factor does, a tensor of its own.
 
         None for anything else, for |w| + number, and for sums in half precision, where s·(1 + w) − 1 cannot be stored to the
-        precision of 1 + w.
+        precision of 1 + w; these are pinned, with that reason.
         """
         if not isinstance(value, (Source, View)) or not self.is_unlabelled(value):
             return None
@@ -110,9 +110,12 @@ class Trace:
         factor, source = view.factor * factor, view.source
         if not factor or not math.isfinite(factor):
             return None
+        if number and source.dtype in HALVES:
+            self.pin(value, "half precision cannot store w where 1 + w scales")
+            return None
         if number:
             offset = number / factor
-            if not view.is_itself or source.offset or source.dtype in HALVES or not offset or not math.isfinite(offset):
+            if not view.is_itself or source.offset or not offset or not math.isfinite(offset):
                 return None
             fresh = Source(source.names, source.shape, source.kind, source.dtype, offset=offset)
             source = self.shifted.setdefault(source, {}).setdefault(offset, fresh)

@@ -12,7 +12,7 @@ import torch
 from equinorm.discovery.labels import Factor, Label, move_one
 from equinorm.discovery.rules.registry import Call, Rule, rule
 from equinorm.discovery.trace import Trace
-from equinorm.discovery.values import HALVES, Constant, Source, Value, View, loses, source_of
+from equinorm.discovery.values import Constant, Source, Value, View, loses
 
 IDENTITIES = "positive clone contiguous detach alias lift_fresh lift_fresh_copy resolve_conj resolve_neg"
 """Operations that return the same numbers."""
@@ -136,8 +136,6 @@ def summed(trace: Trace, call: Call) -> Value:
             shifted = None if number is None else trace.affine(value, factor, share * number)
             if shifted is not None:
                 return shifted
-            if number and (source := source_of(value)) is not None and source.dtype in HALVES:
-                trace.pin(value, "half precision cannot store w where 1 + w scales")
     return trace.add(call.input, call.other).expand(call.shape)
 
 
