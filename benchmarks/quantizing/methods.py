@@ -247,7 +247,7 @@ def equalized(model: nn.Module, args: Args, setting: Setting) -> equinorm.Equali
     """Least noise of this setting's own rounding, with its record."""
     granularity = GROUP if setting.granularity == "group" else setting.granularity
     options = {"activation_bits": setting.activation_bits, "clip": setting.clipped, "sums": rounds_sums(args)}
-    options["outputs"] = setting.rounds_outputs
+    options |= {"outputs": setting.rounds_outputs, "fused_clamps": setting.fuses_clamps}
     return equinorm.equalize(model, args, calibration=[args], scheme=Scheme(setting.weight_bits, granularity, **options))
 
 

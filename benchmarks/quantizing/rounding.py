@@ -62,6 +62,11 @@ class Setting:
         """Does the tool also round what layers put out, even if no layer reads it as it is?"""
         return self.tool in ("onnxruntime", "pt2e-xnnpack")
 
+    @property
+    def fuses_clamps(self) -> bool:
+        """Does it round only what a clamp leaves of a layer's output?"""
+        return self.tool != "pt2e-xnnpack"
+
 
 def rounds_sums(args: tuple[Tensor, ...]) -> bool:
     """Are sums of activations rounded? Not in networks that read tokens."""

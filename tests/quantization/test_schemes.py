@@ -24,7 +24,21 @@ def test_short_forms(text, wanted):
     assert Scheme.parse(str(wanted)) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8])
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("onnxruntime", Scheme(8, "tensor", sums=True, outputs=True)),
+        ("onnxruntime-channel", Scheme(8, sums=True, outputs=True)),
+        ("XNNPACK", Scheme(8, "tensor", sums=True, outputs=True, fused_clamps=False)),
+        ("x86", Scheme(sums=True)),
+        ("x86-tensor", Scheme(8, "tensor", sums=True)),
+    ],
+)
+def test_names_of_tools_stand_for_what_they_round(text, wanted):
+    assert Scheme.parse(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["onnxruntime-row", "x86-", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8])
 def test_other_texts_are_refused(text):
     with pytest.raises(EqualizeError):
         Scheme.parse(text)
@@ -44,6 +58,7 @@ def test_other_texts_are_refused(text):
         ({"in_float": 3}, "in_float"),
         ({"clip": 1}, "clip"),
         ({"sums": None}, "sums"),
+        ({"fused_clamps": "no"}, "fused_clamps"),
     ],
 )
 def test_wrong_values_are_named(options, word):

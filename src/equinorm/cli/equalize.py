@@ -68,7 +68,11 @@ def equalize(
         typer.Option(help="Inputs of tens of samples, .npz, .npy, .safetensors or .pt: the first axis counts samples."),
     ] = None,
     scheme: Annotated[
-        str, typer.Option(help="What will be rounded: w8a8, w8a8-tensor, w8 (weights only), w4g32 (blocks of 32 inputs).")
+        str,
+        typer.Option(
+            help="What will be rounded: w8a8, w8a8-tensor, w8 (weights only), w4g32 (blocks of 32 inputs); or by which tool: "
+            "onnxruntime, xnnpack, x86, as they are or with -tensor or -channel."
+        ),
     ] = "w8a8",
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in one run of the model.")] = None,
     weights: Weights = None,

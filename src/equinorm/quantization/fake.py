@@ -12,7 +12,7 @@ from equinorm._scaling import Scaling
 from equinorm.quantization.batches import Batch, rows
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
-from equinorm.quantization.outputs import output_key
+from equinorm.quantization.outputs import Output, output_key
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
 from equinorm.quantization.statistics import Activation
@@ -125,7 +125,7 @@ class Simulation:
         if call.name in self.shifts:
             result = result + broadcast(self.shifts[call.name], call, result)
         output = self.points.get(output_key(call.name, call.number))
-        return result if output is None else self.activation(output, result)
+        return self.activation(output, output.fused(result)) if isinstance(output, Output) else result
 
     @property
     def add(self) -> Callable[[Sum], Tensor] | None:

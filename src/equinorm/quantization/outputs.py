@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
@@ -10,8 +12,12 @@ from equinorm.quantization.calls import OPERATORS
 from equinorm.quantization.points import Point, scaling_of_channels
 from equinorm.quantization.scheme import Scheme
 
-RECTIFIERS = {f"aten.{name}{ending}" for name in ("relu", "hardtanh", "clamp", "relu6") for ending in ("", "_")}
-"""Operations that quantizers fuse with the layer in front: what they make is rounded, and again where it is read."""
+RECTIFIERS = {"aten.relu", "aten.relu_"}
+CLAMPS = {f"aten.{name}{ending}" for name in ("hardtanh", "clamp", "relu6") for ending in ("", "_")}
+"""Operations that quantizers fuse with the layer in front (clamps not all of them): only what they make is rounded."""
+
+BOUNDS = CLAMPS | {"aten.minimum", "aten.maximum"}
+"""What clamps are in graphs."""
 
 MOVERS = {
     *(f"aten.max_pool{axes}d" for axes in (1, 2, 3)),
@@ -30,6 +36,7 @@ class Output:
         number: of calls with this weight before it.
         scheme: how it is rounded.
         scaling: of its channels: a `Scaling` of shape (channels, 1, …).
+        is_rectified: does only a fused ReLU read it? Then what the ReLU leaves is rounded.
     """
 
     module: str
@@ -37,6 +44,7 @@ class Output:
     number: int
     scheme: Scheme
     scaling: Scaling
+    is_rectified: bool
 
     @property
     def name(self) -> str:
@@ -47,6 +55,10 @@ class Output:
     def key(self) -> tuple[str, int]:
         """What identifies it."""
         return output_key(self.weight, self.number)
+
+    def fused(self, returned: Tensor) -> Tensor:
+        """What is rounded, of what the call returns."""
+        return returned.relu() if self.is_rectified else returned
 
 
 def output_key(weight: str, number: int) -> tuple[str, int]:
@@ -63,14 +75,20 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
         value = symmetries.values[point.made]
         if not _is_rounded_later(value, symmetries.values, point.scheme):
             scaling = scaling_of_channels(value, len(point.scaling.shape) - 1)
-            found.append(Output(point.module, point.weight, point.number, point.scheme, scaling))
+            readers = symmetries.values.readers(value.name)
+            is_rectified = bool(readers) and not value.is_returned and {one.operator for one in readers} <= RECTIFIERS
+            found.append(Output(point.module, point.weight, point.number, point.scheme, scaling, is_rectified))
     return tuple(found)
 
 
 def _is_rounded_later(value: InnerValue, values: InnerValues, scheme: Scheme) -> bool:
     """Do only operations read it that quantizers fuse, or whose inputs they round in any case?"""
-    fused = RECTIFIERS | OPERATORS | ({"aten.add", "aten.add_"} if scheme.sums else set())
-    return not value.is_returned and all(
-        reader.operator in fused or (reader.operator in MOVERS and _is_rounded_later(reader, values, scheme))
-        for reader in values.readers(value.name)
-    )
+    fused = OPERATORS | (RECTIFIERS | CLAMPS if scheme.fused_clamps else set())
+    fused |= {"aten.add", "aten.add_"} if scheme.sums else set()
+
+    def is_rounded(reader: InnerValue) -> bool:
+        if reader.operator in RECTIFIERS and not scheme.fused_clamps:
+            return not any(bound.operator in BOUNDS for bound in values.readers(reader.name))
+        return reader.operator in fused or (reader.operator in MOVERS and _is_rounded_later(reader, values, scheme))
+
+    return not value.is_returned and all(map(is_rounded, values.readers(value.name)))

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from equinorm._errors import EqualizeError
@@ -12,6 +12,7 @@ LEAST_BITS, MOST_BITS = 2, 16
 
 GRANULARITIES = ("tensor", "channel")
 
+_TOOL = re.compile(r"(\w+)(?:-(tensor|channel))?")
 _FORM = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+))?(?:-(tensor|channel))?")
 
 
@@ -34,6 +35,8 @@ class Scheme:
             does not depend on the inputs; `Equalization.left` names what stays in float though it was asked for.
         outputs: is what a layer returns rounded too, where no ReLU, layer or sum reads it (a PReLU, say, or nothing), as
             onnxruntime and XNNPACK's quantizer do?
+        fused_clamps: where `outputs` are rounded, is a clamp (ReLU6, Hardtanh) one with the layer in front, as ReLU is? XNNPACK's
+            quantizer rounds what the layer returns, and what the clamp leaves of it again: then say False.
 
     Raises:
         EqualizeError: for values out of range.
@@ -53,6 +56,7 @@ class Scheme:
     clip: bool = field(default=False, kw_only=True)
     sums: bool = field(default=False, kw_only=True)
     outputs: bool = field(default=False, kw_only=True)
+    fused_clamps: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         _check_bits("weight_bits", self.weight_bits)
@@ -63,7 +67,7 @@ class Scheme:
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
-        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums", "outputs"):
+        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums", "outputs", "fused_clamps"):
             if not isinstance(getattr(self, name), bool):
                 raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         object.__setattr__(self, "overrides", _pairs(self.overrides))
@@ -74,10 +78,11 @@ class Scheme:
 
     @staticmethod
     def parse(text: str) -> "Scheme":
-        """A scheme from its short form: bits of weights, group, bits of activations, granularity.
+        """A scheme from its short form: bits of weights, group, bits of activations, granularity; or from a tool's name.
 
         Args:
-            text: "w8a8", "w4" (weights only), "w4g32" (blocks of 32), "w8a8-tensor"; one step for each channel if not said.
+            text: "w8a8", "w4" (weights only), "w4g32" (blocks of 32), "w8a8-tensor"; one step for each channel if not said. Or
+                a name in `TOOLS`, whose defaults it stands for, as "onnxruntime"; a granularity may follow ("xnnpack-channel").
 
         Raises:
             EqualizeError: for anything else.
@@ -85,10 +90,19 @@ class Scheme:
         >>> from equinorm.quantization import Scheme
         >>> Scheme.parse("w8a8-tensor").weight_granularity, Scheme.parse("w4").activation_bits
         ('tensor', None)
+        >>> Scheme.parse("onnxruntime") == Scheme(8, "tensor", sums=True, outputs=True)
+        True
         """
-        match = _FORM.fullmatch(text.strip().lower()) if isinstance(text, str) else None
+        written = text.strip().lower() if isinstance(text, str) else ""
+        if (named := _TOOL.fullmatch(written)) and named[1] in TOOLS:
+            tool = TOOLS[named[1]]
+            return replace(tool, weight_granularity=named[2] or tool.weight_granularity)
+        match = _FORM.fullmatch(written)
         if match is None:
-            raise EqualizeError(f"a scheme is written as 'w8a8', 'w4', 'w4g32' or 'w8a8-tensor', not {text!r}.")
+            raise EqualizeError(
+                "a scheme is written as 'w8a8', 'w4', 'w4g32' or 'w8a8-tensor', or as a tool's name "
+                f"({', '.join(TOOLS)}, 'x86-tensor'), not {text!r}."
+            )
         bits, block, activation_bits, granularity = match.groups()
         if block and granularity:
             raise EqualizeError(f"{text!r} names two granularities: blocks of {block}, and {granularity}. Leave one out.")
@@ -155,3 +169,11 @@ def _pairs(overrides: Any) -> tuple[tuple[str, Scheme], ...]:
     if wrong := [pattern for pattern, _ in pairs if not isinstance(pattern, str)]:
         raise EqualizeError(f"overrides must be a dict from patterns of module names to schemes; {wrong[0]!r} is no pattern.")
     return pairs
+
+
+TOOLS = {
+    "onnxruntime": Scheme(8, "tensor", sums=True, outputs=True),
+    "xnnpack": Scheme(8, "tensor", sums=True, outputs=True, fused_clamps=False),
+    "x86": Scheme(8, "channel", sums=True),
+}
+"""What tools round by default: onnxruntime's static quantizer, and PT2E's with the quantizers of XNNPACK and x86."""

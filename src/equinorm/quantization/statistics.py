@@ -13,7 +13,7 @@ from equinorm._modules import by_default, takes_one_size, undisturbed
 from equinorm.quantization.batches import Batch, parts, rows, watched
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
-from equinorm.quantization.outputs import output_key
+from equinorm.quantization.outputs import Output, output_key
 
 MOST_PARTS = 64
 """Backward passes at most: batches of more rows are taken several rows at a time."""
@@ -178,7 +178,7 @@ class _Pass:
         leaf = self.leaves.setdefault(call.name, call.arguments["weight"].detach().requires_grad_())
         result = call.run(input=self._noted(point, call.axis, call.arguments["input"]), weight=leaf)
         output = self.points.get(output_key(call.name, call.number))
-        return result if output is None else self._noted(output, call.axis, result)
+        return self._noted(output, call.axis, output.fused(result)) if isinstance(output, Output) else result
 
     def _sum(self, added: Sum) -> Tensor:
         """Add copies that gradients reach."""
