@@ -38,7 +38,9 @@ def test_names_of_tools_stand_for_what_they_round(text, wanted):
     assert Scheme.parse(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["onnxruntime-row", "x86-", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8])
+@pytest.mark.parametrize(
+    "text", ["onnxruntime-row", "x86-", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8]
+)
 def test_other_texts_are_refused(text):
     with pytest.raises(EqualizeError):
         Scheme.parse(text)

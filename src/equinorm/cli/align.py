@@ -49,7 +49,10 @@ def align(
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
-    rescale: Annotated[bool, typer.Option("--rescale/--permute-only", help="Rescale too, or only permute.")] = True,
+    rescale: Annotated[
+        bool | None,
+        typer.Option("--rescale/--permute-only", help="Rescale too, or only permute. If neither is said, what comes nearer."),
+    ] = None,
     starts: Annotated[int, typer.Option(min=1, help="From how many orders to start; the best result is taken.")] = 1,
     seed: Annotated[int, typer.Option(help="Of starts beyond the first, which are drawn at random.")] = 0,
     train: Train = None,
@@ -71,7 +74,7 @@ def align(
         options = {"rescale": rescale, "starts": starts, "seed": seed, "opaque": opaque or ()}
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
         apart, dtype = deviation(found.model, a.model, a.args, a.kwargs), coarsest(a.model)
-        verify("aligned", apart, dtype, f"Use --permute-only, or {WIDER}." if rescale else f"Use {WIDER}.")
+        verify("aligned", apart, dtype, f"Use {WIDER}." if rescale is False else f"Use --permute-only, or {WIDER}.")
         steps.say("writing")
         write_atomically([(output, lambda path: save(found.model, path))], force)
         record = Aligning(

@@ -56,7 +56,7 @@ def align(
     args: tuple | Tensor,
     kwargs: Mapping[str, Any] | None = None,
     *,
-    rescale: bool = True,
+    rescale: bool | None = None,
     flip: bool = True,
     starts: int = 1,
     sweeps: int = 100,
@@ -66,10 +66,11 @@ def align(
 ) -> Alignment:
     """Permute, flip and rescale a copy of one network so that it comes near to another: by weights, or by activations.
 
-    Both are balanced (least ℓ2 norm, biases included), which removes scales. Then each family in turn gets the order of largest
-    Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; signs that may flip are fitted to the match, and the match to
-    them; last, scales are made those of the second network. What is found is a fixed point, the best of several starts, and
-    need not be the nearest of all. The copy computes what the first network does.
+    Each family in turn gets the order of largest Σ_i ⟨a_π(i), b_i⟩, a linear assignment, until none moves; signs that may flip
+    are fitted to the match, and the match to them. With scales both are balanced before (least ℓ2 norm, biases included), and
+    scales are made those of the second network afterwards. Scales help where some tool has moved them; two networks that were
+    trained alike often come nearer without, so both is tried and the nearer kept. What is found is a fixed point, the best of
+    several starts, and need not be the nearest of all. The copy computes what the first network does.
 
     With data, activations are matched instead of weights: each family gets the order of the largest sum of correlations
     between channels of the two networks, over the values that layers read. Scales do not matter to correlations. Signs
@@ -80,7 +81,7 @@ def align(
         model_b: another with the same parameters and the same graph.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        rescale: False to leave scales as they are.
+        rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer.
         flip: False to leave signs as they are.
         starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
             drawn at random.
@@ -122,10 +123,18 @@ def align(
     moves = Moves.of(graphs, with_points=data is not None)
     if not flip:
         moves = replace(moves, flips=replace(moves.flips, num_free=0))
+    tried = {False, both[0].num_free > 0} if rescale is None else {rescale}
+    search = Search(starts, sweeps, seed)
+    seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
+    found = (_aligned(both, moves, search, seen, scales) for scales in sorted(tried))
+    return min(found, key=lambda alignment: alignment.distance_after)
+
+
+def _aligned(both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Any, rescale: bool) -> Alignment:
+    """The first network matched to the second, with scales or without."""
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
     ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
-    seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
-    flips, order, taken = moves.assigned(ours, theirs, Search(starts, sweeps, seed), seen)
+    flips, order, taken = moves.assigned(ours, theirs, search, seen)
     twin = duplicate(both[0].model, "to permute the copy")
     moves.apply_(twin, flips, order)
     log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)
