@@ -35,8 +35,8 @@ class Scheme:
             does not depend on the inputs; `Equalization.left` names what stays in float though it was asked for.
         outputs: is what a layer returns rounded too, where no ReLU, layer or sum reads it (a PReLU, say, or nothing), as
             onnxruntime and XNNPACK's quantizer do?
-        fused_clamps: where `outputs` are rounded, is a clamp (ReLU6, Hardtanh) one with the layer in front, as ReLU is? XNNPACK's
-            quantizer rounds what the layer returns, and what the clamp leaves of it again: then say False.
+        fused_clamps: where `outputs` are rounded, is a clamp (ReLU6, Hardtanh) one with the layer in front, as ReLU is?
+            XNNPACK's quantizer rounds what the layer returns, and what the clamp leaves of it again: then say False.
 
     Raises:
         EqualizeError: for values out of range.
