@@ -20,7 +20,7 @@ POINTS = 11
 WAYS = {
     "as they are": None,
     "permutations": {"rescale": False, "flip": False},
-    "permutations, scales and signs": {},
+    "permutations, scales and signs": {"rescale": True},
     "permutations by activations": {"rescale": False, "flip": False, "data": True},
 }
 """Options of `equinorm.align` to bring the first network near to the second; with data, it gets training images."""

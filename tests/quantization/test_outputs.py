@@ -78,3 +78,22 @@ def test_a_spread_that_only_outputs_see_is_evened():
     assert told.measured_after > told.measured_before + 3
     untold = equinorm.equalize_(plain.model, x, calibration=[x], scheme=Scheme(outputs=True)).measured_before
     assert told.measured_after > untold + 1
+
+
+def test_what_a_clamp_reads_is_rounded_where_tools_do_not_fuse_it():
+    """A ReLU6 as it is, and set free: then behind its ReLU, which is fused, and beyond its bound."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    x = 40 * torch.randn(64, 4, dtype=torch.float64)
+    apart = Scheme(8, "tensor", outputs=True, fused_clamps=False)
+    assert outputs(net, x, ROUNDED) == ["4"]
+    assert outputs(net, x, apart) == ["0", "4"]
+    freed, _ = equinorm.quantization.prepare(net, (x,))
+    assert outputs(freed, x, ROUNDED) == ["4"]
+    found = equinorm.equalize(freed, x, calibration=[x], scheme=apart)
+    first, last = (one for one in found.points if isinstance(one, Output))
+    assert (first.module, first.is_rectified, last.is_rectified) == ("0", True, False)
+    seen, channels = found.activations[first.key], first.scaling.log_scales(found.log_scales).exp().flatten()
+    torch.testing.assert_close(seen.high, (net[0](x).relu() * channels).amax(0).detach(), rtol=1e-9, atol=0)
+    assert not bool(seen.low.any()) and float(net[0](x).detach().max()) > 6
+    assert found.noise_before == pytest.approx(found.measured_before, abs=1.5)
