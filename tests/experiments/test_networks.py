@@ -135,6 +135,15 @@ def test_residual_networks_without_normalization_start_at_a_sane_size(name):
     assert 0.1 < float(outputs.detach().std()) < 10
 
 
+@pytest.mark.parametrize(("method", "ending"), [("baseline", "branch.2.weight"), ("bn", "branch.4.weight")])
+def test_residual_branches_start_smaller(method, ending):
+    run = Run(network="resnet18", width=8, method=method)
+    plain, small = (dict(build(replace(run, branch=branch)).named_parameters()) for branch in (1.0, 0.1))
+    for name, weight in plain.items():
+        torch.testing.assert_close(small[name], weight * (0.1 if name.endswith(ending) else 1.0), rtol=1e-6, atol=0)
+    assert sum(name.endswith(ending) for name in plain) == 8
+
+
 def test_weight_norm_is_exact():
     plain, normed = build(Run(depth=2, width=32)), build(Run(depth=2, width=32, method="wn"))
     images = torch.randn(4, *CIFAR)

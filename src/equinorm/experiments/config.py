@@ -50,7 +50,7 @@ METHODS = {
 
 _LEAST = {
     **dict.fromkeys(("width", "batch", "epochs", "cycles", "every", "path_every"), 1),
-    **dict.fromkeys(("depth", "lr", "momentum", "weight_decay", "clip", "warmup", "head", "c", "c_end"), 0),
+    **dict.fromkeys(("depth", "lr", "momentum", "weight_decay", "clip", "warmup", "head", "branch", "c", "c_end"), 0),
 }
 """Least value of each number of a run; c = 0 chooses c by depth, and 0 switches others off."""
 
@@ -76,6 +76,7 @@ class Run:
         clip: largest global norm of what the optimizer takes for the gradient; 0 for no limit.
         warmup: epochs in which the learning rate grows linearly from 0.
         head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
+        branch: factor on the initial weights of the last layer of each residual branch; below 1 blocks start near the identity.
         centralise: subtract from each neuron's gradient its mean over the fan-in, but in the first layer (Yong et al., 2020).
         c: asymmetry of ENorm; 0 in a sweep stands for what `asymmetry` gives at each depth.
         c_end: what c becomes, linearly over the epochs; 0 for no change.
@@ -106,6 +107,7 @@ class Run:
     clip: float = 0.0
     warmup: float = 0.0
     head: float = 1.0
+    branch: float = 1.0
     centralise: bool = False
     c: float = 1.0
     c_end: float = 0.0
@@ -157,6 +159,8 @@ class Run:
             unused += ["path_every"]
         if self.network != "fc":
             unused += ["depth"]
+        if not self.network.startswith("resnet"):
+            unused += ["branch"]
         return replace(self, **{name: DEFAULTS[name] for name in unused})
 
 

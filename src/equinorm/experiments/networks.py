@@ -35,8 +35,10 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
                 nn.init.zeros_(layer.bias)
     last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
     last.weight.data.mul_(run.head)
-    if isinstance(model, ResNet) and method.norm == "none":
-        model.temper_()
+    if isinstance(model, ResNet):
+        if method.norm == "none":
+            model.temper_()
+        model.shrink_branches_(run.branch)
     if method.weight_norm:
         for layer in list(model.modules()):
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -146,6 +148,13 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         return self.head(self.pool(self.blocks(self.stem(x))))
+
+    @torch.no_grad()
+    def shrink_branches_(self, factor: float) -> None:
+        """Multiply what ends each residual branch: a normalization's gain, or a convolution (De, Smith, 2020)."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.branch[-1].get_parameter("weight").mul_(factor)
 
     @torch.no_grad()
     def temper_(self) -> None:
