@@ -14,14 +14,17 @@ from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
-from equinorm.permuting.equal_entries import may_be_equal
+from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
-_SHAPES_ONLY = "empty_like rand_like randn_like randint_like new_empty new_empty_strided sym_size"
+_SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
 """Operations that read no entry of what they are given."""
+
+_EMPTY = "empty empty_like new_empty new_empty_strided empty_strided"
+"""Operations whose entries nobody may read before they are written."""
 
 _CARRIERS = """view reshape flatten unflatten _unsafe_view view_copy unsqueeze squeeze permute transpose t expand select slice
 narrow clone contiguous detach alias repeat_interleave to _to_copy"""
@@ -105,8 +108,8 @@ class Interpreter:
 
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
-        if isinstance(value, Laid) and value.names is not None and may_be_equal(node.all_input_nodes[0]):
-            self.book.pin_axis(value.names, "tells which of equal entries came first")
+        if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.values)):
+            self.book.pin_axis(value.names, why)
         return value
 
     def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -125,6 +128,8 @@ class Interpreter:
         fill = fill_value(node)
         if fill is not None:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
+        if key(target) in _EMPTY.split() and is_static(result):
+            return Laid(tuple(map(self.book.free, result.shape)))
         if key(target) in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
         if is_static(result) and all(not part.numel() for part in _parts(result)):
