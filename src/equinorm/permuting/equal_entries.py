@@ -14,7 +14,8 @@ from equinorm.permuting.values import Laid
 _MANY_TO_ONE = """relu relu6 hardtanh hardsigmoid hardswish hardshrink softshrink threshold clamp clamp_min clamp_max round
 floor ceil trunc sign sgn heaviside dropout expand broadcast_to expand_as repeat tile repeat_interleave"""
 
-_MOVED = "view reshape flatten unflatten unsqueeze squeeze permute transpose t clone contiguous detach alias to _to_copy"
+_MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
+to _to_copy"""
 
 _ONE_TO_ONE = f"{_MOVED} select slice softmax log_softmax _softmax _log_softmax sigmoid tanh exp log neg add sub mul div"
 
@@ -104,7 +105,7 @@ def _open(mask: fx.Node, closed: bool, along: set[Any], values: Mapping[fx.Node,
             return 0
         operations.insert(0, node)
         node = node.all_input_nodes[0]
-    if axis is None or not isinstance(node.target, torch._ops.OpOverload) or key(node.target) != "scatter":
+    if axis is None or not isinstance(node.target, torch._ops.OpOverload) or key(node.target) not in ("scatter", "scatter_"):
         return 0
     given = bind(node.target, node.args, node.kwargs)
     numbers = [_one_number(given[name], values) if name in given else None for name in ("self", "value")]

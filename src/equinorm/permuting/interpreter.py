@@ -109,6 +109,7 @@ class Interpreter:
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
         if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.values)):
+            self.book.reason = reason_of(node)
             self.book.pin_axis(value.names, why)
         return value
 
