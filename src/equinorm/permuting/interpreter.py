@@ -156,7 +156,7 @@ class Interpreter:
         call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
         if key(call.operator) in _CARRIERS.split() and len(tensors) == 1 and call.result.dtype in (torch.int32, torch.int64):
             return replace(found(self.book, call), names=call.input.names)
-        indices = flat([call.get("index"), call.get("indices")]) if found in ON_NAMES else []
+        indices = flat([call.get(name) for name in ON_NAMES.get(found, ())])
         for value in tensors:
             if isinstance(value, Laid) and value.names is not None and not any(value is index for index in indices):
                 self.book.pin_axis(value.names, "tells which entry it was")

@@ -69,6 +69,15 @@ def outer(book: Book, call: Call) -> Laid:
     return contract(book, "X,Y->XY", left.axes, right.axes)
 
 
+@law("cdist _cdist_forward")
+def distances(book: Book, call: Call) -> Laid:
+    """Norms of differences between all rows of two operands: sums over their last axis."""
+    left, right = call.x1.axes, call.x2.axes
+    batch = ascii_lowercase[: max(len(left), len(right)) - 2]
+    first, second = (batch[len(batch) - (len(axes) - 2) :] for axes in (left, right))
+    return contract(book, f"{first}XZ,{second}YZ->{batch}XY", left, right)
+
+
 @law("einsum")
 def einsum(book: Book, call: Call) -> Laid:
     """Any sum of products that letters describe; "..." are axes that broadcast."""
