@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind
+from equinorm.discovery.graph.aliasing import bind, is_static
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import Axis, atoms, size_of
 from equinorm.permuting.values import Laid
@@ -110,13 +110,15 @@ def _open(mask: fx.Node, closed: bool, along: set[Any], values: Mapping[fx.Node,
     given = bind(node.target, node.args, node.kwargs)
     numbers = [_one_number(given[name], values) if name in given else None for name in ("self", "value")]
     named: Axis = values[node].axes[given["dim"]]
-    if None in numbers or not {*atoms(named)} <= along or not _are_different(given["index"], given["dim"]):
+    if None in numbers or not is_static(node.meta["val"]) or not {*atoms(named)} <= along or not _are_different(given["index"], given["dim"]):
         return 0
     entries = torch.tensor(numbers, dtype=node.meta["val"].dtype)  # of places that are not named, and of those that are
     for operation in operations:
         if key(operation.target) in _OF_MASKS.split():
             entries = operation.target(entries, *operation.args[1:], **operation.kwargs)
     count = given["index"].meta["val"].shape[given["dim"]]
+    if not isinstance(count, int):
+        return 0
     rest, chosen = (int(bool(entry) != closed) for entry in entries)
     return (chosen * count + rest * (size_of(named) - count)) * (size_of(axis) // size_of(named))
 

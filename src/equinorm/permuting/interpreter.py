@@ -18,6 +18,7 @@ from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
+from equinorm.permuting.sizes import Sizes
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
 _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
@@ -32,6 +33,9 @@ narrow clone contiguous detach alias repeat_interleave to _to_copy"""
 
 _RESHAPES = "view reshape unflatten _unsafe_view view_copy"
 
+_OF_SIZES = f"{_RESHAPES} flatten expand"
+"""Operations whose numbers are sizes of what they return."""
+
 
 class Interpreter:
     """Propagates axes through one graph; subgraphs get interpreters of their own.
@@ -44,7 +48,7 @@ class Interpreter:
 
     def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
-        self.values: dict[fx.Node, Any] = {}
+        self.sizes, self.values = Sizes(), dict[fx.Node, Any]()
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -74,7 +78,7 @@ class Interpreter:
         if self.roots[node] in self.unsteady:
             self.book.reason = self.book.reason if node.op != "call_function" else reason_of(node)
             self.book.pin(self.values[node], "shares memory that is changed in place")
-            self.values[node] = pinned(node.meta.get("val"), self.book.reason)
+            self.values[node] = pinned(self.sizes.known(node.meta.get("val")), self.book.reason)
         for value in flat(self.values[node]):
             for part in value.parts if isinstance(value, Stacked) else (value,):
                 self.book.see(part.axes)
@@ -125,7 +129,7 @@ class Interpreter:
         if all(number is not None for number in numbers) and is_computable(node):
             with torch.no_grad():
                 return self._constants(target(*map(_number, args), **{name: _number(value) for name, value in kwargs.items()}))
-        result: Any = node.meta.get("val")
+        result: Any = self.sizes.known(node.meta.get("val"))
         fill = fill_value(node)
         if fill is not None:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
@@ -137,6 +141,8 @@ class Interpreter:
             return pinned(result, self.book.because("has no entries"))
         found = find(target)
         if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
+            return self._unknown(node, tensors)
+        if key(target) not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
             return self._unknown(node, tensors)
         call = Call(target, bind(target, args, kwargs), result)
         if any(isinstance(value, Laid) and value.names is not None for value in tensors):
@@ -169,11 +175,20 @@ class Interpreter:
 
     def _unknown(self, node: fx.Node, tensors: list[Laid | Stacked]) -> Any:
         """Pin everything that goes in, and what comes out."""
-        detail = "no law: taken to tell positions apart"
+        detail = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "makes a size that data decides"
         for value in tensors:
             if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
                 self.book.pin(value, detail)
-        return pinned(node.meta.get("val"), self.book.because(detail))
+        return pinned(self.sizes.known(node.meta.get("val")), self.book.because(detail))
+
+
+def _is_symbolic(arguments: Any) -> bool:
+    """Is there a number among arguments that data decides?"""
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    if isinstance(arguments, (list, tuple)):
+        return any(map(_is_symbolic, arguments))
+    return isinstance(arguments, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _fits(value: Any, result: Any) -> bool:
