@@ -27,9 +27,9 @@ class OwnOrder:
 
 
 def settle(orders: Iterable[OwnOrder], dependence: Dependence, stored: Iterable[Axis]) -> None:
-    """Pin what entries were chosen from wherever an order of their own could change what the network computes.
+    """Pin such axes, and those that entries were chosen from, wherever their order changes what the network computes.
 
-    It could not where that axis is free by itself: permuted along with no tensor of the model and no other such axis, by
+    It does not where that axis is free by itself: permuted along with no tensor of the model and no other such axis, by
     another order in each row.
 
     Args:
@@ -41,7 +41,7 @@ def settle(orders: Iterable[OwnOrder], dependence: Dependence, stored: Iterable[
     owners = Counter(atom for axes in (stored, (order.axis for order in orders)) for axis in axes for atom in {*atoms(axis)})
     for order in orders:
         if size_of(order.axis) > 1 and not _is_free(order, dependence, owners):
-            pin([order.chosen], order.reason)
+            pin([order.axis, order.chosen], order.reason)
 
 
 def _is_free(order: OwnOrder, dependence: Dependence, owners: Counter[Atom]) -> bool:
