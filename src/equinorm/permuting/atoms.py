@@ -189,7 +189,13 @@ def _split_off(factor: Factor, size: int, reason: Reason) -> list[Factor] | None
         front, rest = _parts_of(factor, [size, factor.size // size])
         _become(factor, (*front, *rest))
         return list(resolved((factor,)))
-    pieces = cut((factor,), [factor.size // size] * size, reason)
+    inner = factor.size // size
+    if all(size_of(term) % inner == 0 for term in factor.terms):  # as (terms in steps of a product, what all have in common)
+        halves = [split_front(term, size_of(term) // inner, reason) for term in factor.terms]
+        for _, rest in halves[1:]:
+            unify(halves[0][1], rest, reason)
+        return [Sum(tuple(front for front, _ in halves), factor.reason or reason), *resolved(halves[0][1])]
+    pieces = cut((factor,), [inner] * size, reason)
     if pieces is None:
         return None
     for piece in pieces[1:]:  # as many alike: each is permuted as the first

@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
 from equinorm.discovery.interpreter import reason_of
+from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
@@ -175,7 +176,8 @@ class Interpreter:
 
     def _unknown(self, node: fx.Node, tensors: list[Laid | Stacked]) -> Any:
         """Pin everything that goes in, and what comes out."""
-        detail = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "makes a size that data decides"
+        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "of a size that data decides"
+        detail = MARKS.get(getattr(node.target, "__name__", "")) or no_law
         for value in tensors:
             if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
                 self.book.pin(value, detail)

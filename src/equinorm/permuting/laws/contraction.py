@@ -104,7 +104,8 @@ def convolution(book: Book, call: Call) -> Laid:
     is_transposed = bool(call.get("transposed")) or "transpose" in name
     rank = len(weight) - 2
     lead = len(call.input.axes) - rank - 1
-    fixed = along(book, call.input, range(lead + 1, lead + 1 + rank), [0] * (lead + 1) + list(call.shape)[lead + 1 :])
+    moving = [lead + 1 + place for place in range(rank) if not _is_pointwise(call, place)]
+    fixed = along(book, call.input, moving, call.shape)
     along(book, Laid(weight), range(2, 2 + rank), [0, 0, *[1] * rank], KERNEL)
     channels = fixed.axes[lead]
     if call.groups == 1:
@@ -121,12 +122,18 @@ def convolution(book: Book, call: Call) -> Laid:
         out = (*first, *outside)
         channels = (*group, *inside)
     spatial = fixed.axes[lead + 1 :]
-    inputs = (*fixed.axes[:lead], channels)
-    book.see((*inputs, outside))
+    book.see((*fixed.axes[:lead], channels, outside, *spatial))
     result = Laid((*fixed.axes[:lead], out, *spatial))
     if call.bias is not None:
         book.same(out, call.bias.axes[0])
     return result
+
+
+def _is_pointwise(call: Call, place: int) -> bool:
+    """Does a kernel see one position at a time along a spatial axis?"""
+    options = [call.get(name) for name in ("stride", "padding", "output_padding")]
+    of_axis = [option[min(place, len(option) - 1)] if isinstance(option, (list, tuple)) else option for option in options]
+    return int(call.weight.shape[2 + place]) == 1 and of_axis[0] in (1, None) and all(o in (0, None) for o in of_axis[1:])
 
 
 @law("scaled_dot_product_attention")

@@ -254,6 +254,24 @@ def padded(book: Book, call: Call) -> Laid:
     return Laid(tuple(axes))
 
 
+@law("unfold")
+def windows(book: Book, call: Call) -> Laid:
+    """Windows along an axis, whose entries become a new last one."""
+    place = call.dimension % max(len(call.input.shape), 1)
+    if not len(call.input.shape):
+        return Laid(((),))
+    moved = along(book, call.input, [place], call.shape)
+    return Laid((*moved.axes, book.fixed(call.shape[-1])))
+
+
+@law("im2col")
+def patches(book: Book, call: Call) -> Laid:
+    """Windows of an image as columns: channels become (channels, places in a window)."""
+    *lead, channels, _, _ = along(book, call.input, [-2, -1], call.input.shape).axes
+    inner = call.shape[-2] // size_of(channels)
+    return Laid((*lead, (*channels, *book.fixed(inner)), book.fixed(call.shape[-1])))
+
+
 @law("pixel_shuffle pixel_unshuffle")
 def shuffled(book: Book, call: Call) -> Laid:
     """Channels of (c, r, r) become c with r times the height and width, or back."""
