@@ -125,6 +125,17 @@ def scattered(book: Book, call: Call) -> Laid:
     return Laid(tuple(others))
 
 
+def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -> bool:
+    """Is this x[arange(len(x)), index], with an index that names places?"""
+    if named != [0, 1]:
+        return False
+    rows, chosen = indices[0], indices[1]
+    size = call.input.shape[0]
+    if rows is None or chosen is None or rows.number is None or chosen.names is None or chosen.shape != (size,):
+        return False
+    return rows.number.shape == (size,) and not rows.number.is_floating_point() and rows.number.tolist() == list(range(size))
+
+
 @law("index", on_names="indices")
 def indexed(book: Book, call: Call) -> Laid:
     """Entries at indices of one axis or more; the other axes keep their order."""
@@ -132,6 +143,12 @@ def indexed(book: Book, call: Call) -> Laid:
     named = [place for place, index in enumerate(indices) if index is not None]
     if len(named) == 1 and len(indices) == len(call.input.shape) and indices[named[0]].names is not None:
         return _chosen(book, call.input, named[0], indices[named[0]])
+    if _one_of_each_row(call, indices, named):
+        axes = list(call.input.axes)
+        book.named(axes[1], indices[1])
+        rows = book.same(axes[0], indices[1].axes[0])
+        book.mixes(axes, [1])
+        return Laid((rows, *axes[2:]))
     for index in (indices[place] for place in named):
         book.pin(index, "an index tells its entries apart")
     if len(named) != 1 or len(indices) != len(call.input.shape):
