@@ -3,6 +3,7 @@
 Needs timm (`pip install --no-deps timm`) and torchvision.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -33,8 +34,6 @@ def build(name: str, part: int = 1) -> tuple[nn.Module, tuple[Any, ...], dict[st
     model = _timm().create_model(name, pretrained=False)
     channels, height, width = model.pretrained_cfg["input_size"]
     if part > 1:
-        try:
+        with contextlib.suppress(TypeError):  # of no fixed size
             model = _timm().create_model(name, pretrained=False, img_size=height // part)
-        except TypeError:  # of no fixed size
-            pass
     return model, (torch.randn(1, channels, height // part, width // part),), {}

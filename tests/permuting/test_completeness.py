@@ -86,7 +86,9 @@ def codebook(x, a, book, b):
 def own_order(x, router, up):
     """The best two of three experts, in an order of their own."""
     weights, index = (x @ router).softmax(-1).topk(2, -1, sorted=False)
-    return (torch.einsum("bi,eio->beo", x, up).gather(1, index[..., None].expand(-1, -1, up.shape[2])) * weights[..., None]).sum(1)
+    return (
+        torch.einsum("bi,eio->beo", x, up).gather(1, index[..., None].expand(-1, -1, up.shape[2])) * weights[..., None]
+    ).sum(1)
 
 
 def in_two_ways(x, a, b, c):

@@ -1,4 +1,4 @@
-"""Random mixtures of experts: a random member leaves outputs unchanged, and experts are free wherever nothing tells them apart."""
+"""Random mixtures of experts: random members leave outputs unchanged; experts are free where nothing tells them apart."""
 
 import os
 from collections import Counter
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import equinorm
 
-EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "12"))
 INTO, INNER, PLACES = 5, 3, 24
 
 
@@ -53,7 +53,9 @@ class Design:
     def moves(self) -> bool:
         """Must experts be found to move?"""
         looped = self.experts in ("loop", "sized")
-        closed = self.open and (3 * self.open < self.chosen or (self.fill == 0 and self.scores == "biased") or self.chooser == "sort")
+        closed = self.open and (
+            3 * self.open < self.chosen or (self.fill == 0 and self.scores == "biased") or self.chooser == "sort"
+        )
         told = self.combined in ("first", "slots") and self.chooser == "unsorted" and self.chosen > 1
         return not (looped or closed or told or self.scores == "rectified")
 

@@ -110,7 +110,12 @@ def _open(mask: fx.Node, closed: bool, along: set[Any], values: Mapping[fx.Node,
     given = bind(node.target, node.args, node.kwargs)
     numbers = [_one_number(given[name], values) if name in given else None for name in ("self", "value")]
     named: Axis = values[node].axes[given["dim"]]
-    if None in numbers or not is_static(node.meta["val"]) or not {*atoms(named)} <= along or not _are_different(given["index"], given["dim"]):
+    if (
+        None in numbers
+        or not is_static(node.meta["val"])
+        or not {*atoms(named)} <= along
+        or not _are_different(given["index"], given["dim"])
+    ):
         return 0
     entries = torch.tensor(numbers, dtype=node.meta["val"].dtype)  # of places that are not named, and of those that are
     for operation in operations:

@@ -1,4 +1,4 @@
-"""Entries that come in an order of the operation's own, as of topk(sorted=False): nothing behind may tell their places apart."""
+"""Entries in an order of the operation's own, as of topk(sorted=False): nothing behind may tell their places apart."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -19,17 +19,17 @@ def pointwise(book: Book, call: Call) -> Laid | list[Laid]:
 def compared(book: Book, call: Call) -> Laid:
     """Equal or not. Places that are compared with 0, 1, 2, … along a new axis become places along that axis."""
     values = [value for value in (call.input, call.other) if isinstance(value, Laid)]
-    named = [value for value in values if value.names is not None]
+    named = [(value, value.names) for value in values if value.names is not None]
     if len(named) == 1 and len(values) == 2:
-        other = next(value for value in values if value is not named[0])
-        place = _counts(other, size_of(named[0].names))
-        if place is not None and (len(named[0].axes) < -place or size_of(named[0].axes[place]) == 1):
-            book.see((named[0].names,))
-            axes = list(book.join(named[0], Laid(tuple(() for _ in call.shape))))
-            axes[place] = named[0].names
+        (index, names), other = named[0], values[values[0] is named[0][0]]
+        place = _counts(other, size_of(names))
+        if place is not None and (len(index.axes) < -place or size_of(index.axes[place]) == 1):
+            book.see((names,))
+            axes = list(book.join(index, Laid(((),) * len(call.shape))))
+            axes[place] = names
             return Laid(tuple(axes))
-    for value in named:
-        book.pin_axis(value.names, "tells which entry it was")
+    for _, names in named:
+        book.pin_axis(names, "tells which entry it was")
     return Laid(book.join(*map(book.whole, flat(call.arguments))))
 
 
