@@ -107,7 +107,7 @@ PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_pl
 
 
 def rectified(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
-    return m.of(x, (scores - 0.3).relu().topk(2, -1).indices[:, 1])
+    return m.of(x, torch.cat([scores - 0.3, scores]).relu().chunk(2)[0].topk(2, -1).indices[:, 1])
 
 
 def compared(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:

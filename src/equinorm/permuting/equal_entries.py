@@ -1,5 +1,6 @@
 """Scores of which many may be equal, as zeros of ReLU are: the place of the largest then tells which of them came first."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ floor ceil trunc sign sgn heaviside dropout expand broadcast_to expand_as repeat
 _MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
 to _to_copy"""
 
-_ONE_TO_ONE = f"{_MOVED} select slice softmax log_softmax _softmax _log_softmax sigmoid tanh exp log neg add sub mul div"
+_ONE_TO_ONE = f"""{_MOVED} select slice split split_with_sizes chunk unbind softmax log_softmax
+_softmax _log_softmax sigmoid tanh exp log neg add sub mul div"""
 
 _POSITIVE = "softmax _softmax sigmoid exp"
 
@@ -46,6 +48,8 @@ def why_equal(chosen: fx.Node, values: Mapping[fx.Node, Any]) -> str | None:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not value.is_floating_point():
             return _CAME_FIRST
+        if node.target is operator.getitem:
+            node = node.all_input_nodes[0]
         if not isinstance(node.target, torch._ops.OpOverload):
             return None
         name = key(node.target).removesuffix("_")
@@ -54,7 +58,7 @@ def why_equal(chosen: fx.Node, values: Mapping[fx.Node, Any]) -> str | None:
         masked = _masked(node, values)
         if masked is not None:
             node, mask, closed, fill = masked
-            is_least = fill <= torch.finfo(value.dtype).min or (fill == 0 and _is_positive(node))
+            is_least = fill <= torch.finfo(node.meta["val"].dtype).min or (fill == 0 and _is_positive(node))
             if not (is_largest and is_least and _open(mask, closed, along, values) >= given.get("k", 1)):
                 return _MASKED
             continue
@@ -83,8 +87,9 @@ def _one_number(argument: Any, values: Mapping[fx.Node, Any]) -> float | None:
     if isinstance(argument, fx.Node):
         value = values[argument]
         number = value.number if isinstance(value, Laid) else None
-        is_one = number is not None and number.numel() > 0 and bool((number == number.flatten()[0]).all())
-        return float(number.flatten()[0]) if is_one else None
+        if number is None or not number.numel() or not bool((number == number.flatten()[0]).all()):
+            return None
+        return float(number.flatten()[0])
     return float(argument) if isinstance(argument, (bool, int, float)) else None
 
 
@@ -119,7 +124,7 @@ def _open(mask: fx.Node, closed: bool, along: set[Any], values: Mapping[fx.Node,
         return 0
     entries = torch.tensor(numbers, dtype=node.meta["val"].dtype)  # of places that are not named, and of those that are
     for operation in operations:
-        if key(operation.target) in _OF_MASKS.split():
+        if isinstance(operation.target, torch._ops.OpOverload) and key(operation.target) in _OF_MASKS.split():
             entries = operation.target(entries, *operation.args[1:], **operation.kwargs)
     count = given["index"].meta["val"].shape[given["dim"]]
     if not isinstance(count, int):
