@@ -58,6 +58,7 @@ def align(
     *,
     rescale: bool = True,
     flip: bool = True,
+    power_of_two: bool = False,
     starts: int = 1,
     sweeps: int = 100,
     seed: int = 0,
@@ -82,6 +83,7 @@ def align(
         kwargs: keyword inputs of both.
         rescale: False to leave scales as they are.
         flip: False to leave signs as they are.
+        power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
             drawn at random.
         sweeps: most of each start.
@@ -91,6 +93,7 @@ def align(
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
+        RescaleError: if scales would round weights in half precision, without power_of_two.
         EquivalenceError: if the two have different parameters or graphs; if data hold no batch, one of other shapes, or give
             NaN or inf, or come with opaque modules, which the graph cannot run.
         PermutationError: if scipy is not installed.
@@ -132,7 +135,9 @@ def align(
     if rescale and both[0].num_free:
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
-        own.rescale_(log_scales)
+        if power_of_two:
+            log_scales = (log_scales / math.log(2)).round() * math.log(2)
+        own.rescale_(log_scales, power_of_two=power_of_two)
     before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
     return Alignment(twin, order, flips, log_scales, before, after, taken)
 
