@@ -97,6 +97,23 @@ def in_two_ways(x, a, b, c):
     return torch.tanh(torch.cat([first * b, second * c], -1).unflatten(-1, (2, 2)).flatten(1)) @ a.T
 
 
+def pointwise(x, a, kernel, b):
+    """Channels as positions of a convolution whose kernel sees one of them at a time."""
+    return torch.tanh(F.conv1d((x @ a)[:, None], kernel)).sum(1) @ b
+
+
+def windows(x, a, b):
+    """Two channels at two positions, padded and seen in windows of two."""
+    padded = F.pad((x @ a).unflatten(-1, (2, 2)), (1, 0), value=0.5)
+    return torch.tanh(padded.unfold(-1, 2, 1)).amax(-1).flatten(1) @ b
+
+
+def written(x, a, b, c):
+    """Two layers, written into one tensor."""
+    both = torch.slice_scatter(x.new_zeros(len(x), 4), torch.tanh(x @ a), 1, 0, 2)
+    return torch.slice_scatter(both, F.gelu(x @ b), 1, 2, 4) @ c
+
+
 NETWORKS = {
     two_hidden: ([(2, 2), (2, 3), (3, 2)], 0),
     residual: ([(2, 3), (3, 2), (2, 3), (3, 2)], 0),
@@ -112,6 +129,9 @@ NETWORKS = {
     chosen: ([(2, 3), (3, 2, 2)], 0),
     codebook: ([(2, 2), (3, 2), (2, 2)], 0),
     own_order: ([(2, 3), (3, 2, 2)], 0),
+    pointwise: ([(2, 3), (2, 1, 1), (3, 2)], 0),
+    windows: ([(2, 4), (4, 2)], 0),
+    written: ([(2, 2), (2, 2), (4, 2)], 0),
     in_two_ways: ([(2, 4), (2,), (2,)], 2),
 }
 """Shapes of the weights, and how many permutations are missed: of channels that are interleaved, then cut; of those of two
