@@ -1,10 +1,10 @@
 """Permutations on everything that people run: families, channels, pins, times, and the deviation of a random member.
 
-    python benchmarks/permutations.py torchvision timm transformers [--models resnet18] [--output results.jsonl]
+    python benchmarks/permutations.py torchvision timm transformers [--models resnet18] [--output results.jsonl] [--small]
 
 Of each family of the zoo the model that benchmarks/results/zoo.jsonl ran is built in float64, permuted at random, and run
-before and after. The time of discovery stands beside that of scales on the same model. What --output holds already
-is not repeated.
+before and after. The time of discovery stands beside that of scales on the same model. With --small timm's models see images
+of half the height and width where they can, and scales are not timed. What --output holds already is not repeated.
 """
 
 import argparse
@@ -30,14 +30,14 @@ LARGEST = 60e6
 
 @torch.no_grad()
 @staying_double()
-def measure(zoo: str, name: str, seed: int = 0) -> dict[str, Any]:
+def measure(zoo: str, name: str, seed: int = 0, small: bool = False, part: int = 1) -> dict[str, Any]:
     """What is found, and how far a random permutation moves the outputs: the largest change by the largest output."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        model, args, kwargs = build(zoo, name, seed)
+        model, args, kwargs = build(zoo, name, seed, **({"part": part} if part > 1 else {}))
         permutations = equinorm.permutations(model, args, kwargs)
-        scales = equinorm.symmetries(model, args, kwargs)
+        scales = None if small else equinorm.symmetries(model, args, kwargs)
         before = outputs(model, args, kwargs, seed)
         started = time.perf_counter()
         permutations.permute_(permutations.random(torch.Generator().manual_seed(seed)))
@@ -55,21 +55,25 @@ def measure(zoo: str, name: str, seed: int = 0) -> dict[str, Any]:
         "output_spread": max(float(value.std() / value.abs().max()) for value in before),
         "export_seconds": round(permutations.seconds[0], 3),
         "interpretation_seconds": round(permutations.seconds[1], 3),
-        "interpretation_seconds_of_scales": round(scales.seconds[1], 3),
+        **({} if scales is None else {"interpretation_seconds_of_scales": round(scales.seconds[1], 3)}),
+        **({} if part == 1 else {"image": list(args[0].shape[2:])}),
         "permuting_seconds": round(permuting, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
         "pins": dict(pins.most_common()),
     }
 
 
-def record(zoo: str, name: str) -> dict[str, Any]:
-    """One line of results; a model that fails yields its error."""
-    try:
-        found = measure(zoo, name)
-    except Exception as error:
-        found = {"error": f"{type(error).__name__}: {error}"}
-    finally:
-        gc.collect()
+def record(zoo: str, name: str, small: bool = False) -> dict[str, Any]:
+    """One line of results; a model that fails, at every size of image, yields its error."""
+    found: dict[str, Any] = {}
+    for part in (2, 1) if small and zoo == "timm" else (1,):
+        try:
+            found = measure(zoo, name, small=small, part=part)
+            break
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+        finally:
+            gc.collect()
     about = {"equinorm": equinorm.__version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
     return {"zoo": zoo, "model": name, **found, **about}
 
@@ -79,6 +83,7 @@ def main() -> None:
     parser.add_argument("zoos", nargs="+", choices=ZOOS)
     parser.add_argument("--models", nargs="*", help="names; default: the smallest of each family")
     parser.add_argument("--output", type=Path, help="file of JSON lines to append to; default: print only")
+    parser.add_argument("--small", action="store_true", help="small images, and no scales beside permutations")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = common.read(options.output) if options.output and options.output.exists() else []
@@ -91,7 +96,7 @@ def main() -> None:
                 smallest[key] = line
     for zoo in options.zoos:
         names = options.models or [line["model"] for (of, _), line in smallest.items() if of == zoo]
-        common.report((record(zoo, name) for name in names if (zoo, name) not in done), options.output)
+        common.report((record(zoo, name, options.small) for name in names if (zoo, name) not in done), options.output)
 
 
 if __name__ == "__main__":

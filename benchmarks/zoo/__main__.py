@@ -86,10 +86,10 @@ def randomise_(model: nn.Module) -> None:
                 parameter.normal_(0, 0.1)
 
 
-def build(zoo: str, name: str, seed: int = 0) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def build(zoo: str, name: str, seed: int = 0, **options: int) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """A model in evaluation mode and float64, none of whose tensors is zero or constant, and its inputs."""
     torch.manual_seed(seed)
-    model, args, kwargs = _builder(zoo).build(name)
+    model, args, kwargs = _builder(zoo).build(name, **options)
     model.double().eval()
     randomise_(model)
     args, kwargs = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, (args, kwargs))

@@ -1,8 +1,9 @@
-"""timm's models, at the size of image that each was made for.
+"""timm's models, at the size of image that each was made for, or at a part of it.
 
 Needs timm (`pip install --no-deps timm`) and torchvision.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -28,7 +29,11 @@ def family(name: str) -> str:
     return _timm().model_entrypoint(name).__module__.rsplit(".", 1)[-1]
 
 
-def build(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """A model and an image for it."""
+def build(name: str, part: int = 1) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """A model and an image for it, of one part of the height and width that it was made for."""
     model = _timm().create_model(name, pretrained=False)
-    return model, (torch.randn(1, *model.pretrained_cfg["input_size"]),), {}
+    channels, height, width = model.pretrained_cfg["input_size"]
+    if part > 1:
+        with contextlib.suppress(TypeError):  # of no fixed size
+            model = _timm().create_model(name, pretrained=False, img_size=height // part)
+    return model, (torch.randn(1, channels, height // part, width // part),), {}

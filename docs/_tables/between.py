@@ -49,6 +49,19 @@ def alignments() -> str:
     return "\n".join(rows)
 
 
+def held() -> str:
+    """What keeps channels in place beside inputs and outputs: by operation and reason, most channels first."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for r in (json.loads(line) for line in PERMUTATIONS.read_text("utf-8").splitlines()):
+        for reason, channels in r.get("pins", {}).items():
+            if reason not in ("model input", "model output"):
+                found.setdefault(reason, []).append((channels, r["model"]))
+    rows = ["| Operation, and why | Channels | Models | Most of them in |", "|---|--:|--:|---|"]
+    for reason, models in sorted(found.items(), key=lambda item: -sum(channels for channels, _ in item[1])):
+        rows.append(f"| {reason} | {sum(channels for channels, _ in models)} | {len(models)} | {max(models)[1]} |")
+    return "\n".join(rows)
+
+
 def permutations() -> str:
     """Models that were permuted, by library: how many, what was found, deviations, seconds."""
     rows = [
@@ -66,4 +79,4 @@ def permutations() -> str:
     return "\n".join(rows)
 
 
-MARKERS = {"barriers": barriers, "alignments": alignments, "permutations": permutations}
+MARKERS = {"barriers": barriers, "alignments": alignments, "permutations": permutations, "held": held}

@@ -46,6 +46,22 @@ def moved_copy(name):
     return net, twin, x
 
 
+def test_half_precision_takes_powers_of_two():
+    net, twin, x = relu_network().bfloat16(), relu_network().bfloat16(), torch.randn(4, 5).bfloat16()
+    permutations, symmetries = equinorm.permutations(twin, x), equinorm.symmetries(twin, x)
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(2)))
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64) * 2, power_of_two=True)
+    with pytest.raises(equinorm.RescaleError, match="powers of two"):
+        equinorm.align(twin, net, x)
+    found = equinorm.align(twin, net, x, power_of_two=True)
+    assert found.distance_before > 0.5
+    assert found.distance_after == 0.0
+    assert equinorm.equivalence(twin, net, x).equivalent
+    with torch.no_grad():
+        twin[0].weight[0, 0] *= 1.25
+    assert not equinorm.equivalence(twin, net, x).equivalent
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_copies_with_noise_are_found_again(name):
     net, twin, x = moved_copy(name)

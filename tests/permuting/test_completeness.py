@@ -78,6 +78,42 @@ def chosen(x, router, up):
     return torch.einsum("bi,eio->beo", x, up)[torch.arange(len(x)), best]
 
 
+def codebook(x, a, book, b):
+    """The row of a table that is nearest to x @ a."""
+    return F.embedding(torch.cdist(x @ a, book).argmin(-1), book) @ b
+
+
+def own_order(x, router, up):
+    """The best two of three experts, in an order of their own."""
+    weights, index = (x @ router).softmax(-1).topk(2, -1, sorted=False)
+    return (
+        torch.einsum("bi,eio->beo", x, up).gather(1, index[..., None].expand(-1, -1, up.shape[2])) * weights[..., None]
+    ).sum(1)
+
+
+def in_two_ways(x, a, b, c):
+    """Two times two channels, each with a gain of its own, joined and for a moment seen as two by two."""
+    first, second = (x @ a).split(2, -1)
+    return torch.tanh(torch.cat([first * b, second * c], -1).unflatten(-1, (2, 2)).flatten(1)) @ a.T
+
+
+def pointwise(x, a, kernel, b):
+    """Channels as positions of a convolution whose kernel sees one of them at a time."""
+    return torch.tanh(F.conv1d((x @ a)[:, None], kernel)).sum(1) @ b
+
+
+def windows(x, a, b):
+    """Two channels at two positions, padded and seen in windows of two."""
+    padded = F.pad((x @ a).unflatten(-1, (2, 2)), (1, 0), value=0.5)
+    return torch.tanh(padded.unfold(-1, 2, 1)).amax(-1).flatten(1) @ b
+
+
+def written(x, a, b, c):
+    """Two layers, written into one tensor."""
+    both = torch.slice_scatter(x.new_zeros(len(x), 4), torch.tanh(x @ a), 1, 0, 2)
+    return torch.slice_scatter(both, F.gelu(x @ b), 1, 2, 4) @ c
+
+
 NETWORKS = {
     two_hidden: ([(2, 2), (2, 3), (3, 2)], 0),
     residual: ([(2, 3), (3, 2), (2, 3), (3, 2)], 0),
@@ -90,10 +126,16 @@ NETWORKS = {
     shuffled: ([(2, 4), (2, 2)], 2),
     pooled: ([(2, 4), (2, 2)], 0),
     routed: ([(2, 2), (2, 2, 2), (2, 2, 2)], 0),
-    chosen: ([(2, 3), (3, 2, 2)], 3),
+    chosen: ([(2, 3), (3, 2, 2)], 0),
+    codebook: ([(2, 2), (3, 2), (2, 2)], 0),
+    own_order: ([(2, 3), (3, 2, 2)], 0),
+    pointwise: ([(2, 3), (2, 1, 1), (3, 2)], 0),
+    windows: ([(2, 4), (4, 2)], 0),
+    written: ([(2, 2), (2, 2), (4, 2)], 0),
+    in_two_ways: ([(2, 4), (2,), (2,)], 2),
 }
-"""Shapes of the weights, and how many permutations are missed: of channels that are interleaved, then cut, and of experts that
-an index chooses.
+"""Shapes of the weights, and how many permutations are missed: of channels that are interleaved, then cut; of those of two
+layers that are joined, then seen as a product: they are permuted alike.
 """
 
 

@@ -53,6 +53,9 @@ def align(
         bool | None,
         typer.Option("--rescale/--permute-only", help="Rescale too, or only permute. If neither is said, what comes nearer."),
     ] = None,
+    power_of_two: Annotated[
+        bool, typer.Option("--power-of-two", help="Round scales to powers of two, as half precision needs.")
+    ] = False,
     starts: Annotated[int, typer.Option(min=1, help="From how many orders to start; the best result is taken.")] = 1,
     seed: Annotated[int, typer.Option(help="Of starts beyond the first, which are drawn at random.")] = 0,
     train: Train = None,
@@ -71,7 +74,7 @@ def align(
         source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
         steps.say("aligning")
-        options = {"rescale": rescale, "starts": starts, "seed": seed, "opaque": opaque or ()}
+        options = {"rescale": rescale, "power_of_two": power_of_two, "starts": starts, "seed": seed, "opaque": opaque or ()}
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
         apart, dtype = deviation(found.model, a.model, a.args, a.kwargs), coarsest(a.model)
         verify("aligned", apart, dtype, f"Use {WIDER}." if rescale is False else f"Use --permute-only, or {WIDER}.")

@@ -20,7 +20,7 @@ _BRINGS_ZEROS = "pad constant_pad_nd tril triu diag diag_embed diagflat block_di
 _MANY = 4
 """Factors of a label from which on it pays to look which of them still say something."""
 
-_MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
+MARKS = {"opaque.default": "declared opaque", "observed.default": "kept for later, or read by a hook"}
 """What operations of our own in a graph stand for."""
 
 _NO_RULE = "no rule: taken to fit no scale"
@@ -125,7 +125,7 @@ class Operation:
 
     def _unknown(self) -> Any:
         """Pin everything that goes in; what comes out does not scale."""
-        why = _MARKS.get(getattr(self.target, "__name__", "")) or _NO_RULE
+        why = MARKS.get(getattr(self.target, "__name__", "")) or _NO_RULE
         if isinstance(self.target, torch._ops.OpOverload):
             why = (_NO_SIGN if self.trace.signs else why_not(key(self.target))) or why
         for value in self.tensors:

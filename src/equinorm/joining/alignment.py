@@ -58,6 +58,7 @@ def align(
     *,
     rescale: bool | None = None,
     flip: bool = True,
+    power_of_two: bool = False,
     starts: int = 1,
     sweeps: int = 100,
     seed: int = 0,
@@ -83,6 +84,7 @@ def align(
         kwargs: keyword inputs of both.
         rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer.
         flip: False to leave signs as they are.
+        power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
             drawn at random.
         sweeps: most of each start.
@@ -92,6 +94,7 @@ def align(
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
+        RescaleError: if scales would round weights in half precision, without power_of_two.
         EquivalenceError: if the two have different parameters or graphs; if data hold no batch, one of other shapes, or give
             NaN or inf, or come with opaque modules, which the graph cannot run.
         PermutationError: if scipy is not installed.
@@ -126,11 +129,13 @@ def align(
     tried = {False, both[0].num_free > 0} if rescale is None else {rescale}
     search = Search(starts, sweeps, seed)
     seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
-    found = (_aligned(both, moves, search, seen, scales) for scales in sorted(tried))
+    found = (_aligned(both, moves, search, seen, scales, power_of_two) for scales in sorted(tried))
     return min(found, key=lambda alignment: alignment.distance_after)
 
 
-def _aligned(both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Any, rescale: bool) -> Alignment:
+def _aligned(
+    both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Any, rescale: bool, power_of_two: bool
+) -> Alignment:
     """The first network matched to the second, with scales or without."""
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
     ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
@@ -141,7 +146,9 @@ def _aligned(both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, 
     if rescale and both[0].num_free:
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
-        own.rescale_(log_scales)
+        if power_of_two:
+            log_scales = (log_scales / math.log(2)).round() * math.log(2)
+        own.rescale_(log_scales, power_of_two=power_of_two)
     before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
     return Alignment(twin, order, flips, log_scales, before, after, taken)
 

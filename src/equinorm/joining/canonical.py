@@ -13,6 +13,7 @@ from equinorm._modules import Choice, duplicate, on_cpu
 from equinorm._symmetries import symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.moves import Moves
+from equinorm.permuting.nearest import sorting
 
 TOLERANCE = 1e-12
 """Residual of the balance."""
@@ -101,7 +102,7 @@ def canonical_(
         balance.apply_(power_of_two=power_of_two)
     forms = {s.name: s.effective(found.tensors[s.name]).cpu().double() for s in found.scalings}
     flips = moves.canonical_signs(forms)
-    order, ties = moves.group.sorting(moves.flips.flipped(forms, flips) if len(flips) else forms)
+    order, ties = sorting(moves.group.layout, moves.flips.flipped(forms, flips) if len(flips) else forms)
     try:
         moves.apply_(found.model, flips, order)
     except BaseException:

@@ -1,6 +1,6 @@
 """Flips of sign, then a permutation: what must be found before the scales of two networks can be compared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.signs import Signs, signs_of
+from equinorm.permuting.nearest import Activations, matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 
 Tensors = Mapping[str, Tensor]
@@ -79,7 +80,7 @@ class Moves:
         alike = [
             self.flips.flipped(side, self.canonical_signs(side)) if self.flips.num_free else side for side in (ours, theirs)
         ]
-        order = self.group.matching(*alike)
+        order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
     def assigned(
@@ -95,9 +96,9 @@ class Moves:
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = torch.Generator().manual_seed(search.seed)
-        rest = (still, self._by_name(self.group.identity())), self.matched(ours, theirs)
+        rest = (still, self.group.layout.by_name(self.group.identity())), self.matched(ours, theirs)
         starts = [max(rest, key=lambda start: self._agreement(ours, theirs, *start))]
-        starts += [(still, self._by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
+        starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
         ended = [self._until_still((ours, theirs), start, search, seen) for start in starts]
         return max(ended, key=lambda end: end[1])[0]
 
@@ -107,9 +108,10 @@ class Moves:
         """A fixed point, and how well it agrees."""
         (ours, theirs), (chosen, order), total, agreement = sides, start, 0, 0.0
         for _ in range(_ROUNDS):
-            values = None if seen is None else (seen.of(chosen), seen.theirs)
-            flipped = self._flipped(ours, chosen)
-            order, taken, agreement = self.group.nearest(flipped, theirs, order, search.sweeps, values)
+            points = self.group.points
+            values = None if seen is None or points is None else Activations(points, seen.of(chosen), seen.theirs)
+            sides = self._flipped(ours, chosen), theirs
+            order, taken, agreement = nearest(self.group.layout, sides, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
             if torch.equal(better, chosen):
                 break
@@ -118,14 +120,11 @@ class Moves:
 
     def _agreement(self, ours: Tensors, theirs: Tensors, chosen: Tensor, order: Orders) -> float:
         """⟨π(a), b⟩, the larger the nearer."""
-        moved = self.group.moved(self._flipped(ours, chosen), order)
+        moved = self.group.layout.moved(self._flipped(ours, chosen), order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
     def _flipped(self, tensors: Tensors, chosen: Tensor) -> Tensors:
         return self.flips.flipped(tensors, chosen) if len(chosen) else tensors
-
-    def _by_name(self, orders: Sequence[Tensor]) -> Orders:
-        return dict(zip((family.name for family in self.group.families), orders, strict=True))
 
     def fitted(self, ours: Tensors, theirs: Tensors, order: Orders) -> Tensor:
         """The best signs before a given permutation."""
@@ -136,7 +135,7 @@ class Moves:
     def _back(self, tensors: Tensors, order: Orders) -> dict[str, Tensor]:
         """Tensors before a permutation."""
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        places = self.group.moved({n: torch.arange(t.numel()).reshape(t.shape) for n, t in whole.items()}, order)
+        places = self.group.layout.moved({n: torch.arange(t.numel()).reshape(t.shape) for n, t in whole.items()}, order)
         found: dict[str, Tensor] = {}
         for name, tensor in whole.items():
             before = torch.empty_like(tensor).flatten()

@@ -36,9 +36,15 @@ class Atom:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sum:
-    """Axes one after the other."""
+    """Axes one after the other.
+
+    Attributes:
+        terms: each an axis.
+        reason: the operation that cut it; None for axes that were joined.
+    """
 
     terms: tuple["Axis", ...]
+    reason: Reason | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +81,7 @@ def resolved(axis: Axis) -> Axis:
             for term in map(resolved, factor.terms):
                 is_sum = len(term) == 1 and isinstance(term[0], Sum)
                 terms += term[0].terms if is_sum else (term,)  # pyright: ignore[reportAttributeAccessIssue]
-            found += terms[0] if len(terms) == 1 else (Sum(tuple(terms)),)
+            found += terms[0] if len(terms) == 1 else (Sum(tuple(terms), factor.reason),)
         else:
             atom = representative(factor)
             if atom.parts is not None:
@@ -183,7 +189,13 @@ def _split_off(factor: Factor, size: int, reason: Reason) -> list[Factor] | None
         front, rest = _parts_of(factor, [size, factor.size // size])
         _become(factor, (*front, *rest))
         return list(resolved((factor,)))
-    pieces = cut((factor,), [factor.size // size] * size, reason)
+    inner = factor.size // size
+    if all(size_of(term) % inner == 0 for term in factor.terms):  # as (terms in steps of a product, what all have in common)
+        halves = [split_front(term, size_of(term) // inner, reason) for term in factor.terms]
+        for _, rest in halves[1:]:
+            unify(halves[0][1], rest, reason)
+        return [Sum(tuple(front for front, _ in halves), factor.reason or reason), *resolved(halves[0][1])]
+    pieces = cut((factor,), [inner] * size, reason)
     if pieces is None:
         return None
     for piece in pieces[1:]:  # as many alike: each is permuted as the first
@@ -231,7 +243,7 @@ def cut(axis: Axis, sizes: Sequence[int], reason: Reason) -> list[Axis] | None:
         return None if pieces is None else [(*piece, *rest) for piece in pieces]
     if isinstance(head, Atom):
         terms = _parts_of(head, sizes)
-        _become(head, (Sum(tuple(terms)),))
+        _become(head, (Sum(tuple(terms), reason),))
         return terms
     return _cut_sum(list(head.terms), sizes, reason)
 

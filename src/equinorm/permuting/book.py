@@ -6,6 +6,7 @@ from typing import Any
 
 from equinorm._scaling import Reason
 from equinorm.permuting.atoms import Axis, fresh, pin, size_of, unify
+from equinorm.permuting.own_orders import OwnOrder
 from equinorm.permuting.values import Laid, Stacked, flat
 
 
@@ -17,10 +18,12 @@ class Book:
         reason: the operation that is being looked at.
         spaces: axes of every value, and of every sum of products before it is summed. What is permuted in one axis may depend
             on places in another only where both stand in each of these.
+        own_orders: axes whose entries come in an order of the operation's own.
     """
 
     reason: Reason = field(default_factory=lambda: Reason("model"))
     spaces: list[tuple[Axis, ...]] = field(default_factory=list)
+    own_orders: list[OwnOrder] = field(default_factory=list)
 
     def because(self, detail: str) -> Reason:
         """The operation, and the law that it breaks."""
@@ -57,6 +60,13 @@ class Book:
             return axis
         self.see((axis,))
         return self.same(axis, names)
+
+    def own_order(self, axes: Sequence[Axis], place: int, size: int) -> Axis:
+        """A new axis of entries that an operation chose along an old one, and returns as it likes, otherwise in each row."""
+        new = fresh(size)
+        rows = tuple(axis for at, axis in enumerate(axes) if at != place)
+        self.own_orders.append(OwnOrder(new, rows, axes[place], self.because("returns entries in an order of its own")))
+        return new
 
     def free(self, size: int) -> Axis:
         """A new axis along which nothing varies, so that any permutation of it changes nothing."""

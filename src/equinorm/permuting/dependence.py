@@ -30,13 +30,17 @@ class Dependence:
                 once = {other for other in companions if other is not atom and companions.count(other) == 1}
                 self._around[atom] = self._around[atom] & once if atom in self._around else once
 
+    def around(self, atom: Atom) -> set[Atom]:
+        """The atoms that stand once in every value in which this one does."""
+        return self._around.get(atom, set())
+
     def of(self, atom: Atom) -> tuple[Atom, ...]:
         """The atoms whose places an order of this one may depend on: pinned ones, and those that came before it.
 
         With each stand those that its own order depends on, so that one permutation after another is a permutation again.
         """
         if atom not in self._found:
-            around = self._around.get(atom, set())
+            around = self.around(atom)
             earlier = sorted((o for o in around if o.pinned is not None or o.order < atom.order), key=lambda other: other.order)
             self._found[atom] = tuple(o for o in earlier if o.pinned is not None or {*self.of(o)} <= {*earlier})
         return self._found[atom]

@@ -16,6 +16,7 @@ from equinorm.permuting.atoms import Axis, fresh, pin
 from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.interpreter import Interpreter
+from equinorm.permuting.own_orders import settle
 from equinorm.permuting.values import Laid, constant
 
 
@@ -65,6 +66,7 @@ def discover(read: Graphs) -> Found:
     book.spaces += [value.axes for value in laid.values()]
     axes = {source: value.axes for source, value in laid.items()}
     dependence = Dependence(book.spaces)
+    settle(book.own_orders, dependence, [axis for own in axes.values() for axis in own])
     seconds = exporting, time.perf_counter() - started - exporting
     return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
 

@@ -11,23 +11,31 @@ from torch.fx.node import map_arg
 
 from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
 from equinorm.discovery.interpreter import reason_of
+from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
-from equinorm.permuting.equal_entries import may_be_equal
+from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
+from equinorm.permuting.sizes import Sizes
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
-_SHAPES_ONLY = "empty_like rand_like randn_like randint_like new_empty new_empty_strided sym_size"
+_SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
 """Operations that read no entry of what they are given."""
+
+_EMPTY = "empty empty_like new_empty new_empty_strided empty_strided"
+"""Operations whose entries nobody may read before they are written."""
 
 _CARRIERS = """view reshape flatten unflatten _unsafe_view view_copy unsqueeze squeeze permute transpose t expand select slice
 narrow clone contiguous detach alias repeat_interleave to _to_copy"""
 """Operations that move whole numbers, which go on naming what they named."""
 
 _RESHAPES = "view reshape unflatten _unsafe_view view_copy"
+
+_OF_SIZES = f"{_RESHAPES} flatten expand"
+"""Operations whose numbers are sizes of what they return."""
 
 
 class Interpreter:
@@ -41,7 +49,7 @@ class Interpreter:
 
     def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
-        self.values: dict[fx.Node, Any] = {}
+        self.sizes, self.values = Sizes(), dict[fx.Node, Any]()
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -71,7 +79,7 @@ class Interpreter:
         if self.roots[node] in self.unsteady:
             self.book.reason = self.book.reason if node.op != "call_function" else reason_of(node)
             self.book.pin(self.values[node], "shares memory that is changed in place")
-            self.values[node] = pinned(node.meta.get("val"), self.book.reason)
+            self.values[node] = pinned(self.sizes.known(node.meta.get("val")), self.book.reason)
         for value in flat(self.values[node]):
             for part in value.parts if isinstance(value, Stacked) else (value,):
                 self.book.see(part.axes)
@@ -105,8 +113,9 @@ class Interpreter:
 
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
-        if isinstance(value, Laid) and value.names is not None and may_be_equal(node.all_input_nodes[0]):
-            self.book.pin_axis(value.names, "tells which of equal entries came first")
+        if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.values)):
+            self.book.reason = reason_of(node)
+            self.book.pin_axis(value.names, why)
         return value
 
     def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -121,16 +130,20 @@ class Interpreter:
         if all(number is not None for number in numbers) and is_computable(node):
             with torch.no_grad():
                 return self._constants(target(*map(_number, args), **{name: _number(value) for name, value in kwargs.items()}))
-        result: Any = node.meta.get("val")
+        result: Any = self.sizes.known(node.meta.get("val"))
         fill = fill_value(node)
         if fill is not None:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
+        if key(target) in _EMPTY.split() and is_static(result):
+            return Laid(tuple(map(self.book.free, result.shape)))
         if key(target) in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
         if is_static(result) and all(not part.numel() for part in _parts(result)):
             return pinned(result, self.book.because("has no entries"))
         found = find(target)
         if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
+            return self._unknown(node, tensors)
+        if key(target) not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
             return self._unknown(node, tensors)
         call = Call(target, bind(target, args, kwargs), result)
         if any(isinstance(value, Laid) and value.names is not None for value in tensors):
@@ -150,7 +163,7 @@ class Interpreter:
         call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
         if key(call.operator) in _CARRIERS.split() and len(tensors) == 1 and call.result.dtype in (torch.int32, torch.int64):
             return replace(found(self.book, call), names=call.input.names)
-        indices = flat([call.get("index"), call.get("indices")]) if found in ON_NAMES else []
+        indices = flat([call.get(name) for name in ON_NAMES.get(found, ())])
         for value in tensors:
             if isinstance(value, Laid) and value.names is not None and not any(value is index for index in indices):
                 self.book.pin_axis(value.names, "tells which entry it was")
@@ -163,11 +176,21 @@ class Interpreter:
 
     def _unknown(self, node: fx.Node, tensors: list[Laid | Stacked]) -> Any:
         """Pin everything that goes in, and what comes out."""
-        detail = "no law: taken to tell positions apart"
+        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "of a size that data decides"
+        detail = MARKS.get(getattr(node.target, "__name__", "")) or no_law
         for value in tensors:
             if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
                 self.book.pin(value, detail)
-        return pinned(node.meta.get("val"), self.book.because(detail))
+        return pinned(self.sizes.known(node.meta.get("val")), self.book.because(detail))
+
+
+def _is_symbolic(arguments: Any) -> bool:
+    """Is there a number among arguments that data decides?"""
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    if isinstance(arguments, (list, tuple)):
+        return any(map(_is_symbolic, arguments))
+    return isinstance(arguments, (torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _fits(value: Any, result: Any) -> bool:

@@ -11,17 +11,13 @@ from equinorm._errors import PermutationError
 from equinorm._modules import Choice, on_cpu
 from equinorm.discovery.asked import asked
 from equinorm.discovery.graph.export import Graphs
-from equinorm.discovery.values import Source
 from equinorm.permuting import description
-from equinorm.permuting.assignment import Sides, fixed_point
-from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.checks import checked
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec
-from equinorm.permuting.matching import in_order, match
+from equinorm.permuting.layout import Layout
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.points import Points
-from equinorm.permuting.reading import Order, families, pins, places
+from equinorm.permuting.reading import families, pins, places
 from equinorm.permuting.writing import Move, permute_all_
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
@@ -40,6 +36,7 @@ class Permutations:
         families: channels that are permuted among themselves, with the axes of all tensors that move along.
         pins: what cannot be permuted, each with the operation and source line that says so.
         seconds: time for export and for interpretation.
+        layout: the same, in parts of axes.
         points: where activations can be compared, if `align` asked for them.
     """
 
@@ -47,9 +44,7 @@ class Permutations:
     families: tuple[ChannelFamily, ...]
     pins: tuple[AxisPin, ...] = field(repr=False)
     seconds: tuple[float, float] = field(repr=False)
-    _axes: Mapping[Source, Sequence[Axis]] = field(repr=False)
-    _atoms: Sequence[Atom] = field(repr=False)
-    _around: Sequence[tuple[Atom, ...]] = field(repr=False)
+    layout: Layout = field(repr=False)
     points: Points | None = field(default=None, repr=False)
     _guard: ModelGuard = field(init=False, repr=False)
 
@@ -99,18 +94,7 @@ class Permutations:
 
         Source: the form of Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023.
         """
-        moved: dict[tuple[str, int], list[str]] = {}
-        forward: dict[str, list[tuple[str, int]]] = {}
-        for family in self.families:
-            places = list(dict.fromkeys((part.tensor, part.axis) for part in family.axes))
-            forward[family.name] = places
-            for place in places:
-                moved.setdefault(place, []).append(family.name)
-        backward: dict[str, tuple[str | tuple[str, ...] | None, ...]] = {}
-        for source in self._axes:
-            found = [moved.get((source.names[0], axis), []) for axis in range(len(source.shape))]
-            backward[source.names[0]] = tuple(own[0] if len(own) == 1 else tuple(own) or None for own in found)
-        return PermutationSpec(forward, backward)
+        return self.layout.spec()
 
     @on_cpu()
     def permute_(self, permutation: Sequence[Tensor] | Mapping[str, Tensor], optimizer: Optimizers | None = None) -> None:
@@ -137,13 +121,13 @@ class Permutations:
         >>> torch.allclose(net(x), before, atol=1e-5)
         True
         """
-        orders = self._orders(permutation)
+        orders = self.layout.orders(permutation)
         self._guard.check()
         tensors = dict(
             [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
         )
         moves, moving = list[Move](), dict[int, tuple[str, list[Tensor | None]]]()
-        for source, axes in self._axes.items():
+        for source, axes in self.layout.axes.items():
             indices = places(axes, orders)
             if all(index is None for index in indices):
                 continue
@@ -160,95 +144,6 @@ class Permutations:
         for move in moves:
             check_in_place(move.what, move.tensor, "permute", PermutationError)
         permute_all_(moves)
-
-    def moved(self, tensors: Mapping[str, Tensor], permutation: Sequence[Tensor] | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Permuted copies of tensors on the CPU, whatever numbers they hold.
-
-        Args:
-            tensors: one for each tensor of the model, by its first name.
-            permutation: as `permute_` takes it.
-        """
-        orders = self._orders(permutation)
-        found: dict[str, Tensor] = {}
-        for source, axes in self._axes.items():
-            name = source.names[0]
-            found[name] = Move(name, tensors[name], places(axes, orders)).taken()
-        return found
-
-    def _orders(self, permutation: Any) -> dict[Atom, Order]:
-        """The orders of channels that move, by their atoms."""
-        if isinstance(permutation, Mapping):
-            names = {family.name for family in self.families}
-            if unknown := [name for name in permutation if name not in names]:
-                raise PermutationError(f"no family is called {unknown[0]!r}. The first are {', '.join(sorted(names)[:5])}.")
-            given = [permutation.get(family.name) for family in self.families]
-        elif isinstance(permutation, Sequence) and not isinstance(permutation, str) and len(permutation) == len(self.families):
-            given = list(permutation)
-        else:
-            length = f" of {len(permutation)}" if isinstance(permutation, Sequence) else ""
-            raise PermutationError(
-                f"permutation must hold {len(self.families)} orders, one for each family, or be a dict from names of families; "
-                f"not {type(permutation).__name__}{length}."
-            )
-        found: dict[Atom, Order] = {}
-        for family, atom, around, order in zip(self.families, self._atoms, self._around, given, strict=True):
-            if order is None:
-                continue
-            order = checked(family, order)
-            if bool((order != torch.arange(family.size)).any()):
-                found[atom] = Order(around, order)
-        return found
-
-    def matching(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The permutation that brings weights by name nearest to others, by fingerprints of channels: exact for copies.
-
-        Returns an order of our channels for each family, by its name.
-        """
-        names = [source.names[0] for source in self._axes]
-        one, other = ([tensors[name].detach().cpu() for name in names] for tensors in (ours, theirs))
-        orders = match(one, other, [*self._axes.values()], self._atoms, self._around)
-        return {family.name: order for family, order in zip(self.families, orders, strict=True)}
-
-    def sorting(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-        """The permutation that sorts every family by fingerprints of its channels, as in `equinorm.canonical`.
-
-        Returns an order for each family, by its name, and how many channels have the fingerprint of another one.
-        """
-        given = [tensors[source.names[0]].detach().cpu() for source in self._axes]
-        orders, ties = in_order(given, [*self._axes.values()], self._atoms, self._around)
-        return {family.name: order for family, order in zip(self.families, orders, strict=True)}, ties
-
-    def nearest(
-        self,
-        ours: Mapping[str, Tensor],
-        theirs: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-        sweeps: int,
-        seen: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None = None,
-    ) -> tuple[dict[str, Tensor], int, float]:
-        """Matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
-
-        Args:
-            ours: the tensors of one network by name; of one dtype, float32 or float64, on the CPU.
-            theirs: of another of the same architecture.
-            start: the order of every family to start from, by name.
-            sweeps: most of them.
-            seen: standardized activations of both at the points: these are matched, and weights only of families that stand
-                at none.
-
-        Returns:
-            An order of our channels for each family, by its name, the number of sweeps, and the sum of all products of what
-            was matched first.
-        """
-        names = [source.names[0] for source in self._axes]
-        one, other = ([tensors[name] for name in names] for tensors in (ours, theirs))
-        sides = [Sides(one, other, [*self._axes.values()])]
-        if seen is not None and self.points is not None:
-            one, other = ([tensors[name] for name in self.points.axes] for tensors in seen)
-            sides.insert(0, Sides(one, other, self.points.of_batches(len(one[0]) if one else 0)))
-        begun = {atom: start[family.name] for atom, family in zip(self._atoms, self.families, strict=True)}
-        orders, taken, agreement = fixed_point(sides, self._around, begun, sweeps)
-        return {f.name: orders[atom] for atom, f in zip(self._atoms, self.families, strict=True)}, taken, agreement
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.
@@ -317,4 +212,5 @@ def permutations_of(graphs: Graphs, *, with_points: bool = False) -> Permutation
     free, all_families = families(found.axes, found.dependence)
     around = [found.dependence.of(atom) for atom in free]
     points = Points.of(*found.own) if with_points else None
-    return Permutations(graphs.model, all_families, pins(found.axes), found.seconds, found.axes, free, around, points)
+    layout = Layout(all_families, found.axes, free, around)
+    return Permutations(graphs.model, all_families, pins(found.axes), found.seconds, layout, points)

@@ -1,11 +1,13 @@
 """From axes in parts to plain data: families of channels, where they stand, what is pinned; and places after a permutation."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from equinorm._scaling import Reason
 from equinorm.discovery.values import Source
 from equinorm.permuting.atoms import Atom, Axis, Sum, atoms, resolved, size_of
 from equinorm.permuting.dependence import Dependence
@@ -54,7 +56,7 @@ def _parts(
 
 
 def pins(axes: Mapping[Source, Sequence[Axis]]) -> tuple[AxisPin, ...]:
-    """What cannot be permuted, and why; axes of kernels are no channels."""
+    """What cannot be permuted, and why; axes of kernels are no channels. Channels that are read one by one stay too."""
     found: list[AxisPin] = []
     for source, own in axes.items():
         for place, axis in enumerate(own):
@@ -62,8 +64,20 @@ def pins(axes: Mapping[Source, Sequence[Axis]]) -> tuple[AxisPin, ...]:
             for atom in atoms(axis):
                 if atom.pinned is not None and atom.pinned.detail != KERNEL:
                     reasons[atom.pinned] = reasons.get(atom.pinned, 0) + atom.size
+            for reason in _alone(axis):
+                reasons[reason] = reasons.get(reason, 0) + 1
             found += [AxisPin(source.names[0], place, count, reason) for reason, count in reasons.items()]
     return tuple(found)
+
+
+def _alone(axis: Axis) -> Iterator[Reason]:
+    """For each channel that is cut off by itself, the operation that did so."""
+    for factor in resolved(axis):
+        if isinstance(factor, Sum):
+            for term in map(resolved, factor.terms):
+                if not term and factor.reason is not None:
+                    yield replace(factor.reason, detail="reads one channel by itself")
+                yield from _alone(term)
 
 
 class Order(NamedTuple):

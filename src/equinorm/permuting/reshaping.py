@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from equinorm._scaling import Reason
+from equinorm.discovery.graph.aliasing import is_static
 from equinorm.permuting.atoms import Axis, cut, is_pinned, split_front
 
 _MOST = 8
@@ -72,6 +73,8 @@ def unpacked(axes: Sequence[Axis], sizes: Sequence[int], node: fx.Node, reason: 
 def _is_taken_apart(node: fx.Node, place: int) -> bool:
     """Do all users read entries of one place along this axis only, once they have moved them?"""
     shape = list(node.meta["val"].shape)
+    if not is_static(node.meta["val"]):
+        return False
     places = torch.arange(shape[place]).reshape([-1 if axis == place else 1 for axis in range(len(shape))]).expand(shape)
     return bool(node.users) and all(_takes_apart(user, places) for user in node.users)
 

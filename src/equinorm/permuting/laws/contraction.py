@@ -69,6 +69,15 @@ def outer(book: Book, call: Call) -> Laid:
     return contract(book, "X,Y->XY", left.axes, right.axes)
 
 
+@law("cdist _cdist_forward")
+def distances(book: Book, call: Call) -> Laid:
+    """Norms of differences between all rows of two operands: sums over their last axis."""
+    left, right = call.x1.axes, call.x2.axes
+    batch = ascii_lowercase[: max(len(left), len(right)) - 2]
+    first, second = (batch[len(batch) - (len(axes) - 2) :] for axes in (left, right))
+    return contract(book, f"{first}XZ,{second}YZ->{batch}XY", left, right)
+
+
 @law("einsum")
 def einsum(book: Book, call: Call) -> Laid:
     """Any sum of products that letters describe; "..." are axes that broadcast."""
@@ -95,7 +104,8 @@ def convolution(book: Book, call: Call) -> Laid:
     is_transposed = bool(call.get("transposed")) or "transpose" in name
     rank = len(weight) - 2
     lead = len(call.input.axes) - rank - 1
-    fixed = along(book, call.input, range(lead + 1, lead + 1 + rank), [0] * (lead + 1) + list(call.shape)[lead + 1 :])
+    moving = [lead + 1 + place for place in range(rank) if not _is_pointwise(call, place)]
+    fixed = along(book, call.input, moving, call.shape)
     along(book, Laid(weight), range(2, 2 + rank), [0, 0, *[1] * rank], KERNEL)
     channels = fixed.axes[lead]
     if call.groups == 1:
@@ -112,12 +122,18 @@ def convolution(book: Book, call: Call) -> Laid:
         out = (*first, *outside)
         channels = (*group, *inside)
     spatial = fixed.axes[lead + 1 :]
-    inputs = (*fixed.axes[:lead], channels)
-    book.see((*inputs, outside))
+    book.see((*fixed.axes[:lead], channels, outside, *spatial))
     result = Laid((*fixed.axes[:lead], out, *spatial))
     if call.bias is not None:
         book.same(out, call.bias.axes[0])
     return result
+
+
+def _is_pointwise(call: Call, place: int) -> bool:
+    """Does a kernel see one position at a time along a spatial axis?"""
+    options = [call.get(name) for name in ("stride", "padding", "output_padding")]
+    of_axis = [option[min(place, len(option) - 1)] if isinstance(option, (list, tuple)) else option for option in options]
+    return int(call.weight.shape[2 + place]) == 1 and of_axis[0] in (1, None) and all(o in (0, None) for o in of_axis[1:])
 
 
 @law("scaled_dot_product_attention")

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from equinorm.permuting.atoms import cut
+from equinorm.permuting.atoms import cut, size_of
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid, Stacked, flat
@@ -13,6 +13,33 @@ def pointwise(book: Book, call: Call) -> Laid | list[Laid]:
     """Any function of the entries at one place; axes of size 1 are broadcast."""
     result = Laid(book.join(*map(book.whole, flat(call.arguments))))
     return result if isinstance(call.result, Tensor) else [result for _ in call.result]
+
+
+@law("eq ne", on_names="self other")
+def compared(book: Book, call: Call) -> Laid:
+    """Equal or not. Places that are compared with 0, 1, 2, … along a new axis become places along that axis."""
+    values = [value for value in (call.input, call.other) if isinstance(value, Laid)]
+    named = [(value, value.names) for value in values if value.names is not None]
+    if len(named) == 1 and len(values) == 2:
+        (index, names), other = named[0], values[values[0] is named[0][0]]
+        place = _counts(other, size_of(names))
+        if place is not None and (len(index.axes) < -place or size_of(index.axes[place]) == 1):
+            book.see((names,))
+            axes = list(book.join(index, Laid(((),) * len(call.shape))))
+            axes[place] = names
+            return Laid(tuple(axes))
+    for _, names in named:
+        book.pin_axis(names, "tells which entry it was")
+    return Laid(book.join(*map(book.whole, flat(call.arguments))))
+
+
+def _counts(value: Laid, size: int) -> int | None:
+    """The axis, counted from behind, along which a constant is 0, 1, 2, …; all others are of size 1."""
+    number = value.number
+    if number is None or number.numel() != size or number.dtype.is_floating_point:
+        return None
+    place = next((at for at in range(-number.dim(), 0) if number.shape[at] == size), None)
+    return place if number.flatten().tolist() == list(range(size)) else None
 
 
 @law(

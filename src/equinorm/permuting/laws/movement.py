@@ -192,6 +192,29 @@ def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: i
     return _pieces(book, value, place, sizes)[1 if start else 0]
 
 
+@law("slice_scatter")
+def written_into(book: Book, call: Call) -> Laid:
+    """Consecutive entries of an axis, put in the place of others."""
+    value, source, place = call.input, call.src, (call.get("dim") or 0) % len(call.shape)
+    size, length = call.shape[place], int(source.shape[place])
+    if size == length:
+        return Laid(book.join(Laid(tuple(() if n == 1 else book.free(n) for n in call.shape)), source))
+    if call.get("step", 1) != 1 or not length:
+        book.pin([value, source], "writes every other entry")
+        return Laid(tuple(map(book.fixed, call.shape)))
+    start = int(call.get("start") or 0)
+    start = min(start + size if start < 0 else start, size)
+    before, after = start, size - start - length
+    pieces = _pieces(book, value, place, [part for part in (before, length, after) if part])
+    kept = [book.whole(piece) for piece in pieces[: before > 0] + pieces[len(pieces) - (after > 0) :]]
+    terms = [piece.axes[place] for piece in kept]
+    terms.insert(before > 0, source.axes[place])
+    joined = [Laid(tuple(() if at == place else a for at, a in enumerate(part.axes))) for part in (*kept, source)]
+    axes = list(book.join(*joined))
+    axes[place] = (Sum(tuple(terms)),)
+    return Laid(tuple(axes))
+
+
 @law("roll flip fliplr flipud rot90 tril triu fft_fftshift fft_ifftshift")
 def rearranged(book: Book, call: Call) -> Laid:
     """Entries that change places along some axes: these are pinned, and axes of one size may change places."""
@@ -229,6 +252,24 @@ def padded(book: Book, call: Call) -> Laid:
         terms = [book.free(before)] * (before > 0) + [axes[place]] + [book.free(after)] * (after > 0)
         axes[place] = (Sum(tuple(terms)),)
     return Laid(tuple(axes))
+
+
+@law("unfold")
+def windows(book: Book, call: Call) -> Laid:
+    """Windows along an axis, whose entries become a new last one."""
+    place = call.dimension % max(len(call.input.shape), 1)
+    if not len(call.input.shape):
+        return Laid(((),))
+    moved = along(book, call.input, [place], call.shape)
+    return Laid((*moved.axes, book.fixed(call.shape[-1])))
+
+
+@law("im2col")
+def patches(book: Book, call: Call) -> Laid:
+    """Windows of an image as columns: channels become (channels, places in a window)."""
+    *lead, channels, _, _ = along(book, call.input, [-2, -1], call.input.shape).axes
+    inner = call.shape[-2] // size_of(channels)
+    return Laid((*lead, (*channels, *book.fixed(inner)), book.fixed(call.shape[-1])))
 
 
 @law("pixel_shuffle pixel_unshuffle")

@@ -2,15 +2,20 @@
 
 import torch
 
+from equinorm.permuting.atoms import Sum, size_of
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.movement import along, segment
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 
-@law("embedding")
+@law("embedding", on_names="indices")
 def embedding(book: Book, call: Call) -> Laid:
-    """Rows of a table."""
+    """Rows of a table; those that the network itself chooses, as of a codebook, move with what it chooses by."""
+    if call.indices.names is not None and call.get("padding_idx", -1) < 0:
+        return _chosen(book, call.weight, 0, call.indices)
+    if call.indices.names is not None:
+        book.pin_axis(call.indices.names, "keeps one row without a gradient")
     table = along(book, call.weight, [0], [1], "an index tells its rows apart")
     return Laid((*call.indices.axes, *table.axes[1:]))
 
@@ -23,7 +28,30 @@ def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
     return Laid((*axes[:place], *index.axes, *axes[place + 1 :]))
 
 
-@law("index_select", on_names=True)
+@law("one_hot", on_names="self")
+def one_hot(book: Book, call: Call) -> Laid:
+    """One at the place that an index names; classes beyond those are never named."""
+    names, classes = call.input.names, int(call.shape[-1])
+    if names is None or classes < size_of(names):
+        book.pin(call.input, "tells which entry it was")
+        return Laid((*call.input.axes, book.fixed(classes)))
+    book.see((names,))
+    more = classes - size_of(names)
+    return Laid((*call.input.axes, (Sum((names, book.free(more))),) if more else names))
+
+
+@law("index_add")
+def added_at(book: Book, call: Call) -> Laid:
+    """Entries that are added at places along one axis that an index names."""
+    place = call.dim % max(len(call.shape), 1)
+    book.pin(call.index, "an index tells its entries apart")
+    if not len(call.shape):
+        return Laid(())
+    into, added = (along(book, v, [place], call.shape, "an index tells its entries apart") for v in (call.input, call.source))
+    return Laid(book.join(*(Laid(tuple(() if at == place else a for at, a in enumerate(v.axes))) for v in (into, added)), into))
+
+
+@law("index_select", on_names="index")
 def rows(book: Book, call: Call) -> Laid:
     """Entries along one axis, in the order of an index."""
     if call.index.names is not None:
@@ -32,7 +60,7 @@ def rows(book: Book, call: Call) -> Laid:
     return along(book, call.input, [call.dim], call.shape, "an index tells its entries apart")
 
 
-@law("gather take_along_dim", on_names=True)
+@law("gather take_along_dim", on_names="index indices")
 def gathered(book: Book, call: Call) -> Laid:
     """Entries along one axis that an index of the same rank chooses."""
     index = call.get("index", call.get("indices"))
@@ -73,7 +101,7 @@ def _named_along(book: Book, call: Call, index: Laid) -> Laid:
     return Laid(book.join(Laid(tuple(axes)), index))
 
 
-@law("scatter", on_names=True)
+@law("scatter", on_names="index")
 def scattered(book: Book, call: Call) -> Laid:
     """Entries to places along one axis that an index names; by any other index they are told apart."""
     index, source = call.index, call.get("src")
@@ -97,13 +125,30 @@ def scattered(book: Book, call: Call) -> Laid:
     return Laid(tuple(others))
 
 
-@law("index", on_names=True)
+def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -> bool:
+    """Is this x[arange(len(x)), index], with an index that names places?"""
+    if named != [0, 1]:
+        return False
+    rows, chosen = indices[0], indices[1]
+    size = call.input.shape[0]
+    if rows is None or chosen is None or rows.number is None or chosen.names is None or chosen.shape != (size,):
+        return False
+    return rows.number.shape == (size,) and not rows.number.is_floating_point() and rows.number.tolist() == list(range(size))
+
+
+@law("index", on_names="indices")
 def indexed(book: Book, call: Call) -> Laid:
     """Entries at indices of one axis or more; the other axes keep their order."""
     indices = [*call.indices, *[None] * (len(call.input.shape) - len(call.indices))]
     named = [place for place, index in enumerate(indices) if index is not None]
     if len(named) == 1 and len(indices) == len(call.input.shape) and indices[named[0]].names is not None:
         return _chosen(book, call.input, named[0], indices[named[0]])
+    if _one_of_each_row(call, indices, named):
+        axes = list(call.input.axes)
+        book.named(axes[1], indices[1])
+        rows = book.same(axes[0], indices[1].axes[0])
+        book.mixes(axes, [1])
+        return Laid((rows, *axes[2:]))
     for index in (indices[place] for place in named):
         book.pin(index, "an index tells its entries apart")
     if len(named) != 1 or len(indices) != len(call.input.shape):

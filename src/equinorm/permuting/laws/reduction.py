@@ -30,7 +30,7 @@ def _without(call: Call, places: list[int]) -> Laid:
 def _index(book: Book, call: Call, places: list[int], value: Laid) -> Callable[[], Laid]:
     """Places of entries along one axis go on naming them; along several they tell them apart. Only where the network asks."""
     reason, axes = book.because("tells which entry it was"), call.input.axes
-    if len(places) == 1 and call.get("sorted") is not False:
+    if len(places) == 1:
         return lambda: book.names(value.axes, axes[places[0]])
 
     def used() -> Laid:
@@ -86,8 +86,9 @@ def ordered(book: Book, call: Call) -> list[Any]:
     shape = call.result[0].shape
     axes = list(call.input.axes)
     if rank and call.get("sorted") is False:
-        book.pin_axis(axes[place], "returns entries in an order of its own")
-    axes[place] = book.fixed(shape[place], "puts entries in order")
+        axes[place] = book.own_order(call.input.axes, place, shape[place])
+    else:
+        axes[place] = book.fixed(shape[place], "puts entries in order")
     value = Laid(tuple(axes))
     book.mixes(axes, [place])
     return [value, _index(book, call, [place], value)]

@@ -27,11 +27,11 @@ ON_STACKS: set[Law] = set()
 """Laws that know stacks; all others are given one value instead."""
 
 
-ON_NAMES: set[Law] = set()
-"""Laws that know values which name places along an axis; for all others that axis is pinned, or the values only move."""
+ON_NAMES: dict[Law, tuple[str, ...]] = {}
+"""Arguments of laws that may name places along an axis; for all others that axis is pinned, or the values only move."""
 
 
-def law(names: str, on_stacks: bool = False, on_names: bool = False) -> Callable[[Law], Law]:
+def law(names: str, on_stacks: bool = False, on_names: str = "") -> Callable[[Law], Law]:
     """Enter a law for these operators, separated by blanks; a second law for one of them is an error."""
 
     def enter(function: Law) -> Law:
@@ -44,7 +44,7 @@ def law(names: str, on_stacks: bool = False, on_names: bool = False) -> Callable
         if on_stacks:
             ON_STACKS.add(function)
         if on_names:
-            ON_NAMES.add(function)
+            ON_NAMES[function] = tuple(on_names.split())
         return function
 
     return enter
