@@ -85,7 +85,7 @@ class Scaling:
 
     @property
     def numel(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def moving_share(self) -> float:

@@ -9,8 +9,9 @@ cut where families of channels change. A training hook works this out once and r
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,11 +108,13 @@ class NetworkLayout:
         layouts: of the tensors whose norm counts.
         families: first and last + 1 id of every family.
         num_free: number of free classes.
+        kept: what solvers have worked out from this, for the next time.
     """
 
     layouts: tuple[Layout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:
