@@ -150,6 +150,9 @@ _Kind = tuple[int, float]
 
 def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
     factors = [*scaling.factors]
+    plain = _plain_layout(scaling, family_of) if is_all_free else None
+    if plain is not None:
+        return plain
     if not is_all_free:
         factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in factors]
     scaling, factors = _split(scaling, factors)
@@ -164,6 +167,23 @@ def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
         return Layout(scaling, along, True, tuple(_matrix_parts(sides, family_of)))
     axes = tuple(sorted(itertools.chain(*along)))
     return Layout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+
+
+def _plain_layout(scaling: Scaling, family_of: Tensor) -> Layout | None:
+    """That of a tensor which one whole family moves along one axis, as most do in deep networks; None for others."""
+    if len(scaling.factors) != 1:
+        return None
+    ((exponent, ids),) = scaling.factors
+    size, flat = ids.numel(), ids.flatten()
+    if size < 2 or size not in ids.shape or ids.dim() != len(scaling.shape):
+        return None
+    first, last = int(flat[0]), int(flat[-1])
+    if first < 1 or last - first != size - 1 or family_of[first] != family_of[last]:
+        return None
+    if not torch.equal(flat, torch.arange(first, last + 1)):
+        return None
+    sides = Side(int(family_of[first]), flat, exponent), Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
+    return Layout(scaling, ((ids.shape.index(size),),), True, (Part((slice(0, size), slice(0, 1)), sides, None),))
 
 
 def _sides(factors: Sequence[tuple[float, Tensor]]) -> tuple[tuple[int, ...], ...]:

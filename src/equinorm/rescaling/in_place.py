@@ -133,9 +133,9 @@ def _check_all(writes: Sequence[Write]) -> list[Reach | None]:
     for write in writes:
         check_writable(write.what, write.tensor)
     bounds = [_norms(write.tensor.detach()).flatten().to("cpu", torch.float64) for write in writes]
-    starts = np.cumsum([0, *map(len, bounds)])[:-1]
+    starts = np.cumsum([0, *map(len, bounds)])  # and the one that ends the last
     flat = torch.cat([*bounds, torch.zeros(1, dtype=torch.float64)]).numpy()
-    ends = [how.reduceat(flat, starts).tolist() for how in (np.minimum, np.maximum)] if bounds else ([], [])
+    ends = (how.reduceat(flat, starts)[:-1].tolist() for how in (np.minimum, np.maximum))
     reaches: list[Reach | None] = []
     for write, rows, least, most in zip(writes, bounds, *ends, strict=True):
         are_sure = write.tensor.dim() < 2 or (_SAFE[0] < least and most < _SAFE[1])

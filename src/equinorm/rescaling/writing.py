@@ -45,11 +45,11 @@ def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
     """Scales, all at once, from their natural logarithms in float64 on the CPU."""
     sizes = [log.numel() for log in logs]
     flat = torch.cat([*(log.reshape(-1) for log in logs), torch.zeros(1, dtype=torch.float64)])
-    starts = np.cumsum([0, *sizes])[:-1]
-    ends = [how.reduceat(flat.numpy(), starts).tolist() for how in (np.minimum, np.maximum)] if sizes else ([], [])
-    exact = np.logical_and.reduceat(are_powers_of_two(flat).numpy(), starts).tolist() if sizes else []
+    starts = np.cumsum([0, *sizes])  # and the one that ends the last
+    low, high = (how.reduceat(flat.numpy(), starts)[:-1].tolist() for how in (np.minimum, np.maximum))
+    exact = np.logical_and.reduceat(are_powers_of_two(flat).numpy(), starts)[:-1].tolist()
     scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat).split([*sizes, 1]), logs, strict=False)]
-    return [*map(Factor, logs, scales, *ends, exact)]
+    return [*map(Factor, logs, scales, low, high, exact)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
