@@ -215,18 +215,20 @@ class Reading:
         return magnitude if self._p == 1 or self._is_max else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Sums (largest entries) over some of the axes of a contiguous strip, from the last to the first."""
-        if self._is_max:  # exact in any dtype; the slowest axis first, ten times faster than along with others
-            largest, rest = torch.abs(weight, out=memory), [*self._runs.summed]
-            if rest[0] == 0 and len(rest) > 1:
-                largest, rest = largest.amax(0), [axis - 1 for axis in rest[1:]]
-            return largest.amax(rest).to(self._dtype)
-        powers = self._power(weight, memory)
-        for axis in reversed(self._runs.summed):
-            if axis == 0 or axis < powers.dim() - 2:
+        """Sums (largest entries) over some of the axes of a contiguous strip."""
+        powers = torch.abs(weight, out=memory) if self._is_max else self._power(weight, memory)
+        places = [*self._runs.summed]
+        first = int(places[:1] == [0] and len(places) > 1)  # along the slowest axis by itself: up to ten times faster
+        if first:
+            powers = powers.amax(0) if self._is_max else powers.sum(0)
+        if self._is_max:  # exact in any dtype
+            return powers.amax([place - first for place in places[first:]]).to(self._dtype)
+        for place in reversed(places[first:]):
+            axis = place - first
+            if place == 0 or axis < powers.dim() - 2:
                 powers = powers.sum(axis)
                 continue
-            ones = self._ones[axis][: powers.size(axis)]
+            ones = self._ones[place][: powers.size(axis)]
             powers = powers @ ones if axis == powers.dim() - 1 else ones @ powers
         return powers
 
