@@ -13,7 +13,7 @@ FLOORS = [
     *["_errors", "_display", "native", "_memory", "_modules", "_arguments", "_scaling", "sharding"],
     *["discovery", "rescaling", "permuting", "balancing", "grouping", "_symmetries", "_deviation", "quantization", "joining"],
     *["training", "rules", "__init__"],
-    *["reporting", "checkpoints", "experiments", "integrations", "cli"],
+    *["reporting", "checkpoints", "experiments", "integrations", "cli", "__main__"],
 ]
 """Folders and files at the package's root, from the ground up."""
 

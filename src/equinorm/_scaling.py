@@ -1,5 +1,6 @@
 """How each tensor of a model scales with the free log-scales: what solving and rescaling need to know of a network."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ class Scaling:
 
     @property
     def numel(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def moving_share(self) -> float:
@@ -192,6 +193,22 @@ class Cast:
         """Sorted ids of the free classes that scale the value."""
         ids = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(ids.flatten() for _, ids in self.factors)]))
         return ids[ids > 0]
+
+
+def moving_log_factors(scalings: Sequence[Scaling], z: Tensor) -> list[list[Tensor]]:
+    """`Scaling.log_factors` of several tensors at once, without those that are all 0."""
+    factors = [factor for scaling in scalings for factor in scaling.factors]
+    sizes = [1, *(ids.numel() for _, ids in factors)]
+    ids = torch.cat([torch.zeros(1, dtype=torch.long), *(ids.reshape(-1) for _, ids in factors)])
+    padded = torch.cat([torch.zeros(1, dtype=torch.float64), z.to("cpu", torch.float64)])
+    if len(padded) <= int(ids.max()):
+        return [scaling.log_factors(z) for scaling in scalings]  # refuses
+    exponents = torch.tensor([0.0, *(exponent for exponent, _ in factors)], dtype=torch.float64)
+    logs = exponents.repeat_interleave(torch.tensor(sizes)) * padded[ids]
+    moves = np.logical_or.reduceat(np.append(logs.numpy() != 0, False), np.cumsum([0, *sizes[:-1]])) & (np.array(sizes) > 0)
+    parts = iter([*zip(logs.split(sizes), moves.tolist(), strict=True)][1:])
+    own = [zip(scaling.factors, itertools.islice(parts, len(scaling.factors)), strict=True) for scaling in scalings]
+    return [[log.view(ids.shape) for (_, ids), (log, does_move) in pairs if does_move] for pairs in own]
 
 
 def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:

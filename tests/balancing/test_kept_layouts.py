@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 from algorithm_1 import mlp
+from torch import nn
 
 import equinorm
-from equinorm.balancing import kept_layouts
+from equinorm.balancing import kept_layouts, layout
 
 
 @pytest.fixture
@@ -64,3 +65,23 @@ def test_large_ones_are_not_kept(count, monkeypatch):
     assert torch.equal(found.balance().log_scales, found.balance().log_scales)
     assert len(count) == 2
     assert not found.kept
+
+
+def test_the_short_way_to_a_layout_leads_to_the_same(monkeypatch):
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1, groups=2), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 2)),
+    )
+    found = equinorm.symmetries(model.eval(), (torch.randn(1, 3, 4, 4),))
+    asked = [s for s in found.scalings if s.factors], found.family_ranges, found.num_free, torch.zeros(found.num_free + 1) > 0
+    short = [layout._plain_layout(s, layout.family_of_classes(found.family_ranges, found.num_free)) for s in asked[0]]
+    monkeypatch.setattr(layout, "_plain_layout", lambda *arguments: None)
+    general = layout.lay_out(*asked).layouts
+    pairs = [(one, other) for one, other in zip(short, general, strict=True) if one is not None]
+    assert 5 <= len(pairs) < len(general)
+    for one, other in pairs:
+        assert (one.scaling, one.along, one.is_matrix) == (other.scaling, other.along, other.is_matrix)
+        for part, same in zip(one.parts, other.parts, strict=True):
+            assert (part.picks, part.loops) == (same.picks, same.loops)
+            for side, own in zip(part.sides, same.sides, strict=True):
+                assert (side.family, side.exponent, side.ids.tolist()) == (own.family, own.exponent, own.ids.tolist())

@@ -16,6 +16,7 @@ import torch
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from experiment_tools import TINY, result
 
+import equinorm
 from equinorm.cli import compare, wording
 from equinorm.cli.wording import worded
 from equinorm.experiments import results
@@ -302,8 +303,11 @@ def test_interrupt_while_workers_start(folder, interruptible, seconds):
 
 
 def test_the_command_is_the_command_line():
-    ran = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert ran.stdout.startswith("equinorm ")
+    for argument, text in (("--version", f"equinorm {equinorm.__version__}\n"), ("--help", invoke("--help").stdout)):
+        program = "import sys, equinorm_command\ntry: equinorm_command.main()\nfinally: assert 'torch' not in sys.modules"
+        run = [sys.executable, "-c", program, argument]
+        ran = subprocess.run(run, capture_output=True, text=True, env=ENVIRONMENT, check=True)
+        assert re.sub(r"Usage: \S+", "", ran.stdout).split() == re.sub(r"Usage: \S+", "", text).split()
     script = (HERE.parents[1] / "pyproject.toml").read_text("utf-8")
     assert 'equinorm = "equinorm_command:main"' in script
     assert "src/equinorm_command.py" in script
@@ -327,11 +331,11 @@ def test_what_only_unix_has_is_imported_where_it_is_used(path):
 def test_commands_start_without_what_only_unix_has():
     program = (
         "import sys\nfor name in ('fcntl', 'resource', 'termios'):\n    sys.modules[name] = None\n"
-        "import equinorm_command\nsys.argv = ['equinorm', '--version']\nequinorm_command.main()"
+        "import equinorm_command\nsys.argv = ['equinorm', 'inspect', '--help']\nequinorm_command.main()"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.startswith("equinorm ")
+    assert "Usage: equinorm inspect" in ran.stdout
 
 
 def test_results_need_locks(monkeypatch, folder):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import equinorm_command
 from equinorm.cli.app import app
 
 COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
@@ -13,7 +14,7 @@ COMMANDS = {command.callback.__name__: command.callback for command in app.regis
 
 def test_commands_in_the_order_of_use():
     order = ["inspect", "balance", "equalize", "apply", "compare", "align", "canonical", "demo", "train", "figures"]
-    assert [*COMMANDS] == order
+    assert [*COMMANDS] == order == [*equinorm_command.COMMANDS]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -241,11 +241,11 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptibl
     twin.rescale_(z)
     writes, write_ = [], writing._Piece.write_
 
-    def interrupted(piece, is_direct):
+    def interrupted(piece):
         writes.append(piece)
         if len(writes) == 3:
             signal.raise_signal(signal.SIGINT)
-        write_(piece, is_direct)
+        write_(piece)
 
     monkeypatch.setattr(writing._Piece, "write_", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -300,15 +300,15 @@ def test_small_weights_of_half_precision_take_powers_of_two(width):
 def test_interrupt_while_checking_writes_nothing(monkeypatch):
     net, args = network(), inputs()
     before, symmetries = state(net), equinorm.symmetries(net, args)
-    check, seen = in_place.check, []
+    check, seen = in_place.check_writable, []
 
-    def interrupted(write):
-        seen.append(write)
+    def interrupted(what, tensor):
+        seen.append(what)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        check(write)
+        check(what, tensor)
 
-    monkeypatch.setattr(in_place, "check", interrupted)
+    monkeypatch.setattr(in_place, "check_writable", interrupted)
     with pytest.raises(KeyboardInterrupt):
         symmetries.rescale_(random_scales(symmetries))
     assert all(torch.equal(a, b) for a, b in zip(state(net), before, strict=True))

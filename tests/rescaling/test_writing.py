@@ -37,10 +37,10 @@ def failing_at(monkeypatch, number, after=False, error=None):
     """The write of this number fails, before or after it has changed its tensor; returns how many there were."""
     done, write_ = [], writing._Piece.write_
 
-    def fail(piece, is_direct):
+    def fail(piece):
         done.append(piece)
         if after or len(done) != number + 1:
-            write_(piece, is_direct)
+            write_(piece)
         if len(done) == number + 1:
             raise error or RuntimeError("device lost")
 

@@ -63,7 +63,8 @@ CASES = [
 def test_steps_are_those_on_the_entries(monkeypatch, name, optimizer, options):
     monkeypatch.setattr("equinorm.training.enorm.symmetries", lambda *_, **__: mixture(name)[2])  # traced once for all
     found = steps(name, optimizer, **options)
-    monkeypatch.setattr(layout, "_joined", lambda *_: None)
+    for way in ("_plain_layout", "_joined"):
+        monkeypatch.setattr(layout, way, lambda *_: None)
     expected = steps(name, optimizer, **options | {"compile": False})
     for value, other in zip(found, expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-13)

@@ -1,7 +1,8 @@
 """From layouts and weights to energies: read once and kept, or streamed."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import BalanceError
-from equinorm.balancing.energy_reader import Reading, are_between, check_finite, totals
+from equinorm.balancing.energy_reader import Reading, are_between, are_safe, check_finite, read_vectors, totals
 from equinorm.balancing.layout import Layout, NetworkLayout, Part
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
@@ -31,9 +32,10 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
         BalanceError: if a weight is on the meta device or not finite.
     """
     norm = options.norm
-    blocks: list[AnyBlock] = []
+    blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
     constants: dict[int, list[float]] = {}
     opened: list[Stream] = []
+    vectors: dict[int, Tensor] = {}
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     for index, layout in enumerate(network.layouts):
         tensor, log_weight = tensors[layout.scaling.name], norm.log_weight(layout.scaling.depth, options.c)
@@ -41,19 +43,27 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
             raise BalanceError(
                 f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
             )
-        if options.is_streamed and _is_streamable(layout, tensor, norm):
+        if _is_vector(layout, tensor, norm):
+            vectors[index] = tensor
+        elif options.is_streamed and _is_streamable(layout, tensor, norm):
             stream = Stream(layout, tensor, norm, log_weight, native.are_wanted(options.compile))
             opened.append(stream)
-            blocks += streamed(index, stream)
+            blocks[index] = [*streamed(index, stream)]
             constants[index] = list(stream.still_logs(start))
         else:
             energies, offsets = _read_energies(layout, tensor, norm, options.precision)
             offsets[0] = offsets[0] + log_weight
-            moving, still = _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts)
-            blocks += moving
-            constants[index] = [_log_constant(block, norm) for block in still]
+            found = [_block(index, layout, part, energies, offsets) for part in layout.parts]
+            blocks[index], constants[index] = _parted(found, layout.parts, norm)
+    for index, energies in _read_vectors(network, vectors, norm, options.precision):
+        layout = network.layouts[index]
+        log_weight = norm.log_weight(layout.scaling.depth, options.c)
+        offsets = torch.full(energies.shape, log_weight, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        found = [_block(index, layout, part, energies[:, None], offsets) for part in layout.parts]
+        blocks[index], constants[index] = _parted(found, layout.parts, norm)
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
-    return Problem(tuple(blocks), network.families, joined, network.num_free, norm, tuple(opened))
+    found = tuple(itertools.chain(*blocks))
+    return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
 
 
 def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
@@ -61,11 +71,13 @@ def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Se
     if not layout.is_matrix:
         return Block(index, energies[part.picks[0]], (offsets[0][part.picks[0]],), part.sides)
     rows, columns = part.picks
+    if len(layout.along) == 1:
+        return Block(index, energies[rows, 0], (offsets[0][rows] + offsets[1],), part.sides[:1])
     return Block(index, energies[rows][:, columns], (offsets[0][rows], offsets[1][columns]), part.sides)
 
 
-def _parted(blocks: Sequence[Block], parts: Sequence[Part]) -> tuple[list[Block], list[Block]]:
-    """What moves, and what does not: whole blocks, and entries that join a class to itself."""
+def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple[list[Block], list[float]]:
+    """What moves, and logarithms of what does not: whole blocks, and entries that join a class to itself."""
     moving: list[Block] = []
     still: list[Block] = []
     for block, part in zip(blocks, parts, strict=True):
@@ -76,7 +88,33 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part]) -> tuple[list[Block]
         else:
             still.append(replace(block, energies=block.energies * part.loops))
             moving.append(replace(block, energies=block.energies.masked_fill(part.loops, 0.0)))
-    return moving, still
+    return moving, [_log_constant(block, norm) for block in still]
+
+
+def _is_vector(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+    """A vector as biases and gains are, whose powers fit float64 as they are."""
+    is_list = layout.is_matrix and tensor.dim() == len(layout.along) == len(layout.scaling.shape) == 1
+    return is_list and tensor.device.type == "cpu" and not layout.scaling.offset and _fits(tensor, norm)
+
+
+def _fits(tensor: Tensor, norm: Norm) -> bool:
+    """Do |w|^p fit float64?"""
+    return tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4)
+
+
+def _read_vectors(
+    network: NetworkLayout, vectors: Mapping[int, Tensor], norm: Norm, precision: torch.dtype
+) -> Iterator[tuple[int, Tensor]]:
+    """Energies of vectors by the index of their layout, read together where nothing is out of range."""
+    if not vectors:
+        return
+    dtype = precision if norm.p <= 2 else torch.float64
+    energies = read_vectors([*vectors.values()], norm, dtype)
+    if not are_safe(energies):
+        energies = read_vectors([*vectors.values()], norm, torch.float64)
+    for (index, tensor), own in zip(vectors.items(), energies.split([*map(len, vectors.values())]), strict=True):
+        check_finite(network.layouts[index].scaling.name, tensor, [own])
+        yield index, own
 
 
 def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
@@ -88,7 +126,7 @@ def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
 
 def _read_energies(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
-    if tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4):  # |w|^p of narrower dtypes fits float64
+    if _fits(tensor, norm):
         energies = _summed(layout, tensor, norm, precision).cpu()
         offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
         return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
@@ -114,7 +152,7 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and norm.p <= 2:
         energies = Reading(layout, tensor, norm, torch.float32).read_energies()
-        if are_between(totals(energies)):
+        if are_safe(energies) if energies.dim() == 1 or energies.size(1) == 1 else are_between(totals(energies)):
             return energies
     energies = Reading(layout, tensor, norm, torch.float64).read_energies()
     check_finite(layout.scaling.name, tensor, [energies])

@@ -20,6 +20,9 @@ from equinorm.balancing.norm import Norm
 SMALLEST, LARGEST = 1e-30, 1e30
 """Sums in float32 beyond these are taken again in float64."""
 
+SAFE = 1e20
+"""Sums of energies up to this do not reach `LARGEST`."""
+
 AT_ONCE = 1 << 20
 """Entries of a strip that is read for both of its sides: it fits a larger cache."""
 
@@ -146,7 +149,8 @@ class Reading:
     def _read(self, weight: Tensor) -> Tensor:
         """Sums of memory as it lies, along the axis that is cut into strips."""
         cut, is_compiling = self._cut, torch.compiler.is_compiling()
-        room = self._room(cut, self._strip) if self._is_cheap and not is_compiling else None
+        has_room = (self._is_cheap or self._is_max) and not is_compiling
+        room = self._room(cut, self._strip) if has_room else None
         found: list[Tensor] = []
         for strip in weight.split(self._strip, cut):
             own = self._summed(strip, None if room is None else room.narrow(cut, 0, strip.size(cut)))
@@ -194,7 +198,7 @@ class Reading:
     def _room(self, cut: int, rows: int) -> Tensor:
         """Memory for the powers of one strip after the other: fresh pages cost more than the powers themselves."""
         sizes = (*[1] * cut, min(rows, self._runs.sizes[cut]), *self._runs.sizes[cut + 1 :])
-        return torch.empty(sizes, device=self._tensor.device, dtype=self._dtype)
+        return torch.empty(sizes, device=self._tensor.device, dtype=self._tensor.dtype if self._is_max else self._dtype)
 
     def _power(self, weight: Tensor, out: Tensor | None = None) -> Tensor:
         """|w|^p in the dtype of the sums; |w| for p = ∞."""
@@ -211,17 +215,28 @@ class Reading:
         return magnitude if self._p == 1 or self._is_max else magnitude.pow_(self._p)
 
     def _summed(self, weight: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Sums (largest entries) over some of the axes of a contiguous strip, from the last to the first."""
+        """Sums (largest entries) over some of the axes of a contiguous strip."""
+        powers = torch.abs(weight, out=memory) if self._is_max else self._power(weight, memory)
+        places = [*self._runs.summed]
+        first = int(places[:1] == [0] and len(places) > 1)  # along the slowest axis by itself: up to ten times faster
+        if first:
+            powers = powers.amax(0) if self._is_max else powers.sum(0)
         if self._is_max:  # exact in any dtype
-            return weight.abs().amax(self._runs.summed).to(self._dtype)
-        powers = self._power(weight, memory)
-        for axis in reversed(self._runs.summed):
-            if axis == 0 or axis < powers.dim() - 2:
+            return powers.amax([place - first for place in places[first:]]).to(self._dtype)
+        for place in reversed(places[first:]):
+            axis = place - first
+            if place == 0 or axis < powers.dim() - 2:
                 powers = powers.sum(axis)
                 continue
-            ones = self._ones[axis][: powers.size(axis)]
+            ones = self._ones[place][: powers.size(axis)]
             powers = powers @ ones if axis == powers.dim() - 1 else ones @ powers
         return powers
+
+
+def read_vectors(tensors: Sequence[Tensor], norm: Norm, dtype: torch.dtype) -> Tensor:
+    """|w|^p of vectors on one device (|w| for p = ∞), one after the other."""
+    magnitudes = torch.cat([tensor.detach() for tensor in tensors]).to(dtype).abs_()
+    return magnitudes if norm.p == 1 or norm.is_max else magnitudes.pow_(norm.p)
 
 
 def fits_float32(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
@@ -245,12 +260,18 @@ def are_between(sums: Sequence[Tensor]) -> bool:
     return all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in sums)
 
 
+def are_safe(energies: Tensor) -> bool:
+    """Are these, and sums of them, safe in float32?"""
+    low, high = energies.aminmax() if energies.numel() else (energies.new_ones(()),) * 2
+    return SMALLEST < float(low) <= float(high) < SAFE
+
+
 def check_finite(name: str, weight: Tensor, sums: Sequence[Tensor]) -> None:
     """Refuse a weight whose sums show that it is not finite.
 
     Raises:
         BalanceError: which names it.
     """
-    if not all(math.isfinite(total.max()) for total in sums if total.numel()):  # of magnitudes; NaN is the largest
+    if not all(math.isfinite(float(total.max())) for total in sums if total.numel()):  # of magnitudes; NaN is the largest
         bad = "NaN" if bool(weight.isnan().any()) else "inf"
         raise BalanceError(f"cannot balance {name}: it holds {bad}. The model was not touched.")

@@ -9,8 +9,9 @@ cut where families of channels change. A training hook works this out once and r
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,11 +108,13 @@ class NetworkLayout:
         layouts: of the tensors whose norm counts.
         families: first and last + 1 id of every family.
         num_free: number of free classes.
+        kept: what solvers have worked out from this, for the next time.
     """
 
     layouts: tuple[Layout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:
@@ -147,6 +150,9 @@ _Kind = tuple[int, float]
 
 def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
     factors = [*scaling.factors]
+    plain = _plain_layout(scaling, family_of) if is_all_free else None
+    if plain is not None:
+        return plain
     if not is_all_free:
         factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in factors]
     scaling, factors = _split(scaling, factors)
@@ -161,6 +167,23 @@ def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
         return Layout(scaling, along, True, tuple(_matrix_parts(sides, family_of)))
     axes = tuple(sorted(itertools.chain(*along)))
     return Layout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+
+
+def _plain_layout(scaling: Scaling, family_of: Tensor) -> Layout | None:
+    """That of a tensor which one whole family moves along one axis, as most do in deep networks; None for others."""
+    if len(scaling.factors) != 1:
+        return None
+    ((exponent, ids),) = scaling.factors
+    size, flat = ids.numel(), ids.flatten()
+    if size < 2 or size not in ids.shape or ids.dim() != len(scaling.shape):
+        return None
+    first, last = int(flat[0]), int(flat[-1])
+    if first < 1 or last - first != size - 1 or family_of[first] != family_of[last]:
+        return None
+    if not torch.equal(flat, torch.arange(first, last + 1)):
+        return None
+    sides = Side(int(family_of[first]), flat, exponent), Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
+    return Layout(scaling, ((ids.shape.index(size),),), True, (Part((slice(0, size), slice(0, 1)), sides, None),))
 
 
 def _sides(factors: Sequence[tuple[float, Tensor]]) -> tuple[tuple[int, ...], ...]:

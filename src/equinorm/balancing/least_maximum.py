@@ -20,7 +20,8 @@ from equinorm.balancing.active_set import Entries
 from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
-from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, family_of_classes
+from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, Singles, family_of_classes
+from equinorm.balancing.sweeps import apart
 
 MAX_NORM = Norm(math.inf)
 
@@ -38,6 +39,8 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         problem: p = ∞, without dead classes.
         z: log-scales of classes 0..num_free, where to begin.
     """
+    if are_apart(problem):
+        return _least_apart(problem, z)
     blocks = [block for block in problem.blocks if isinstance(block, Block) and not block.is_empty]
     found = [_entries(block, z) for block in blocks]
     gains = _gains(blocks, len(problem.families))
@@ -55,6 +58,24 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         if not more:
             return bound, torch.from_numpy(values)
         found += more
+
+
+def are_apart(problem: Problem) -> bool:
+    """Does each entry move with one class, by its scale or the inverse, so that every class can be solved by itself?"""
+    return problem.singles is not None and not problem.others and bool((problem.singles.exponents.abs() == 1).all())
+
+
+def _least_apart(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
+    """√(in · out) of the class where it is largest; z moves no further than that takes."""
+    singles = problem.singles
+    assert singles is not None
+    empty = torch.full((len(z),), -math.inf, dtype=torch.float64)
+    ends = [singles.exponents > 0, singles.exponents < 0]
+    into, out = (empty.scatter_reduce(0, singles.ids[end], singles.logs[end], "amax") for end in ends)
+    bound = float(((into + out) / 2).max())
+    if bound == -math.inf:
+        return bound, z
+    return bound, torch.minimum(torch.maximum(z, out - bound), bound - into)
 
 
 def are_differences(problem: Problem) -> bool:
@@ -85,15 +106,17 @@ class FlatSweeps:
     """
 
     def __init__(self, problem: Problem) -> None:
-        blocks = [block for block in problem.blocks if isinstance(block, Block) and not block.is_empty]
-        self._entries = _joined([_entries(block, torch.zeros(0)) for block in blocks])
-        owner, width = _family_of(problem), self._entries.ids.shape[1]
+        others = [block for block in problem.others if isinstance(block, Block) and not block.is_empty]
+        found = [_entries(block, torch.zeros(0)) for block in others]
+        self._entries = _joined(found if problem.singles is None else [_entries_of(problem.singles), *found])
         exponents, ids = self._entries.exponents.ravel(), self._entries.ids.ravel()
-        structure = FamilyStructure(blocks, len(problem.families), problem.norm)
-        self._gathers = [Gather(ids, keep, width) for keep in (exponents > 0, exponents < 0)]
-        shades = np.array([*structure.colours, -1])[owner]
-        self._masks = [shades == shade for shade in range(shades.max() + 1)]
-        self._steps = np.array([*structure.steps, 0.0])[owner]
+        self._gathers = [Gather(ids, keep, self._entries.ids.shape[1]) for keep in (exponents > 0, exponents < 0)]
+        if "flat sweeps" not in problem.kept:
+            blocks = [block for block in problem.blocks if not block.is_empty]
+            structure, owner = FamilyStructure(blocks, len(problem.families), problem.norm), _family_of(problem)
+            shades, steps = np.array([*structure.colours, -1])[owner], np.array([*structure.steps, 0.0])[owner]
+            problem.kept["flat sweeps"] = [shades == shade for shade in range(shades.max() + 1)], steps
+        self._masks, self._steps = problem.kept["flat sweeps"]
 
     def sweep(self, z: Tensor) -> tuple[Tensor, float]:
         """Log-scales after one sweep, and how far in and out were apart, ρ = ‖in − out‖₁ / ‖in + out‖₁, when it met them."""
@@ -106,6 +129,12 @@ class FlatSweeps:
             ends.append(np.exp(np.stack([into[is_live], out[is_live]])))
         into, out = np.concatenate(ends, 1)
         return torch.from_numpy(moved), float(np.abs(into - out).sum() / max((into + out).sum(), 1e-300))
+
+    def apart(self, z: Tensor) -> float:
+        """ρ of all classes as they are."""
+        values = self._entries.logs + self._entries.moved(z.numpy())
+        into, out = (torch.from_numpy(gather.maxima(values, len(z))) for gather in self._gathers)
+        return apart([(into, out)])
 
     def largest(self, z: Tensor) -> float:
         """The largest log-entry."""
@@ -146,6 +175,13 @@ def _family_of(problem: Problem) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ entries
+
+
+def _entries_of(singles: Singles) -> Entries:
+    """All of them that are not 0."""
+    live = (singles.logs > -math.inf).numpy()
+    parts = singles.ids.numpy()[live, None], singles.exponents.numpy()[live, None], singles.logs.numpy()[live]
+    return Entries(*parts)
 
 
 def _entries(block: Block, z: Tensor) -> Entries:

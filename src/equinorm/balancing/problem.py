@@ -8,10 +8,11 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,6 +135,40 @@ class Block:
         return self if energies is self.energies else replace(self, energies=energies, _kept={})
 
 
+class Singles:
+    """Lists of terms that one side moves, as one list: a network of many small tensors has hundreds.
+
+    Args:
+        blocks: at least one, each a list of at least one term, with one side.
+        norm: whose energies these are.
+
+    Attributes:
+        blocks: themselves.
+        logs: logarithms of the energies of all their terms.
+        ids: class of each term.
+        exponents: by which its scale enters.
+    """
+
+    def __init__(self, blocks: Sequence[Block], norm: Norm) -> None:
+        self.blocks, self._norm = blocks, norm
+        sizes = [len(block.energies) for block in blocks]
+        energies, offsets = torch.cat([block.energies for block in blocks]), torch.cat([block.offsets[0] for block in blocks])
+        self.logs, self.ids = energies.double().log() + offsets, torch.cat([block.sides[0].ids for block in blocks])
+        exponents = torch.tensor([block.sides[0].exponent for block in blocks], dtype=torch.float64)
+        self.exponents = exponents.repeat_interleave(torch.tensor(sizes))
+        self._sizes, self._starts = sizes, np.cumsum([0, *sizes[:-1]])
+
+    def log_totals(self, z: Tensor) -> list[float]:
+        """Logarithm of the whole energy of each block."""
+        logs = (self.logs + self._norm.q * self.exponents * z[self.ids]).numpy()
+        tops = np.maximum.reduceat(logs, self._starts)
+        if self._norm.is_max:
+            return tops.tolist()
+        safe = np.where(np.isfinite(tops), tops, 0.0)
+        with np.errstate(divide="ignore"):
+            return (np.log(np.add.reduceat(np.exp(logs - safe.repeat(self._sizes)), self._starts)) + safe).tolist()
+
+
 def log_sum(logs: Tensor) -> float:
     """Logarithm of the sum of these energies."""
     return float(logs.logsumexp(0)) if logs.numel() else -math.inf
@@ -223,6 +258,8 @@ class Problem:
         norm: whose energies they are.
         streams: weights whose sums are taken in float32 until `refine`.
         shared: who solves it together; None for one process.
+        kept: what is worked out from the layouts of the blocks alone, for the next time.
+        singles: the blocks that can be dealt with as one; None if there are none.
     """
 
     blocks: tuple[AnyBlock, ...]
@@ -232,12 +269,28 @@ class Problem:
     norm: Norm
     streams: tuple["Precise", ...] = ()
     shared: Shared | None = None
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+    singles: Singles | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = [block for block in self.blocks if isinstance(block, Block) and not block.is_matrix and not block.is_empty]
+        own = [block for block in own if len(block.sides) == 1 and block.sides[0].family != GROUND]
+        object.__setattr__(self, "singles", Singles(own, self.norm) if own else None)
+
+    @property
+    def others(self) -> list[AnyBlock]:
+        """The blocks that are not among `singles`."""
+        singles = set(map(id, self.singles.blocks)) if self.singles is not None else set()
+        return [block for block in self.blocks if id(block) not in singles]
 
     def log_energies(self, z: Tensor) -> dict[int, float]:
         """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""
         parts: dict[int, list[float]] = {index: [value] for index, value in self.constants.items()}
-        for block in self.blocks:
+        for block in self.others:
             parts.setdefault(block.tensor, []).append(block.log_total(z, self.norm))
+        if self.singles is not None:
+            for block, total in zip(self.singles.blocks, self.singles.log_totals(z), strict=True):
+                parts.setdefault(block.tensor, []).append(total)
         return {index: self.norm.join(values) for index, values in parts.items()}
 
     @property

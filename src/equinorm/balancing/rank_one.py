@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.families import FamilyStructure, minimise_families
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, family_of_classes
+from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, family_of_classes, log_sum
 
 SWEEPS = 20
 """Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""
@@ -34,24 +34,22 @@ class RankOne:
     def __init__(self, problem: Problem, live: Tensor) -> None:
         self._problem, self._norm = problem, problem.norm
         self._live, self._count = live.numpy(), problem.num_free + 1
-        blocks = [block for block in problem.blocks if not block.is_empty]
+        blocks = [block for block in problem.others if not block.is_empty]
+        singles = problem.singles
+        self._singles = np.zeros(0) if singles is None else singles.logs.numpy()
         self._matrices = [block for block in blocks if block.is_matrix and len(_moving(block)) > 1]
         # What a matrix holds between free channels and the ground is a list along the free side.
         self._lists = [block for block in blocks if not block.is_matrix or len(_moving(block)) < 2]
-        self._entries = _Entries(self._matrices, self._lists)
-        self._prepare_families()
+        lists = [*(() if singles is None else singles.blocks), *self._lists]
+        key = "rank-one", self._norm
+        if key not in problem.kept:
+            problem.kept[key] = _Structure(problem, self._matrices, lists)
+        structure: _Structure = problem.kept[key]
+        self._entries, self._levels, self._is_chained = structure.entries, structure.levels, structure.is_chained
+        self._family, self._steps = structure.family, structure.steps
+        self._masks = [self._live & (structure.shade == colour) for colour in range(structure.shade.max() + 1)]
         self._base: np.ndarray | None = None  # logarithms of the terms at z = 0
         self._is_base_precise = False
-
-    def _prepare_families(self) -> None:
-        problem = self._problem
-        structure = FamilyStructure([*self._matrices, *self._lists], len(problem.families), problem.norm)
-        self._levels, self._is_chained = structure.exponents, structure.is_chained
-        # GROUND reads the last entry of what is by family.
-        self._family = family_of_classes(problem.families, problem.num_free).numpy()
-        shade = np.array([*structure.colours, -1])[self._family]
-        self._masks = [self._live & (shade == colour) for colour in range(shade.max() + 1)]
-        self._steps = np.array([*structure.steps, 0.0])[self._family]
 
     def read_energies_at(self, z: Tensor) -> None:
         """Take the numbers of the blocks at these log-scales."""
@@ -61,13 +59,14 @@ class RankOne:
         self._shares = _joined([logs.numpy() for pair in pairs for logs in pair]) - finite[self._entries.matrix]
         if self._base is None or self._is_base_precise != self._problem.is_precise:
             start = torch.zeros_like(z)
-            self._base = _joined([block.log_energies(_moving(block)[0], start, self._norm).numpy() for block in self._lists])
+            own = [block.log_energies(_moving(block)[0], start, self._norm).numpy() for block in self._lists]
+            self._base = _joined([self._singles, *own])
             self._is_base_precise = self._problem.is_precise
         self._terms = self._base + self._entries.by_term(self._moves(z.numpy()))
 
     def value(self) -> float:
         """Logarithm of all energies at the last reading."""
-        return float(np.logaddexp.reduce(np.concatenate([self._totals, self._terms, [-np.inf]])))
+        return log_sum(torch.from_numpy(np.concatenate([self._totals, self._terms])))
 
     def residual(self, shift: np.ndarray | None = None) -> float:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁, exact where nothing has shifted."""
@@ -127,6 +126,19 @@ class RankOne:
     def _moves(self, shift: np.ndarray) -> np.ndarray:
         """By how much a shift raises the logarithm of every entry."""
         return self._norm.q * self._entries.exponents * shift[self._entries.ids]
+
+
+class _Structure:
+    """What the layouts of the blocks tell, without a number of theirs."""
+
+    def __init__(self, problem: Problem, matrices: Sequence[AnyBlock], lists: Sequence[AnyBlock]) -> None:
+        self.entries = _Entries(matrices, lists)
+        families = FamilyStructure([*matrices, *lists], len(problem.families), problem.norm)
+        self.levels, self.is_chained = families.exponents, families.is_chained
+        # GROUND reads the last entry of what is by family.
+        self.family = family_of_classes(problem.families, problem.num_free).numpy()
+        self.shade = np.array([*families.colours, -1])[self.family]
+        self.steps = np.array([*families.steps, 0.0])[self.family]
 
 
 class _Entries:

@@ -222,15 +222,12 @@ def _joined(
             blocks.append(SharedBlock(index, found, one, reader, first))
             first += 2
         else:
-            blocks.append(_known(index, found, next(read), network.layouts[index].is_matrix))
+            blocks.append(_known(index, found[:1] if network.layouts[index].is_matrix else found, next(read)))
     found = {index: float(log) for index, log in enumerate(still) if log > -math.inf}
     return Problem(tuple(blocks), network.families, found, network.num_free, own.norm, (reader,), reader)
 
 
-def _known(index: int, sides: tuple[Side, ...], logs: Tensor, is_matrix: bool) -> Block:
-    """A block whose energies every process knows: a matrix of one column, or a list of terms."""
+def _known(index: int, sides: tuple[Side, ...], logs: Tensor) -> Block:
+    """A list of terms whose energies every process knows."""
     top = torch.where(logs.isfinite(), logs, 0.0)
-    energies = torch.exp(logs - top)
-    if not is_matrix:
-        return Block(index, energies, (top,), sides)
-    return Block(index, energies[:, None], (top, torch.zeros(1, dtype=torch.float64)), sides)
+    return Block(index, torch.exp(logs - top), (top,), sides)

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from equinorm.balancing.least_maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
+from equinorm.balancing.least_maximum import FlatSweeps, are_apart, are_differences, are_few, least_by_families, least_maximum
 from equinorm.balancing.model_descent import ROUNDING, ModelDescent
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
@@ -154,15 +154,15 @@ class _Least:
     def __init__(self, system: System, method: str, z: Tensor, tol: float) -> None:
         self._system, self._tol, self.z = system, tol, z
         problem = system.problem
-        self._order = system.structure.order(method)
         self._flat = FlatSweeps(problem) if method == "two-level" and system.blocks and are_few(problem) else None
-        start = self._swept(z, FIRST)
-        if system.blocks and not are_differences(problem):
+        self._order = system.structure.order(method) if self._flat is None else []
+        start = self._swept(z, 1 if are_apart(problem) else FIRST)
+        if system.blocks and not are_apart(problem) and not are_differences(problem):
             for _ in range(FIRST):
                 start = self._swept(least_by_families(problem, start), FIRST)
         self._bound, least = least_maximum(problem, start)
         self._next = least if method == "two-level" else z
-        self._sweeps, self._lowered, self._apart = 0, 0, system.residual(z)
+        self._sweeps, self._lowered, self._apart = 0, 0, self._flat.apart(z) if self._flat else system.residual(z)
         self.residual = self._gap()
 
     @property

@@ -17,13 +17,19 @@ class System:
         self.problem, self.norm = problem, problem.norm
         self.blocks = [block for block in problem.blocks if not block.is_empty]
         self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
+        self._joining: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
+        others = set(map(id, problem.others))
         self.structure = FamilyStructure(self.blocks, len(problem.families), problem.norm)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
         for block in self.blocks:
             for place, side in enumerate(block.sides):
                 if side.family != GROUND:
                     self.touching[side.family].append((block, place))
-                    self.live[side.ids] = True
+                    if id(block) in others:
+                        self._joining[side.family].append((block, place))
+                        self.live[side.ids] = True
+        if problem.singles is not None:
+            self.live[problem.singles.ids] = True
 
     def energies(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """Log-energies into and out of every channel of a family."""
@@ -73,12 +79,15 @@ class System:
         """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
         reached = torch.zeros(len(z), dtype=torch.bool)
         reached[0] = True
-        order = range(len(self.problem.families))[::sign]
+        order = [family for family in range(len(self.problem.families))[::sign] if self._joining[family]]
+        singles = self.problem.singles
+        if singles is not None:
+            reached[singles.ids[(singles.exponents * sign > 0) & (singles.logs > -math.inf)]] = True
         shared, known = self.problem.shared, 0
         while True:
             before = int(reached.sum())
             for family in order:
-                for block, place in self.touching[family]:
+                for block, place in self._joining[family]:
                     side = block.sides[place]
                     if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
                         reached[side.ids[self._hits(block, place, z, reached, sign)]] = True

@@ -27,7 +27,7 @@ from equinorm.rescaling.in_place import WRITABLE, check, row_bounds
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
-from equinorm.rescaling.writing import Write
+from equinorm.rescaling.writing import Write, factors_of
 
 _SOLVED = "solved.safetensors"
 
@@ -207,7 +207,10 @@ def _solved(task: Task, component: Component, unit: float) -> ComponentBalance:
         logs = [log for log in scaling.log_factors(found.log_scales) if bool((log != 0).any())]
         if logs:
             tensor = _mapped(task.checkpoint, scaling.name)
-            check(Write(scaling.name, tensor, logs, True, scaling.offset, scaling.is_squared), weights.bounds(scaling.name))
+            check(
+                Write(scaling.name, tensor, factors_of(logs), True, scaling.offset, scaling.is_squared),
+                weights.bounds(scaling.name),
+            )
     return found
 
 

@@ -3,19 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._scaling import Scaling
+from equinorm._scaling import Scaling, moving_log_factors
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
-from equinorm.rescaling.powers_of_two import is_power_of_two
-from equinorm.rescaling.writing import Write, scaled, write_
+from equinorm.rescaling.writing import Write, factors_of, scaled, write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of
 
@@ -49,7 +50,7 @@ def rescale_(
     """
     with agreeing(processes_of(tensors)):
         writes = _writes(tensors, scalings, log_scales, optimizer, nonlinear)
-        reaches = [check(write) for write in writes]
+        reaches = _check_all(writes)
     write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
     for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
         renew_(inner)
@@ -63,11 +64,10 @@ def _writes(
     nonlinear: Sequence[str],
 ) -> list[Write]:
     """Everything that moves; of what is sharded the part that this process holds."""
-    writes: list[Write] = []
+    writes: list[tuple] = []
     moving: dict[int, tuple[str, float]] = {}
     logs_of: dict[int, list[Tensor]] = {}
-    for scaling in scalings:
-        logs = [log for log in scaling.log_factors(log_scales.detach()) if bool((log != 0).any())]
+    for scaling, logs in zip(scalings, moving_log_factors(scalings, log_scales.detach()), strict=True):
         if not logs:
             continue
         tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
@@ -77,15 +77,16 @@ def _writes(
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
                 what = f"gradient of {scaling.name}"
-                writes.append(Write(what, *part_of(what, tensor.grad, [-log for log in logs])))
+                writes.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
         part, logs = part_of(scaling.name, next(iter(tied.values())), logs)
-        writes.append(Write(scaling.name, part, logs, True, scaling.offset, scaling.is_squared))
+        writes.append((scaling.name, part, logs, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
         for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
             own = logs_of[id(parameter)]
             part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
-            writes.append(Write(what, part, [exponent * log for log in logs], offset=offset))
-    return writes
+            writes.append((what, part, [exponent * log for log in logs], False, offset))
+    factors = iter(factors_of([log for _, _, logs, *_ in writes for log in logs]))
+    return [Write(what, part, [*islice(factors, len(logs))], *more) for what, part, logs, *more in writes]
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
@@ -127,6 +128,29 @@ class Reach:
         return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
 
 
+def _check_all(writes: Sequence[Write]) -> list[Reach | None]:
+    """`check` of each; most need no more than bounds that are worked out for all at once."""
+    for write in writes:
+        check_writable(write.what, write.tensor)
+    bounds = [_norms(write.tensor.detach()).flatten().to("cpu", torch.float64) for write in writes]
+    starts = np.cumsum([0, *map(len, bounds)])  # and the one that ends the last
+    flat = torch.cat([*bounds, torch.zeros(1, dtype=torch.float64)]).numpy()
+    ends = (how.reduceat(flat, starts)[:-1].tolist() for how in (np.minimum, np.maximum))
+    reaches: list[Reach | None] = []
+    for write, rows, least, most in zip(writes, bounds, *ends, strict=True):
+        are_sure = write.tensor.dim() < 2 or (_SAFE[0] < least and most < _SAFE[1])
+        is_plain = are_sure and math.isfinite(most) and not (write.offset or write.is_squared or _is_rounded(write))
+        if is_plain and len(rows):
+            if not least:
+                least = float(torch.where(rows > 0, rows, math.inf).min())
+            reach = _outer_reach(write, least, most)
+            if reach.is_within(torch.finfo(write.tensor.dtype)):
+                reaches.append(reach)
+                continue
+        reaches.append(check(write))
+    return reaches
+
+
 def check(write: Write, rows: Tensor | None = None) -> Reach | None:
     """Refuse what cannot be written or would not be exact.
 
@@ -156,7 +180,9 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
             f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
-    reach = _reach(write, rows)
+    reach = _outer_reach(write, *map(float, rows.aminmax()))
+    if write.is_squared or reach.low == -math.inf or not reach.is_within(info):
+        reach = _reach(write, rows)
     if write.is_squared and reach.low < math.inf:
         _check_squares(write, reach)
     if not reach.is_within(info):
@@ -169,30 +195,34 @@ def _is_direct(write: Write, reach: Reach | None) -> bool:
     info = torch.finfo(write.tensor.dtype)
     if reach is None or not reach.is_within(info) or _is_rounded(write):
         return False
-    return all(float(log.abs().max()) < math.log(info.max) / 2 for log in write.logs)
+    return all(max(-factor.low, factor.high) < math.log(info.max) / 2 for factor in write.factors)
 
 
 def _is_rounded(write: Write) -> bool:
     """Would half precision round the factors?"""
     half = write.tensor.dtype in (torch.float16, torch.bfloat16)
-    return half and not all(is_power_of_two(log) for log in write.logs)
+    return half and not all(factor.is_exact for factor in write.factors)
 
 
 def _reach(write: Write, rows: Tensor) -> Reach:
-    """From bounds on the largest entry of each row, and those of the factors; from those of all rows where that is enough."""
-    tensor = write.tensor
-    slack = 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0  # the bounds may be so much too large
-    least, most = map(float, rows.aminmax())
-    if least > 0 and not write.is_squared:
-        lowest, highest = zip(*(map(float, log.aminmax()) for log in write.logs), strict=True)
-        low, high = sum(min(end, 0.0) for end in lowest), sum(max(end, 0.0) for end in highest)
-        outer = Reach(math.log(least) - slack + low, math.log(most) + high)
-        if outer.is_within(torch.finfo(tensor.dtype)):
-            return outer
+    """From bounds on the largest entry of each row, and the factors of each."""
+    slack = _slack(write.tensor)
     high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
     return Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
+
+
+def _outer_reach(write: Write, least: float, most: float) -> Reach:
+    """From the smallest and the largest of these bounds, and of the factors."""
+    low = sum(min(factor.low, 0.0) for factor in write.factors) - _slack(write.tensor)
+    high = sum(max(factor.high, 0.0) for factor in write.factors)
+    return Reach(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
+
+
+def _slack(tensor: Tensor) -> float:
+    """Logarithm of how much too large the bounds may be."""
+    return 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0
 
 
 def _check_squares(write: Write, reach: Reach) -> None:
@@ -229,16 +259,27 @@ def row_bounds(tensor: Tensor) -> Tensor:
 
     NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
     """
+    bounds = _norms(tensor).to("cpu", torch.float64)
     if tensor.dim() < 2:
-        return tensor.abs().to("cpu", torch.float64)
-    rest = tuple(range(1, tensor.dim()))
-    bounds = torch.linalg.vector_norm(tensor, dim=rest, dtype=torch.promote_types(tensor.dtype, torch.float32))
-    bounds = bounds.to("cpu", torch.float64)
-    unsafe = ~((bounds > 1e-15) & (bounds < 1e15))  # squares may have under- or overflowed
+        return bounds
+    unsafe = ~((bounds > _SAFE[0]) & (bounds < _SAFE[1]))
     if bool(unsafe.any()):
+        rest = tuple(range(1, tensor.dim()))
         rows = tensor[unsafe.to(tensor.device)]
         bounds[unsafe] = torch.maximum(-rows.amin(rest), rows.amax(rest)).to("cpu", torch.float64)
     return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+_SAFE = 1e-15, 1e15
+"""Beyond these, squares in float32 may have under- or overflowed."""
+
+
+def _norms(tensor: Tensor) -> Tensor:
+    """Of each slice along axis 0; magnitudes of a vector."""
+    if tensor.dim() < 2:
+        return tensor.abs()
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), dtype=dtype)
 
 
 def _check_exactly(write: Write, info: torch.finfo) -> None:

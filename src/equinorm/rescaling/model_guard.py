@@ -73,7 +73,10 @@ class ModelGuard:
                 warn(f"a forward hook was added to {where} {self._advice} {harmless}")
             self._modules[number] = (name, module, before, found)
         if not self._same_tensors:
-            now = dict(self._model.named_parameters(remove_duplicate=False))
+            named = [(f"{name}." if name else "", module._parameters) for name, module, *_ in self._modules]
+            now = {
+                prefix + key: parameter for prefix, held in named for key, parameter in held.items() if parameter is not None
+            }
             self._tensors = [(name, now[name]) for name, _ in self._tensors if name in now]
         for (name, tensor), shape in zip(self._tensors, self._shapes, strict=True):
             if tensor.shape != shape:

@@ -13,15 +13,22 @@ LN2 = math.log(2.0)
 
 def scale_of(log: Tensor) -> Tensor:
     """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
-    if is_power_of_two(log):
-        return torch.from_numpy(np.asarray(np.ldexp(1.0, torch.round(log / LN2).numpy().astype(np.int32))))
-    return torch.exp(log)
+    exact = are_powers_of_two(log)
+    if not bool(exact.any()):
+        return torch.exp(log)
+    twos = torch.where(exact, torch.round(log / LN2), 0.0).numpy().astype(np.int32)
+    return torch.where(exact, torch.from_numpy(np.asarray(np.ldexp(1.0, twos))), torch.exp(log))
+
+
+def are_powers_of_two(log: Tensor) -> Tensor:
+    """Which of these logarithms are multiples of ln 2, to 1e-12?"""
+    twos = log / LN2
+    return (twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)
 
 
 def is_power_of_two(log: Tensor) -> bool:
-    """Are these logarithms multiples of ln 2, to 1e-12?"""
-    twos = log / LN2
-    return bool(((twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)).all())
+    """Are they all?"""
+    return bool(are_powers_of_two(log).all())
 
 
 class _Moves(Protocol):

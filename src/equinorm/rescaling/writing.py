@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
-from equinorm.rescaling.powers_of_two import LN2, is_power_of_two, scale_of
+from equinorm.rescaling.powers_of_two import LN2, are_powers_of_two, is_power_of_two, scale_of
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
@@ -22,13 +23,43 @@ _STEP, _END = 1000 * LN2, 2200 * LN2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """Scales that broadcast to a tensor.
+
+    Attributes:
+        log: their natural logarithms.
+        scale: themselves, in float64.
+        low: the least logarithm.
+        high: the largest.
+        is_exact: are all powers of two?
+    """
+
+    log: Tensor
+    scale: Tensor
+    low: float
+    high: float
+    is_exact: bool
+
+
+def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
+    """Scales, all at once, from their natural logarithms in float64 on the CPU."""
+    sizes = [log.numel() for log in logs]
+    flat = torch.cat([*(log.reshape(-1) for log in logs), torch.zeros(1, dtype=torch.float64)])
+    starts = np.cumsum([0, *sizes])  # and the one that ends the last
+    low, high = (how.reduceat(flat.numpy(), starts)[:-1].tolist() for how in (np.minimum, np.maximum))
+    exact = np.logical_and.reduceat(are_powers_of_two(flat).numpy(), starts)[:-1].tolist()
+    scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat).split([*sizes, 1]), logs, strict=False)]
+    return [*map(Factor, logs, scales, low, high, exact)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Write:
     """tensor ← (tensor + offset) · Π scales − offset.
 
     Attributes:
         what: its name.
         tensor: to be written.
-        logs: natural logarithms of the scales, which broadcast to the tensor.
+        factors: the scales.
         is_weight: a parameter or buffer, not what belongs to it.
         offset: number that the network adds before it uses the tensor.
         is_squared: does the network take norms of it?
@@ -36,14 +67,24 @@ class Write:
 
     what: str
     tensor: Tensor
-    logs: list[Tensor]
+    factors: Sequence[Factor]
     is_weight: bool = False
     offset: float = 0.0
     is_squared: bool = False
 
+    @property
+    def logs(self) -> list[Tensor]:
+        """Natural logarithms of the scales."""
+        return [factor.log for factor in self.factors]
+
     def shifted(self) -> Tensor:
         """What a tensor with an offset becomes."""
-        return (scaled(self.tensor.double() + self.offset, self.logs) - self.offset).to(self.tensor.dtype)
+        return shifted(self.tensor, self.logs, self.offset)
+
+
+def shifted(tensor: Tensor, logs: Sequence[Tensor], offset: float) -> Tensor:
+    """(tensor + offset) · exp(Σ logs) − offset."""
+    return (scaled(tensor.double() + offset, logs) - offset).to(tensor.dtype)
 
 
 def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
@@ -65,6 +106,7 @@ class _Piece:
         write: to which it belongs.
         memory: the tensor, or a strip of it.
         logs: of the scales that are multiplied in.
+        scale: which is multiplied in directly; None for a copy in float64.
         original: what was there; None if it is not kept.
         is_written: has the operation ended?
     """
@@ -72,15 +114,16 @@ class _Piece:
     write: Write
     memory: Tensor
     logs: list[Tensor]
+    scale: Tensor | None = None
     original: Tensor | None = None
     is_written: bool = False
 
-    def write_(self, is_direct: bool) -> None:
+    def write_(self) -> None:
         """Do it: in the tensor's own precision, or by a copy in float64."""
         if self.write.offset:
             self.memory.copy_(self.write.shifted())
-        elif is_direct:
-            self.memory.mul_(scale_of(self.logs[0]).to(self.memory.device, self.memory.dtype))
+        elif self.scale is not None:
+            self.memory.mul_(self.scale.to(self.memory.device, self.memory.dtype))
         else:
             self.memory.copy_(scaled(self.memory, self.logs))
         self.is_written = True
@@ -92,7 +135,7 @@ class _Piece:
         elif self.is_written:
             inverse = [-log for log in self.logs]
             if self.write.offset:
-                self.memory.copy_(Write("", self.memory, inverse, offset=self.write.offset).shifted())
+                self.memory.copy_(shifted(self.memory, inverse, self.write.offset))
             else:
                 self.memory.copy_(scaled(self.memory, inverse))
 
@@ -102,13 +145,48 @@ def _pieces(write: Write, is_direct: bool) -> Iterator[_Piece]:
     if write.offset:
         yield _Piece(write, write.tensor, write.logs)
     elif is_direct:
-        yield from (_Piece(write, write.tensor, [log]) for log in write.logs)
+        yield from (_Piece(write, write.tensor, [factor.log], factor.scale) for factor in write.factors)
     else:
         whole = write.tensor if write.tensor.dim() else write.tensor[None]
         rows = max(1, STRIP * len(whole) // max(1, whole.numel()))
         for first in range(0, len(whole), rows):
             here = slice(first, first + rows)
             yield _Piece(write, whole[here], [log[here] if log.dim() and len(log) > 1 else log for log in write.logs])
+
+
+class _Originals:
+    """Copies of what is going to be written, in one piece of memory, which costs a third of many fresh ones.
+
+    Args:
+        writes: which are to come.
+    """
+
+    def __init__(self, writes: Sequence[Write]) -> None:
+        self._room = min(KEPT, sum(_size(write.tensor) for write in writes))
+        self._next, self._memory = 0, torch.zeros(0, dtype=torch.uint8)
+        self._typed: dict[torch.dtype, Tensor] = {}
+        with contextlib.suppress(MemoryError):
+            self._memory = torch.from_numpy(np.empty(self._room, np.uint8))  # numpy asks for large pages
+
+    def copy(self, tensor: Tensor) -> Tensor | None:
+        """A copy of a tensor; None where there is no room for it."""
+        size, first = _size(tensor), self._next
+        if first + size > self._room:
+            return None
+        self._next += size
+        with contextlib.suppress(RuntimeError, MemoryError):
+            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+                return tensor.clone()
+            if tensor.dtype not in self._typed:
+                self._typed[tensor.dtype] = self._memory.view(tensor.dtype)
+            own = self._typed[tensor.dtype].as_strided(tensor.shape, tensor.stride(), first // tensor.element_size())
+            return own.copy_(tensor)
+        return None
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes that a copy takes, so that the next one begins at an even address."""
+    return -(-tensor.numel() * tensor.element_size() // 16) * 16
 
 
 def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
@@ -123,19 +201,16 @@ def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
             of two in models of more than `KEPT` bytes, where it is to rounding. The message names these.
     """
     begun: list[_Piece] = []
-    room = KEPT
+    originals = _Originals(writes)
     with torch.no_grad(), uninterrupted():
         try:
             for write, is_direct in zip(writes, direct, strict=True):
                 for piece in _pieces(write, is_direct):
-                    size = piece.memory.numel() * piece.memory.element_size()
                     is_kept = bool(begun) and begun[-1].memory is piece.memory and begun[-1].original is not None
-                    if size <= room and not is_kept:
-                        with contextlib.suppress(RuntimeError, MemoryError):  # no room for it
-                            piece.original = piece.memory.clone()
-                        room -= size
+                    if not is_kept:
+                        piece.original = originals.copy(piece.memory)
                     begun.append(piece)
-                    piece.write_(is_direct)
+                    piece.write_()
         except BaseException as error:
             outcome = _put_back(begun)
             if not isinstance(error, Exception):

@@ -1,0 +1,5 @@
+"""`python -m equinorm`: the `equinorm` command."""
+
+from equinorm_command import main
+
+main()
