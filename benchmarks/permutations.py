@@ -28,6 +28,21 @@ LARGEST = 60e6
 """Parameters of the largest model that is run."""
 
 
+LIMIT = 1e-12
+"""Deviation beyond which it is measured what a change of the inputs in their last bits does."""
+
+
+def last_bits(args: tuple[Any, ...], seed: int) -> tuple[Any, ...]:
+    """Inputs whose numbers are drawn anew within one rounding."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def near(x: Any) -> Any:
+        is_real = isinstance(x, torch.Tensor) and x.is_floating_point()
+        return x * (1 + (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5) * 2**-52) if is_real else x
+
+    return tuple(map(near, args))
+
+
 @torch.no_grad()
 @staying_double()
 def measure(zoo: str, name: str, seed: int = 0, small: bool = False, part: int = 1) -> dict[str, Any]:
@@ -42,7 +57,9 @@ def measure(zoo: str, name: str, seed: int = 0, small: bool = False, part: int =
         started = time.perf_counter()
         permutations.permute_(permutations.random(torch.Generator().manual_seed(seed)))
         permuting = time.perf_counter() - started
-        change = _change(outputs(model, args, kwargs, seed), before)
+        after = outputs(model, args, kwargs, seed)
+        change = _change(after, before)
+        rounding = _change(outputs(model, last_bits(args, seed), kwargs, seed), after) if change > LIMIT else None
     finally:
         torch.set_default_dtype(default)
     pins = Counter[str]()
@@ -56,6 +73,7 @@ def measure(zoo: str, name: str, seed: int = 0, small: bool = False, part: int =
         "export_seconds": round(permutations.seconds[0], 3),
         "interpretation_seconds": round(permutations.seconds[1], 3),
         **({} if scales is None else {"interpretation_seconds_of_scales": round(scales.seconds[1], 3)}),
+        **({} if rounding is None else {"deviation_of_last_bits": rounding}),
         **({} if part == 1 else {"image": list(args[0].shape[2:])}),
         "permuting_seconds": round(permuting, 3),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -103,8 +103,9 @@ def pointwise(x, a, kernel, b):
 
 
 def windows(x, a, b):
-    """Two channels at two positions, padded and seen in windows of two."""
-    padded = F.pad((x @ a).unflatten(-1, (2, 2)), (1, 0), value=0.5)
+    """Two channels at two positions, as patches and back, then padded and seen in windows of two."""
+    patches = torch.tanh(F.unfold((x @ a).unflatten(-1, (2, 2, 1)), (2, 1), padding=(1, 0)))
+    padded = F.pad(F.fold(patches, (2, 1), (2, 1), padding=(1, 0))[..., 0], (1, 0), value=0.5)
     return torch.tanh(padded.unfold(-1, 2, 1)).amax(-1).flatten(1) @ b
 
 

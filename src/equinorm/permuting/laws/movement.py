@@ -272,6 +272,17 @@ def patches(book: Book, call: Call) -> Laid:
     return Laid((*lead, (*channels, *book.fixed(inner)), book.fixed(call.shape[-1])))
 
 
+@law("col2im")
+def from_patches(book: Book, call: Call) -> Laid:
+    """Columns of (channels, places in a window), summed where windows meet."""
+    *lead, columns, windows = call.input.axes
+    channels, inside = split_front(columns, call.shape[-3], book.because("its windows are no parts of its columns"))
+    for axis in (inside, windows):
+        book.pin_axis(axis, "tells positions apart")
+    book.see((*lead, channels))
+    return Laid((*lead, channels, *map(book.fixed, call.shape[-2:])))
+
+
 @law("pixel_shuffle pixel_unshuffle")
 def shuffled(book: Book, call: Call) -> Laid:
     """Channels of (c, r, r) become c with r times the height and width, or back."""
