@@ -212,7 +212,7 @@ def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
     entries = {key: Entry(key, "BF16", tuple(tensor.shape), 0, 2 * tensor.numel()) for key, tensor in stored.items()}
     scalings = stored_scalings(model, group.scalings, entries).scalings
     held = torch.zeros(group.num_free + 1, dtype=torch.bool)
-    parts = components(scalings, group.family_ranges, held)
+    parts = [*components(scalings, group.family_ranges, held)]
     sizes = [sum(2 * scaling.numel for scaling in part.scalings) for part in parts]
     matrices = [sum(2 * scaling.numel for scaling in part.scalings if two_sided(scaling)) for part in parts]
     return {

@@ -25,6 +25,9 @@ ZERO = 0
 PINNED = 1
 """Reserved id of the log-scale that is always 0."""
 
+_AT_ONCE = 1 << 20
+"""Classes that are looked at together."""
+
 Term = tuple[Fraction, np.ndarray]
 
 Rational = int | Fraction
@@ -38,36 +41,36 @@ class Classes:
     """The solution space of all equations between classes imposed so far."""
 
     def __init__(self) -> None:
-        self._size = 2
-        self._parent = np.arange(1024)
-        self._sign = np.ones(1024, np.int8)  # z[c] = sign[c] · z[parent[c]]
+        self.size = 2  # how many ids there are, reserved ones included
+        self._parent = np.arange(1024, dtype=np.int32)  # z[c] = z[parent[c]]; a negative parent stands for its inverse
         self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
         self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
-        self._family = np.zeros(1024, np.int32)
+        self._starts: list[int] = []  # first id of each family
         self._forms: dict[int, dict[int, Rational]] = {}
         self._changes = 0
         self._current: dict[int, int] = {}  # after how many changes a form was last expressed in free roots
         self._reasons: list[Reason | None] = [None]
-        self._families = 0
 
     def fresh(self, count: int) -> np.ndarray:
         """`count` new unconstrained classes, one family."""
-        start, self._size = self._size, self._size + count
-        while self._size > len(self._parent):
-            old = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
-            self._sign = np.concatenate([self._sign, np.ones(old, np.int8)])
-            self._pinned_by = np.concatenate([self._pinned_by, np.zeros(old, np.int32)])
-            self._dependent = np.concatenate([self._dependent, np.zeros(old, bool)])
-            self._family = np.concatenate([self._family, np.zeros(old, np.int32)])
-        self._family[start : self._size] = self._families
-        self._families += 1
-        return np.arange(start, self._size)
+        start, self.size = self.size, self.size + count
+        if self.size > len(self._parent):
+            self._grow(self.size + self.size // 4)
+        self._starts.append(start)
+        return np.arange(start, self.size)
+
+    def _grow(self, length: int) -> None:
+        """Make room, in the memory that there is where the system can enlarge it."""
+        old = len(self._parent)
+        for array in (self._parent, self._pinned_by, self._dependent):
+            array.resize(length, refcheck=False)
+        self._parent[old:] = np.arange(old, length, dtype=np.int32)
 
     def resolve(self, ids: np.ndarray) -> np.ndarray:
         """The representative of every id: its root, negative if the class is the root's inverse; PINNED; or ZERO."""
-        root, sign = self._find(ids)
-        return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, sign * root, root))
+        above = self._find(ids)
+        root = np.abs(above)
+        return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, above, root)).astype(np.int64)
 
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped.
@@ -136,7 +139,8 @@ class Classes:
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
-        root, sign = self._find_one(id)
+        above = self._find_one(id)
+        root, sign = abs(above), 1 if above > 0 else -1
         if root <= PINNED or self._pinned_by[root]:
             return {}
         if root not in self._forms:
@@ -148,14 +152,14 @@ class Classes:
                 _accumulate(total, coefficient, self.form(other))
             self._current[root] = self._changes
         if not total:  # pinned: whatever pins a part of it, or its parts cancel
-            places = [self._pinned_by[self._find_one(other)[0]] for other in self._forms[root]]
+            places = [int(self._pinned_by[abs(self._find_one(other))]) for other in self._forms[root]]
             self._pinned_by[root] = next((place for place in places if place), 0) or self._place(_CANCELS)
         self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
     def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
         """How many of these classes each reason pins; free ones are not counted."""
-        roots, _ = self._find(ids)
+        roots = np.abs(self._find(ids))
         for root in roots[self._dependent[roots] & (self._pinned_by[roots] == 0)].tolist():
             self.form(root)
         counts = np.bincount(self._pinned_by[roots], minlength=1)
@@ -172,33 +176,41 @@ class Classes:
 
     def free_roots(self) -> np.ndarray:
         """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
-        ids = np.arange(2, self._size)
-        return ids[(self._find(ids)[0] == ids) & (self._pinned_by[ids] == 0) & ~self._dependent[ids]]
+        found = [np.zeros(0, np.int64)]
+        for start in range(2, self.size, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, self.size))
+            is_root = self._parent[part] == np.arange(part.start, part.stop)
+            found.append(np.flatnonzero(is_root & (self._pinned_by[part] == 0) & ~self._dependent[part]) + start)
+        return np.concatenate(found)
 
     def family(self, ids: np.ndarray) -> np.ndarray:
         """Number of the `fresh` call that made each class: channels of one axis share it."""
-        return self._family[ids]
+        return np.searchsorted(self._starts, ids, side="right") - 1
 
-    def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        root, sign = self._parent[ids], self._sign[ids]
+    def members(self, family: int) -> range:
+        """The classes that one `fresh` call made."""
+        return range(*[*self._starts, self.size][family : family + 2])
+
+    def _find(self, ids: np.ndarray) -> np.ndarray:
+        """The root of each class, negative if the class is its inverse."""
+        found = self._parent[ids]
         while True:
-            above = self._parent[root]
-            if np.array_equal(above, root):
+            above = self._parent[np.abs(found)]
+            above = np.where(found < 0, -above, above)
+            if np.array_equal(above, found):
                 break
-            sign = sign * self._sign[root]
-            root = above
-        self._parent[ids], self._sign[ids] = root, sign
-        return root, sign
+            found = above
+        self._parent[ids] = found
+        return found
 
-    def _find_one(self, id: int) -> tuple[int, int]:
-        sign = 1
-        while (above := int(self._parent[id])) != id:
-            sign *= int(self._sign[id])
-            id = above
-        return id, sign
+    def _find_one(self, id: int) -> int:
+        found = int(self._parent[id])
+        while (above := int(self._parent[abs(found)])) != abs(found):
+            found = above if found > 0 else -above
+        return found
 
     def _pin(self, ids: np.ndarray, reason: Reason) -> None:
-        self._pinned_by[self._find(ids)[0]] = self._place(reason)
+        self._pinned_by[np.abs(self._find(ids))] = self._place(reason)
         self._changes += 1
 
     def _place(self, reason: Reason) -> int:
@@ -212,8 +224,9 @@ class Classes:
         relation = np.sign(left) * np.sign(right)
         left, right = np.abs(left), np.abs(right)
         while len(left):
-            (left, a), (right, b) = self._find(left), self._find(right)
-            relation = relation * a * b  # z[left] = relation · z[right] for the roots
+            left, right = self._find(left), self._find(right)
+            relation = relation * np.sign(left) * np.sign(right)  # z[left] = relation · z[right] for the roots
+            left, right = np.abs(left), np.abs(right)
             against = (left == right) & (relation < 0)
             if against.any():  # z = −z
                 self._pin(left[against], reason)
@@ -224,7 +237,7 @@ class Classes:
             low = low[first]
             pinned = self._pinned_by[high] > 0
             self._pinned_by[low[pinned]] = self._pinned_by[high[pinned]]
-            self._parent[high], self._sign[high] = low, relation[first]
+            self._parent[high] = low * relation[first]
 
     def _eliminate(self, row: Iterable[tuple[Rational, int]], reason: Reason) -> None:
         form: dict[int, Rational] = {}

@@ -11,7 +11,7 @@ from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.operation import flat
 from equinorm.discovery.record_values import recorded
-from equinorm.discovery.resolve import families, numbering, resolve
+from equinorm.discovery.resolve import families, resolve
 from equinorm.discovery.trace import Trace
 
 
@@ -74,5 +74,5 @@ def discover(read: Graphs, batch_norm: str, *, signs: bool = False) -> Discovery
         fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in graphs),
         backward=tuple(backward),
         casts=casts(trace, scalings, roots),
-        values=recorded(own, trace, Solution(trace.classes, numbering(roots, trace.classes))),
+        values=recorded(own, trace, Solution(trace.classes, roots)),
     )

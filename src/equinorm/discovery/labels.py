@@ -86,7 +86,7 @@ class Label:
 
     def definite(self) -> "Label":
         """The label of a value that has numbers of its own where this one is the constant zero: pinned there."""
-        factors = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in self.factors)
+        factors = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) if f.has_zero else f for f in self.factors)
         return Label(self.shape, tuple(factors))
 
     def times(self, other: "Label") -> "Label":
