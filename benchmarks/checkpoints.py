@@ -198,16 +198,17 @@ def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
     declare_operators()
     from transformers import core_model_loading
 
-    from equinorm import symmetries
+    from equinorm._symmetries import symmetries_of
     from equinorm.balancing.components import components
     from equinorm.checkpoints.conversion import stored_scalings
     from equinorm.checkpoints.stored import Entry
     from equinorm.cli.libraries import examples
+    from equinorm.discovery.asked import asked
 
     size = sum(2 * parameter.numel() for parameter in built(config)[0].parameters())
     started = time.perf_counter()
     model, found = built(config | {"num_hidden_layers": layers})
-    group = symmetries(model, (), examples(model, found))
+    group = symmetries_of(asked(model, (), examples(model, found)), inner=False)  # as for folders
     stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # as save_pretrained names them
     entries = {key: Entry(key, "BF16", tuple(tensor.shape), 0, 2 * tensor.numel()) for key, tensor in stored.items()}
     scalings = stored_scalings(model, group.scalings, entries).scalings

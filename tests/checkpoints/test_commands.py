@@ -53,6 +53,16 @@ def test_what_is_refused_says_why(folder):
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     assert "quantized (method fp8)" in refusal("inspect", "model")
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    path = sorted((folder / "model").glob("*.safetensors"))[0]
+    held = load_file(path)
+    key = next(key for key in held if key.endswith("_proj.weight"))
+    save_file(held | {f"{key}_scale_inv": torch.ones(1, 1)}, path, {"format": "pt"})
+    assert "belong to no part" in refusal("inspect", "model")  # scales beside wide numbers are something else
+    save_file(held | {key: held[key].to(torch.float8_e4m3fn), f"{key}_scale_inv": torch.ones(1, 1)}, path, {"format": "pt"})
+    told = refusal("balance", "model", "-o", "out")
+    assert f"{key} holds F8_E4M3 numbers, which {key}_scale_inv scales" in told
+    assert "multiply them out into bfloat16" in told
     (folder / "model" / "config.json").unlink()
     assert "no config.json" in refusal("inspect", "model")
 

@@ -25,6 +25,9 @@ ZERO = 0
 PINNED = 1
 """Reserved id of the log-scale that is always 0."""
 
+_DEPENDENT = -1
+"""State of a root that a form expresses in other roots."""
+
 _AT_ONCE = 1 << 20
 """Classes that are looked at together."""
 
@@ -43,8 +46,7 @@ class Classes:
     def __init__(self) -> None:
         self.size = 2  # how many ids there are, reserved ones included
         self._parent = np.arange(1024, dtype=np.int32)  # z[c] = z[parent[c]]; a negative parent stands for its inverse
-        self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
-        self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
+        self._state = np.zeros(1024, np.int16)  # of a root: 0 free, place of the reason that pins it, _DEPENDENT
         self._starts: list[int] = []  # first id of each family
         self._forms: dict[int, dict[int, Rational]] = {}
         self._changes = 0
@@ -62,7 +64,7 @@ class Classes:
     def _grow(self, length: int) -> None:
         """Make room, in the memory that there is where the system can enlarge it."""
         old = len(self._parent)
-        for array in (self._parent, self._pinned_by, self._dependent):
+        for array in (self._parent, self._state):
             array.resize(length, refcheck=False)
         self._parent[old:] = np.arange(old, length, dtype=np.int32)
 
@@ -70,7 +72,7 @@ class Classes:
         """The representative of every id: its root, negative if the class is the root's inverse; PINNED; or ZERO."""
         above = self._find(ids)
         root = np.abs(above)
-        return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, above, root)).astype(np.int64)
+        return np.where(self._state[root] > 0, PINNED, np.where(root > PINNED, above, root)).astype(np.int64)
 
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped.
@@ -129,19 +131,19 @@ class Classes:
                 if abs(id) > PINNED:
                     _accumulate(form, exponent if id > 0 else -exponent, {abs(id): 1})
             self._forms[pivot] = _rest(form, pivot)
-        self._dependent[pivots[solved]] = True
+        self._state[pivots[solved]] = _DEPENDENT
         self._changes += 1
         return solved
 
     def _are_independent(self, rows: np.ndarray) -> np.ndarray:
         """In which rows is no class expressed in others?"""
-        return np.logical_not(np.any(self._dependent[np.abs(rows)], axis=1))
+        return np.logical_not(np.any(self.is_dependent(rows), axis=1))
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
         above = self._find_one(id)
         root, sign = abs(above), 1 if above > 0 else -1
-        if root <= PINNED or self._pinned_by[root]:
+        if root <= PINNED or self._state[root] > 0:
             return {}
         if root not in self._forms:
             return {root: sign}
@@ -152,17 +154,18 @@ class Classes:
                 _accumulate(total, coefficient, self.form(other))
             self._current[root] = self._changes
         if not total:  # pinned: whatever pins a part of it, or its parts cancel
-            places = [int(self._pinned_by[abs(self._find_one(other))]) for other in self._forms[root]]
-            self._pinned_by[root] = next((place for place in places if place), 0) or self._place(_CANCELS)
+            places = [int(self._state[abs(self._find_one(other))]) for other in self._forms[root]]
+            place = next((place for place in places if place > 0), 0) or self._place(_CANCELS)
+            self._state[root] = place
         self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
     def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
         """How many of these classes each reason pins; free ones are not counted."""
         roots = np.abs(self._find(ids))
-        for root in roots[self._dependent[roots] & (self._pinned_by[roots] == 0)].tolist():
+        for root in roots[self.is_dependent(roots)].tolist():
             self.form(root)
-        counts = np.bincount(self._pinned_by[roots], minlength=1)
+        counts = np.bincount(self._state[roots].clip(min=0), minlength=1)
         found = [(self._reasons[place], int(counts[place])) for place in np.flatnonzero(counts)]
         total: dict[Reason, int] = {}
         for reason, count in found:
@@ -172,16 +175,17 @@ class Classes:
 
     def is_dependent(self, roots: np.ndarray) -> np.ndarray:
         """Which of these representatives are expressed in others."""
-        return self._dependent[np.abs(roots)]
+        return self._state[np.abs(roots)] == _DEPENDENT
 
-    def free_roots(self) -> np.ndarray:
-        """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
-        found = [np.zeros(0, np.int64)]
-        for start in range(2, self.size, _AT_ONCE):
+    def free_roots(self, among: np.ndarray) -> np.ndarray:
+        """Ids of the independent unpinned classes, ascending, of those in a mask: a basis of what they span."""
+        is_free = among.copy()
+        is_free[:2] = False
+        for start in range(0, self.size, _AT_ONCE):
             part = slice(start, min(start + _AT_ONCE, self.size))
-            is_root = self._parent[part] == np.arange(part.start, part.stop)
-            found.append(np.flatnonzero(is_root & (self._pinned_by[part] == 0) & ~self._dependent[part]) + start)
-        return np.concatenate(found)
+            is_free[part] &= self._parent[part] == np.arange(part.start, part.stop)
+            is_free[part] &= self._state[part] == 0
+        return np.flatnonzero(is_free)
 
     def family(self, ids: np.ndarray) -> np.ndarray:
         """Number of the `fresh` call that made each class: channels of one axis share it."""
@@ -210,12 +214,15 @@ class Classes:
         return found
 
     def _pin(self, ids: np.ndarray, reason: Reason) -> None:
-        self._pinned_by[np.abs(self._find(ids))] = self._place(reason)
+        place = self._place(reason)
+        self._state[np.abs(self._find(ids))] = place
         self._changes += 1
 
     def _place(self, reason: Reason) -> int:
         if self._reasons[-1] != reason:
             self._reasons.append(reason)
+            if len(self._reasons) > np.iinfo(self._state.dtype).max:
+                self._state = self._state.astype(np.int32)
         return len(self._reasons) - 1
 
     def _union(self, left: np.ndarray, right: np.ndarray, reason: Reason) -> None:
@@ -235,8 +242,8 @@ class Classes:
             low, high = np.minimum(left, right), np.maximum(left, right)
             high, first = np.unique(high, return_index=True)  # one row hooks each root, the others come again
             low = low[first]
-            pinned = self._pinned_by[high] > 0
-            self._pinned_by[low[pinned]] = self._pinned_by[high[pinned]]
+            pinned = self._state[high] > 0
+            self._state[low[pinned]] = self._state[high[pinned]]
             self._parent[high] = low * relation[first]
 
     def _eliminate(self, row: Iterable[tuple[Rational, int]], reason: Reason) -> None:
@@ -254,7 +261,7 @@ class Classes:
             self._union(np.array([pivot]), np.array([other * int(ratio)]), reason)
         else:
             self._forms[pivot] = rest
-            self._dependent[pivot] = True
+            self._state[pivot] = _DEPENDENT
             self._changes += 1
 
 

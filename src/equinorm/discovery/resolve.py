@@ -1,7 +1,7 @@
 """From labels to scalings: every label in the free classes, families of these, and pins with their reasons."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import torch
@@ -16,17 +16,25 @@ UNUSED = Reason("no operation", "the graph does not use it")
 """Why a tensor stays that no operation reads."""
 
 
-def resolve(sources: Sequence[Source], classes: Classes) -> tuple[tuple[Scaling, ...], np.ndarray]:
-    """Express every label in the free classes; returns the scalings of all sources, and the free classes that they use."""
+def resolve(
+    sources: Sequence[Source], classes: Classes, drop: Container[Source] = ()
+) -> tuple[tuple[Scaling, ...], np.ndarray]:
+    """Express every label in the free classes; returns the scalings of all sources, and the free classes that they use.
+
+    Args:
+        sources: the tensors.
+        classes: after all laws.
+        drop: those whose label nobody reads any more; it makes room for their scaling.
+    """
     roots = _used_roots(sources, classes)
     known: dict[bytes, Tensor] = {}
-    scalings = (
-        Scaling(
-            *(s.names, s.shape, s.dtype, s.kind, s.role or "weight", s.depth),
-            *(_shared(factors(s.label, classes, roots), known) if s.label else (), s.offset, s.is_squared),
-        )
-        for s in sources
-    )
+    scalings: list[Scaling] = []
+    for source in sources:
+        found = _shared(factors(source.label, classes, roots), known) if source.label else ()
+        facts = (source.names, source.shape, source.dtype, source.kind, source.role or "weight", source.depth)
+        scalings.append(Scaling(*facts, found, source.offset, source.is_squared))
+        if source in drop:
+            source.label = Label(source.shape)
     return tuple(scalings), roots
 
 
@@ -49,8 +57,7 @@ def _used_roots(sources: Sequence[Source], classes: Classes) -> np.ndarray:
             is_used[roots[~dependent]] = True
             for id in roots[dependent].tolist():
                 is_used[[*classes.form(id)]] = True
-    free = classes.free_roots()
-    return free[is_used[free]]
+    return classes.free_roots(is_used)
 
 
 def _numbers(ids: np.ndarray, roots: np.ndarray) -> np.ndarray:
@@ -103,10 +110,8 @@ def _places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(present) + low, (np.cumsum(present, dtype=np.int32) - 1)[ids - low]
 
 
-def families(
-    sources: Sequence[Source], scalings: Sequence[Scaling], classes: Classes, roots: np.ndarray
-) -> tuple[tuple[Family, ...], tuple[Pin, ...]]:
-    """Free classes by the axis that introduced them, and pinned ones with their reasons."""
+def introduced(sources: Sequence[Source], classes: Classes) -> tuple[dict[int, tuple[str, int]], tuple[Pin, ...]]:
+    """The first tensor and axis of every family in the labels of these tensors, and pinned classes with their reasons."""
     owner: dict[int, tuple[str, int]] = {}
     is_member = np.zeros(classes.size, bool)
     for source in sources:
@@ -114,26 +119,34 @@ def families(
             ids = distinct(factor.ids.numpy())
             ids = ids[ids > PINNED]
             is_member[ids] = True
-            axis = next((axis for axis in range(factor.ids.dim()) if factor.ids.size(axis) > 1), 0)
             for family in np.flatnonzero(np.bincount(classes.family(ids))).tolist():
-                owner.setdefault(family, (source.names[0], axis))
-    used = [*owner]
+                owner.setdefault(family, (source.names[0], _axis(factor.ids)))
+    unused = [source for source in sources if source.label is None and source.kind == "parameter"]
+    pins = [Pin(source.names[0], 0, (source.shape or (1,))[0], UNUSED) for source in unused]
+    for family, place in owner.items():
+        members = classes.members(family)
+        ids = np.flatnonzero(is_member[members.start : members.stop]) + members.start
+        pins += [Pin(*place, count, reason) for reason, count in classes.reasons(ids).items()]
+    return owner, tuple(pins)
+
+
+def _axis(ids: Tensor) -> int:
+    return next((axis for axis in range(ids.dim()) if ids.size(axis) > 1), 0)
+
+
+def families(
+    owner: dict[int, tuple[str, int]], scalings: Sequence[Scaling], classes: Classes, roots: np.ndarray
+) -> tuple[Family, ...]:
+    """Free classes by the axis that introduced them; `owner` has the first tensor of families that labels hold."""
+    owner = dict(owner)
     numbers = classes.family(roots)
     for scaling in scalings:  # a class that joins others is in no label itself
         for _, ids in scaling.factors:
-            axis = next((axis for axis in range(ids.dim()) if ids.size(axis) > 1), 0)
             for family in np.flatnonzero(np.bincount(numbers[ids[ids > 0].numpy() - 1])).tolist():
-                owner.setdefault(family, (scaling.name, axis))
+                owner.setdefault(family, (scaling.name, _axis(ids)))
     counts = np.bincount(numbers) if len(numbers) else numbers
     ends = 1 + np.cumsum(counts)  # ids ascend with families
-    found = tuple(
+    return tuple(
         Family(*owner[number], range(int(ends[number] - counts[number]), int(ends[number])))
         for number in np.flatnonzero(counts).tolist()
     )
-    unused = [source for source in sources if source.label is None and source.kind == "parameter"]
-    pins = [Pin(source.names[0], 0, (source.shape or (1,))[0], UNUSED) for source in unused]
-    for number in used:
-        members = classes.members(number)
-        ids = np.flatnonzero(is_member[members.start : members.stop]) + members.start
-        pins += [Pin(*owner[number], count, reason) for reason, count in classes.reasons(ids).items()]
-    return found, tuple(pins)
