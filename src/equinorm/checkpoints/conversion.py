@@ -200,7 +200,7 @@ class _Parts:
 
     def _shared(self, ids: Tensor) -> Tensor:
         """The same ids in the same memory: hundreds of experts read one axis."""
-        return self._known.setdefault((tuple(ids.shape), hashlib.blake2b(ids.numpy(), digest_size=16).digest()), ids)
+        return self._known.setdefault((tuple(ids.shape), hashlib.blake2b(ids.numpy().data, digest_size=16).digest()), ids)
 
     def _joined(self, key: str, shape: Sequence[int], numbers: Sequence[int], codes: Sequence[Tensor]) -> Scaling:
         """One tensor of a file, from the tensors of the model that it comes from."""

@@ -42,7 +42,7 @@ def _shared(factors: tuple[tuple[float, Tensor], ...], known: dict[bytes, Tensor
     """The same factors, in one memory for equal ids: what one layer writes, others read."""
     found = []
     for exponent, ids in factors:
-        twin = known.setdefault(hashlib.blake2b(ids.contiguous().numpy(), digest_size=16).digest(), ids)
+        twin = known.setdefault(hashlib.blake2b(ids.contiguous().numpy().data, digest_size=16).digest(), ids)
         found.append((exponent, twin.reshape(ids.shape) if twin.numel() == ids.numel() else ids))
     return tuple(found)
 
