@@ -3,10 +3,12 @@
     python benchmarks/checkpoints.py --layers 8 --folder checkpoint --output benchmarks/results/checkpoints.jsonl
     python benchmarks/checkpoints.py --model mixtral --layers 4 --folder checkpoint
     python benchmarks/checkpoints.py --paper --output benchmarks/results/checkpoints.jsonl
+    python benchmarks/checkpoints.py --analysis experts --layers 4 --output benchmarks/results/checkpoints.jsonl
 
 Writes a synthetic folder (random bfloat16 shards of a Llama-like configuration, or of a Mixtral-like one with eight experts),
 balances it with powers of two in a process of its own, compares every tensor with 2^k times the original, and deletes both.
-`--paper` counts the components of large models from their configurations, without weights.
+`--paper` counts the components of large models from their configurations, without weights; `--analysis` does so with as many
+layers as are asked for, since what finding symmetries takes grows with them.
 """
 
 import argparse
@@ -51,6 +53,13 @@ DEEPSEEK |= {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 12
 
 LARGE = {"Llama 3 70B": LLAMA_70B, "DeepSeek-V3 671B": DEEPSEEK}
 """From the configurations that their authors published."""
+
+ANALYSED = {
+    "llama": ("Llama-like", LLAMA),
+    "70b": ("Llama 3 70B", LLAMA_70B),
+    "experts": ("DeepSeek-V3, 256 experts in every layer", DEEPSEEK | {"first_k_dense_replace": 0}),
+}
+"""By name of the option: name and configuration."""
 
 
 def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -198,21 +207,22 @@ def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
     declare_operators()
     from transformers import core_model_loading
 
-    from equinorm import symmetries
+    from equinorm._symmetries import symmetries_of
     from equinorm.balancing.components import components
     from equinorm.checkpoints.conversion import stored_scalings
     from equinorm.checkpoints.stored import Entry
     from equinorm.cli.libraries import examples
+    from equinorm.discovery.asked import asked
 
     size = sum(2 * parameter.numel() for parameter in built(config)[0].parameters())
-    started = time.perf_counter()
+    started, working = time.perf_counter(), time.process_time()
     model, found = built(config | {"num_hidden_layers": layers})
-    group = symmetries(model, (), examples(model, found))
+    group = symmetries_of(asked(model, (), examples(model, found)), inner=False)  # as for folders
     stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # as save_pretrained names them
     entries = {key: Entry(key, "BF16", tuple(tensor.shape), 0, 2 * tensor.numel()) for key, tensor in stored.items()}
     scalings = stored_scalings(model, group.scalings, entries).scalings
     held = torch.zeros(group.num_free + 1, dtype=torch.bool)
-    parts = components(scalings, group.family_ranges, held)
+    parts = [*components(scalings, group.family_ranges, held)]
     sizes = [sum(2 * scaling.numel for scaling in part.scalings) for part in parts]
     matrices = [sum(2 * scaling.numel for scaling in part.scalings if two_sided(scaling)) for part in parts]
     return {
@@ -225,6 +235,7 @@ def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
         "largest component": max(sizes),
         "most that is held on to": max(matrices),
         "seconds of analysis": time.perf_counter() - started,
+        "processor seconds of analysis": time.process_time() - working,
         "peak bytes of memory": peak(),
     }
 
@@ -238,6 +249,10 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if options.paper:
         for name, config in LARGE.items():
             yield {"kind": "paper", **paper(name, config, 4), **machine()}
+        return
+    if options.analysis:
+        name, config = ANALYSED[options.analysis]
+        yield {"kind": "analysis", **paper(name, config | {"num_hidden_layers": options.layers}, options.layers), **machine()}
         return
     folder, output = options.folder, options.folder.with_name(options.folder.name + "-balanced")
     try:
@@ -266,6 +281,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8, help="of the synthetic model; 0.36 GB each, and 0.52 GB beside them")
     parser.add_argument("--folder", type=Path, default=Path("synthetic-checkpoint"))
     parser.add_argument("--paper", action="store_true", help="count the components of large models")
+    parser.add_argument("--analysis", choices=list(ANALYSED), help="count those of so many --layers of one")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()

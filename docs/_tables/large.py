@@ -34,8 +34,22 @@ def on_paper() -> str:
     return "\n".join(rows)
 
 
+def analysed() -> str:
+    """What finding symmetries takes with several numbers of layers, and for each layer more."""
+    rows = ["| model | layers | most memory | for each layer more | processor for each |", "| --- |" + " ---: |" * 4]
+    records = {(r["name"], r["layers"]): r for r in _records("checkpoints") if r["kind"] == "analysis"}
+    for name in dict.fromkeys(name for name, _ in records):
+        few, *_, many = sorted((r for (other, _), r in records.items() if other == name), key=lambda r: r["layers"])
+        more = many["layers"] - few["layers"]
+        each = (many["peak bytes of memory"] - few["peak bytes of memory"]) / more
+        seconds = (many["processor seconds of analysis"] - few["processor seconds of analysis"]) / more
+        peaks = " → ".join(_size(record["peak bytes of memory"]) for record in (few, many))
+        rows.append(f"| {name} | {few['layers']} → {many['layers']} | {peaks} | {each / 1e6:.1f} MB | {seconds:.2f} s |")
+    return "\n".join(rows)
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count < 1e10 else f"{count / 1e9:,.0f} GB"
 
 
-MARKERS = {"streamed": streamed, "on_paper": on_paper}
+MARKERS = {"streamed": streamed, "on_paper": on_paper, "analysed": analysed}

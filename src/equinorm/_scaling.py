@@ -214,3 +214,13 @@ def moving_log_factors(scalings: Sequence[Scaling], z: Tensor) -> list[list[Tens
 def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:
     """Σ_f exponent_f · padded[ids_f], with 0 in front of the free log-scales."""
     return sum((exponent * padded[ids] for exponent, ids in factors), start=torch.zeros((), dtype=torch.float64))
+
+
+def distinct(ids: np.ndarray) -> np.ndarray:
+    """Sorted distinct ids, without sorting where they lie close together, as those of one axis do."""
+    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if high - low >= 8 * ids.size:
+        return np.unique(ids)
+    present = np.zeros(high - low + 1, bool)
+    present[ids.reshape(-1) - low] = True
+    return np.flatnonzero(present) + low

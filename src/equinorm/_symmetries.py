@@ -188,14 +188,15 @@ def symmetries(
     return symmetries_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also), batch_norm)
 
 
-def symmetries_of(graphs: Graphs, batch_norm: str = "affine") -> Symmetries:
+def symmetries_of(graphs: Graphs, batch_norm: str = "affine", *, inner: bool = True) -> Symmetries:
     """What `symmetries` finds in graphs that others may read too.
 
     Args:
         graphs: of a model.
         batch_norm: "affine", "evaluation" or "statistics".
+        inner: False to record no values and to drop the graphs, for models of which much else must fit into memory.
     """
-    found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm)
+    found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm, inner=inner)
     return Symmetries(
         *(graphs.model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds),
         found.fingerprint,

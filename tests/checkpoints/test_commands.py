@@ -53,12 +53,34 @@ def test_what_is_refused_says_why(folder):
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     assert "quantized (method fp8)" in refusal("inspect", "model")
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    path = sorted((folder / "model").glob("*.safetensors"))[0]
+    held = load_file(path)
+    key = next(key for key in held if key.endswith("_proj.weight"))
+    save_file(held | {key: held[key].to(torch.float8_e4m3fn), f"{key}_scale_inv": torch.ones(1, 1)}, path, {"format": "pt"})
+    told = refusal("balance", "model", "-o", "out")
+    assert f"{key} holds F8_E4M3 numbers, which {key}_scale_inv scales" in told
+    assert "multiply them out into bfloat16" in told
+    save_file(held | {f"{key}_scale": torch.ones(1)}, path, {"format": "pt"})
+    told = refusal("inspect", "model")  # scales beside wide numbers are something else
+    assert f"1 key of the files belongs to no part of LlamaForCausalLM: {key}_scale." in told
     (folder / "model" / "config.json").unlink()
     assert "no config.json" in refusal("inspect", "model")
 
 
 @pytest.mark.parametrize("command", ["inspect", "balance"])
 def test_folders_that_do_not_exist_are_told(command, folder):
-    (folder / "empty").mkdir()
+    (folder / "empty" / "snapshots" / "1").mkdir(parents=True)
     more = ["-o", "out"] if command == "balance" else []
-    assert "holds no config.json" in refusal(command, "empty", *more)
+    assert "holds no config.json. Write it with save_pretrained" in refusal(command, "empty", *more)
+    (folder / "empty" / "snapshots" / "1" / "config.json").write_text("{}")
+    assert "name the snapshot in it, empty/snapshots/1." in refusal(command, "empty", *more)
+    (folder / "empty" / "adapter_config.json").write_text("{}")
+    assert "merge it into its model" in refusal(command, "empty", *more)
+
+
+def test_sound_needs_no_inputs(folder):
+    save("whisper", "model")
+    found = record("inspect", "model")
+    assert "input_features=bfloat16[1, 8, 32]" in found["inputs"]
+    assert found["num_free"] == 352

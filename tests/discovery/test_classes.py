@@ -30,7 +30,7 @@ def check(laws: list[list[tuple[int, list[int]]]], count: int) -> None:
             for exponent, ids in law:
                 row[ids[place]] += exponent
             rows.append(row[2:])  # without the classes that are always zero
-    free = classes.free_roots()
+    free = classes.free_roots(np.ones(classes.size, bool))
     assert len(free) == count - np.linalg.matrix_rank(np.array(rows))
     basis = {int(root): np.random.default_rng(int(root)).normal() for root in free}
     values = np.array([sum(float(c) * basis[root] for root, c in classes.form(id).items()) for id in range(2, count + 2)])
@@ -77,3 +77,13 @@ def test_laws_without_repeated_slices_are_the_same_laws(monkeypatch):
         assert {*map(tuple, after.tolist())} == {*map(tuple, before.tolist())}
         fewer += len(after) < len(before)
     assert fewer > 150
+
+
+def test_more_reasons_than_small_numbers_count():
+    classes = Classes()
+    ids = classes.fresh(3)
+    classes.equate([(Fraction(1), ids[:1])], Reason("the first"))
+    classes._reasons += [Reason("others")] * (1 << 15)
+    classes.equate([(Fraction(1), ids[1:2])], Reason("the last"))
+    assert classes.reasons(ids) == {Reason("the first"): 1, Reason("the last"): 1}
+    assert classes.resolve(ids).tolist() == [PINNED, PINNED, ids[2]]

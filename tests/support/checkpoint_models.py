@@ -9,6 +9,10 @@ TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 DECODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 DECODER |= {"num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32, "tie_word_embeddings": False, **TOKENS}
 
+WHISPER = {"d_model": 32, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16, "vocab_size": 64}
+WHISPER |= {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 48))}
+WHISPER |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 1, **TOKENS}
+
 MODELS = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER | {"num_hidden_layers": 2}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", DECODER | {"num_local_experts": 4}),
@@ -17,13 +21,15 @@ MODELS = {
 }
 """Class, configuration and its arguments: plain; experts that files hold apart; 1 + w and tied; Conv1D and tied."""
 
+SOUND = {"whisper": ("WhisperForConditionalGeneration", "WhisperConfig", WHISPER)}
+
 
 def save(name, path, size="1GB", dtype=torch.bfloat16):
     """Save a model with random weights, and gains that are no ones."""
     declare_operators()
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
-    kind, config, options = MODELS[name]
+    kind, config, options = (MODELS | SOUND)[name]
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, config)(**options)).to(dtype)
     with torch.no_grad():

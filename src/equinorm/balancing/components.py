@@ -5,14 +5,14 @@ that the weights of one at a time are enough.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling
+from equinorm._scaling import Scaling, distinct
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.minimum import minimum
 from equinorm.balancing.options import BalanceOptions
@@ -31,7 +31,7 @@ class Component:
     ...     return Scaling((name,), (2, 2), torch.float32, "parameter", "weight", 1, factors)
     >>> up, down = weight("up", (1.0, ids[:2, None])), weight("down", (-1.0, ids[None, :2]))
     >>> other, held = weight("other", (1.0, ids[2:, None])), torch.zeros(5, dtype=torch.bool)
-    >>> found = components([up, down, other], [(1, 3), (3, 5)], held)
+    >>> found = [*components([up, down, other], [(1, 3), (3, 5)], held)]
     >>> [([scaling.name for scaling in part.scalings], part.classes.tolist()) for part in found]
     [(['up', 'down'], [1, 2]), (['other'], [3, 4])]
     >>> found[1].scalings[0].factors[0][1].flatten().tolist(), found[1].families
@@ -53,69 +53,62 @@ class Component:
         return len(self.classes)
 
 
-def components(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], held: Tensor) -> list[Component]:
-    """Part tensors by the classes that move them, in the order of their first tensor.
+def components(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], held: Tensor) -> Iterator[Component]:
+    """Part tensors by the classes that move them, in the order of their first tensor; each is made when its turn comes.
 
     Args:
         scalings: of all tensors.
-        families: first and last + 1 id of every family.
+        families: first and last + 1 id of every family, ascending.
         held: mask over 0..num_free of classes that must not move; tensors that only these move belong nowhere.
     """
-    distinct: dict[int, np.ndarray] = {}
-    moving = [(scaling, _used(scaling, held.numpy(), distinct)) for scaling in scalings if scaling.factors]
-    moving = [(scaling, ids) for scaling, ids in moving if len(ids)]
-    first = np.full(len(held), -1)  # the first tensor that a class moves
-    parent = [*range(len(moving))]
-    for number, (_, ids) in enumerate(moving):
+    still = held.numpy()
+    moving: list[Scaling] = []
+    parent: list[int] = []
+    first = np.full(len(still), -1, np.int32)  # the first tensor that a class moves
+    for scaling in scalings:
+        ids = _used(scaling, still)
+        if not len(ids):
+            continue
+        number = len(moving)
+        moving.append(scaling)
+        parent.append(number)
         known = first[ids]
-        for other in _distinct(known[known >= 0]).tolist():
+        for other in distinct(known[known >= 0]).tolist():
             parent[_root(parent, number)] = _root(parent, other)
         first[ids[known < 0]] = number
     groups: dict[int, list[int]] = {}
     for number in range(len(moving)):
         groups.setdefault(_root(parent, number), []).append(number)
-    place = np.zeros(len(held), np.int64)
-    family = np.zeros(len(held), np.int64)
-    for number, (start, end) in enumerate(families):
-        family[start:end] = number
-    return [_component([moving[number] for number in group], family, place) for group in groups.values()]
+    place = np.zeros(len(still), np.int32)
+    starts = np.array([start for start, _ in families])
+    for group in groups.values():
+        yield _component([moving[number] for number in group], still, starts, place)
 
 
-def _component(members: Sequence[tuple[Scaling, np.ndarray]], family: np.ndarray, place: np.ndarray) -> Component:
+def _component(members: Sequence[Scaling], still: np.ndarray, starts: np.ndarray, place: np.ndarray) -> Component:
     """Its tensors in classes of its own; `place`, all zeros, is lent for the while."""
-    classes = _distinct(np.concatenate([ids for _, ids in members]))
+    classes = distinct(np.concatenate([_used(scaling, still) for scaling in members]))
     place[classes] = np.arange(1, len(classes) + 1)
     scalings = []
     renumbered: dict[int, Tensor] = {}  # ids that share memory still do
-    for scaling, _ in members:
+    for scaling in members:
         for _, ids in scaling.factors:
             if id(ids) not in renumbered:
-                renumbered[id(ids)] = torch.from_numpy(place[ids.numpy()])
+                renumbered[id(ids)] = torch.from_numpy(place[ids.numpy()].astype(np.int64))
         own = [(exponent, renumbered[id(ids)]) for exponent, ids in scaling.factors]
         scalings.append(replace(scaling, factors=tuple(factor for factor in own if bool(factor[1].any()))))
     place[classes] = 0
-    ends = [*(np.flatnonzero(np.diff(family[classes])) + 1).tolist(), len(classes)]
+    family = np.searchsorted(starts, classes, side="right")
+    ends = [*(np.flatnonzero(np.diff(family)) + 1).tolist(), len(classes)]
     ranges = tuple((start + 1, end + 1) for start, end in zip([0, *ends[:-1]], ends, strict=True))
     return Component(tuple(scalings), ranges, torch.from_numpy(classes))
 
 
-def _used(scaling: Scaling, held: np.ndarray, distinct: dict[int, np.ndarray]) -> np.ndarray:
-    """The classes that move a tensor, some twice; `distinct` keeps those of ids that several tensors have."""
-    for _, ids in scaling.factors:
-        if id(ids) not in distinct:
-            distinct[id(ids)] = _distinct(ids.numpy())
-    ids = np.concatenate([distinct[id(ids)] for _, ids in scaling.factors])
-    return ids[(ids > 0) & ~held[ids]]
-
-
-def _distinct(ids: np.ndarray) -> np.ndarray:
-    """Sorted distinct ids, without sorting where they lie close together, as those of one axis do."""
-    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
-    if high - low >= 8 * ids.size:
-        return np.unique(ids)
-    present = np.zeros(high - low + 1, bool)
-    present[ids.reshape(-1) - low] = True
-    return np.flatnonzero(present) + low
+def _used(scaling: Scaling, still: np.ndarray) -> np.ndarray:
+    """The classes that move a tensor, some twice."""
+    found = [distinct(ids.numpy()) for _, ids in scaling.factors]
+    ids = np.concatenate([np.zeros(0, np.int64), *found])
+    return ids[(ids > 0) & ~still[ids]]
 
 
 def _root(parent: list[int], number: int) -> int:

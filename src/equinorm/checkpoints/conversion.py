@@ -5,6 +5,7 @@ transformers does to weights when it saves them it does here to labels: every en
 move it.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import shortened
+from equinorm._display import count, shortened
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
 from equinorm.checkpoints.stored import CheckpointError, Entry
@@ -55,7 +56,8 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     direct, converted, unknown = _named(model, own, entries)
     ignored = tuple(key for key in unknown if _is_ignored(model, key))
     if lost := [key for key in unknown if key not in ignored]:
-        raise CheckpointError(f"{len(lost)} keys of the files belong to no part of {_name(model)}: {_few(lost)}.")
+        said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {_name(model)}"
+        raise CheckpointError(f"{said}: {_few(lost)}. Does config.json name the class that the weights are of (architectures)?")
     found: dict[int, list[str]] = {}
     for key, name in direct.items():
         _check_shape(model, key, entries[key].shape, own[name].shape)
@@ -66,7 +68,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     if converted:
         stored += _Parts(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
-        raise CheckpointError(f"the files lack {len(rest)} tensors of {_name(model)}: {_few([*rest])}.")
+        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {_name(model)}: {_few([*rest])}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
@@ -164,7 +166,7 @@ class _Parts:
             _check_shape(self._model, key, entries[key].shape, found[name].shape)
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
-            raise CheckpointError(f"the files lack {len(found)} tensors of {_name(self._model)}: {_few([*found])}.")
+            raise CheckpointError(f"the files lack {count(len(found), 'tensor')} of {_name(self._model)}: {_few([*found])}.")
         return stored
 
     def _reverted(self, names: Sequence[str]) -> dict[str, Scaling]:
@@ -198,7 +200,7 @@ class _Parts:
 
     def _shared(self, ids: Tensor) -> Tensor:
         """The same ids in the same memory: hundreds of experts read one axis."""
-        return self._known.setdefault((tuple(ids.shape), ids.numpy().tobytes()), ids)
+        return self._known.setdefault((tuple(ids.shape), hashlib.blake2b(ids.numpy().data, digest_size=16).digest()), ids)
 
     def _joined(self, key: str, shape: Sequence[int], numbers: Sequence[int], codes: Sequence[Tensor]) -> Scaling:
         """One tensor of a file, from the tensors of the model that it comes from."""
@@ -243,6 +245,7 @@ def _is_ignored(model: nn.Module, key: str) -> bool:
     declared: Any = getattr(model, "_keys_to_ignore_on_load_unexpected", None)
     patterns: list[str] = [*(declared or ())]
     buffers = [name for name, _ in model.named_buffers()]
+    patterns += [r"\.attn\.masked_bias$"] if "attn.bias" in patterns else []  # GPT-2 stored it beside the causal mask
     patterns += [old for end, old in _NO_LONGER_STORED.items() if any(name.endswith(end) for name in buffers)]
     return any(re.search(pattern, key) for pattern in patterns)
 

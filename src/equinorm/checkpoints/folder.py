@@ -13,6 +13,12 @@ ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".tflite")
 """Files that may hold weights, which would no longer be those of the folder."""
 
+_NARROW = ("F4", "F6", "F8", "I4", "I8", "I32", "U8")
+"""Starts of the dtypes in which quantized numbers are stored; whole numbers of 32 bits hold several."""
+
+_SCALES = ("_scale", "_scale_inv", ".scales", ".SCB", ".absmax")
+"""Ends of the keys under which tools store what multiplies quantized weights."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -42,6 +48,16 @@ class Checkpoint:
             path for path in found if path.suffix in _WEIGHTS or (path.name.endswith(".index.json") and path.name != INDEX)
         ]
         return [path for path in found if path not in weights], weights
+
+
+def quantized(checkpoint: Checkpoint) -> tuple[Entry, str] | None:
+    """A tensor of quantized numbers and the key of what scales them, if there is one."""
+    narrow = {e.key: e for e in checkpoint.entries.values() if e.kind.startswith(_NARROW)}
+    beside = {place: entry for key, entry in narrow.items() for place in (key.rpartition(".")[0], key)}
+    for key in checkpoint.entries:
+        if key.endswith(_SCALES) and (entry := beside.get(key.rpartition(".")[0])) is not None and entry.key != key:
+            return entry, key
+    return None
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -122,8 +122,8 @@ class Task:
         return [s for s in self.conversion.scalings if s.factors and s.dtype not in WRITABLE]
 
 
-def parts(task: Task, held: Tensor) -> list[Component]:
-    """The components of a checkpoint."""
+def parts(task: Task, held: Tensor) -> Iterator[Component]:
+    """The components of a checkpoint, one at a time."""
     return components(task.conversion.scalings, task.orbit.family_ranges, held)
 
 

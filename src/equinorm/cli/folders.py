@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from equinorm._symmetries import Symmetries, symmetries
+from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion, stored_scalings
-from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
+from equinorm.checkpoints.folder import Checkpoint, open_checkpoint, quantized
 from equinorm.checkpoints.solving import Task
 from equinorm.cli.libraries import described
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError
+from equinorm.discovery.asked import asked
+
+_INSTEAD = (
+    "Rounded numbers and their scales are not rescaled. Balance the weights that they were made from, or multiply them out "
+    "into bfloat16 first; then quantize."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +28,7 @@ class Folder:
 
     Attributes:
         loaded: its model, on the meta device.
-        symmetries: of the model.
+        symmetries: of the model; no values inside are recorded.
         checkpoint: the files.
         conversion: how the tensors of the files move.
         notes: what the user must know of them.
@@ -53,17 +59,20 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
     """
     folder = Path(name).expanduser()
     steps.say(f"reading the headers of {name}")
-    quantized = described(folder).get("quantization_config")
-    if quantized is not None:
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
-        raise InputError(
-            f"the weights of {name} are quantized (method {method}). Whole numbers and their scales are not rescaled. "
-            "Balance the weights that they were made from, then quantize."
-        )
+    method = described(folder).get("quantization_config")
+    if method is not None:
+        method = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
+        raise InputError(f"the weights of {name} are quantized (method {method}). {_INSTEAD}")
     checkpoint = open_checkpoint(folder)
+    if (narrow := quantized(checkpoint)) is not None:
+        entry, scales = narrow
+        raise InputError(
+            f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
+            f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
+        )
     loaded = load(Source(f"hf:{folder}", trust=trust, device="meta"), inputs)
     steps.say("finding symmetries")
-    found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque)
+    found = symmetries_of(asked(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)
     notes = list(loaded.notes)
     if conversion.ignored:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -127,9 +128,12 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         for s in symmetries.scalings
     )
     parameters = [row for row in tensors if row.kind == "parameter"]
-    moved = [set(s.free().tolist()) for s in symmetries.scalings]
+    starts = [family.ids.start for family in symmetries.families]
+    moved = np.zeros(len(starts) + 1, int)  # how many tensors each family moves
+    for scaling in symmetries.scalings:
+        moved[np.unique(np.searchsorted(starts, scaling.free().numpy(), side="right"))] += 1
     families = tuple(
-        FamilyRow(f.tensor, f.axis, len(f.ids), sum(not ids.isdisjoint(f.ids) for ids in moved)) for f in symmetries.families
+        FamilyRow(f.tensor, f.axis, len(f.ids), int(n)) for f, n in zip(symmetries.families, moved[1:], strict=True)
     )
     pins = tuple(
         PinRow(pin.tensor, pin.axis, pin.channels, r.operation, worded(r.detail), r.source, r.code, r.module)

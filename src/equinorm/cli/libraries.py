@@ -123,7 +123,7 @@ def described(folder: Path) -> Mapping[str, Any]:
         raise InputError(f"there is no folder {folder}. hf: reads a checkpoint's folder on this machine, and fetches nothing.")
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder} is no checkpoint of transformers: it holds no config.json. Write it with save_pretrained.")
+        raise InputError(f"{folder} is no checkpoint of transformers: it holds no config.json. {_way_to_checkpoint(folder)}")
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -131,6 +131,15 @@ def described(folder: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} describes no model: it holds no JSON object.")
     return found
+
+
+def _way_to_checkpoint(folder: Path) -> str:
+    """What to do about a folder that holds no config.json."""
+    if (folder / "adapter_config.json").is_file():
+        return "It holds an adapter: load it, merge it into its model (merge_and_unload), and save that with save_pretrained."
+    if found := sorted(path for path in folder.glob("snapshots/*") if (path / "config.json").is_file()):
+        return f"It is a folder of the hub's cache: name the snapshot in it, {found[-1]}."
+    return "Write it with save_pretrained."
 
 
 def _check_weights(folder: Path) -> None:
@@ -170,21 +179,36 @@ def _is_auto(make: Any) -> bool:
 
 
 def examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
-    """Inputs by keyword, as far as a configuration of transformers tells their shapes: tokens, or an image."""
+    """Inputs by keyword, as far as a configuration of transformers tells their shapes: tokens, an image, or sound."""
     device = next(model.parameters()).device
     name = getattr(model, "main_input_name", None)
-    if name == "input_ids":
-        words = getattr(config.get_text_config(), "vocab_size", None)
-        if isinstance(words, int):
-            tokens = (torch.arange(_TOKENS, device=device) % words)[None]
-            decoder = {"decoder_input_ids": tokens.clone()} if getattr(config, "is_encoder_decoder", False) else {}
-            return {"input_ids": tokens, **decoder}
+    words = getattr(config.get_text_config(), "vocab_size", None)
+    tokens = (torch.arange(_TOKENS, device=device) % words)[None] if isinstance(words, int) else None
+    more: dict[str, Tensor] = {}
+    if tokens is not None and getattr(config, "is_encoder_decoder", False):
+        more["decoder_input_ids"] = tokens.clone()
+    if tokens is not None and name == "input_ids":
+        return {name: tokens, **more}
     if name == "pixel_values":
         size = getattr(config, "image_size", None)
         sizes = [size, size] if isinstance(size, int) else size
         if isinstance(sizes, (list, tuple)) and len(sizes) == 2:
             shape = (1, getattr(config, "num_channels", 3), *sizes)
-            generator = torch.Generator().manual_seed(0)
-            dtype = next(model.parameters()).dtype
-            return {name: torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)}
+            return {name: _noise(model, shape)}
+    bands, places = (getattr(config, key, None) for key in ("num_mel_bins", "max_source_positions"))
+    if name == "input_features" and isinstance(bands, int) and isinstance(places, int):  # a spectrum, halved in time
+        return {name: _noise(model, (1, bands, 2 * places)), **more}
+    kernels, strides = (getattr(config, key, None) for key in ("conv_kernel", "conv_stride"))
+    if name == "input_values" and kernels and strides:  # a wave, of which convolutions make frames
+        length = _TOKENS
+        for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
+            length = (length - 1) * stride + kernel
+        return {name: _noise(model, (1, length)), **more}
     return {}
+
+
+def _noise(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """The same random numbers every time, of a model's dtype."""
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(parameter.device, parameter.dtype)

@@ -9,7 +9,7 @@ from equinorm.discovery.graph.export import Graphs
 from equinorm.sharding.modules import on_meta, unsharded_twin
 
 
-def discover_by_twin(asked: Graphs, batch_norm: str) -> Discovery:
+def discover_by_twin(asked: Graphs, batch_norm: str, *, inner: bool = True) -> Discovery:
     """What holds for the whole of a sharded model; arguments are those of `discover`.
 
     Raises:
@@ -24,7 +24,7 @@ def discover_by_twin(asked: Graphs, batch_norm: str) -> Discovery:
     twin, inputs = unsharded_twin(model), [(on_meta(args), on_meta(kwargs)) for args, kwargs in asked.calls]
     try:
         with torch.device("meta"):  # for what a forward makes by itself
-            return on_cpu()(discover)(Graphs(twin, inputs, asked.modes, {}), batch_norm)
+            return on_cpu()(discover)(Graphs(twin, inputs, asked.modes, {}), batch_norm, inner=inner)
     except ExportError as error:
         way = "Sharded models are analysed as a whole, on the meta device: sizes in their code must not be those of a part."
         error.args = (f"{error} {way}",)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equinorm._scaling import Cast, Scaling, joint_log_scales
-from equinorm.discovery.resolve import factors, numbering
+from equinorm.discovery.resolve import factors
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import loses, source_of
 
@@ -20,7 +20,6 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
         scalings: of the model's tensors.
         roots: the free classes that these use.
     """
-    index = numbering(roots, trace.classes)
     anywhere = torch.rand(len(roots) + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     anywhere[0] = 0.0
     wide: dict[torch.dtype, Tensor] = {}
@@ -28,7 +27,7 @@ def casts(trace: Trace, scalings: Sequence[Scaling], roots: np.ndarray) -> tuple
     for value, dtype, reason, by_autocast in trace.casts:
         source = source_of(value)
         name = source.names[0] if source else ""
-        cast = Cast(dtype, reason, factors(trace.label(value), trace.classes, index), name, by_autocast)
+        cast = Cast(dtype, reason, factors(trace.label(value), trace.classes, roots), name, by_autocast)
         if dtype not in wide:
             free = [scaling.free() for scaling in scalings if loses(scaling.dtype, dtype)]
             wide[dtype] = torch.cat([torch.zeros(0, dtype=torch.long), *free])

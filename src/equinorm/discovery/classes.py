@@ -25,6 +25,12 @@ ZERO = 0
 PINNED = 1
 """Reserved id of the log-scale that is always 0."""
 
+_DEPENDENT = -1
+"""State of a root that a form expresses in other roots."""
+
+_AT_ONCE = 1 << 20
+"""Classes that are looked at together."""
+
 Term = tuple[Fraction, np.ndarray]
 
 Rational = int | Fraction
@@ -38,36 +44,35 @@ class Classes:
     """The solution space of all equations between classes imposed so far."""
 
     def __init__(self) -> None:
-        self._size = 2
-        self._parent = np.arange(1024)
-        self._sign = np.ones(1024, np.int8)  # z[c] = sign[c] · z[parent[c]]
-        self._pinned_by = np.zeros(1024, np.int32)  # index into reasons, 0: not pinned
-        self._dependent = np.zeros(1024, bool)  # roots that a form expresses in other roots
-        self._family = np.zeros(1024, np.int32)
+        self.size = 2  # how many ids there are, reserved ones included
+        self._parent = np.arange(1024, dtype=np.int32)  # z[c] = z[parent[c]]; a negative parent stands for its inverse
+        self._state = np.zeros(1024, np.int16)  # of a root: 0 free, place of the reason that pins it, _DEPENDENT
+        self._starts: list[int] = []  # first id of each family
         self._forms: dict[int, dict[int, Rational]] = {}
         self._changes = 0
         self._current: dict[int, int] = {}  # after how many changes a form was last expressed in free roots
         self._reasons: list[Reason | None] = [None]
-        self._families = 0
 
     def fresh(self, count: int) -> np.ndarray:
         """`count` new unconstrained classes, one family."""
-        start, self._size = self._size, self._size + count
-        while self._size > len(self._parent):
-            old = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(old, 2 * old)])
-            self._sign = np.concatenate([self._sign, np.ones(old, np.int8)])
-            self._pinned_by = np.concatenate([self._pinned_by, np.zeros(old, np.int32)])
-            self._dependent = np.concatenate([self._dependent, np.zeros(old, bool)])
-            self._family = np.concatenate([self._family, np.zeros(old, np.int32)])
-        self._family[start : self._size] = self._families
-        self._families += 1
-        return np.arange(start, self._size)
+        start, self.size = self.size, self.size + count
+        if self.size > len(self._parent):
+            self._grow(self.size + self.size // 4)
+        self._starts.append(start)
+        return np.arange(start, self.size)
+
+    def _grow(self, length: int) -> None:
+        """Make room, in the memory that there is where the system can enlarge it."""
+        old = len(self._parent)
+        for array in (self._parent, self._state):
+            array.resize(length, refcheck=False)
+        self._parent[old:] = np.arange(old, length, dtype=np.int32)
 
     def resolve(self, ids: np.ndarray) -> np.ndarray:
         """The representative of every id: its root, negative if the class is the root's inverse; PINNED; or ZERO."""
-        root, sign = self._find(ids)
-        return np.where(self._pinned_by[root] > 0, PINNED, np.where(root > PINNED, sign * root, root))
+        above = self._find(ids)
+        root = np.abs(above)
+        return np.where(self._state[root] > 0, PINNED, np.where(root > PINNED, above, root)).astype(np.int64)
 
     def equate(self, terms: Sequence[Term], reason: Reason) -> None:
         """Impose Σ_k e_k·z[ids_k] = 0 on every row; rows that meet the constant zero say nothing and are dropped.
@@ -126,18 +131,19 @@ class Classes:
                 if abs(id) > PINNED:
                     _accumulate(form, exponent if id > 0 else -exponent, {abs(id): 1})
             self._forms[pivot] = _rest(form, pivot)
-        self._dependent[pivots[solved]] = True
+        self._state[pivots[solved]] = _DEPENDENT
         self._changes += 1
         return solved
 
     def _are_independent(self, rows: np.ndarray) -> np.ndarray:
         """In which rows is no class expressed in others?"""
-        return np.logical_not(np.any(self._dependent[np.abs(rows)], axis=1))
+        return np.logical_not(np.any(self.is_dependent(rows), axis=1))
 
     def form(self, id: int) -> dict[int, Rational]:
         """z[id] as a linear form in free roots; empty for pinned classes and the constant zero."""
-        root, sign = self._find_one(id)
-        if root <= PINNED or self._pinned_by[root]:
+        above = self._find_one(id)
+        root, sign = abs(above), 1 if above > 0 else -1
+        if root <= PINNED or self._state[root] > 0:
             return {}
         if root not in self._forms:
             return {root: sign}
@@ -148,17 +154,18 @@ class Classes:
                 _accumulate(total, coefficient, self.form(other))
             self._current[root] = self._changes
         if not total:  # pinned: whatever pins a part of it, or its parts cancel
-            places = [self._pinned_by[self._find_one(other)[0]] for other in self._forms[root]]
-            self._pinned_by[root] = next((place for place in places if place), 0) or self._place(_CANCELS)
+            places = [int(self._state[abs(self._find_one(other))]) for other in self._forms[root]]
+            place = next((place for place in places if place > 0), 0) or self._place(_CANCELS)
+            self._state[root] = place
         self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
 
     def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
         """How many of these classes each reason pins; free ones are not counted."""
-        roots, _ = self._find(ids)
-        for root in roots[self._dependent[roots] & (self._pinned_by[roots] == 0)].tolist():
+        roots = np.abs(self._find(ids))
+        for root in roots[self.is_dependent(roots)].tolist():
             self.form(root)
-        counts = np.bincount(self._pinned_by[roots], minlength=1)
+        counts = np.bincount(self._state[roots].clip(min=0), minlength=1)
         found = [(self._reasons[place], int(counts[place])) for place in np.flatnonzero(counts)]
         total: dict[Reason, int] = {}
         for reason, count in found:
@@ -168,42 +175,54 @@ class Classes:
 
     def is_dependent(self, roots: np.ndarray) -> np.ndarray:
         """Which of these representatives are expressed in others."""
-        return self._dependent[np.abs(roots)]
+        return self._state[np.abs(roots)] == _DEPENDENT
 
-    def free_roots(self) -> np.ndarray:
-        """Ids of the independent unpinned classes, ascending: a basis of the solution space."""
-        ids = np.arange(2, self._size)
-        return ids[(self._find(ids)[0] == ids) & (self._pinned_by[ids] == 0) & ~self._dependent[ids]]
+    def free_roots(self, among: np.ndarray) -> np.ndarray:
+        """Ids of the independent unpinned classes, ascending, of those in a mask: a basis of what they span."""
+        is_free = among.copy()
+        is_free[:2] = False
+        for start in range(0, self.size, _AT_ONCE):
+            part = slice(start, min(start + _AT_ONCE, self.size))
+            is_free[part] &= self._parent[part] == np.arange(part.start, part.stop)
+            is_free[part] &= self._state[part] == 0
+        return np.flatnonzero(is_free)
 
     def family(self, ids: np.ndarray) -> np.ndarray:
         """Number of the `fresh` call that made each class: channels of one axis share it."""
-        return self._family[ids]
+        return np.searchsorted(self._starts, ids, side="right") - 1
 
-    def _find(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        root, sign = self._parent[ids], self._sign[ids]
+    def members(self, family: int) -> range:
+        """The classes that one `fresh` call made."""
+        return range(*[*self._starts, self.size][family : family + 2])
+
+    def _find(self, ids: np.ndarray) -> np.ndarray:
+        """The root of each class, negative if the class is its inverse."""
+        found = self._parent[ids]
         while True:
-            above = self._parent[root]
-            if np.array_equal(above, root):
+            above = self._parent[np.abs(found)]
+            above = np.where(found < 0, -above, above)
+            if np.array_equal(above, found):
                 break
-            sign = sign * self._sign[root]
-            root = above
-        self._parent[ids], self._sign[ids] = root, sign
-        return root, sign
+            found = above
+        self._parent[ids] = found
+        return found
 
-    def _find_one(self, id: int) -> tuple[int, int]:
-        sign = 1
-        while (above := int(self._parent[id])) != id:
-            sign *= int(self._sign[id])
-            id = above
-        return id, sign
+    def _find_one(self, id: int) -> int:
+        found = int(self._parent[id])
+        while (above := int(self._parent[abs(found)])) != abs(found):
+            found = above if found > 0 else -above
+        return found
 
     def _pin(self, ids: np.ndarray, reason: Reason) -> None:
-        self._pinned_by[self._find(ids)[0]] = self._place(reason)
+        place = self._place(reason)
+        self._state[np.abs(self._find(ids))] = place
         self._changes += 1
 
     def _place(self, reason: Reason) -> int:
         if self._reasons[-1] != reason:
             self._reasons.append(reason)
+            if len(self._reasons) > np.iinfo(self._state.dtype).max:
+                self._state = self._state.astype(np.int32)
         return len(self._reasons) - 1
 
     def _union(self, left: np.ndarray, right: np.ndarray, reason: Reason) -> None:
@@ -212,8 +231,9 @@ class Classes:
         relation = np.sign(left) * np.sign(right)
         left, right = np.abs(left), np.abs(right)
         while len(left):
-            (left, a), (right, b) = self._find(left), self._find(right)
-            relation = relation * a * b  # z[left] = relation · z[right] for the roots
+            left, right = self._find(left), self._find(right)
+            relation = relation * np.sign(left) * np.sign(right)  # z[left] = relation · z[right] for the roots
+            left, right = np.abs(left), np.abs(right)
             against = (left == right) & (relation < 0)
             if against.any():  # z = −z
                 self._pin(left[against], reason)
@@ -222,9 +242,9 @@ class Classes:
             low, high = np.minimum(left, right), np.maximum(left, right)
             high, first = np.unique(high, return_index=True)  # one row hooks each root, the others come again
             low = low[first]
-            pinned = self._pinned_by[high] > 0
-            self._pinned_by[low[pinned]] = self._pinned_by[high[pinned]]
-            self._parent[high], self._sign[high] = low, relation[first]
+            pinned = self._state[high] > 0
+            self._state[low[pinned]] = self._state[high[pinned]]
+            self._parent[high] = low * relation[first]
 
     def _eliminate(self, row: Iterable[tuple[Rational, int]], reason: Reason) -> None:
         form: dict[int, Rational] = {}
@@ -241,7 +261,7 @@ class Classes:
             self._union(np.array([pivot]), np.array([other * int(ratio)]), reason)
         else:
             self._forms[pivot] = rest
-            self._dependent[pivot] = True
+            self._state[pivot] = _DEPENDENT
             self._changes += 1
 
 

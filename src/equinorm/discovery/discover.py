@@ -1,6 +1,7 @@
 """From a model to its scalings: export it for every call and mode, run the graphs on labels, resolve these."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.operation import flat
 from equinorm.discovery.record_values import recorded
-from equinorm.discovery.resolve import families, numbering, resolve
+from equinorm.discovery.resolve import families, introduced, resolve
 from equinorm.discovery.trace import Trace
+from equinorm.discovery.values import Source, source_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,25 +32,69 @@ class Discovery:
     values: InnerValues
 
 
-def discover(read: Graphs, batch_norm: str, *, signs: bool = False) -> Discovery:
+def discover(read: Graphs, batch_norm: str, *, signs: bool = False, inner: bool = True) -> Discovery:
     """Find what holds for all calls in all modes.
 
     Args:
         read: the network's graphs.
         batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
         signs: find flips of sign, where integer exponents count by whether they are odd.
+        inner: record the values inside too. If not, graphs and labels are dropped before what replaces them is made.
 
     Raises:
         ExportError: if the model cannot be exported.
     """
-    started, exporting = time.perf_counter(), 0.0
+    started = time.perf_counter()
     trace = Trace(batch_norm=batch_norm, signs=signs)
+    laws = _laws(read, trace, inner)
+    drop: set[Source] = set()
+    if laws.own is None:
+        read.forget()
+        drop = {*laws.sources} - {source_of(value) for value, *_ in trace.casts}
+    owner, pins = introduced(laws.sources, trace.classes)
+    scalings, roots = resolve(laws.sources, trace.classes, drop)
+    solution = Solution(trace.classes, roots)
+    return Discovery(
+        num_free=len(roots),
+        scalings=scalings,
+        families=families(owner, scalings, trace.classes, roots),
+        pins=pins,
+        seconds=(laws.seconds, time.perf_counter() - started - laws.seconds),
+        fingerprint=laws.fingerprint,
+        backward=laws.backward,
+        casts=casts(trace, scalings, roots),
+        values=InnerValues(()) if laws.own is None else recorded(laws.own, trace, solution),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laws:
+    """What is left of graphs whose laws are gathered.
+
+    Attributes:
+        sources: every parameter and floating-point buffer.
+        fingerprint: of all graphs.
+        seconds: that exporting took.
+        backward: names of the model's own autograd functions that were called.
+        own: has run the graph whose values are recorded, if they are.
+    """
+
+    sources: Sequence[Source]
+    fingerprint: str
+    seconds: float
+    backward: tuple[str, ...]
+    own: Interpreter | None
+
+
+def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
+    """Run all graphs on labels."""
+    seconds = 0.0
     graphs: list[Exported] = []
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []
     backward: dict[str, None] = {}
     for call in read:
-        exported, exporting = call.exported, exporting + call.seconds
+        exported, seconds = call.exported, seconds + call.seconds
         backward |= call.backward
         graphs.append(exported)
         interpreters.append(Interpreter(exported.aliases, trace, exported.unsteady))
@@ -61,18 +107,5 @@ def discover(read: Graphs, batch_norm: str, *, signs: bool = False) -> Discovery
     for exported in graphs:
         for source, why in exported.held.items():
             trace.pin(source, why)
-    sources = list(graphs[0].sources)
-    scalings, roots = resolve(sources, trace.classes)
-    own = interpreters[read.own]
-    found, pins = families(sources, scalings, trace.classes, roots)
-    return Discovery(
-        num_free=len(roots),
-        scalings=scalings,
-        families=found,
-        pins=pins,
-        seconds=(exporting, time.perf_counter() - started - exporting),
-        fingerprint="+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in graphs),
-        backward=tuple(backward),
-        casts=casts(trace, scalings, roots),
-        values=recorded(own, trace, Solution(trace.classes, numbering(roots, trace.classes))),
-    )
+    hashed = "+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in graphs)
+    return _Laws([*graphs[0].sources], hashed, seconds, (*backward,), interpreters[read.own] if inner else None)

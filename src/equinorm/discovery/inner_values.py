@@ -34,10 +34,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """The classes after all laws, and the number of each free one."""
+    """The classes after all laws, and the free ones that move tensors of the model, ascending."""
 
     classes: Classes
-    index: np.ndarray
+    roots: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +79,7 @@ class InnerValue:
     def scaling(self) -> Scaling | None:
         """How it scales, in the form of a parameter's; without factors where it is pinned, None if no one scale says so."""
         held = self._held
-        found = () if held.label is None else factors(held.label, self._solution.classes, self._solution.index)
+        found = () if held.label is None else factors(held.label, self._solution.classes, self._solution.roots)
         is_chosen = held.axis is not None and any(ids.size(held.axis) > 1 for _, ids in found)
         if is_chosen or (found and not held.is_one):
             return None

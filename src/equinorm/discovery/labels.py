@@ -86,7 +86,7 @@ class Label:
 
     def definite(self) -> "Label":
         """The label of a value that has numbers of its own where this one is the constant zero: pinned there."""
-        factors = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) for f in self.factors)
+        factors = (Factor(f.exponent, torch.where(f.ids == ZERO, PINNED, f.ids)) if f.has_zero else f for f in self.factors)
         return Label(self.shape, tuple(factors))
 
     def times(self, other: "Label") -> "Label":
@@ -142,7 +142,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
 
 
 def compact(ids: Tensor) -> Tensor:
-    """Narrow every axis along which `ids` is constant to size 1."""
+    """Narrow every axis along which `ids` is constant to size 1, and leave the memory of what repeats."""
     if ids.numel() == 0:
         return torch.full((1,) * ids.dim(), PINNED)
     for axis in range(ids.dim()):  # axes of stride 0 first: they cost nothing and shrink the comparisons
@@ -153,7 +153,7 @@ def compact(ids: Tensor) -> Tensor:
             first = ids.narrow(axis, 0, 1)
             if bool((ids == first).all()):
                 ids = first
-    return ids
+    return ids.clone() if ids.untyped_storage().nbytes() > 4 * ids.numel() * ids.element_size() else ids
 
 
 def move(operation: Callable[..., Any], labels: Sequence[Label]) -> Label | list[Label]:

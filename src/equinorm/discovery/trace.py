@@ -145,7 +145,8 @@ class Trace:
             inverse = Factor(-factor.exponent, ids)
             twin = next((i for i, other in enumerate(kept) if _same(inverse, other)), None)
             if twin is None:
-                kept.append(Factor(factor.exponent, ids) if bool((ids >= 0).all()) else factor)
+                is_new = bool((ids >= 0).all()) and not torch.equal(ids, factor.ids)
+                kept.append(Factor(factor.exponent, ids) if is_new else factor)
             else:
                 del kept[twin]
         return Label(label.shape, tuple(kept))

@@ -1,6 +1,7 @@
 """From a model to a graph: `torch.export`, the identity of its tensors, and what else may read them."""
 
 import contextlib
+import gc
 import io
 import itertools
 import logging
@@ -124,6 +125,11 @@ class Graphs:
             exported = recorded.read(self.model, known)
             known = exported.sources if known is None else known
             yield Call(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
+
+    def forget(self) -> None:
+        """Drop the graphs; a further reading would export them again."""
+        self._kept.clear()
+        gc.collect()  # graphs refer to themselves
 
     @property
     def own(self) -> int:
