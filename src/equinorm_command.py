@@ -36,8 +36,8 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _leave)
-    if sys.argv[1:] in LIGHT:
-        run(assembled(map(_described, COMMANDS)))
+    if sys.argv[1:] in LIGHT and (described := _all_described()):
+        run(assembled(described))
         return
     from equinorm.cli import app
 
@@ -92,6 +92,14 @@ def run(app: Callable[[], Any]) -> None:
         app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _all_described() -> list[Callable[[], None]]:
+    """The commands; none in an archive, or where they are installed without sources."""
+    try:
+        return [*map(_described, COMMANDS)]
+    except OSError:
+        return []
 
 
 def _described(name: str) -> Callable[[], None]:

@@ -1,8 +1,7 @@
 """How each tensor of a model scales with the free log-scales: what solving and rescaling need to know of a network."""
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,20 +194,46 @@ class Cast:
         return ids[ids > 0]
 
 
+AT_ONCE = 1 << 16
+"""Numbers that are worked out together: many small tensors take one operation, and a large one no more memory than its own."""
+
+
+def batches(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of neighbours that hold at most `AT_ONCE` numbers together, or one that holds more."""
+    first, held = 0, 0
+    for place, size in enumerate(sizes):
+        if place > first and held + size > AT_ONCE:
+            yield slice(first, place)
+            first, held = place, 0
+        held += size
+    if first < len(sizes):
+        yield slice(first, len(sizes))
+
+
 def moving_log_factors(scalings: Sequence[Scaling], z: Tensor) -> list[list[Tensor]]:
-    """`Scaling.log_factors` of several tensors at once, without those that are all 0."""
+    """`Scaling.log_factors` of several tensors, without those that are all 0."""
+    padded = torch.cat([torch.zeros(1, dtype=torch.float64), z.to("cpu", torch.float64)])
+    sizes = [sum(ids.numel() for _, ids in scaling.factors) for scaling in scalings]
+    return [logs for here in batches(sizes) for logs in _moving(scalings[here], z, padded)]
+
+
+def _moving(scalings: Sequence[Scaling], z: Tensor, padded: Tensor) -> list[list[Tensor]]:
+    """The same, all at once."""
     factors = [factor for scaling in scalings for factor in scaling.factors]
     sizes = [1, *(ids.numel() for _, ids in factors)]
     ids = torch.cat([torch.zeros(1, dtype=torch.long), *(ids.reshape(-1) for _, ids in factors)])
-    padded = torch.cat([torch.zeros(1, dtype=torch.float64), z.to("cpu", torch.float64)])
     if len(padded) <= int(ids.max()):
         return [scaling.log_factors(z) for scaling in scalings]  # refuses
     exponents = torch.tensor([0.0, *(exponent for exponent, _ in factors)], dtype=torch.float64)
     logs = exponents.repeat_interleave(torch.tensor(sizes)) * padded[ids]
     moves = np.logical_or.reduceat(np.append(logs.numpy() != 0, False), np.cumsum([0, *sizes[:-1]])) & (np.array(sizes) > 0)
-    parts = iter([*zip(logs.split(sizes), moves.tolist(), strict=True)][1:])
-    own = [zip(scaling.factors, itertools.islice(parts, len(scaling.factors)), strict=True) for scaling in scalings]
-    return [[log.view(ids.shape) for (_, ids), (log, does_move) in pairs if does_move] for pairs in own]
+    parts = logs.split(sizes)
+    found, place = [], 1
+    for scaling in scalings:
+        own = enumerate(scaling.factors, place)
+        found.append([parts[at].view(ids.shape) for at, (_, ids) in own if moves[at]])
+        place += len(scaling.factors)
+    return found
 
 
 def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints import rewriting, solving, staging
 from equinorm.checkpoints.comparing import CANONICAL, difference
 from equinorm.checkpoints.conversion import stored_scalings
-from equinorm.checkpoints.folder import open_checkpoint
+from equinorm.checkpoints.folder import open_checkpoint, quantized
 from equinorm.checkpoints.stored import CheckpointError
 from equinorm.cli.folders import analysed
 from equinorm.cli.streamed_balance import Outputs, streamed_balance
@@ -337,3 +337,25 @@ def test_damaged_files_are_refused(folders, tmp_path):
     index.write_text(json.dumps(named))
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight|lacks"):
         open_checkpoint(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("narrow", "dtype", "beside", "is_one"),
+    [
+        ("a.weight", torch.float8_e4m3fn, "a.weight_scale_inv", True),
+        ("a.weight", torch.int8, "a.weight_scale", True),
+        ("a.weight", torch.int8, "a.SCB", True),
+        ("a.weight", torch.uint8, "a.weight.absmax", True),
+        ("a.qweight", torch.int32, "a.scales", True),
+        ("model.proj", torch.float64, "model.logit_scale", False),
+        ("attn.relative_position_index", torch.int32, "attn.logit_scale", False),
+        ("attn.bias", torch.uint8, "attn.attn_scale", False),
+        ("a.weight", torch.bfloat16, "a.weight_scale", False),
+    ],
+)
+def test_quantized_numbers_are_told_by_the_scales_of_their_own(narrow, dtype, beside, is_one, tmp_path):
+    save_file({narrow: torch.ones(2, 2).to(dtype), beside: torch.ones(2)}, tmp_path / "model.safetensors")
+    found = quantized(open_checkpoint(tmp_path))
+    assert (found is not None) == is_one
+    if found is not None:
+        assert (found[0].key, found[1]) == (narrow, beside)

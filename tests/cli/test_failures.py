@@ -338,6 +338,12 @@ def test_commands_start_without_what_only_unix_has():
     assert "Usage: equinorm inspect" in ran.stdout
 
 
+def test_commands_are_listed_without_sources(monkeypatch, capsys):
+    """As in an archive: then by what importing the commands tells."""
+    monkeypatch.setattr(equinorm_command.Path, "read_text", lambda *arguments: (_ for _ in ()).throw(FileNotFoundError))
+    assert equinorm_command._all_described() == []
+
+
 def test_results_need_locks(monkeypatch, folder):
     """Said before the first run, not after it."""
     monkeypatch.setitem(sys.modules, "fcntl", None)

@@ -89,6 +89,38 @@ def test_what_could_not_be_put_back_is_named(monkeypatch):
     assert broken
 
 
+def test_strips_of_odd_sizes_are_all_kept(monkeypatch):
+    """The room for originals is counted by tensors, and taken by strips, which begin at even addresses."""
+    monkeypatch.setattr(writing, "STRIP", 15)
+    weight = torch.randn(81, 3)
+    before = weight.clone()
+    write = writing.Write("a", weight, writing.factors_of([torch.full((1, 1), 0.3, dtype=torch.float64)]), True)
+    last = [*writing._pieces(write, False)][-1].memory.data_ptr()
+    real = writing._Piece.write_
+
+    def failing(piece):
+        if piece.memory.data_ptr() == last:
+            raise RuntimeError("no more")
+        real(piece)
+
+    monkeypatch.setattr(writing._Piece, "write_", failing)
+    with pytest.raises(RescaleError, match=r"no more. All is as it was before.$"):
+        writing.write_([write], [False])
+    assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
+def test_factors_in_any_batches_are_the_same(monkeypatch, at_once):
+    monkeypatch.setattr("equinorm._scaling.AT_ONCE", at_once)
+    logs = [torch.randn(n, 1, dtype=torch.float64) for n in (3, 0, 5, 1)] + [torch.tensor([2 * math.log(2)], dtype=torch.float64)]
+    for log, factor in zip(logs, writing.factors_of(logs), strict=True):
+        assert torch.equal(factor.log, log)
+        assert factor.scale.shape == log.shape
+        torch.testing.assert_close(factor.scale, log.exp(), rtol=1e-15, atol=0)
+        if log.numel():
+            assert (factor.low, factor.high, factor.is_exact) == (float(log.min()), float(log.max()), len(log.shape) == 1)
+
+
 def test_exits_put_back_too(monkeypatch):
     """SystemExit, as signal handlers raise it, passes as it is."""
     net, inputs, optimizer = trained()

@@ -13,11 +13,12 @@ ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".tflite")
 """Files that may hold weights, which would no longer be those of the folder."""
 
-_NARROW = ("F4", "F6", "F8", "I4", "I8", "I32", "U8")
+_NARROW = ("F4", "F6_", "F8_", "I4", "I8", "I32", "U4", "U8", "U32")
 """Starts of the dtypes in which quantized numbers are stored; whole numbers of 32 bits hold several."""
 
-_SCALES = ("_scale", "_scale_inv", ".scales", ".SCB", ".absmax")
-"""Ends of the keys under which tools store what multiplies quantized weights."""
+_BESIDE_TENSOR = ("_scale", "_scale_inv", ".absmax")
+_BESIDE_WEIGHT = ("scales", "SCB")
+"""What tools store beside quantized numbers: ends of the tensor's own key, and names beside a module's weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +53,14 @@ class Checkpoint:
 
 def quantized(checkpoint: Checkpoint) -> tuple[Entry, str] | None:
     """A tensor of quantized numbers and the key of what scales them, if there is one."""
-    narrow = {e.key: e for e in checkpoint.entries.values() if e.kind.startswith(_NARROW)}
-    beside = {place: entry for key, entry in narrow.items() for place in (key.rpartition(".")[0], key)}
-    for key in checkpoint.entries:
-        if key.endswith(_SCALES) and (entry := beside.get(key.rpartition(".")[0])) is not None and entry.key != key:
-            return entry, key
+    for entry in checkpoint.entries.values():
+        if entry.kind.startswith(_NARROW):
+            module, _, name = entry.key.rpartition(".")
+            beside = [entry.key + end for end in _BESIDE_TENSOR]
+            beside += [f"{module}.{other}" for other in _BESIDE_WEIGHT if name in ("weight", "qweight")]
+            for key in beside:
+                if key in checkpoint.entries:
+                    return entry, key
     return None
 
 

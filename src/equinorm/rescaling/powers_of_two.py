@@ -11,9 +11,9 @@ from torch import Tensor
 LN2 = math.log(2.0)
 
 
-def scale_of(log: Tensor) -> Tensor:
-    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12) give exact powers of two."""
-    exact = are_powers_of_two(log)
+def scale_of(log: Tensor, exact: Tensor | None = None) -> Tensor:
+    """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12; `exact` says which) give exact powers of two."""
+    exact = are_powers_of_two(log) if exact is None else exact
     if not bool(exact.any()):
         return torch.exp(log)
     twos = torch.where(exact, torch.round(log / LN2), 0.0).numpy().astype(np.int32)

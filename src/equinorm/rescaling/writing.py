@@ -13,6 +13,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
+from equinorm._scaling import batches
 from equinorm.rescaling.powers_of_two import LN2, are_powers_of_two, is_power_of_two, scale_of
 
 KEPT = 1 << 26
@@ -42,14 +43,20 @@ class Factor:
 
 
 def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
-    """Scales, all at once, from their natural logarithms in float64 on the CPU."""
+    """Scales from their natural logarithms in float64 on the CPU."""
+    return [factor for here in batches([log.numel() for log in logs]) for factor in _factors(logs[here])]
+
+
+def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:
+    """The same, all at once."""
     sizes = [log.numel() for log in logs]
     flat = torch.cat([*(log.reshape(-1) for log in logs), torch.zeros(1, dtype=torch.float64)])
     starts = np.cumsum([0, *sizes])  # and the one that ends the last
     low, high = (how.reduceat(flat.numpy(), starts)[:-1].tolist() for how in (np.minimum, np.maximum))
-    exact = np.logical_and.reduceat(are_powers_of_two(flat).numpy(), starts)[:-1].tolist()
-    scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat).split([*sizes, 1]), logs, strict=False)]
-    return [*map(Factor, logs, scales, low, high, exact)]
+    exact = are_powers_of_two(flat)
+    are_exact = np.logical_and.reduceat(exact.numpy(), starts)[:-1].tolist()
+    scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat, exact).split([*sizes, 1]), logs, strict=False)]
+    return map(Factor, logs, scales, low, high, are_exact)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,21 +169,21 @@ class _Originals:
     """
 
     def __init__(self, writes: Sequence[Write]) -> None:
-        self._room = min(KEPT, sum(_size(write.tensor) for write in writes))
-        self._next, self._memory = 0, torch.zeros(0, dtype=torch.uint8)
+        self._kept, self._next, self._memory = 0, 0, torch.zeros(0, dtype=torch.uint8)
         self._typed: dict[torch.dtype, Tensor] = {}
-        with contextlib.suppress(MemoryError):
-            self._memory = torch.from_numpy(np.empty(self._room, np.uint8))  # numpy asks for large pages
+        with contextlib.suppress(MemoryError):  # numpy asks for large pages
+            self._memory = torch.from_numpy(np.empty(min(KEPT, sum(_room(write.tensor) for write in writes)), np.uint8))
 
     def copy(self, tensor: Tensor) -> Tensor | None:
-        """A copy of a tensor; None where there is no room for it."""
-        size, first = _size(tensor), self._next
-        if first + size > self._room:
+        """A copy of a tensor; None where too much is kept already, or there is no memory for it."""
+        first, size = self._next, _room(tensor)
+        if self._kept + tensor.nbytes > KEPT:
             return None
-        self._next += size
+        self._kept += tensor.nbytes
         with contextlib.suppress(RuntimeError, MemoryError):
-            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            if first + size > len(self._memory) or tensor.device.type != "cpu" or not tensor.is_contiguous():
                 return tensor.clone()
+            self._next += size
             if tensor.dtype not in self._typed:
                 self._typed[tensor.dtype] = self._memory.view(tensor.dtype)
             own = self._typed[tensor.dtype].as_strided(tensor.shape, tensor.stride(), first // tensor.element_size())
@@ -184,9 +191,9 @@ class _Originals:
         return None
 
 
-def _size(tensor: Tensor) -> int:
+def _room(tensor: Tensor) -> int:
     """Bytes that a copy takes, so that the next one begins at an even address."""
-    return -(-tensor.numel() * tensor.element_size() // 16) * 16
+    return -(-tensor.nbytes // 16) * 16
 
 
 def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
