@@ -112,13 +112,14 @@ def test_strips_of_odd_sizes_are_all_kept(monkeypatch):
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
 def test_factors_in_any_batches_are_the_same(monkeypatch, at_once):
     monkeypatch.setattr("equinorm._scaling.AT_ONCE", at_once)
-    logs = [torch.randn(n, 1, dtype=torch.float64) for n in (3, 0, 5, 1)] + [torch.tensor([2 * math.log(2)], dtype=torch.float64)]
+    exact = torch.tensor([2 * math.log(2)], dtype=torch.float64)
+    logs = [*(torch.randn(n, 1, dtype=torch.float64) for n in (3, 0, 5, 1)), exact]
     for log, factor in zip(logs, writing.factors_of(logs), strict=True):
         assert torch.equal(factor.log, log)
         assert factor.scale.shape == log.shape
         torch.testing.assert_close(factor.scale, log.exp(), rtol=1e-15, atol=0)
         if log.numel():
-            assert (factor.low, factor.high, factor.is_exact) == (float(log.min()), float(log.max()), len(log.shape) == 1)
+            assert (factor.low, factor.high, factor.is_exact) == (float(log.min()), float(log.max()), log is exact)
 
 
 def test_exits_put_back_too(monkeypatch):
