@@ -15,6 +15,7 @@ from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
 from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
+from equinorm.permuting.equal_entries import Trail
 from equinorm.permuting.interpreter import Interpreter
 from equinorm.permuting.own_orders import settle
 from equinorm.permuting.values import Laid, constant
@@ -52,7 +53,8 @@ def discover(read: Graphs) -> Found:
             stored = {*read.model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
-        interpreters.append(Interpreter(exported.aliases, book, exported.unsteady))
+        weights = (name for name, (value, _) in exported.inputs.items() if getattr(value, "kind", None) == "parameter")
+        interpreters.append(Interpreter(exported.aliases, book, exported.unsteady, Trail(frozenset(weights))))
         outputs = interpreters[-1].propagate(entering)
         book.reason = Reason("model output")
         book.pin(outputs)

@@ -1,7 +1,8 @@
 """Scores of which many may be equal, as zeros of ReLU are: the place of the largest then tells which of them came first."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,14 +13,20 @@ from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import Axis, atoms, size_of
 from equinorm.permuting.values import Laid
 
-_MANY_TO_ONE = """relu relu6 hardtanh hardsigmoid hardswish hardshrink softshrink threshold clamp clamp_min clamp_max round
-floor ceil trunc sign sgn heaviside dropout expand broadcast_to expand_as repeat tile repeat_interleave"""
-
 _MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
 to _to_copy"""
 
-_ONE_TO_ONE = f"""{_MOVED} select slice split split_with_sizes chunk unbind softmax log_softmax
-_softmax _log_softmax sigmoid tanh exp log neg add sub mul div"""
+_INCREASING = f"{_MOVED} softmax log_softmax _softmax _log_softmax sigmoid exp log"
+
+_ENTRYWISE = f"""{_INCREASING} select slice split split_with_sizes chunk unbind cat stack where maximum minimum neg tanh log1p
+expm1 sqrt rsqrt reciprocal square abs silu gelu softplus elu selu celu erf mish log_sigmoid sin cos atan"""
+
+_REDUCED = "sum mean amax amin max min topk sort logsumexp prod var std norm linalg_vector_norm"
+
+_PRODUCTS = """linear matmul mm bmm mv dot addmm addbmm baddbmm addmv einsum conv1d conv2d conv3d convolution cdist
+_cdist_forward scaled_dot_product_attention"""
+
+_NORMALIZED = "layer_norm native_layer_norm rms_norm batch_norm group_norm instance_norm"
 
 _POSITIVE = "softmax _softmax sigmoid exp"
 
@@ -31,61 +38,160 @@ _COPIED = f"{_MOVED} expand"
 _CAME_FIRST = "tells which of equal entries came first"
 _MASKED = "may choose among masked entries, which are equal"
 
+_DEEPEST = 200
+"""Operations that are followed back from a choice."""
 
-def why_equal(chosen: fx.Node, values: Mapping[fx.Node, Any]) -> str | None:
+
+@dataclass(eq=False)
+class Trail:
+    """Where values come from, across the borders of subgraphs.
+
+    Attributes:
+        parameters: names of the placeholders of the whole graph that are parameters.
+        values: axes of everything so far, in all graphs.
+        sources: what inputs and results of subgraphs are on the other side.
+    """
+
+    parameters: frozenset[str] = frozenset()
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    sources: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def back(self, node: fx.Node) -> fx.Node:
+        """The same value where it was made."""
+        while node in self.sources:
+            node = self.sources[node]
+        return node
+
+    def axes(self, node: fx.Node) -> tuple[Axis, ...]:
+        """Its axes; none of a stack."""
+        value = self.values.get(node)
+        return value.axes if isinstance(value, Laid) else ()
+
+
+def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     """Why several entries that an operation chooses from may be equal; None if only by accident.
+
+    Weights, what they are multiplied with, and what keeps different entries different: whatever else entries come from, they
+    may be equal.
 
     Args:
         chosen: a maximum, topk, sort.
-        values: axes of everything before it.
+        trail: what was before it.
     """
-    node = chosen.all_input_nodes[0]
     given = bind(chosen.target, chosen.args, chosen.kwargs)
-    is_largest = key(chosen.target) in ("max", "argmax", "topk") and given.get("largest", True)
-    place = given.get("dim") if given.get("dim") is not None else -1
-    along = {*atoms(values[node].axes[place])} if isinstance(place, int) and values[node].axes else set()
-    while True:
-        value = node.meta.get("val")
-        if isinstance(value, Tensor) and not value.is_floating_point():
+    scores = trail.back(chosen.all_input_nodes[0])
+    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(scores)
+    along = frozenset(atoms(axes[place])) if isinstance(place, int) and axes else frozenset()
+    is_largest = key(chosen.target) in ("max", "argmax", "topk") and bool(given.get("largest", True))
+    return _Choice(trail, along, given.get("k", 1), is_largest).why(scores)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """What chooses: along which parts of axes, how many entries, and whether the largest."""
+
+    trail: Trail
+    along: frozenset[Any]
+    count: int
+    is_largest: bool
+
+    def why(self, node: fx.Node, is_increasing: bool = True, is_masked: bool = False, depth: int = 0) -> str | None:
+        """Why entries of a value may be equal.
+
+        Args:
+            node: the value.
+            is_increasing: do larger entries stay larger until they are chosen from?
+            is_masked: has a mask been seen on the way?
+            depth: of operations between.
+        """
+        node, value = self.trail.back(node), node.meta.get("val")
+        if depth > _DEEPEST or not isinstance(value, Tensor) or not value.is_floating_point():
             return _CAME_FIRST
+        if node.op == "placeholder":
+            return None if node.name in self.trail.parameters else _CAME_FIRST
         if node.target is operator.getitem:
-            node = node.all_input_nodes[0]
+            node = self.trail.back(node.all_input_nodes[0])
         if not isinstance(node.target, torch._ops.OpOverload):
-            return None
-        name = key(node.target).removesuffix("_")
-        if name in _MANY_TO_ONE.split():
             return _CAME_FIRST
-        masked = _masked(node, values)
-        if masked is not None:
-            node, mask, closed, fill = masked
-            is_least = fill <= torch.finfo(node.meta["val"].dtype).min or (fill == 0 and _is_positive(node))
-            if not (is_largest and is_least and _open(mask, closed, along, values) >= given.get("k", 1)):
+        name = key(node.target).removesuffix("_")
+        given = bind(node.target, node.args, node.kwargs)
+        if (masked := _masked(node, self.trail)) is not None:
+            scores, mask, closed, fill = masked
+            is_least = fill <= torch.finfo(value.dtype).min or (fill == 0 and _is_positive(scores, self.trail))
+            is_plain = self.is_largest and is_increasing and not is_masked
+            if not (is_plain and is_least and _open(mask, closed, self.along, self.trail) >= self.count):
                 return _MASKED
-            continue
-        if name not in _ONE_TO_ONE.split() or len(node.all_input_nodes) != 1:
-            return None
-        node = node.all_input_nodes[0]
+            return self.why(scores, is_increasing, True, depth + 1)
+        read = _operands(node, given, name)
+        if name in ("add", "sub", "rsub"):
+            read = [operand for operand in read if self._varies(operand, value)]
+            reasons = [self.why(operand, False, is_masked, depth + 1) for operand in _weights_first(read)]
+            return _CAME_FIRST if not reasons else None if None in reasons else reasons[0]
+        if name in _PRODUCTS.split():
+            read = [operand for operand in read if self._holds(operand)] or read
+        elif not _is_one_to_one(name, given):
+            return _CAME_FIRST
+        stays = is_increasing and name in _INCREASING.split()
+        reasons = (self.why(operand, stays, is_masked, depth + 1) for operand in _weights_first(read))
+        return next((reason for reason in reasons if reason is not None), None) if read else _CAME_FIRST
+
+    def _holds(self, node: fx.Node) -> bool:
+        """Does a value have any part of the axis?"""
+        return bool(self.along & {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)})
+
+    def _varies(self, node: fx.Node, result: Tensor) -> bool:
+        """Does a summand have an entry of its own in each place of the axis?"""
+        own = {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)}
+        return self.along <= own if self.along else node.meta["val"].shape == result.shape
 
 
-def _masked(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[fx.Node, fx.Node, bool, float] | None:
+def _operands(node: fx.Node, given: Mapping[str, Any], name: str) -> list[fx.Node]:
+    """What decides whether entries of a result differ."""
+    if name in _NORMALIZED.split():
+        return [given["input"]]
+    if name == "where":
+        return [part for part in (given.get("self"), given.get("other")) if isinstance(part, fx.Node)]
+    if name == "gather":
+        return [given["self"]]
+    return [part for part in node.all_input_nodes if isinstance(part.meta.get("val"), Tensor)]
+
+
+def _weights_first(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return sorted(nodes, key=lambda node: node.op != "placeholder")
+
+
+def _is_one_to_one(name: str, given: Mapping[str, Any]) -> bool:
+    """Are results of different entries different?"""
+    if name in ("mul", "div"):
+        return given.get("rounding_mode") is None and given.get("other") != 0
+    if name == "pow":
+        return isinstance(given.get("exponent"), (int, float)) and given["exponent"] != 0
+    if name == "where":
+        return all(isinstance(given.get(part), fx.Node) for part in ("self", "other"))
+    if name == "gather":
+        return _are_different(given["index"], given["dim"])
+    return name in f"{_ENTRYWISE} {_REDUCED} {_NORMALIZED}".split()
+
+
+def _masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
     """Of scores where a mask puts one number: the scores, the mask, its entry where it does so, and the number."""
     name = key(node.target).removesuffix("_")
     if name not in ("masked_fill", "where"):
         return None
     given = bind(node.target, node.args, node.kwargs)
     if name == "masked_fill":
-        mask, closed, scores, fill = given["mask"], True, given["self"], _one_number(given["value"], values)
+        mask, closed, scores, fill = given["mask"], True, given["self"], _one_number(given["value"], trail)
     else:
-        mask, closed, scores, fill = given["condition"], False, given.get("self"), _one_number(given.get("other"), values)
+        mask, closed, scores, fill = given["condition"], False, given.get("self"), _one_number(given.get("other"), trail)
         if fill is None:
-            closed, scores, fill = True, given.get("other"), _one_number(given.get("self"), values)
+            closed, scores, fill = True, given.get("other"), _one_number(given.get("self"), trail)
     return None if fill is None or not isinstance(scores, fx.Node) else (scores, mask, closed, fill)
 
 
-def _one_number(argument: Any, values: Mapping[fx.Node, Any]) -> float | None:
+def _one_number(argument: Any, trail: Trail) -> float | None:
     """The number that an argument is everywhere."""
     if isinstance(argument, fx.Node):
-        value = values[argument]
+        value = trail.values.get(trail.back(argument))
         number = value.number if isinstance(value, Laid) else None
         if number is None or not number.numel() or not bool((number == number.flatten()[0]).all()):
             return None
@@ -93,28 +199,29 @@ def _one_number(argument: Any, values: Mapping[fx.Node, Any]) -> float | None:
     return float(argument) if isinstance(argument, (bool, int, float)) else None
 
 
-def _is_positive(node: fx.Node) -> bool:
+def _is_positive(node: fx.Node, trail: Trail) -> bool:
     """Are scores more than zero?"""
+    node = trail.back(node)
     while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _MOVED.split():
-        node = node.all_input_nodes[0]
+        node = trail.back(node.all_input_nodes[0])
     return isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _POSITIVE.split()
 
 
-def _open(mask: fx.Node, closed: bool, along: set[Any], values: Mapping[fx.Node, Any]) -> int:
+def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> int:
     """Entries at least, in every row, that a mask leaves: known where an index of different places has written it."""
-    axis = next((axis for axis in values[mask].axes if {*atoms(axis)} == along), None)
+    node = trail.back(mask)
+    axis = next((axis for axis in trail.axes(node) if {*atoms(axis)} == along), None)
     operations: list[fx.Node] = []
-    node = mask
     while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in f"{_OF_MASKS} {_COPIED}".split():
         if len(node.all_input_nodes) != 1:
             return 0
         operations.insert(0, node)
-        node = node.all_input_nodes[0]
+        node = trail.back(node.all_input_nodes[0])
     if axis is None or not isinstance(node.target, torch._ops.OpOverload) or key(node.target) not in ("scatter", "scatter_"):
         return 0
     given = bind(node.target, node.args, node.kwargs)
-    numbers = [_one_number(given[name], values) if name in given else None for name in ("self", "value")]
-    named: Axis = values[node].axes[given["dim"]]
+    numbers = [_one_number(given[name], trail) if name in given else None for name in ("self", "value")]
+    named: Axis = trail.axes(node)[given["dim"]] if trail.axes(node) else ()
     if (
         None in numbers
         or not is_static(node.meta["val"])

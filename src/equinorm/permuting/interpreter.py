@@ -15,7 +15,7 @@ from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
-from equinorm.permuting.equal_entries import why_equal
+from equinorm.permuting.equal_entries import Trail, why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
@@ -45,11 +45,12 @@ class Interpreter:
         aliases: the graph, and what its values share.
         book: gathers the laws.
         unsteady: roots of memory that is read after it was changed in place; nothing in it may be permuted.
+        trail: where values come from, in all graphs.
     """
 
-    def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node]) -> None:
+    def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node], trail: Trail) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
-        self.sizes, self.values = Sizes(), dict[fx.Node, Any]()
+        self.sizes, self.values, self.trail = Sizes(), dict[fx.Node, Any](), trail
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
@@ -80,6 +81,7 @@ class Interpreter:
             self.book.reason = self.book.reason if node.op != "call_function" else reason_of(node)
             self.book.pin(self.values[node], "shares memory that is changed in place")
             self.values[node] = pinned(self.sizes.known(node.meta.get("val")), self.book.reason)
+        self.trail.values[node] = self.values[node]
         for value in flat(self.values[node]):
             for part in value.parts if isinstance(value, Stacked) else (value,):
                 self.book.see(part.axes)
@@ -90,14 +92,17 @@ class Interpreter:
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             source, place = self._arguments(node.args)
+            if node.args[0] in self.bodies:
+                self.trail.sources[node] = _results(self.bodies[node.args[0]][1])[place]
             part = source[place]
             return self._places(node.args[0], part()) if callable(part) else part
         body, given = subgraph(node)
         if body is not None:
-            names = [inner.name for inner in body.graph.nodes if inner.op == "placeholder"]
+            inside = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
             aliases = GraphAliases(body)
-            inputs = {name: self.values[value] for name, value in zip(names, given, strict=True)}
-            inner = Interpreter(aliases, self.book, aliases.visibly_written())
+            inputs = {inner.name: self.values[value] for inner, value in zip(inside, given, strict=True)}
+            self.trail.sources |= dict(zip(inside, given, strict=True))
+            inner = Interpreter(aliases, self.book, aliases.visibly_written(), self.trail)
             name = next(name for name, part in self.graph.named_children() if part is body)
             self.bodies[node] = name, inner, given
             return inner.propagate(inputs)
@@ -113,7 +118,7 @@ class Interpreter:
 
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
-        if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.values)):
+        if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.trail)):
             self.book.reason = reason_of(node)
             self.book.pin_axis(value.names, why)
         return value
@@ -182,6 +187,11 @@ class Interpreter:
             if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
                 self.book.pin(value, detail)
         return pinned(self.sizes.known(node.meta.get("val")), self.book.because(detail))
+
+
+def _results(inner: Interpreter) -> Any:
+    """What a subgraph returns."""
+    return next(node.args[0] for node in inner.graph.graph.nodes if node.op == "output")
 
 
 def _is_symbolic(arguments: Any) -> bool:

@@ -39,9 +39,10 @@ def settle(orders: Iterable[OwnOrder], dependence: Dependence, stored: Iterable[
     """
     orders = list(orders)
     owners = Counter(atom for axes in (stored, (order.axis for order in orders)) for axis in axes for atom in {*atoms(axis)})
-    for order in orders:
-        if size_of(order.axis) > 1 and not _is_free(order, dependence, owners):
-            pin([order.axis, order.chosen], order.reason)
+    left = [order for order in orders if size_of(order.axis) > 1]
+    while (refused := next((order for order in left if not _is_free(order, dependence, owners)), None)) is not None:
+        pin([refused.axis, refused.chosen], refused.reason)  # which another one may have chosen from
+        left.remove(refused)
 
 
 def _is_free(order: OwnOrder, dependence: Dependence, owners: Counter[Atom]) -> bool:

@@ -82,10 +82,12 @@ def cumulative(book: Book, call: Call) -> Laid:
 def ordered(book: Book, call: Call) -> list[Any]:
     """Entries by size: of no order, but for the places that they had."""
     rank = len(call.input.shape)
-    place = (-1 if call.get("dim") is None else call.dim) % max(rank, 1)
+    if not rank:
+        return [Laid(()), Laid(())]
+    place = (-1 if call.get("dim") is None else call.dim) % rank
     shape = call.result[0].shape
     axes = list(call.input.axes)
-    if rank and call.get("sorted") is False:
+    if call.get("sorted") is False:
         axes[place] = book.own_order(call.input.axes, place, shape[place])
     else:
         axes[place] = book.fixed(shape[place], "puts entries in order")
