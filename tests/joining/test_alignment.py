@@ -52,7 +52,10 @@ def test_half_precision_takes_powers_of_two():
     permutations.permute_(permutations.random(torch.Generator().manual_seed(2)))
     symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64) * 2, power_of_two=True)
     with pytest.raises(equinorm.RescaleError, match="powers of two"):
-        equinorm.align(twin, net, x)
+        equinorm.align(twin, net, x, rescale=True)
+    assert not equinorm.align(twin, net, x).log_scales.any()
+    with pytest.raises(equinorm.EquivalenceError, match="rescale must be"):
+        equinorm.align(twin, net, x, rescale="no")
     found = equinorm.align(twin, net, x, power_of_two=True)
     assert found.distance_before > 0.5
     assert found.distance_after == 0.0

@@ -36,10 +36,11 @@ def test_short_forms(text, wanted):
 )
 def test_names_of_tools_stand_for_what_they_round(text, wanted):
     assert Scheme.parse(text) == wanted
+    assert str(wanted) == text.lower()
 
 
 @pytest.mark.parametrize(
-    "text", ["onnxruntime-row", "x86-", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8]
+    "text", ["onnxruntime-row", "x86-", "w٨a8", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8]
 )
 def test_other_texts_are_refused(text):
     with pytest.raises(EqualizeError):

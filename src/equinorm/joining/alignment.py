@@ -82,7 +82,8 @@ def align(
         model_b: another with the same parameters and the same graph.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer.
+        rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer. In half
+            precision None leaves them, unless `power_of_two` is given.
         flip: False to leave signs as they are.
         power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: the first is where the weights are, or where fingerprints of channels agree if that is nearer; others are
@@ -95,8 +96,8 @@ def align(
 
     Raises:
         RescaleError: if scales would round weights in half precision, without power_of_two.
-        EquivalenceError: if the two have different parameters or graphs; if data hold no batch, one of other shapes, or give
-            NaN or inf, or come with opaque modules, which the graph cannot run.
+        EquivalenceError: if rescale is something else; if the two have different parameters or graphs; if data hold no batch,
+            one of other shapes, or give NaN or inf, or come with opaque modules, which the graph cannot run.
         PermutationError: if scipy is not installed.
 
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023, Sections 3.1 and 3.2, there with permutations written by
@@ -112,6 +113,8 @@ def align(
     """
     for model in (model_a, model_b):
         check_model(model)
+    if rescale not in (None, True, False):
+        raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
@@ -126,11 +129,17 @@ def align(
     moves = Moves.of(graphs, with_points=data is not None)
     if not flip:
         moves = replace(moves, flips=replace(moves.flips, num_free=0))
-    tried = {False, both[0].num_free > 0} if rescale is None else {rescale}
+    tried = {False, _is_scaled(both[0], power_of_two)} if rescale is None else {rescale}
     search = Search(starts, sweeps, seed)
     seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
     found = (_aligned(both, moves, search, seen, scales, power_of_two) for scales in sorted(tried))
     return min(found, key=lambda alignment: alignment.distance_after)
+
+
+def _is_scaled(found: Symmetries, power_of_two: bool) -> bool:
+    """Are there scales, and can weights take them?"""
+    halves = (torch.float16, torch.bfloat16)
+    return found.num_free > 0 and (power_of_two or not any(scaling.dtype in halves for scaling in found.scalings))
 
 
 def _aligned(

@@ -76,7 +76,7 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
         if not _is_rounded_later(value, symmetries.values, point.scheme):
             scaling = scaling_of_channels(value, len(point.scaling.shape) - 1)
             readers = symmetries.values.readers(value.name)
-            is_rectified = bool(readers) and not value.is_returned and {one.operator for one in readers} <= RECTIFIERS
+            is_rectified = len(readers) == 1 and not value.is_returned and readers[0].operator in RECTIFIERS
             found.append(Output(point.module, point.weight, point.number, point.scheme, scaling, is_rectified))
     return tuple(found)
 

@@ -12,8 +12,8 @@ LEAST_BITS, MOST_BITS = 2, 16
 
 GRANULARITIES = ("tensor", "channel")
 
-_TOOL = re.compile(r"(\w+)(?:-(tensor|channel))?")
-_FORM = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+))?(?:-(tensor|channel))?")
+_TOOL = re.compile(r"([a-z0-9]+)(?:-(tensor|channel))?")
+_FORM = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+))?(?:-(tensor|channel))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,10 @@ class Scheme:
         return levels(self.weight_bits, self.weight_symmetric)
 
     def __str__(self) -> str:
+        for name, scheme in TOOLS.items():
+            for granularity in GRANULARITIES:
+                if self == replace(scheme, weight_granularity=granularity):
+                    return name if self == scheme else f"{name}-{granularity}"
         block = f"g{self.weight_granularity}" if isinstance(self.weight_granularity, int) else ""
         activations = f"a{self.activation_bits}" if self.activation_bits is not None else ""
         return f"w{self.weight_bits}{block}{activations}" + ("-tensor" if self.weight_granularity == "tensor" else "")
