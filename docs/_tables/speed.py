@@ -86,15 +86,18 @@ def _reads(record: Record | None) -> str:
 def equalization() -> str:
     """Seconds of our solver and of others, and their ratios."""
     records = _records("equalization")
-    rows = ["| network | p = 2 | p = ∞ | brevitas | L-BFGS, p = 2 | brevitas / p = 2 | brevitas / p = ∞ | L-BFGS / p = 2 |"]
-    rows.append("| --- |" + " ---: |" * 7)
-    latest = {(_machine(r), r["model"]): r for r in records if "L-BFGS" in r and not r.get("again")}
+    head = "network | threads | p = 2 | p = ∞ | brevitas | L-BFGS, p = 2 | brevitas / p = 2 | brevitas / p = ∞ | L-BFGS / p = 2"
+    rows = [f"| {head} |", "| --- |" + " ---: |" * 8]
+    latest = {r["model"]: r for r in records if "processor" in r and not r.get("again")}
     if not latest:
         return "*Not measured yet.*"
-    for (_, name), record in latest.items():
-        seconds = [f"{record[key]['solve_apply_s']:.2f} s" for key in ("p=2", "p=inf", "brevitas", "L-BFGS")]
-        ratios = [f"{record[key]:.1f}" for key in ("brevitas / p=2", "brevitas / p=inf", "L-BFGS / p=2")]
-        rows.append(f"| {' | '.join([name, *seconds, *ratios])} |")
+    for name, record in latest.items():
+        ways = ("p=2", "p=inf", "brevitas", "L-BFGS")
+        seconds = [f"{record[key]['solve_apply_s']:.3f} s" if key in record else "–" for key in ways]
+        ratios = [
+            f"{record[key]:.1f}" if key in record else "–" for key in ("brevitas / p=2", "brevitas / p=inf", "L-BFGS / p=2")
+        ]
+        rows.append(f"| {' | '.join([name, str(record['threads']), *seconds, *ratios])} |")
     return "\n".join([*rows, "", f"{_machines([*latest.values()])}."])
 
 
