@@ -1,13 +1,14 @@
 """Sizes that data decides, as of what `nonzero` finds: each unknown is taken to be a large prime, so that laws can count."""
 
+import math
+from itertools import count
 from typing import Any
 
-import sympy
 import torch
 from torch import SymInt, Tensor
 
-_BELOW = 1_000_000
-"""Primes that stand for unknowns are larger: no product of sizes that a network writes down is one of theirs by chance."""
+_FROM = 1_000_001
+"""Primes that stand for unknowns are no smaller: no product of sizes that a network writes down is one of theirs by chance."""
 
 
 class Sizes:
@@ -15,6 +16,9 @@ class Sizes:
 
     def __init__(self) -> None:
         self._primes: dict[Any, int] = {}
+        self._next = (
+            number for number in count(_FROM, 2) if all(number % part for part in range(3, math.isqrt(number) + 1, 2))
+        )
 
     def known(self, result: Any) -> Any:
         """Results with numbers for sizes; as they were where a size is no such number."""
@@ -31,6 +35,6 @@ class Sizes:
         expression = size.node.expr
         for symbol in sorted(expression.free_symbols, key=str):
             if symbol not in self._primes:
-                self._primes[symbol] = int(sympy.nextprime(max(self._primes.values(), default=_BELOW)))
+                self._primes[symbol] = next(self._next)
         value = expression.subs(self._primes)
         return int(value) if value.is_Integer and value > 0 else None
