@@ -69,7 +69,7 @@ def test_compare_that_cannot_print_has_compared_all_the_same():
     assert (process.returncode, err) == (0, "")
 
 
-@pytest.mark.parametrize(("shell", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("> /dev/full", 2)])
+@pytest.mark.parametrize(("shell", "code"), [(">&- 2>&-", 0), ("> /dev/full", 2)])
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_closed_and_full_streams(shell, code):
     command = " ".join([*COMMAND, "compare", "cli_models:mlp", "cli_models:mlp", "--input", "2x8", shell])
@@ -286,7 +286,7 @@ def test_interrupt_while_pytorch_is_imported(folder, interruptible, more):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("seconds", [0.1, 0.5])
+@pytest.mark.parametrize("seconds", [0.3])
 def test_interrupt_while_workers_start(folder, interruptible, seconds):
     """Ctrl-C reaches the whole group; processes that still import PyTorch have nothing to say to it."""
     arguments = [*COMMAND, "train", "--workers", "2"]

@@ -10,7 +10,7 @@ from random_networks.networks import Network, arguments, networks
 
 import equinorm
 
-EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "70"))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -85,6 +85,7 @@ def test_compiled_powers_of_two_are_exact():
     assert torch.equal(model(inputs), before)
 
 
+@pytest.mark.slow
 def test_many_compiled_functions_live_in_one_process(monkeypatch):
     """torch.compile gives up on a function after eight versions of it."""
     as_on_an_accelerator(monkeypatch, functools.partial(torch.compile, backend="eager"))
@@ -117,6 +118,7 @@ def test_groups_of_parameters_compile_once(monkeypatch):
         torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_more_patterns_than_torch_compile_keeps(monkeypatch):
     """Layers that are unfrozen one by one: their momentum appears later."""
     as_on_an_accelerator(monkeypatch, functools.partial(torch.compile, backend="eager"))
