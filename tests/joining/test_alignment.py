@@ -46,6 +46,27 @@ def moved_copy(name):
     return net, twin, x
 
 
+class Root(nn.Module):
+    """Scales of one layer enter the next by their root: powers of two on both sides are those of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 8, bias=False), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu().sqrt())
+
+
+def test_scales_of_the_record_are_those_of_the_copy():
+    torch.manual_seed(0)
+    net, other, x = Root().double(), Root().double(), torch.randn(4, 5, dtype=torch.float64)
+    found = equinorm.align(net, other, x, rescale=True, flip=False, power_of_two=True)
+    equinorm.permutations(net, x).permute_(found.permutation)
+    equinorm.symmetries(net, x).rescale_(found.log_scales)
+    assert found.log_scales.any()
+    assert all(torch.equal(one, same) for one, same in zip(net.parameters(), found.model.parameters(), strict=True))
+
+
 def test_half_precision_takes_powers_of_two():
     net, twin, x = relu_network().bfloat16(), relu_network().bfloat16(), torch.randn(4, 5).bfloat16()
     permutations, symmetries = equinorm.permutations(twin, x), equinorm.symmetries(twin, x)

@@ -15,9 +15,11 @@ from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
+from equinorm.discovery.values import HALVES
 from equinorm.joining.activations import measured
 from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm.joining.moves import Moves, Search
+from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,8 +140,7 @@ def align(
 
 def _is_scaled(found: Symmetries, power_of_two: bool) -> bool:
     """Are there scales, and can weights take them?"""
-    halves = (torch.float16, torch.bfloat16)
-    return found.num_free > 0 and (power_of_two or not any(scaling.dtype in halves for scaling in found.scalings))
+    return found.num_free > 0 and (power_of_two or not any(scaling.dtype in HALVES for scaling in found.scalings))
 
 
 def _aligned(
@@ -156,8 +157,8 @@ def _aligned(
         own = replace(both[0], model=twin)
         log_scales = own.balance(biases=True).log_scales - z[1]
         if power_of_two:
-            log_scales = (log_scales / math.log(2)).round() * math.log(2)
-        own.rescale_(log_scales, power_of_two=power_of_two)
+            log_scales = round_to_powers_of_two(log_scales, [*own.scalings, *own.casts])
+        own.rescale_(log_scales)
     before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
     return Alignment(twin, order, flips, log_scales, before, after, taken)
 
