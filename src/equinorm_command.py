@@ -18,6 +18,8 @@ from typing import Annotated, Any
 NEEDED = ("matplotlib", "rich", "safetensors", "typer")
 """What the command line needs beside the library; the extra `cli` installs it."""
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 COMMANDS = ("inspect", "balance", "equalize", "apply", "compare", "align", "canonical", "demo", "train", "figures")
 """Each stands in a file of its name in `equinorm.cli`."""
@@ -91,7 +93,7 @@ def run(app: Callable[[], Any]) -> None:
     try:
         app()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _all_described() -> list[Callable[[], None]]:
@@ -117,7 +119,7 @@ def _described(name: str) -> Callable[[], None]:
 
 def _leave(number: int, frame: object) -> None:
     """End at once: an exception would be taken for a failure by what is being imported."""
-    _end("KeyboardInterrupt", "interrupted; no file is half-written.", 130)
+    _end("KeyboardInterrupt", "interrupted; no file is half-written.", INTERRUPTED)
 
 
 def _end(kind: str, message: str, code: int) -> None:

@@ -169,6 +169,11 @@ class Singles:
             return (np.log(np.add.reduceat(np.exp(logs - safe.repeat(self._sizes)), self._starts)) + safe).tolist()
 
 
+def _is_single(block: Block) -> bool:
+    """Is it a list of terms that one family moves?"""
+    return not block.is_matrix and not block.is_empty and len(block.sides) == 1 and block.sides[0].family != GROUND
+
+
 def log_sum(logs: Tensor) -> float:
     """Logarithm of the sum of these energies."""
     return float(logs.logsumexp(0)) if logs.numel() else -math.inf
@@ -260,6 +265,7 @@ class Problem:
         shared: who solves it together; None for one process.
         kept: what is worked out from the layouts of the blocks alone, for the next time.
         singles: the blocks that can be dealt with as one; None if there are none.
+        others: the other blocks.
     """
 
     blocks: tuple[AnyBlock, ...]
@@ -271,17 +277,13 @@ class Problem:
     shared: Shared | None = None
     kept: dict[Hashable, Any] = field(default_factory=dict)
     singles: Singles | None = field(init=False)
+    others: tuple[AnyBlock, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        own = [block for block in self.blocks if isinstance(block, Block) and not block.is_matrix and not block.is_empty]
-        own = [block for block in own if len(block.sides) == 1 and block.sides[0].family != GROUND]
+        own = [block for block in self.blocks if isinstance(block, Block) and _is_single(block)]
+        known = set(map(id, own))
         object.__setattr__(self, "singles", Singles(own, self.norm) if own else None)
-
-    @property
-    def others(self) -> list[AnyBlock]:
-        """The blocks that are not among `singles`."""
-        singles = set(map(id, self.singles.blocks)) if self.singles is not None else set()
-        return [block for block in self.blocks if id(block) not in singles]
+        object.__setattr__(self, "others", tuple(block for block in self.blocks if id(block) not in known))
 
     def log_energies(self, z: Tensor) -> dict[int, float]:
         """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""

@@ -1,19 +1,11 @@
 """The command line, assembled from its commands."""
 
-from equinorm.cli.align import align
-from equinorm.cli.apply import apply
-from equinorm.cli.balance import balance
-from equinorm.cli.canonical import canonical
-from equinorm.cli.compare import compare
-from equinorm.cli.demo import demo
-from equinorm.cli.equalize import equalize
-from equinorm.cli.figures import figures
-from equinorm.cli.inspect import inspect
-from equinorm.cli.terminal import Commands
-from equinorm.cli.train import train
-from equinorm_command import assembled, run
+import importlib
 
-app = assembled((inspect, balance, equalize, apply, compare, align, canonical, demo, train, figures), Commands)
+from equinorm.cli.terminal import Commands
+from equinorm_command import COMMANDS, assembled, run
+
+app = assembled([getattr(importlib.import_module(f"equinorm.cli.{name}"), name) for name in COMMANDS], Commands)
 
 
 def main() -> None:

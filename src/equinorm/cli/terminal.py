@@ -21,9 +21,10 @@ from equinorm._errors import EquinormError
 from equinorm.cli.weights import first_line
 from equinorm.cli.wording import worded
 from equinorm.reporting.records import as_json
+from equinorm_command import INTERRUPTED
 
-FAILED, INTERRUPTED = 2, 130
-"""Exit codes; 1 is the verdict of a command that did what it was asked to."""
+FAILED = 2
+"""The exit code of an error; 1 is the verdict of a command that did what it was asked to."""
 
 _WIDEST = 100_000
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

@@ -18,7 +18,7 @@ to _to_copy"""
 
 _INCREASING = f"{_MOVED} softmax log_softmax _softmax _log_softmax sigmoid exp log"
 
-_ENTRYWISE = f"""{_INCREASING} select slice split split_with_sizes chunk unbind cat stack where maximum minimum neg tanh log1p
+_ENTRYWISE = f"""{_INCREASING} select slice split split_with_sizes chunk unbind cat stack maximum minimum neg tanh log1p
 expm1 sqrt rsqrt reciprocal square abs silu gelu softplus elu selu celu erf mish log_sigmoid sin cos atan"""
 
 _REDUCED = "sum mean amax amin max min topk sort logsumexp prod var std norm linalg_vector_norm"
