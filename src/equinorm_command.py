@@ -4,6 +4,7 @@ What lists the commands, or says the version, does not import it.
 """
 
 import ast
+import importlib
 import importlib.util
 import io
 import json
@@ -18,8 +19,8 @@ from typing import Annotated, Any
 NEEDED = ("matplotlib", "rich", "safetensors", "typer")
 """What the command line needs beside the library; the extra `cli` installs it."""
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C."""
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C, as shells have it."""
 
 COMMANDS = ("inspect", "balance", "equalize", "apply", "compare", "align", "canonical", "demo", "train", "figures")
 """Each stands in a file of its name in `equinorm.cli`."""
@@ -41,10 +42,15 @@ def main() -> None:
     if sys.argv[1:] in LIGHT and (described := _all_described()):
         run(assembled(described))
         return
-    from equinorm.cli import app
-
+    app = application()
     signal.signal(signal.SIGINT, before)
-    app.main()
+    run(app)
+
+
+def application() -> Any:
+    """The command line with its commands, imported by their names."""
+    commands = [getattr(importlib.import_module(f"equinorm.cli.{name}"), name) for name in COMMANDS]
+    return assembled(commands, importlib.import_module("equinorm.cli.terminal").Commands)
 
 
 def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any:

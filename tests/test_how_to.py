@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equinorm.cli.app import main
+from equinorm_command import main
 
 ROOT = Path(__file__).parents[1]
 

@@ -80,7 +80,7 @@ def command_help(command: str = "") -> str:
     """Output of `equinorm COMMAND --help` as a text block."""
     arguments = [*command.split(), "--help"]
     plain = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    program = "import sys; sys.argv[0] = 'equinorm'; from equinorm.cli.app import main; main()"
+    program = "import sys; sys.argv[0] = 'equinorm'; from equinorm_command import main; main()"
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=plain)
     return f"```text\n{ran.stdout.strip()}\n```\n"
 

@@ -12,12 +12,12 @@ import cli_models
 import numpy as np
 import pytest
 import torch
+from cli_tools import APP
 from PIL import Image
 from typer.testing import CliRunner
 
 import equinorm
 from equinorm.cli import demo, loading, report
-from equinorm.cli.app import app
 from equinorm.cli.verified_balance import pictures, verified_balance
 from equinorm.reporting.pictures import _shrunk
 from equinorm.reporting.words import numbers
@@ -184,16 +184,16 @@ def test_demo_command(tmp_path, monkeypatch, demonstration):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "demonstrate", lambda say: demonstration)
     for _ in range(2):  # the default report is replaced
-        result = CliRunner().invoke(app, ["demo"])
+        result = CliRunner().invoke(APP, ["demo"])
         assert result.exit_code == 0, result.stderr
     assert "1,797 of 1,797 unchanged" in result.stdout
     assert re.search(r"^report +equinorm-demo.html$", result.stdout, re.M)
     assert is_self_contained(Path("equinorm-demo.html").read_text(encoding="utf-8"))
-    assert CliRunner().invoke(app, ["demo", "--report", "equinorm-demo.html", "--json"]).exit_code == 0
+    assert CliRunner().invoke(APP, ["demo", "--report", "equinorm-demo.html", "--json"]).exit_code == 0
     arguments = ["demo", "--report", "own.png", "--json"]
-    assert json.loads(CliRunner().invoke(app, arguments).stdout)["report"] == "own.png"
+    assert json.loads(CliRunner().invoke(APP, arguments).stdout)["report"] == "own.png"
     picture(Path("own.png").read_bytes())
-    refused = CliRunner().invoke(app, arguments)
+    refused = CliRunner().invoke(APP, arguments)
     assert refused.exit_code == 2
     assert "--force" in json.loads(refused.stdout)["error"]["message"]
 
@@ -201,7 +201,7 @@ def test_demo_command(tmp_path, monkeypatch, demonstration):
 def test_demo_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
-    result = CliRunner().invoke(app, ["demo"])
+    result = CliRunner().invoke(APP, ["demo"])
     assert result.exit_code == 2
     assert "pip install scikit-learn" in result.stderr
     assert list(tmp_path.iterdir()) == []
@@ -222,7 +222,7 @@ def test_report_of_the_balance_command(tmp_path, monkeypatch, suffix):
         f"report.{suffix}",
         "--json",
     ]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(APP, arguments)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["report"] == f"report.{suffix}"
     assert {path.name for path in tmp_path.iterdir()} == {"out.safetensors", f"report.{suffix}"}

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from equinorm.cli.app import app
+from equinorm_command import application
 
+APP = application()
 HERE = Path(__file__).parent
 
 
@@ -20,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def invoke(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(APP, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr)
     return result
 

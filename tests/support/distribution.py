@@ -17,7 +17,7 @@ from pathlib import Path
 
 NEEDED = ["numpy", "torch"]
 COMPILERS = ["c++", "g++", "clang++"]
-FILES = ["py.typed", "native/program.cpp", "native/passes.hpp", "cli/app.py", "training/enorm.py"]
+FILES = ["py.typed", "native/program.cpp", "native/passes.hpp", "cli/terminal.py", "training/enorm.py"]
 ABSENT = ["rich", "typer", "matplotlib", "safetensors"]
 
 

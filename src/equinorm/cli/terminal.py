@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -21,7 +22,6 @@ from equinorm._errors import EquinormError
 from equinorm.cli.weights import first_line
 from equinorm.cli.wording import worded
 from equinorm.reporting.records import as_json
-from equinorm_command import INTERRUPTED
 
 FAILED = 2
 """The exit code of an error; 1 is the verdict of a command that did what it was asked to."""
@@ -155,7 +155,7 @@ def _print(text: str | RenderableType) -> None:
 def _explain(error: BaseException, words: Callable[[str], str]) -> tuple[str, int]:
     """What went wrong, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no file is half-written.", INTERRUPTED
+        return "interrupted; no file is half-written.", 128 + signal.SIGINT
     if isinstance(error, EquinormError):
         return words(str(error)), FAILED
     if isinstance(error, MemoryError) or any(part in str(error).lower() for part in _NO_MEMORY):
