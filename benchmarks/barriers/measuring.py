@@ -39,15 +39,14 @@ def trained(name: str, seed: int, enorm: bool, folder: Path) -> nn.Module | None
 
 @torch.no_grad()
 def score(model: nn.Module, setting: Setting, images: Images, count: int) -> tuple[float, float]:
-    """Cross-entropy and accuracy on the first images."""
-    loss, right, seen = 0.0, 0, 0
-    for batch, labels in images.batches(500):
+    """Cross-entropy and accuracy on some images, always the same: drawn, since files may hold one class after the other."""
+    loss, right = 0.0, 0
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    for batch, labels in images.batches(500, chosen):
         outputs = model(setting.images(batch))
         loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
-        right, seen = right + int((outputs.argmax(1) == labels).sum()), seen + len(labels)
-        if seen >= count:
-            break
-    return loss / seen, right / seen
+        right += int((outputs.argmax(1) == labels).sum())
+    return loss / len(chosen), right / len(chosen)
 
 
 TRAINED = {"plainly": (False, False), "with ENorm": (True, True), "the first with ENorm": (True, False)}
@@ -64,7 +63,7 @@ def records(name: str, kind: str, data: Data, folder: Path, count: int) -> Itera
     for way, options in WAYS.items():
         started, aligned, near = time.process_time(), None, a
         if options is not None:
-            images = [setting.images(batch) for batch, _ in _first(data.train, 2)] if "data" in options else None
+            images = [setting.images(batch) for batch, _ in _some(data.train, 2)] if "data" in options else None
             example = setting.example() if images is None else images[0]
             aligned = equinorm.align(a, b, (example,), **options | {"data": images})
             near = aligned.model
@@ -72,7 +71,7 @@ def records(name: str, kind: str, data: Data, folder: Path, count: int) -> Itera
         for is_repaired in (False, True) if setting.width else (False,):
             measured = None
             if is_repaired:
-                measured = [setting.images(batch) for batch, _ in _first(data.train, 10)]
+                measured = [setting.images(batch) for batch, _ in _some(data.train, 10)]
             ends = [k / (POINTS - 1) for k in range(POINTS)]
             line = [score(equinorm.interpolate(near, b, t, data=measured), setting, data.test, count) for t in ends]
             (first, _), (last, _) = line[0], line[-1]
@@ -98,8 +97,6 @@ def distance(one: nn.Module, other: nn.Module) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def _first(images: Images, count: int) -> Iterator[Any]:
-    for number, batch in enumerate(images.batches(500)):
-        if number == count:
-            return
-        yield batch
+def _some(images: Images, count: int) -> Iterator[Any]:
+    """So many batches of 500."""
+    yield from images.batches(500, torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[: 500 * count])

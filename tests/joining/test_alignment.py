@@ -98,6 +98,51 @@ def test_copies_with_noise_are_found_again(name):
     assert equinorm.deviation(found.model, net, x) <= 1e-12
 
 
+class Residual(nn.Module):
+    """A stem, two residual blocks with batch normalization, a linear end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.end = nn.Conv2d(3, 24, 3, bias=False), nn.Linear(24, 10)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 1))
+            for _ in range(2)
+        )
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        for block in self.blocks:
+            x = (x + block(x)).relu()
+        return self.end(x.mean((2, 3)))
+
+
+TUNED = {
+    "deep": (lambda: nn.Sequential(*(m for _ in range(4) for m in (nn.Linear(40, 40), nn.ReLU())), nn.Linear(40, 5)), (4, 40)),
+    "odd": (lambda: nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 50), nn.Tanh(), nn.Linear(50, 5)), (4, 20)),
+    "encoder": (lambda: nn.TransformerEncoderLayer(32, 4, 48, 0.0, batch_first=True), (2, 5, 32)),
+    "residual": (Residual, (2, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_a_copy_that_was_trained_further_is_matched_in_whatever_order_it_comes(name):
+    torch.manual_seed(0)
+    make, shape = TUNED[name]
+    net, x = make().double().eval(), torch.randn(shape, dtype=torch.float64)
+    tuned = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter += 0.2 * parameter.square().mean().sqrt() * torch.randn_like(parameter)
+    away = equinorm.align(net, tuned, x, rescale=False, flip=False, sweeps=1).distance_before
+    permutations, signs = equinorm.permutations(net, x), equinorm.signs(net, x)
+    order = permutations.random(torch.Generator().manual_seed(1))
+    permutations.permute_(order)
+    signs.flip_(signs.random(torch.Generator().manual_seed(2)))
+    found = equinorm.align(net, tuned, x, rescale=False)
+    assert found.distance_before > 3 * away
+    assert found.distance_after == pytest.approx(away, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_other_networks_come_nearer(name):
     """With scales, without, and by what comes nearer, which is what is asked for if nothing is."""

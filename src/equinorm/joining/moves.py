@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.signs import Signs, signs_of
-from equinorm.permuting.nearest import Activations, matching, nearest
+from equinorm.permuting.nearest import Activations, anchoring, matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 
 Tensors = Mapping[str, Tensor]
@@ -83,6 +83,11 @@ class Moves:
         order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
+    def anchored(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
+        """Signs and orders, matched outwards from what no permutation moves."""
+        order = anchoring(self.group.layout, ours, theirs, is_flipped=self.flips.num_free > 0)
+        return self.fitted(ours, theirs, order), order
+
     def assigned(
         self, ours: Tensors, theirs: Tensors, search: "Search", seen: "Seen | None" = None
     ) -> tuple[Tensor, Orders, int]:
@@ -96,7 +101,11 @@ class Moves:
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = torch.Generator().manual_seed(search.seed)
-        rest = (still, self.group.layout.by_name(self.group.identity())), self.matched(ours, theirs)
+        rest = (
+            (still, self.group.layout.by_name(self.group.identity())),
+            self.matched(ours, theirs),
+            self.anchored(ours, theirs),
+        )
         starts = [max(rest, key=lambda start: self._agreement(ours, theirs, *start))]
         starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
         ended = [self._until_still((ours, theirs), start, search, seen) for start in starts]
