@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -46,6 +46,14 @@ class Flip:
         for ids in self.ids:
             found = found * padded[ids]
         return found
+
+
+class _Place(NamedTuple):
+    """A tensor, which of its axes the classes of a family stand along, and the families along the others."""
+
+    flip: int
+    at: int
+    beside: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,35 +166,55 @@ class Signs:
             for ids in flip.ids:
                 weights.index_add_(0, ids.flatten(), _summed(product.abs(), ids))
         signs[weights == 0] = 1
+        standing = self._standing([flip for flip, _ in products])
+        waiting = {*range(len(standing))}
         for _ in range(passes):
-            before = signs.clone()
-            for family in self.families:
+            for number, family in enumerate(self.families):
+                if number not in waiting:  # nothing beside it has changed
+                    continue
+                waiting.discard(number)
                 span = slice(family.ids.start, family.ids.stop)
-                score = self._scores(products, signs, family.ids)[span]
-                signs[span] = torch.where(score == 0, signs[span], score.sign())
-            if torch.equal(before, signs):
+                score = _scores([(*products[place.flip], place.at) for place in standing[number]], signs)[span]
+                settled = torch.where(score == 0, signs[span], score.sign())
+                if not torch.equal(settled, signs[span]):
+                    signs[span] = settled
+                    waiting |= {other for place in standing[number] for other in place.beside}
+            if not waiting:
                 if bool((signs != 0).all()):
                     break
                 signs[(signs == 0).nonzero()[0]] = 1  # nothing says which: one of both choices
+                waiting = {*range(len(standing))}
         return torch.where(signs[1:] < 0, -1, 1)
 
-    def _scores(self, products: Sequence[tuple[Flip, Tensor]], signs: Tensor, family: range) -> Tensor:
-        """Σ a·b over all that each class of a family flips, with the signs of all other classes."""
-        scores = torch.zeros_like(signs)
-        for flip, product in products:
-            for place, ids in enumerate(flip.ids):
-                if not bool(((ids >= family.start) & (ids < family.stop)).any()):
-                    continue
-                rest = product
-                for other, own in enumerate(flip.ids):
-                    if other != place:
-                        rest = rest * torch.where(own == ids, 0.0, signs[own])
-                scores.index_add_(0, ids.flatten(), _summed(rest, ids))
-        return scores
+    def _standing(self, flips: Sequence[Flip]) -> list[list[_Place]]:
+        """For each family where its classes stand."""
+        owner = torch.full((self.num_free + 1,), -1)
+        for number, family in enumerate(self.families):
+            owner[family.ids.start : family.ids.stop] = number
+        found: list[list[_Place]] = [[] for _ in self.families]
+        for index, flip in enumerate(flips):
+            owners = [{*owner[ids.unique()].tolist()} - {-1} for ids in flip.ids]
+            for at, own in enumerate(owners):
+                beside = frozenset().union(*(others for other, others in enumerate(owners) if other != at))
+                for number in own:
+                    found[number].append(_Place(index, at, beside))
+        return found
 
     def __str__(self) -> str:
         families = count(sum(1 for _ in self.families), "family", "families")
         return f"{describe(self.model)}: {self.num_free} channels in {families} may change their sign"
+
+
+def _scores(places: Sequence[tuple[Flip, Tensor, int]], signs: Tensor) -> Tensor:
+    """Σ a·b over all that each class flips at some places, with the signs of all other classes."""
+    scores = torch.zeros_like(signs)
+    for flip, rest, at in places:
+        ids = flip.ids[at]
+        for other, own in enumerate(flip.ids):
+            if other != at:
+                rest = rest * torch.where(own == ids, 0.0, signs[own])
+        scores.index_add_(0, ids.flatten(), _summed(rest, ids))
+    return scores
 
 
 def _summed(tensor: Tensor, ids: Tensor) -> Tensor:
