@@ -14,14 +14,38 @@ def _records(name: str) -> list[Record]:
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
+HOOKS = {
+    "cyclic": "plain",
+    "cyclic, compiled": "compiled",
+    "cyclic, without gradients": "gradients zeroed",
+    "cyclic, compiled, without gradients": "gradients zeroed, compiled",
+}
+"""Columns of the short table."""
+
+
 def step() -> str:
+    """One cycle by network, in steps of SGD."""
+    records = _with_gradients()
+    rows = [f"| network | weights | SGD's step | {' | '.join(HOOKS.values())} |", "| --- |" + " ---: |" * (len(HOOKS) + 2)]
+    for record in records:
+        cost = [f"{record['hook / SGD'][hook]['median']:.1f}" for hook in HOOKS]
+        size, time = f"{record['parameters'] / 1e6:.1f} M", f"{record['seconds']['SGD']['median'] * 1e3:.1f} ms"
+        rows.append(f"| {' | '.join([record['network'], size, time, *cost])} |")
+    return "\n".join([*rows, "", f"Steps of SGD that one cycle adds. Float32, no weight decay; {_machines(records)}."])
+
+
+def in_full() -> str:
     """Floor, SGD and hooks by network, as hooks are made by default: gradients are there, and move along."""
-    return _steps([record for record in _records("step") if record.get("gradients")])
+    return _steps(_with_gradients())
 
 
 def zeroed() -> str:
     """The same of hooks that are told that gradients are zeroed."""
     return _steps([record for record in _records("step") if not record.get("gradients")])
+
+
+def _with_gradients() -> list[Record]:
+    return [record for record in _records("step") if record.get("gradients")]
 
 
 def _steps(records: list[Record]) -> str:
@@ -135,6 +159,7 @@ def _machines(records: list[Record]) -> str:
 
 MARKERS = {
     "step": step,
+    "step_in_full": in_full,
     "zeroed": zeroed,
     "traffic": traffic,
     "norms": norms,
