@@ -6,14 +6,15 @@ tensors: the inner products of all channels of both are one product of matrices 
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from equinorm._errors import PermutationError
-from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.pieces import Piece, pieces, reorder_, rows
+from equinorm.permuting.arrangement import Arrangement, Sides
+from equinorm.permuting.atoms import Atom
+from equinorm.permuting.pieces import rows
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-6}
 """Gains of an order that count as none, in parts of the norms of what is gained from."""
@@ -34,14 +35,6 @@ def solver() -> Any:
     return linear_sum_assignment
 
 
-class Sides(NamedTuple):
-    """Tensors of two networks, and the axes of each in parts."""
-
-    ours: Sequence[Tensor]
-    theirs: Sequence[Tensor]
-    axes: Sequence[Sequence[Axis]]
-
-
 def fixed_point(
     sides: Sequence[Sides], around: Sequence[tuple[Atom, ...]], start: Mapping[Atom, Tensor], sweeps: int
 ) -> tuple[dict[Atom, Tensor], int, float]:
@@ -57,7 +50,7 @@ def fixed_point(
     """
     orders, rest, total, sums = dict(start), {*start}, 0, []
     for side in sides:
-        assignment = Assignment(*side, [*start], around)
+        assignment = Assignment(side, [*start], around)
         orders, taken, agreement = assignment.fixed_point(orders, sweeps, rest)
         rest -= assignment.standing
         total, sums = total + taken, [*sums, agreement]
@@ -66,49 +59,12 @@ def fixed_point(
     return orders, total, sums[0]
 
 
-class Standing(NamedTuple):
-    """Where an atom stands: an axis of a piece, and the axes around it."""
+class Assignment(Arrangement):
+    """Sweeps of linear assignments over the families of two sets of weights; tensors of float32 or float64, on the CPU."""
 
-    piece: Piece
-    axis: int
-    around: tuple[int, ...]
-
-
-class Assignment:
-    """Sweeps of linear assignments over the families of two sets of weights.
-
-    Args:
-        ours: tensors that are permuted; float32 or float64, on the CPU.
-        theirs: tensors that they are brought near to.
-        axes: of each tensor, in parts.
-        atoms: that may be permuted.
-        around: for each, those at each place of which its order may be another one.
-    """
-
-    def __init__(
-        self,
-        ours: Sequence[Tensor],
-        theirs: Sequence[Tensor],
-        axes: Sequence[Sequence[Axis]],
-        atoms: Sequence[Atom],
-        around: Sequence[tuple[Atom, ...]],
-    ) -> None:
-        self._ours, self._theirs = ours, [tensor.contiguous() for tensor in theirs]
-        self._around = dict(zip(atoms, around, strict=True))
-        self._shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in self._around.items()}
-        self._standing: dict[Atom, list[Standing]] = {atom: [] for atom in atoms}
-        self._neighbours: dict[Atom, set[Atom]] = {atom: set() for atom in atoms}
-        for piece in pieces(axes, self._around):
-            for axis, outer in piece.axes_of(self._around):
-                self._standing[piece.atoms[axis]].append(Standing(piece, axis, outer))
-                others = [atom for at, atom in enumerate(piece.atoms) if at != axis and atom in self._around]
-                self._neighbours[piece.atoms[axis]].update(others)
+    def __init__(self, sides: Sides, atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]) -> None:
+        super().__init__(sides, atoms, around)
         self._solve = solver()
-
-    @property
-    def standing(self) -> set[Atom]:
-        """The atoms that stand in some tensor."""
-        return {atom for atom, places in self._standing.items() if places}
 
     def fixed_point(self, start: Mapping[Atom, Tensor], sweeps: int, only: Set[Atom]) -> tuple[dict[Atom, Tensor], int, float]:
         """Sweep until no family moves; one whose neighbours have stood still since its last turn is left out.
@@ -120,9 +76,9 @@ class Assignment:
             sweeps: most of them.
             only: atoms that may move on from there.
         """
-        current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self._ours]
+        current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.ours]
         for atom in sorted(start, key=lambda atom: atom.order):  # those around others first
-            self._move(current, atom, start[atom])
+            self.move(current, atom, start[atom])
         moving = self.standing & only
         found, waiting, taken = dict(start), set(moving), sweeps
         for sweep in range(1, sweeps + 1):
@@ -132,22 +88,22 @@ class Assignment:
                 waiting.discard(atom)
                 step = self._step(atom, current)
                 if step is not None and self._is_taken(current, atom, step):
-                    waiting |= self._neighbours[atom] & moving
-                    found = self._composed(found, atom, step)
+                    waiting |= self.neighbours[atom] & moving
+                    found = self.composed(found, atom, step)
             if not waiting:
                 taken = sweep
                 break
         return found, taken, self._agreement(current, range(len(current)))
 
     def _agreement(self, current: Sequence[Tensor], numbers: Sequence[int]) -> float:
-        return sum(float((current[n] * self._theirs[n]).sum(dtype=torch.float64)) for n in numbers)
+        return sum(float((current[n] * self.theirs[n]).sum(dtype=torch.float64)) for n in numbers)
 
     def _step(self, atom: Atom, current: Sequence[Tensor]) -> Tensor | None:
         """The best order of one atom with all others fixed; None where that of now is as good."""
-        shape, dtype = self._shapes[atom], current[0].dtype
+        shape, dtype = self.shapes[atom], current[0].dtype
         gains = torch.zeros(math.prod(shape[:-1]), shape[-1], shape[-1], dtype=dtype)
-        for piece, axis, around in self._standing[atom]:
-            one, other = (rows(piece.of(tensors[piece.tensor]), axis, around) for tensors in (current, self._theirs))
+        for piece, axis, around in self.standings[atom]:
+            one, other = (rows(piece.of(tensors[piece.tensor]), axis, around) for tensors in (current, self.theirs))
             gains.baddbmm_(other, one.transpose(-1, -2))
         order = torch.empty(gains.shape[:2], dtype=torch.int64)
         better = False
@@ -161,38 +117,14 @@ class Assignment:
 
     def _is_taken(self, current: Sequence[Tensor], atom: Atom, step: Tensor) -> bool:
         """Move an atom; back again where it stands twice in one piece, so that a step may lose, and does."""
-        if atom not in self._neighbours[atom]:
-            self._move(current, atom, step)
+        if atom not in self.neighbours[atom]:
+            self.move(current, atom, step)
             return True
-        numbers = sorted({stand.piece.tensor for stand in self._standing[atom]})
+        numbers = sorted({stand.piece.tensor for stand in self.standings[atom]})
         before = self._agreement(current, numbers)
-        self._move(current, atom, step)
+        self.move(current, atom, step)
         after = self._agreement(current, numbers)
         if after > before + _ROUNDING[current[0].dtype] * abs(before):
             return True
-        self._move(current, atom, step.argsort(-1))
+        self.move(current, atom, step.argsort(-1))
         return False
-
-    def _move(self, current: Sequence[Tensor], atom: Atom, step: Tensor) -> None:
-        """Permute the channels of one atom wherever it stands."""
-        for piece, axis, around in self._standing[atom]:
-            reorder_(piece.of(current[piece.tensor]), axis, around, step)
-
-    def _composed(self, found: Mapping[Atom, Tensor], atom: Atom, step: Tensor) -> dict[Atom, Tensor]:
-        """The permutation that does one, then permutes the channels of one atom."""
-        result = dict(found)
-        result[atom] = found[atom].gather(-1, step)
-        for other, outer in self._around.items():
-            if atom in outer:  # its orders stand at places of this one, which have moved
-                result[other] = self._moved(other, result[other], atom, step)
-        return result
-
-    def _moved(self, other: Atom, order: Tensor, atom: Atom, step: Tensor) -> Tensor:
-        """Orders of an atom around which another one has moved."""
-        outer = self._around[other]
-        axis, inner = outer.index(atom), self._around[atom]
-        rank = order.dim()
-        lines = {a: torch.arange(a.size).reshape([-1 if p == at else 1 for p in range(rank)]) for at, a in enumerate(outer)}
-        index = [lines[a] for a in outer] + [torch.arange(order.shape[-1]).reshape([1] * (rank - 1) + [-1])]
-        index[axis] = step[(*(lines[a] for a in inner), lines[atom])]
-        return order[tuple(index)]
