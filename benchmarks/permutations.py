@@ -4,7 +4,8 @@
 
 Of each family of the zoo the model that benchmarks/results/zoo.jsonl ran is built in float64, permuted at random, and run
 before and after. The time of discovery stands beside that of scales on the same model. With --small timm's models see images
-of half the height and width where they can, and scales are not timed. What --output holds already is not repeated.
+of half the height and width where they can, and scales are not timed. What --output holds already is not repeated. Families
+whose smallest model has more than 60 million parameters are left out, or more than --largest says.
 """
 
 import argparse
@@ -25,8 +26,7 @@ from zoo.__main__ import ZOOS, _change, build, outputs, staying_double
 
 RUN = Path(__file__).parent / "results" / "zoo.jsonl"
 LARGEST = 60e6
-"""Parameters of the largest model that is run."""
-
+"""Parameters of the largest model that is run, if not said otherwise."""
 
 LIMIT = 1e-12
 """Deviation beyond which it is measured what a change of the inputs in their last bits does."""
@@ -102,13 +102,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", help="names; default: the smallest of each family")
     parser.add_argument("--output", type=Path, help="file of JSON lines to append to; default: print only")
     parser.add_argument("--small", action="store_true", help="small images, and no scales beside permutations")
+    parser.add_argument("--largest", type=float, default=LARGEST, help="parameters of the largest model; default: 6e7")
     options = parser.parse_args()
     torch.set_num_threads(1)
     known = common.read(options.output) if options.output and options.output.exists() else []
     done = {(line["zoo"], line["model"]) for line in known}
     smallest: dict[tuple[str, str], dict[str, Any]] = {}
     for line in common.read(RUN):
-        if line["run"] and "error" not in line and line["parameters"] <= LARGEST:
+        if line["run"] and "error" not in line and line["parameters"] <= options.largest:
             key = line["zoo"], line["family"]
             if key not in smallest or line["parameters"] < smallest[key]["parameters"]:
                 smallest[key] = line

@@ -255,9 +255,12 @@ def test_compare_names_tensors_that_differ(folder):
     assert not found["same_outputs"]
     assert not found["equivalent"]
     assert found["different"][0]["difference"] == found["difference"] > found["tolerance"]
+    (change,) = found["different"]
+    assert (change["tensor"], change["entries"], change["index"], change["places"]) == ("2.weight", 1, [3, 5], [[3], [5]])
+    assert change["second"] == pytest.approx(change["first"] + 0.5)
     text = invoke("compare", "cli_models:mlp", "w.pt", "--input", "5x8", code=1).stdout
-    assert "not rescaling-equivalent" in text
-    assert all(row["tensor"] in text for row in found["different"])
+    assert "not equivalent" in text
+    assert all(part in text for part in ("2.weight", "1 of ", "[3, 5]", "entries agree."))
 
 
 def test_compare_other_architectures_and_shapes():

@@ -24,6 +24,12 @@ def image_network() -> nn.Sequential:
     return net.double().eval()
 
 
+def tanh_network() -> nn.Sequential:
+    net = relu_network()
+    net[1] = net[3] = nn.Tanh()
+    return net
+
+
 def encoder() -> nn.Module:
     torch.manual_seed(0)
     return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True).double().eval()
@@ -37,13 +43,17 @@ NETWORKS = {
     "relu": (relu_network, x(4, 5)),
     "images": (image_network, x(4, 3, 8, 8)),
     "encoder": (encoder, x(2, 5, 8)),
+    "tanh": (tanh_network, x(4, 5)),
 }
 
 
 def moved(net: nn.Module, args: Tensor, std: float = 1.0) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A permuted, then rescaled copy, and the permutation."""
+    """A copy whose signs are flipped, then permuted, then rescaled, and the permutation."""
     twin = copy.deepcopy(net)
     generator = torch.Generator().manual_seed(7)
+    if any(isinstance(part, nn.Tanh) for part in net.modules()):
+        signs = equinorm.signs(twin, args)
+        signs.flip_(signs.random(generator))
     permutations = equinorm.permutations(twin, args)
     order = permutations.random(generator)
     permutations.permute_(order)
@@ -52,7 +62,7 @@ def moved(net: nn.Module, args: Tensor, std: float = 1.0) -> tuple[nn.Module, di
     return twin, dict(zip([family.name for family in permutations.families], order, strict=True))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["relu", "images", "encoder"])
 def test_permuted_and_rescaled_copies_are_found(name):
     make, args = NETWORKS[name]
     net = make()
@@ -87,19 +97,70 @@ def test_scales_alone_need_no_permutation():
     assert found.permutation is None
 
 
-@pytest.mark.parametrize("change", ["weight", "inputs", "tuned"])
-def test_other_functions_are_never_equivalent(change):
+@pytest.mark.parametrize(
+    ("name", "tensor", "index", "factor"),
+    [
+        ("relu", "2.weight", (3, 4), 1.001),
+        ("relu", "0.weight", (7, 1), -1.0),
+        ("relu", "4.weight", (0, 2), 0.0),
+        ("relu", "2.bias", (5,), 30.0),
+        ("images", "1.weight", (2,), 1.01),
+        ("tanh", "2.weight", (8, 11), 5.0),
+    ],
+)
+def test_one_changed_number_is_named(name, tensor, index, factor):
+    make, args = NETWORKS[name]
+    net = make()
+    twin, order = moved(net, args)
+    before = float(twin.get_parameter(tensor).detach()[index])
+    twin.get_parameter(tensor).data[index] *= factor
+    found = equinorm.equivalence(net, twin, args)
+    assert not found.equivalent
+    (change,) = found.changes
+    assert (change.tensor, change.index, change.entries) == (tensor, index, 1)
+    assert (change.first, change.second) == pytest.approx((before, before * factor), rel=1e-9)
+    assert found.different == ((tensor, found.difference),)
+    assert all(torch.equal(found.permutation[family], order[family]) for family in found.permutation)
+    assert f"{tensor}[{', '.join(map(str, index))}]" in str(found)
+    assert f"All other {found.size - 1} of {found.size} entries agree." in found.notes
+
+
+def test_what_is_left_is_what_the_reported_moves_leave():
     net, args = relu_network(), x(4, 5)
     twin, _ = moved(net, args)
     with torch.no_grad():
-        if change == "weight":
-            twin[2].weight[3, 4] *= 1.001
-        elif change == "inputs":
-            twin[0].weight[:, [0, 1]] = twin[0].weight[:, [1, 0]]
-        else:
-            for parameter in twin.parameters():
-                parameter += 1e-3 * torch.randn_like(parameter)
-    assert not equinorm.equivalence(net, twin, args).equivalent
+        twin[0].bias.copy_(torch.randn(12, generator=torch.Generator().manual_seed(2)))
+    found = equinorm.equivalence(net, twin, args)
+    equinorm.permutations(net, args).permute_(found.permutation)
+    equinorm.symmetries(net, args).rescale_(found.log_scales)
+    for (name, a), b in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=0) == (name != "0.bias")
+    assert [(change.tensor, change.entries) for change in found.changes] == [("0.bias", 12)]
+
+
+def test_swapped_inputs_are_two_columns():
+    net, args = relu_network(), x(4, 5)
+    twin, _ = moved(net, args)
+    with torch.no_grad():
+        twin[0].weight[:, [0, 1]] = twin[0].weight[:, [1, 0]]
+    found = equinorm.equivalence(net, twin, args)
+    assert not found.equivalent
+    (change,) = found.changes
+    assert (change.tensor, change.entries, change.places) == ("0.weight", 24, (None, (0, 1)))
+    assert "24 of 60 entries, at 0, 1 of axis 1" in str(found)
+
+
+def test_a_network_trained_further_differs_everywhere():
+    net, args = relu_network(), x(4, 5)
+    twin, _ = moved(net, args)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter += 1e-3 * torch.randn_like(parameter)
+    found = equinorm.equivalence(net, twin, args)
+    assert not found.equivalent
+    assert len(found.changes) == 6
+    assert [change.difference for change in found.changes] == sorted((d for _, d in found.different), reverse=True)
+    assert found.notes[-1].endswith("differ, in 6 tensors, as after training; the most changed tensors come first.")
 
 
 def test_channels_that_are_copies_of_each_other_match_in_any_order():

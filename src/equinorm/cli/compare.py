@@ -21,26 +21,19 @@ from equinorm.cli.streamed_comparison import shown_streamed, streamed_comparison
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError, dtype_name
 from equinorm.cli.wording import worded
+from equinorm.joining.differences import Change
 from equinorm.joining.equivalence import equivalence
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts, table
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A tensor whose canonical forms differ, relatively by this much."""
-
-    tensor: str
-    difference: float
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """Record of `equinorm compare`.
 
-    `equivalent`, `joined_by`, `difference`, `tolerance` and `different` are those of `equinorm.equivalence`. They are None
-    where the networks have different tensors, so that nothing can join them; `note` says so. Else it says what the verdict
-    does not.
+    `equivalent`, `joined_by`, `difference`, `tolerance` and `different` (its `changes`) are those of `equinorm.equivalence`.
+    They are None where the networks have different tensors, so that nothing can join them; `note` says so. Else it says what
+    the verdict does not.
     """
 
     model_a: str
@@ -53,7 +46,7 @@ class Comparison:
     joined_by: tuple[str, ...] | None
     difference: float | None
     tolerance: float | None
-    different: tuple[Difference, ...]
+    different: tuple[Change, ...]
     num_scales: int | None
     largest_scale: float | None
     note: str
@@ -131,7 +124,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
         joined_by=None if found is None else found.joined_by,
         difference=None if found is None else found.difference,
         tolerance=None if found is None else found.tolerance,
-        different=() if found is None else tuple(Difference(*pair) for pair in found.different),
+        different=() if found is None else found.changes,
         num_scales=None if found is None else found.log_scales.numel(),
         largest_scale=None if scales is None else float(scales.exp()),
         note=note if found is None else " ".join(found.notes),
@@ -152,15 +145,24 @@ def shown(record: Comparison) -> RenderableType:
     if record.equivalent is None or record.difference is None:
         pairs.append(("weights", f"not compared: {record.note}"))
         return facts(pairs)
-    verdict = "rescaling-equivalent" if record.equivalent else "not rescaling-equivalent"
+    verdict = (
+        "rescaling-equivalent: canonical forms differ" if record.equivalent else "not equivalent: brought together, they differ"
+    )
     if record.joined_by and record.joined_by != ("rescaling",):
-        verdict = f"equivalent by {listed(record.joined_by)}"
-    pairs.append(("weights", f"{verdict}: canonical forms differ by {record.difference:.1e}; tolerance {record.tolerance:g}"))
+        verdict = f"equivalent by {listed(record.joined_by)}: canonical forms differ"
+    pairs.append(("weights", f"{verdict} by {record.difference:.1e}; tolerance {record.tolerance:g}"))
     if "rescaling" in (record.joined_by or ()) and record.largest_scale is not None:
         pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
     if record.note:
         pairs.append(("note", record.note))
     if not record.different:
         return facts(pairs)
-    rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different]
-    return Group(facts(pairs), Text(), table("Tensors that differ", [("tensor", False), ("difference", True)], rows))
+    columns = [("tensor", False), ("difference", True), ("entries", True), ("most", False), ("first", True), ("second", True)]
+    return Group(facts(pairs), Text(), table("Tensors that differ", columns, [_row(change) for change in record.different]))
+
+
+def _row(change: Change) -> tuple[str, ...]:
+    """A tensor that differs, in a table."""
+    entries = f"{change.entries:,} of {change.size:,}" + (f", {change.where}" if change.where else "")
+    most = f"[{', '.join(map(str, change.index))}]"
+    return change.tensor, f"{change.difference:.1e}", entries, most, f"{change.first:.4g}", f"{change.second:.4g}"

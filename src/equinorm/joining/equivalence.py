@@ -1,21 +1,22 @@
 """Functional equivalence: do flips of sign, a permutation and a rescaling of channels join the weights of two models?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from equinorm._deviation import check_model, deviation
-from equinorm._display import as_html, count, listed
+from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import duplicate, on_cpu
-from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
+from equinorm.joining.differences import Change, changes
+from equinorm.joining.fitting import least_squares
 from equinorm.joining.moves import Moves
+from equinorm.joining.nearness import nearest
 from equinorm.rescaling.writing import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -31,16 +32,17 @@ class Equivalence:
         equivalent: is `difference` at most `tolerance`, and do the outputs agree: is `deviation` at most 100 times the
             tolerance (or its default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs
             that is neither parameter nor buffer.
-        log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model (once permuted) to
-            those of the second; the best there are where the two are not equivalent.
+        log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model (once flipped and
+            permuted) to those of the second; the best that were found where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
-            tensors, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
+            tensors, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞). Where the two are not equivalent, of the first as near to the second as
+            was found.
         tolerance: what `difference` was compared with.
-        different: name and difference of every tensor above the tolerance, worst first.
+        changes: every tensor above the tolerance, with the entries that differ, worst first.
+        size: number of entries of all tensors.
         deviation: largest relative difference of outputs on the given inputs.
         permutation: for each family of `permutations` of the first model the order of its channels that comes before the
-            scales, by name, as `Permutations.permute_` takes it; families that stay are left out. None where scales alone join
-            the two, or nothing does.
+            scales, by name, as `Permutations.permute_` takes it; families that stay are left out. None where all stay.
         signs: −1 or 1 for each class of `signs` of the first model, which come before the permutation, as `Signs.flip_` takes
             them. None where nothing flips.
     """
@@ -49,27 +51,37 @@ class Equivalence:
     log_scales: Tensor = field(repr=False)
     difference: float
     tolerance: float
-    different: tuple[tuple[str, float], ...]
+    changes: tuple[Change, ...]
+    size: int
     deviation: float
     permutation: dict[str, Tensor] | None = field(default=None, repr=False)
     signs: Tensor | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self._verdict}: canonical forms differ by {self.difference:.1e} (tolerance {self.tolerance:g}), "
+        verdict = (
+            f"{self._verdict}: {self._compared} by {self.difference:.1e} (tolerance {self.tolerance:g}), "
             f"outputs by {self.deviation:.1e}"
-        ]
-        return "\n".join([*lines, *(f"  {name}: {difference:.1e}" for name, difference in self.different), *self.notes])
+        )
+        return "\n".join([verdict, *(f"  {change}" for change in self.changes), *self.notes])
 
     def _repr_html_(self) -> str:
         facts = [
-            ("canonical forms differ by", f"{self.difference:.1e}"),
+            (self._compared, f"by {self.difference:.1e}"),
             ("tolerance", f"{self.tolerance:g}"),
-            ("outputs differ by", f"{self.deviation:.1e}"),
+            ("outputs differ", f"by {self.deviation:.1e}"),
             *(("note", note) for note in self.notes),
         ]
-        rows = [(name, f"{difference:.1e}") for name, difference in self.different]
-        return as_html(self._verdict.capitalize(), facts, (("tensor", "difference"), rows, "tensors"))
+        rows = [
+            (change.tensor, f"{change.difference:.1e}", f"{change.entries:,} of {change.size:,}", change.entry)
+            for change in self.changes
+        ]
+        columns = ("tensor", "difference", "entries", "most")
+        return as_html(self._verdict.capitalize(), facts, (columns, rows, "tensors"))
+
+    @property
+    def different(self) -> tuple[tuple[str, float], ...]:
+        """Name and difference of every tensor above the tolerance, worst first."""
+        return tuple((change.tensor, change.difference) for change in self.changes)
 
     @property
     def joined_by(self) -> tuple[str, ...]:
@@ -82,29 +94,44 @@ class Equivalence:
 
     @property
     def _verdict(self) -> str:
-        if self.permutation is not None or self.signs is not None:
-            return f"equivalent by {listed(self.joined_by)}"
-        return "rescaling-equivalent" if self.equivalent else "not rescaling-equivalent"
+        if not self.equivalent:
+            return "not equivalent"
+        is_rescaled = self.permutation is None and self.signs is None
+        return "rescaling-equivalent" if is_rescaled else f"equivalent by {listed(self.joined_by)}"
+
+    @property
+    def _compared(self) -> str:
+        return "canonical forms differ" if self.equivalent else "brought together, weights differ"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict does not say by itself."""
+        moved = count(len(self.permutation or ()), "family", "families")
+        flipped = count(int((self.signs < 0).sum()) if self.signs is not None else 0, "channel has", "channels have")
+        notes = [f"Hidden channels of {moved} stand in another order."] if self.permutation is not None else []
+        notes += [f"{flipped} the other sign."] if self.signs is not None else []
         if self.equivalent:
-            moved = count(len(self.permutation or ()), "family", "families")
-            flipped = count(int((self.signs < 0).sum()) if self.signs is not None else 0, "channel has", "channels have")
-            orders = (f"Hidden channels of {moved} stand in another order.",) if self.permutation is not None else ()
-            return (*orders, *((f"{flipped} the other sign.",) if self.signs is not None else ()))
+            return tuple(notes)
         if self.difference <= self.tolerance:
-            return (
-                "A rescaling joins the weights, but the outputs differ: so does something that is neither a parameter nor a "
-                "buffer, as a plain attribute, or a number inside of an opaque module.",
+            notes.append(
+                "The weights are joined, but the outputs differ: so does something that is neither a parameter nor a buffer, "
+                "as a plain attribute, or a number inside of an opaque module."
             )
-        if self.deviation <= self.tolerance:
-            return (
-                "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not found may "
-                "join the weights.",
+        elif self.deviation <= self.tolerance:
+            notes.append(
+                "The outputs are the same on these inputs: what differs may not matter to them, or a permutation of channels, "
+                "or flips of sign, that are not found may join the weights."
             )
-        return ()
+        return (*notes, *([self._extent] if self.changes else []))
+
+    @property
+    def _extent(self) -> str:
+        """How much differs, in a sentence."""
+        entries = sum(change.entries for change in self.changes)
+        if 2 * entries <= self.size:
+            return f"All other {self.size - entries:,} of {self.size:,} entries agree."
+        share, tensors = percent(entries, self.size), count(len(self.changes), "tensor")
+        return f"{share} of all entries differ, in {tensors}, as after training; the most changed tensors come first."
 
 
 @on_cpu()
@@ -122,7 +149,9 @@ def equivalence(
     Both are brought to their canonical form, the member of least ℓ2 norm (biases included), and compared there. Channels that
     no path of nonzero weights joins to an input and an output have no canonical scale; theirs are fitted to the logarithms of
     the ratios of weights. Where canonical forms differ although outputs agree, channels are matched by their canonical weights
-    up to sign, signs are fitted, and a copy that was flipped and permuted is compared. Neither model is changed.
+    up to sign, signs are fitted, and a copy that was flipped and permuted is compared. Where the two are not equivalent, the
+    first is brought near to the second by what a few changed weights do not disturb, and what differs then is listed. Neither
+    model is changed.
 
     Args:
         model_a: one network.
@@ -164,25 +193,43 @@ def equivalence(
     tolerance = default if tolerance is None else float(tolerance)
     apart = deviation(model_a, model_b, args, kwargs)
     agree = apart <= min(100 * max(tolerance, default), 0.5)
-    found, forms = _by_rescaling(*both, tolerance, apart, agree)
-    if found.equivalent or not agree:
+    verdict = _Verdict(tolerance, apart, agree)
+    found, forms, z = _by_rescaling(*both, verdict)
+    if found.equivalent or found.difference <= tolerance or any(scaling.dtype.is_complex for scaling in both[0].scalings):
         return found
     moves = Moves.of(graphs)
-    if moves.is_trivial or any(scaling.dtype.is_complex for scaling in both[0].scalings):
+    if agree and not moves.is_trivial:
+        flips, order = moves.matched(*forms)
+        twin = duplicate(both[0].model, "to permute the copy")
+        moves.apply_(twin, flips, order)
+        joined, _, _ = _by_rescaling(replace(both[0], model=twin), both[1], verdict)
+        if joined.equivalent:
+            return replace(joined, permutation=moves.named(order) or None, signs=_flipping(flips))
+    near = nearest(both, moves, z, tolerance)
+    if near.entries >= sum(change.entries for change in found.changes):
         return found
-    flips, order = moves.matched(*forms)
-    twin = duplicate(both[0].model, "to permute the copy")
-    moves.apply_(twin, flips, order)
-    joined, _ = _by_rescaling(replace(both[0], model=twin), both[1], tolerance, apart, agree)
-    if not joined.equivalent:
-        return found
-    return replace(joined, permutation=moves.named(order) or None, signs=flips if bool((flips < 0).any()) else None)
+    is_joined = near.difference <= tolerance and agree
+    moved = {"log_scales": near.log_scales, "permutation": near.order or None, "signs": _flipping(near.signs)}
+    return replace(found, equivalent=is_joined, difference=near.difference, changes=near.changes, **moved)
+
+
+def _flipping(signs: Tensor) -> Tensor | None:
+    """Signs, if any is −1."""
+    return signs if bool((signs < 0).any()) else None
+
+
+class _Verdict(NamedTuple):
+    """What decides: the tolerance of weights, how far outputs are apart, and whether that is within theirs."""
+
+    tolerance: float
+    deviation: float
+    agree: bool
 
 
 def _by_rescaling(
-    a: Symmetries, b: Symmetries, tolerance: float, apart: float, agree: bool
-) -> tuple[Equivalence, tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Compare canonical forms; returns these too."""
+    a: Symmetries, b: Symmetries, verdict: _Verdict
+) -> tuple[Equivalence, tuple[dict[str, Tensor], dict[str, Tensor]], tuple[Tensor, Tensor]]:
+    """Compare canonical forms; returns these too, and the log-scales of both."""
     tensors = a.tensors, b.tensors
     z: list[Tensor] = []
     dead = torch.zeros(a.num_free, dtype=torch.bool)
@@ -193,17 +240,17 @@ def _by_rescaling(
         z.append(balance.log_scales)
         dead[[id - 1 for id in balance.dead]] = True
     if bool(dead.any()):
-        connecting = _fit(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
+        connecting = least_squares(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
-    differences: list[tuple[str, float]] = []
     forms: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
     for scaling in a.scalings:
-        for i, form in enumerate(forms):
-            form[scaling.name] = scaled(_dense(scaling.effective(tensors[i][scaling.name])), scaling.log_factors(z[i]))
-        differences.append((scaling.name, _relative(*(form[scaling.name] for form in forms))))
-    worst = max((difference for _, difference in differences), default=0.0)
-    different = sorted((pair for pair in differences if pair[1] > tolerance), key=lambda pair: -pair[1])
-    return Equivalence(worst <= tolerance and agree, z[0] - z[1], worst, tolerance, tuple(different), apart), forms
+        for own, log_scales, form in zip(tensors, z, forms, strict=True):
+            form[scaling.name] = scaled(_dense(scaling.effective(own[scaling.name])), scaling.log_factors(log_scales))
+    worst, different = changes(a.scalings, forms, z[1], verdict.tolerance)
+    size = sum(scaling.numel for scaling in a.scalings)
+    is_joined = worst <= verdict.tolerance and verdict.agree
+    found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
+    return found, forms, (z[0], z[1])
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -242,39 +289,3 @@ def _dense(tensor: Tensor) -> Tensor:
     """Real and dense, as what moves is anyway."""
     tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    if not a.numel():
-        return 0.0
-    a, b = (x.reshape(x.shape[0], -1) if x.dim() else x.reshape(1, 1) for x in (a, b))
-    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
-    scale = torch.maximum(a.abs(), b.abs()).amax(1)
-    return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())
-
-
-def _fit(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
-    """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
-    size = int(dead.sum())
-    place = torch.full((len(dead) + 1,), -1)  # by id: 0 is pinned
-    place[1:][dead] = torch.arange(size)
-    normal, right = torch.zeros(size * size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    for scaling in scalings:
-        if not any(bool((place[ids] >= 0).any()) for _, ids in scaling.factors):
-            continue
-        one, other = (scaling.effective(tensors[scaling.name]).cpu().double().abs() for tensors in (a, b))
-        ratio = (other / one).log() - scaling.log_scales(known)
-        usable = ratio.isfinite()
-        for exponent, ids in scaling.factors:
-            row = place[ids].expand(scaling.shape)
-            picked = usable & (row >= 0)
-            right.scatter_add_(0, row[picked], exponent * ratio[picked])
-            for other, other_ids in scaling.factors:
-                column = place[other_ids].expand(scaling.shape)
-                pair = picked & (column >= 0)
-                weight = torch.full((int(pair.sum()),), exponent * other, dtype=torch.float64)
-                normal.scatter_add_(0, row[pair] * size + column[pair], weight)
-    solution = torch.linalg.lstsq(normal.reshape(size, size), right[:, None], driver="gelsd").solution[:, 0]
-    filled = known.clone()
-    filled[dead] = solution
-    return filled

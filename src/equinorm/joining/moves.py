@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.signs import Signs, signs_of
-from equinorm.permuting.nearest import Activations, anchoring, matching, nearest
+from equinorm.permuting.arrangement import Sides
+from equinorm.permuting.nearest import Activations, matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
+from equinorm.permuting.settling import bounded, settled
 
 Tensors = Mapping[str, Tensor]
 Orders = dict[str, Tensor]
@@ -83,10 +85,19 @@ class Moves:
         order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
-    def anchored(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
-        """Signs and orders, matched outwards from what no permutation moves."""
-        order = anchoring(self.group.layout, ours, theirs, is_flipped=self.flips.num_free > 0)
-        return self.fitted(ours, theirs, order), order
+    def settled(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
+        """Signs and orders that bring one set of weights nearest to another where most of them are copies."""
+        layout = self.group.layout
+        sides = Sides([ours[name] for name in layout.names], [theirs[name] for name in layout.names], [*layout.axes.values()])
+        order = layout.by_name(settled(sides, layout.atoms, layout.around))
+        if not self.flips.num_free:
+            return torch.ones(0, dtype=torch.int64), order
+        within = {name: bounded(tensor, theirs[name]) for name, tensor in ours.items()}
+        return self.fitted(within, {name: bounded(tensor, tensor) for name, tensor in theirs.items()}, order), order
+
+    def moved(self, tensors: Tensors, chosen: Tensor, order: Orders) -> Tensors:
+        """Tensors after flips and a permutation; families that it does not name stay."""
+        return self.group.layout.moved(self._flipped(tensors, chosen), order)
 
     def assigned(
         self, ours: Tensors, theirs: Tensors, search: "Search", seen: "Seen | None" = None
@@ -101,12 +112,9 @@ class Moves:
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = torch.Generator().manual_seed(search.seed)
-        rest = (
-            (still, self.group.layout.by_name(self.group.identity())),
-            self.matched(ours, theirs),
-            self.anchored(ours, theirs),
-        )
-        starts = [max(rest, key=lambda start: self._agreement(ours, theirs, *start))]
+        here = still, self.group.layout.by_name(self.group.identity())
+        likely = here, self.settled(ours, theirs)
+        starts = [max(likely, key=lambda start: self._agreement(ours, theirs, *start))]
         starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
         ended = [self._until_still((ours, theirs), start, search, seen) for start in starts]
         return max(ended, key=lambda end: end[1])[0]
@@ -129,7 +137,7 @@ class Moves:
 
     def _agreement(self, ours: Tensors, theirs: Tensors, chosen: Tensor, order: Orders) -> float:
         """⟨π(a), b⟩, the larger the nearer."""
-        moved = self.group.layout.moved(self._flipped(ours, chosen), order)
+        moved = self.moved(ours, chosen, order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
     def _flipped(self, tensors: Tensors, chosen: Tensor) -> Tensors:
@@ -160,4 +168,8 @@ class Moves:
 
     def named(self, order: Orders) -> Orders:
         """The orders that move something."""
-        return {f.name: order[f.name] for f in self.group.families if bool((order[f.name] != torch.arange(f.size)).any())}
+        return {
+            family.name: order[family.name]
+            for family in self.group.families
+            if family.name in order and bool((order[family.name] != torch.arange(family.size)).any())
+        }

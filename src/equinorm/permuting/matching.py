@@ -91,14 +91,18 @@ def _add(
         sums[piece.atoms[axis]].add_(torch.einsum(f"{equation}->{target}z", view, *(factor for _, factor in others)))
 
 
-def nearest(ours: Tensor, theirs: Tensor) -> Tensor:
-    """For each of their channels the one of ours whose fingerprint is nearest, each of ours once; nearest pairs first."""
-    distances = torch.cdist(theirs, ours)
-    best = distances.argmin(1)
-    if len(best.unique()) == len(best):
-        return best
-    order = torch.full((len(best),), -1)
-    rows = columns = torch.arange(len(best))
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
+"""Distances, squared or not, that are nearer than this part of the largest in the row are equal."""
+
+
+def paired(distances: Tensor) -> Tensor:
+    """For each row the column that is nearest, each once: nearest pairs first, and its own place before others as near."""
+    near = distances + _ROUNDING[distances.dtype] * distances.abs().amax(1, keepdim=True)
+    own = distances.diagonal()
+    stays = (own <= near.amin(1)) & (own <= near.amin(0))
+    order = torch.where(stays, torch.arange(len(own)), -1)
+    rows = columns = (~stays).nonzero()[:, 0]
+    distances = distances[rows][:, columns]
     while len(rows):  # pairs that are nearest to each other; there always is one
         column, row = distances.argmin(1), distances.argmin(0)
         is_mutual = row[column] == torch.arange(len(rows))
@@ -130,7 +134,7 @@ def match(
     """
     places, shapes, parts = _laid_out(axes, atoms, around)
     one, other = (fingerprints(side, parts, places, shapes) for side in (ours, theirs))
-    return _chosen(places, shapes, lambda atom, origin, place: nearest(one[atom][origin], other[atom][place]))
+    return _chosen(places, shapes, lambda atom, origin, place: paired(torch.cdist(other[atom][place], one[atom][origin])))
 
 
 def in_order(

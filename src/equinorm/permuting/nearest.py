@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from equinorm.permuting.anchoring import anchored
-from equinorm.permuting.assignment import Assignment, Sides, fixed_point
+from equinorm.permuting.assignment import Sides, fixed_point
 from equinorm.permuting.layout import Layout
 from equinorm.permuting.matching import in_order, match
 from equinorm.permuting.points import Points
@@ -21,16 +20,6 @@ def matching(layout: Layout, ours: Tensors, theirs: Tensors) -> dict[str, Tensor
     """
     one, other = ([tensors[name].detach().cpu() for name in layout.names] for tensors in (ours, theirs))
     return layout.by_name(match(one, other, [*layout.axes.values()], layout.atoms, layout.around))
-
-
-def anchoring(layout: Layout, ours: Tensors, theirs: Tensors, is_flipped: bool) -> dict[str, Tensor]:
-    """The permutation found outwards from the axes that none moves: for copies that were trained further.
-
-    Returns an order of our channels for each family, by its name.
-    """
-    one, other = ([tensors[name] for name in layout.names] for tensors in (ours, theirs))
-    orders = anchored(Assignment(one, other, [*layout.axes.values()], layout.atoms, layout.around), is_flipped)
-    return layout.by_name([orders[atom] for atom in layout.atoms])
 
 
 def sorting(layout: Layout, tensors: Tensors) -> tuple[dict[str, Tensor], int]:

@@ -117,11 +117,7 @@ def reorder_(view: Tensor, axis: int, around: Sequence[int], order: Tensor) -> N
     if not around:
         view.copy_(view.index_select(axis, order))
         return
-    view.copy_(view.gather(axis, along(view, axis, around, order).expand(view.shape)))
-
-
-def along(view: Tensor, axis: int, around: Sequence[int], values: Tensor) -> Tensor:
-    """Values of shape (*sizes of the axes around, channels), as they stand beside the entries of a view."""
     front = (*around, axis)
-    values = values.permute(*(front.index(at) for at in sorted(front)))
-    return values.reshape([size if at in front else 1 for at, size in enumerate(view.shape)])
+    index = order.permute(*(front.index(at) for at in sorted(front)))
+    index = index.reshape([size if at in front else 1 for at, size in enumerate(view.shape)])
+    view.copy_(view.gather(axis, index.expand(view.shape)))

@@ -1,0 +1,88 @@
+"""How near one network comes to another that no rescaling, permutation or flip of signs makes it: what is left, and where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equinorm._symmetries import Symmetries
+from equinorm.joining.differences import Change, changes
+from equinorm.joining.fitting import medians
+from equinorm.joining.moves import Moves, Orders
+from equinorm.rescaling.writing import scaled
+
+Tensors = Mapping[str, Tensor]
+Both = tuple[Symmetries, Symmetries]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nearness:
+    """What takes the first network near to the second, and what differs then.
+
+    Attributes:
+        log_scales: that come last.
+        order: of the channels of each family, by name; of those that move.
+        signs: that come first.
+        difference: the largest.
+        changes: tensors above the tolerance, worst first.
+    """
+
+    log_scales: Tensor
+    order: Orders
+    signs: Tensor
+    difference: float
+    changes: tuple[Change, ...]
+
+    @property
+    def entries(self) -> int:
+        """How many differ."""
+        return sum(change.entries for change in self.changes)
+
+
+def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: float) -> Nearness:
+    """The first network as near to the second as is found: fewest entries that differ by more than the tolerance.
+
+    Scales are medians of ratios, which a few changed weights do not move; channels are matched by weights within bounds. Both
+    are exact where most weights around every channel are copies.
+
+    Args:
+        both: the networks.
+        moves: flips and permutations of the first.
+        scales: canonical log-scales of both.
+        tolerance: on relative differences.
+    """
+    ours, theirs = (_effective(found) for found in both)
+    still = torch.ones(moves.flips.num_free, dtype=torch.int64)
+    found = [_scaled(both, moves, (still, {}), (ours, theirs), scales, tolerance)]
+    if not moves.is_trivial:
+        rough = (found.balance(p=1, tol=1e-4, biases=True).log_scales for found in both)
+        forms = [_forms(own, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True)]
+        found.append(_scaled(both, moves, moves.settled(*forms), (ours, theirs), scales, tolerance))
+    return min(found, key=lambda nearness: nearness.entries)
+
+
+def _effective(found: Symmetries) -> dict[str, Tensor]:
+    """Every tensor with its offset, dense, in float64 where the network has that, else in float32."""
+    dtype = torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
+    return {s.name: s.effective(found.tensors[s.name].detach()).to_dense().cpu().to(dtype) for s in found.scalings}
+
+
+def _forms(found: Symmetries, tensors: Tensors, log_scales: Tensor) -> dict[str, Tensor]:
+    return {s.name: scaled(tensors[s.name], s.log_factors(log_scales)).to(tensors[s.name].dtype) for s in found.scalings}
+
+
+def _scaled(
+    both: Both,
+    moves: Moves,
+    by: tuple[Tensor, Orders],
+    sides: tuple[Tensors, Tensors],
+    scales: tuple[Tensor, Tensor],
+    tolerance: float,
+) -> Nearness:
+    """What is left after flips, a permutation, and the scales that fit them best."""
+    (signs, order), (ours, theirs) = by, sides
+    moved = moves.moved(ours, signs, order)
+    z = medians(both[0].scalings, moved, theirs, scales[0] - scales[1])
+    forms = _forms(both[0], moved, z + scales[1]), _forms(both[1], theirs, scales[1])
+    return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, forms, scales[1], tolerance))
