@@ -1,5 +1,6 @@
 """Flips of sign, then a permutation: what must be found before the scales of two networks can be compared."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,6 +21,13 @@ Orders = dict[str, Tensor]
 
 _ROUNDS = 5
 """Most turns of matching and fitting signs."""
+
+_COPIES = 0.5
+"""Networks whose weights have a larger cosine, once matched, come from one another."""
+
+
+def _square(tensors: Tensors) -> float:
+    return sum(float(tensor.square().sum(dtype=torch.float64)) for tensor in tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +120,11 @@ class Moves:
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = torch.Generator().manual_seed(search.seed)
-        here = still, self.group.layout.by_name(self.group.identity())
-        likely = here, self.settled(ours, theirs)
-        starts = [max(likely, key=lambda start: self._agreement(ours, theirs, *start))]
-        starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 1)]
-        ended = [self._until_still((ours, theirs), start, search, seen) for start in starts]
+        here, near = (still, self.group.layout.by_name(self.group.identity())), self.settled(ours, theirs)
+        are_copies = self._agreement(ours, theirs, *near) > _COPIES * math.sqrt(_square(ours) * _square(theirs))
+        starts = [near, here] if are_copies else [here, near]
+        starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 2)]
+        ended = [self._until_still((ours, theirs), start, search, seen) for start in starts[: search.starts]]
         return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
