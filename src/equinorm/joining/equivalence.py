@@ -119,18 +119,27 @@ class Equivalence:
             )
         elif self.deviation <= self.tolerance:
             notes.append(
-                "The outputs are the same on these inputs: what differs may not matter to them, or a permutation of channels, "
-                "or flips of sign, that are not found may join the weights."
+                "The outputs are the same on these inputs: what differs is too small for them."
+                if self._is_mostly_joined
+                else "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not "
+                "found may join the weights."
             )
         return (*notes, *([self._extent] if self.changes else []))
 
     @property
+    def _entries(self) -> int:
+        return sum(change.entries for change in self.changes)
+
+    @property
+    def _is_mostly_joined(self) -> bool:
+        return 2 * self._entries <= self.size
+
+    @property
     def _extent(self) -> str:
         """How much differs, in a sentence."""
-        entries = sum(change.entries for change in self.changes)
-        if 2 * entries <= self.size:
-            return f"All other {self.size - entries:,} of {self.size:,} entries agree."
-        share, tensors = percent(entries, self.size), count(len(self.changes), "tensor")
+        if self._is_mostly_joined:
+            return f"All other {self.size - self._entries:,} of {self.size:,} entries agree."
+        share, tensors = percent(self._entries, self.size), count(len(self.changes), "tensor")
         return f"{share} of all entries differ, in {tensors}, as after training; the most changed tensors come first."
 
 
