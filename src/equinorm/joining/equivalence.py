@@ -101,7 +101,7 @@ class Equivalence:
 
     @property
     def _compared(self) -> str:
-        return "canonical forms differ" if self.equivalent else "brought together, weights differ"
+        return "canonical forms differ" if self.difference <= self.tolerance else "brought together, weights differ"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,13 +113,14 @@ class Equivalence:
         if self.equivalent:
             return tuple(notes)
         if self.difference <= self.tolerance:
+            moves = "A rescaling joins" if not notes else "These and a rescaling join"
             notes.append(
-                "The weights are joined, but the outputs differ: so does something that is neither a parameter nor a buffer, "
-                "as a plain attribute, or a number inside of an opaque module."
+                f"{moves} the weights, but the outputs differ: so does something that is neither a parameter nor a buffer, as "
+                "a plain attribute, or a number inside of an opaque module."
             )
         elif self.deviation <= self.tolerance:
             notes.append(
-                "The outputs are the same on these inputs: what differs is too small for them."
+                "The outputs are the same on these inputs, which what differs does not change."
                 if self._is_mostly_joined
                 else "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not "
                 "found may join the weights."
