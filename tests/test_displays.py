@@ -128,8 +128,8 @@ def test_notebooks_show_a_short_table_of_a_balance():
 
 
 def test_notebooks_show_a_short_table_of_an_equivalence():
-    net = deep(60)
-    other = deep(60)
+    net = deep(15)
+    other = deep(15)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1 * torch.rand_like(parameter))

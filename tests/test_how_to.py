@@ -56,12 +56,13 @@ def same_text(printed, expected):
 
 
 def run_console(text, monkeypatch, capsys):
-    """Run each line after `$ equinorm`; other commands are for the reader."""
+    """Run each line after `$ equinorm`, which ends with 0 or says `# exit code 1`; other commands are for the reader."""
     for line in re.findall(r"^\$ equinorm (.*)$", text.replace("\\\n", " "), re.MULTILINE):
         monkeypatch.setattr(sys, "argv", ["equinorm", *shlex.split(line, comments=True)])
         with pytest.raises(SystemExit) as ended:
             main()
-        assert not ended.value.code, f"equinorm {line} ended with {ended.value.code}: {capsys.readouterr()}"
+        wanted = int((re.findall(r"# exit code (\d)", line) or [0])[0])
+        assert int(ended.value.code or 0) == wanted, f"equinorm {line} ended with {ended.value.code}: {capsys.readouterr()}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -21,6 +21,7 @@ from equinorm.grouping.check import MappingCheck
 from equinorm.grouping.groups import ScaleGroup
 from equinorm.joining.alignment import Alignment, align
 from equinorm.joining.canonical import Canonical, canonical, canonical_
+from equinorm.joining.differences import Change
 from equinorm.joining.equivalence import Equivalence, equivalence
 from equinorm.joining.interpolation import interpolate
 from equinorm.joining.signs import Flip, Signs, signs
@@ -42,6 +43,7 @@ __all__ = [
     "Balance",
     "BalanceError",
     "Canonical",
+    "Change",
     "ChannelFamily",
     "ENorm",
     "Equalization",

@@ -30,6 +30,17 @@ def tanh_network() -> nn.Sequential:
     return net
 
 
+class Gained(nn.Sequential):
+    """A network with one number for a gain."""
+
+    def __init__(self) -> None:
+        super().__init__(*relu_network())
+        self.gain = nn.Parameter(torch.tensor(1.5).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[4]((self[2](self[1](self[0](x))) * self.gain).relu())
+
+
 def encoder() -> nn.Module:
     torch.manual_seed(0)
     return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True).double().eval()
@@ -44,6 +55,7 @@ NETWORKS = {
     "images": (image_network, x(4, 3, 8, 8)),
     "encoder": (encoder, x(2, 5, 8)),
     "tanh": (tanh_network, x(4, 5)),
+    "gained": (Gained, x(4, 5)),
 }
 
 
@@ -106,6 +118,7 @@ def test_scales_alone_need_no_permutation():
         ("relu", "2.bias", (5,), 30.0),
         ("images", "1.weight", (2,), 1.01),
         ("tanh", "2.weight", (8, 11), 5.0),
+        ("gained", "gain", (), 3.0),
     ],
 )
 def test_one_changed_number_is_named(name, tensor, index, factor):
@@ -121,7 +134,8 @@ def test_one_changed_number_is_named(name, tensor, index, factor):
     assert (change.first, change.second) == pytest.approx((before, before * factor), rel=1e-9)
     assert found.different == ((tensor, found.difference),)
     assert all(torch.equal(found.permutation[family], order[family]) for family in found.permutation)
-    assert f"{tensor}[{', '.join(map(str, index))}]" in str(found)
+    assert f"{change.entry} went from {change.first:.4g} to {change.second:.4g}" in str(found)
+    assert change.entry == (f"{tensor}[{', '.join(map(str, index))}]" if index else tensor)
     assert f"All other {found.size - 1} of {found.size} entries agree." in found.notes
 
 

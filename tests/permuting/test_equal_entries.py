@@ -30,6 +30,19 @@ def mask(net, x):
     return torch.zeros_like(scores).scatter(1, scores.topk(4).indices, 1.0) == 1
 
 
+def rows(net, scores):
+    """Six numbers for each of eight scores."""
+    return scores[:, :, None] * net.two.weight
+
+
+def shares(x):
+    return x / x.sum(-1, keepdim=True)
+
+
+def centred(x):
+    return x - x.mean(-1, keepdim=True)
+
+
 def inside(net, scores, x):
     with torch.no_grad():
         return net.table[scores.relu().argmax(-1)]
@@ -66,6 +79,16 @@ EQUAL = {
     "cut in a subgraph": inside,
     "cut outside of a subgraph": outside,
     "chosen twice in an order of their own": lambda n, s, x: s.topk(6, sorted=False)[0].topk(3, sorted=False)[0] @ n.longer[:3],
+    "sums of softmax": lambda n, s, x: n.table[rows(n, s).softmax(-1).sum(-1).argmax(-1)],
+    "products of softmax with ones": lambda n, s, x: n.table[(rows(n, s).softmax(-1) @ torch.ones(6).double()).topk(3)[1]].sum(
+        1
+    ),
+    "shares of a sum": lambda n, s, x: n.table[shares(rows(n, s).exp()).mean(-1).argmax(-1)],
+    "norms of what is normalized": lambda n, s, x: n.table[F.normalize(rows(n, s), dim=-1).pow(2).sum(-1).argmax(-1)],
+    "means of layer norm": lambda n, s, x: n.table[F.layer_norm(rows(n, s), (6,)).mean(-1).argmax(-1)],
+    "means of what is centred": lambda n, s, x: n.table[centred(rows(n, s)).sum(-1).argmax(-1)],
+    "softmax of one": lambda n, s, x: n.table[s[..., None].softmax(-1)[..., 0].argmax(-1)],
+    "nothing left": lambda n, s, x: n.table[(s - s.clone()).argmax(-1)],
     "one number in order": lambda n, s, x: n.table * s.sum().sort()[0],
 }
 
@@ -84,6 +107,8 @@ def test_no_member_computes_something_else(name):
 DIFFERENT = {
     "scores and biases": lambda n, s, x: n.table[(s.sigmoid() + n.table[:, 0]).argmax(-1)],
     "gates": lambda n, s, x: n.table[(s.softmax(-1) * n.two(x).sigmoid() / 2).argmax(-1)],
+    "one share of a softmax": lambda n, s, x: n.table[rows(n, s).softmax(-1)[..., 0].argmax(-1)],
+    "weighted shares": lambda n, s, x: n.table[(rows(n, s).softmax(-1) @ n.three.weight[0]).argmax(-1)],
     "cut scores with scores": lambda n, s, x: n.table[(s.relu() + n.two(x)).argmax(-1)],
     "one mask": lambda n, s, x: n.table[s.masked_fill(~mask(n, x), -torch.inf).topk(4)[1]].sum(1),
 }

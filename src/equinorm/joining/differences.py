@@ -28,6 +28,14 @@ class Change:
         second: what the second has.
         places: for each axis where entries that differ stand; None for an axis where they stand at more than four places, or
             at all.
+
+    >>> import copy, torch, equinorm
+    >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)), torch.randn(1, 8)
+    >>> twin = copy.deepcopy(net)
+    >>> twin[0].weight.data[3, 2] = 5.0
+    >>> (change,) = equinorm.equivalence(net, twin, x).changes
+    >>> change.entry, round(change.second, 3)
+    ('0.weight[3, 2]', 5.0)
     """
 
     tensor: str
@@ -55,7 +63,7 @@ class Change:
 
     def __str__(self) -> str:
         extent = f"{self.entries:,} of {self.size:,} entries" + (f", {self.where}" if self.where else "")
-        return f"{self.tensor}: {self.difference:.1e}, {extent}; {self.entry} is {self.first:.4g} and {self.second:.4g}"
+        return f"{self.tensor}: {self.difference:.1e}, {extent}; {self.entry} went from {self.first:.4g} to {self.second:.4g}"
 
 
 def changes(

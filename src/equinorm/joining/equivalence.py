@@ -101,7 +101,7 @@ class Equivalence:
 
     @property
     def _compared(self) -> str:
-        return "canonical forms differ" if self.equivalent else "brought together, weights differ"
+        return "canonical forms differ" if self.difference <= self.tolerance else "brought together, weights differ"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,24 +113,34 @@ class Equivalence:
         if self.equivalent:
             return tuple(notes)
         if self.difference <= self.tolerance:
+            moves = "A rescaling joins" if not notes else "These and a rescaling join"
             notes.append(
-                "The weights are joined, but the outputs differ: so does something that is neither a parameter nor a buffer, "
-                "as a plain attribute, or a number inside of an opaque module."
+                f"{moves} the weights, but the outputs differ: so does something that is neither a parameter nor a buffer, as "
+                "a plain attribute, or a number inside of an opaque module."
             )
         elif self.deviation <= self.tolerance:
             notes.append(
-                "The outputs are the same on these inputs: what differs may not matter to them, or a permutation of channels, "
-                "or flips of sign, that are not found may join the weights."
+                "The outputs are the same on these inputs, which what differs does not change."
+                if self._is_mostly_joined
+                else "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not "
+                "found may join the weights."
             )
         return (*notes, *([self._extent] if self.changes else []))
 
     @property
+    def _entries(self) -> int:
+        return sum(change.entries for change in self.changes)
+
+    @property
+    def _is_mostly_joined(self) -> bool:
+        return 2 * self._entries <= self.size
+
+    @property
     def _extent(self) -> str:
         """How much differs, in a sentence."""
-        entries = sum(change.entries for change in self.changes)
-        if 2 * entries <= self.size:
-            return f"All other {self.size - entries:,} of {self.size:,} entries agree."
-        share, tensors = percent(entries, self.size), count(len(self.changes), "tensor")
+        if self._is_mostly_joined:
+            return f"All other {self.size - self._entries:,} of {self.size:,} entries agree."
+        share, tensors = percent(self._entries, self.size), count(len(self.changes), "tensor")
         return f"{share} of all entries differ, in {tensors}, as after training; the most changed tensors come first."
 
 

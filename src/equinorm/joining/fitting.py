@@ -111,7 +111,7 @@ class _Reading:
         missing = self.ratio.dim() - self.ids.dim()
         own = [axis for axis in range(missing, ratio.dim()) if self.ids.shape[axis - missing] > 1]
         rest = [axis for axis in range(ratio.dim()) if axis not in own]
-        return ratio.permute(*own, *rest).reshape(self.ids.numel(), -1)
+        return ratio.permute((*own, *rest)).reshape(self.ids.numel(), -1)
 
     def medians(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What each entry of the ids is by the weights whose other scales are known, and how many these are."""

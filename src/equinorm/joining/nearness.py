@@ -16,6 +16,13 @@ Tensors = Mapping[str, Tensor]
 Both = tuple[Symmetries, Symmetries]
 
 
+_ROUNDS = 3
+"""Most turns of matching channels and fitting scales."""
+
+_FEW = 1e-3
+"""Share of entries that may differ where no further turn is taken."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Nearness:
     """What takes the first network near to the second, and what differs then.
@@ -57,8 +64,15 @@ def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: 
     found = [_scaled(both, moves, (still, {}), (ours, theirs), scales, tolerance)]
     if not moves.is_trivial:
         rough = (found.balance(p=1, tol=1e-4, biases=True).log_scales for found in both)
-        forms = [_forms(own, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True)]
-        found.append(_scaled(both, moves, moves.settled(*forms), (ours, theirs), scales, tolerance))
+        one, other = (_forms(own, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True))
+        size = sum(scaling.numel for scaling in both[0].scalings)
+        for _ in range(_ROUNDS):
+            signs, order = moves.settled(one, other)
+            found.append(_scaled(both, moves, (signs, order), (ours, theirs), scales, tolerance))
+            if found[-1].entries <= _FEW * size or (len(found) > 2 and found[-1].entries >= found[-2].entries):
+                break
+            z = medians(both[0].scalings, moves.moved(one, signs, order), theirs, torch.zeros_like(scales[0]))
+            other = _forms(both[1], theirs, -z)
     return min(found, key=lambda nearness: nearness.entries)
 
 

@@ -13,17 +13,17 @@ from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import Axis, atoms, size_of
 from equinorm.permuting.values import Laid
 
-_MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
+MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
 to _to_copy"""
 
-_INCREASING = f"{_MOVED} softmax log_softmax _softmax _log_softmax sigmoid exp log"
+_INCREASING = f"{MOVED} softmax log_softmax _softmax _log_softmax sigmoid exp log"
 
-_ENTRYWISE = f"""{_INCREASING} select slice split split_with_sizes chunk unbind cat stack maximum minimum neg tanh log1p
+ENTRYWISE = f"""{_INCREASING} select slice split split_with_sizes chunk unbind cat stack maximum minimum neg tanh log1p
 expm1 sqrt rsqrt reciprocal square abs silu gelu softplus elu selu celu erf mish log_sigmoid sin cos atan"""
 
 _REDUCED = "sum mean amax amin max min topk sort logsumexp prod var std norm linalg_vector_norm"
 
-_PRODUCTS = """linear matmul mm bmm mv dot addmm addbmm baddbmm addmv einsum conv1d conv2d conv3d convolution cdist
+PRODUCTS = """linear matmul mm bmm mv dot addmm addbmm baddbmm addmv einsum conv1d conv2d conv3d convolution cdist
 _cdist_forward scaled_dot_product_attention"""
 
 _NORMALIZED = "layer_norm native_layer_norm rms_norm batch_norm group_norm instance_norm"
@@ -33,7 +33,7 @@ _POSITIVE = "softmax _softmax sigmoid exp"
 _OF_MASKS = "logical_not bitwise_not eq ne to _to_copy"
 """Operations on masks, entry by entry."""
 
-_COPIED = f"{_MOVED} expand"
+_COPIED = f"{MOVED} expand"
 
 _CAME_FIRST = "tells which of equal entries came first"
 _MASKED = "may choose among masked entries, which are equal"
@@ -79,11 +79,16 @@ def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
         trail: what was before it.
     """
     given = bind(chosen.target, chosen.args, chosen.kwargs)
-    scores = trail.back(chosen.all_input_nodes[0])
-    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(scores)
-    along = frozenset(atoms(axes[place])) if isinstance(place, int) and axes else frozenset()
+    scores, along = trail.back(chosen.all_input_nodes[0]), chosen_along(chosen, trail)
     is_largest = key(chosen.target) in ("max", "argmax", "topk") and bool(given.get("largest", True))
     return _Choice(trail, along, given.get("k", 1), is_largest).why(scores)
+
+
+def chosen_along(chosen: fx.Node, trail: Trail) -> frozenset[Any]:
+    """Parts of the axis along which an operation chooses."""
+    given = bind(chosen.target, chosen.args, chosen.kwargs)
+    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(trail.back(chosen.all_input_nodes[0]))
+    return frozenset(atoms(axes[place])) if isinstance(place, int) and axes else frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +132,7 @@ class _Choice:
             read = [operand for operand in read if self._varies(operand, value)]
             reasons = [self.why(operand, False, is_masked, depth + 1) for operand in _weights_first(read)]
             return _CAME_FIRST if not reasons else None if None in reasons else reasons[0]
-        if name in _PRODUCTS.split():
+        if name in PRODUCTS.split():
             read = [operand for operand in read if self._holds(operand)] or read
         elif not _is_one_to_one(name, given):
             return _CAME_FIRST
@@ -170,7 +175,7 @@ def _is_one_to_one(name: str, given: Mapping[str, Any]) -> bool:
         return all(isinstance(given.get(part), fx.Node) for part in ("self", "other"))
     if name == "gather":
         return _are_different(given["index"], given["dim"])
-    return name in f"{_ENTRYWISE} {_REDUCED} {_NORMALIZED}".split()
+    return name in f"{ENTRYWISE} {_REDUCED} {_NORMALIZED}".split()
 
 
 def _masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
@@ -202,7 +207,7 @@ def _one_number(argument: Any, trail: Trail) -> float | None:
 def _is_positive(node: fx.Node, trail: Trail) -> bool:
     """Are scores more than zero?"""
     node = trail.back(node)
-    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _MOVED.split():
+    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in MOVED.split():
         node = trail.back(node.all_input_nodes[0])
     return isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _POSITIVE.split()
 

@@ -15,6 +15,7 @@ from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
+from equinorm.permuting.equal_by_nature import WHY, made_from
 from equinorm.permuting.equal_entries import Trail, why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
@@ -118,9 +119,14 @@ class Interpreter:
 
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
-        if isinstance(value, Laid) and value.names is not None and (why := why_equal(node, self.trail)):
+        if not isinstance(value, Laid) or value.names is None:
+            return value
+        if why := why_equal(node, self.trail):
             self.book.reason = reason_of(node)
             self.book.pin_axis(value.names, why)
+        if rounded := made_from(node, self.trail):
+            self.book.reason = reason_of(node)
+            self.book.pin([value, *rounded], WHY)
         return value
 
     def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
