@@ -14,7 +14,8 @@ import equinorm
 from equinorm import ENorm
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import GROUND, Block, Problem, Side
+from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.sides import GROUND, Side
 from equinorm.balancing.solver import Solution, solve
 
 Program = tuple[list[Tensor], list[list[tuple[Tensor, float]]]]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.problem import GROUND, Side, family_of_classes
+from equinorm.balancing.sides import GROUND, Side, family_of_classes
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from equinorm.balancing.energy_reader import LARGEST, SMALLEST, check_finite
 from equinorm.balancing.layout import Layout, Pick
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import Side, log_sum
+from equinorm.balancing.problem import log_sum
+from equinorm.balancing.sides import Side
 from equinorm.balancing.weight_passes import Pass, StripPass, compiled_pass
 
 
