@@ -233,12 +233,6 @@ class Reading:
         return powers
 
 
-def read_vectors(tensors: Sequence[Tensor], norm: Norm, dtype: torch.dtype) -> Tensor:
-    """|w|^p of vectors on one device (|w| for p = ∞), one after the other."""
-    magnitudes = torch.cat([tensor.detach() for tensor in tensors]).to(dtype).abs_()
-    return magnitudes if norm.p == 1 or norm.is_max else magnitudes.pow_(norm.p)
-
-
 def fits_float32(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
     """Are the energies of all channels that have any in the middle of float32's range?"""
     if are_between(totals(Reading(layout, tensor, norm, torch.float32).read_energies())):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class HasSides(Protocol):
 
 def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Tensor:
     """Family of each class 0..num_free, from first and last + 1 id of every family; GROUND for class 0."""
-    found = torch.full((num_free + 1,), GROUND)
+    found = np.full(num_free + 1, GROUND)
     for number, (first, last) in enumerate(families):
         found[first:last] = number
-    return found
+    return torch.from_numpy(found)

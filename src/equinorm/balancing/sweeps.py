@@ -85,6 +85,8 @@ class System:
         if singles is not None:
             reached |= singles.maxima(len(z))[sign < 0] > -math.inf
         shared, known = self.problem.shared, 0
+        if not order and shared is None:
+            return reached
         while True:
             before = int(reached.sum())
             for family in order:

@@ -23,11 +23,12 @@ from equinorm.checkpoints.rewriting import Tick
 from equinorm.checkpoints.stored import CheckpointError
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.casts import check as check_casts
+from equinorm.rescaling.factors import factors_of
 from equinorm.rescaling.in_place import WRITABLE, check, row_bounds
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
-from equinorm.rescaling.writing import Write, factors_of
+from equinorm.rescaling.writing import Write
 
 _SOLVED = "solved.safetensors"
 

@@ -1,9 +1,8 @@
 """The in-place laws: parameters, buffers, gradients and optimizer state move to an equivalent point, all or nothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._scaling import Scaling, moving_log_factors
+from equinorm._scaling import batches
 from equinorm.rescaling.checks import check_in_place, check_unchanged
+from equinorm.rescaling.factors import Moves, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
-from equinorm.rescaling.writing import Write, factors_of, scaled, write_
+from equinorm.rescaling.writing import Write, scaled, write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of
 
@@ -29,7 +29,7 @@ WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
 
 def rescale_(
     tensors: Mapping[str, Tensor],
-    scalings: Sequence[Scaling],
+    moves: Moves,
     log_scales: Tensor,
     optimizer: Optimizers | None = None,
     nonlinear: Sequence[str] = (),
@@ -40,7 +40,7 @@ def rescale_(
 
     Args:
         tensors: the model's tensors by the first name of their scaling.
-        scalings: how they move.
+        moves: how they move.
         log_scales: float64 natural logarithms, one for each free class.
         optimizer: one or several, whose state to move along.
         nonlinear: what may keep gradients from scaling by the inverse.
@@ -49,44 +49,50 @@ def rescale_(
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
     with agreeing(processes_of(tensors)):
-        writes = _writes(tensors, scalings, log_scales, optimizer, nonlinear)
-        reaches = _check_all(writes)
-    write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
+        writes = _writes(tensors, moves, log_scales, optimizer, nonlinear)
+        direct = _check_all(writes)
+    write_(writes, direct)
     for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
         renew_(inner)
 
 
 def _writes(
     tensors: Mapping[str, Tensor],
-    scalings: Sequence[Scaling],
+    moves: Moves,
     log_scales: Tensor,
     optimizer: Optimizers | None,
     nonlinear: Sequence[str],
 ) -> list[Write]:
     """Everything that moves; of what is sharded the part that this process holds."""
-    writes: list[tuple] = []
+    found: list[tuple] = []  # scales as factors, or as logarithms where they are not those of a whole tensor
     moving: dict[int, tuple[str, float]] = {}
     logs_of: dict[int, list[Tensor]] = {}
-    for scaling, logs in zip(scalings, moving_log_factors(scalings, log_scales.detach()), strict=True):
-        if not logs:
+    z = log_scales.detach().to("cpu", torch.float64)
+    for scaling, factors in zip(moves.scalings, moves.factors(z), strict=True):
+        if not factors:
             continue
-        tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
-        check_unchanged(scaling.names, scaling.shape, list(tied.values()))
-        for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
+        named = [tensors[name] for name in scaling.names if name in tensors]
+        check_unchanged(scaling.names, scaling.shape, named)
+        logs = [factor.log for factor in factors]
+        for tensor in named if len(named) == 1 else {id(own): own for own in named}.values():
+            # one memory, but gradients and optimizer state of their own
             moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
                 what = f"gradient of {scaling.name}"
-                writes.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
-        part, logs = part_of(scaling.name, next(iter(tied.values())), logs)
-        writes.append((scaling.name, part, logs, True, scaling.offset, scaling.is_squared))
+                found.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
+        part, own = part_of(scaling.name, named[0], logs)
+        found.append((scaling.name, part, factors if part is named[0] else own, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
         for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
             own = logs_of[id(parameter)]
             part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
-            writes.append((what, part, [exponent * log for log in logs], False, offset))
-    factors = iter(factors_of([log for _, _, logs, *_ in writes for log in logs]))
-    return [Write(what, part, [*islice(factors, len(logs))], *more) for what, part, logs, *more in writes]
+            found.append((what, part, [exponent * log for log in logs], False, offset))
+    made = iter(factors_of([log for _, _, own, *_ in found for log in own if isinstance(log, Tensor)]))
+    return [
+        Write(what, part, [next(made) if isinstance(one, Tensor) else one for one in own], *more)
+        for what, part, own, *more in found
+    ]
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
@@ -128,27 +134,31 @@ class Reach:
         return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
 
 
-def _check_all(writes: Sequence[Write]) -> list[Reach | None]:
-    """`check` of each; most need no more than bounds that are worked out for all at once."""
+def _check_all(writes: Sequence[Write]) -> list[bool]:
+    """`check` of each; most need no more than bounds that are worked out for all at once. Which of them are direct?"""
     for write in writes:
         check_writable(write.what, write.tensor)
-    bounds = [_norms(write.tensor.detach()).flatten().to("cpu", torch.float64) for write in writes]
-    starts = np.cumsum([0, *map(len, bounds)])  # and the one that ends the last
-    flat = torch.cat([*bounds, torch.zeros(1, dtype=torch.float64)]).numpy()
-    ends = (how.reduceat(flat, starts)[:-1].tolist() for how in (np.minimum, np.maximum))
-    reaches: list[Reach | None] = []
-    for write, rows, least, most in zip(writes, bounds, *ends, strict=True):
-        are_sure = write.tensor.dim() < 2 or (_SAFE[0] < least and most < _SAFE[1])
+    direct: list[bool] = []
+    for write, (low, least, most) in zip(writes, _bounds([write.tensor for write in writes]), strict=True):
+        are_sure = write.tensor.dim() < 2 or (_SAFE[0] < low and most < _SAFE[1])
         is_plain = are_sure and math.isfinite(most) and not (write.offset or write.is_squared or _is_rounded(write))
-        if is_plain and len(rows):
-            if not least:
-                least = float(torch.where(rows > 0, rows, math.inf).min())
-            reach = _outer_reach(write, least, most)
-            if reach.is_within(torch.finfo(write.tensor.dtype)):
-                reaches.append(reach)
-                continue
-        reaches.append(check(write))
-    return reaches
+        reach = _outer_reach(write, least, most) if is_plain and write.tensor.numel() else None
+        if reach is None or not reach.is_within(torch.finfo(write.tensor.dtype)):
+            reach = check(write)
+        direct.append(_is_direct(write, reach))
+    return direct
+
+
+def _bounds(tensors: Sequence[Tensor]) -> Iterator[tuple[float, float, float]]:
+    """The least of the bounds on the magnitudes in each slice along axis 0, the least that is not 0, and the largest."""
+    for here in batches([tensor.numel() if tensor.dim() < 2 else len(tensor) for tensor in tensors]):
+        with torch.no_grad():
+            parts = [tensor.reshape(-1) if tensor.dim() < 2 else _norms(tensor) for tensor in tensors[here]]
+            flat = torch.cat([*(part.cpu() for part in parts), torch.zeros(1)]).double().abs_().numpy()
+        starts = np.cumsum([0, *map(len, parts)])  # and the one that ends the last
+        above = np.where(flat > 0, flat, np.inf)
+        hows = (np.minimum.reduceat(flat, starts), np.minimum.reduceat(above, starts), np.maximum.reduceat(flat, starts))
+        yield from zip(*(how[:-1].tolist() for how in hows), strict=True)
 
 
 def check(write: Write, rows: Tensor | None = None) -> Reach | None:
@@ -215,14 +225,15 @@ def _reach(write: Write, rows: Tensor) -> Reach:
 
 def _outer_reach(write: Write, least: float, most: float) -> Reach:
     """From the smallest and the largest of these bounds, and of the factors."""
-    low = sum(min(factor.low, 0.0) for factor in write.factors) - _slack(write.tensor)
-    high = sum(max(factor.high, 0.0) for factor in write.factors)
+    low, high = -_slack(write.tensor), 0.0
+    for factor in write.factors:
+        low, high = low + min(factor.low, 0.0), high + max(factor.high, 0.0)
     return Reach(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
 
 
 def _slack(tensor: Tensor) -> float:
     """Logarithm of how much too large the bounds may be."""
-    return 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0
+    return 0.5 * math.log(tensor.numel() / tensor.size(0)) if tensor.dim() > 1 else 0.0
 
 
 def _check_squares(write: Write, reach: Reach) -> None:
