@@ -32,33 +32,36 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
     """
-    norm = options.norm
+    norm, is_compiled = options.norm, native.are_wanted(options.compile)
     blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
     constants: dict[int, list[float]] = {}
     opened: list[Stream] = []
     lists: dict[int, Ends] = {}
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     for index, layout in enumerate(network.layouts):
-        tensor, log_weight = tensors[layout.scaling.name], norm.log_weight(layout.scaling.depth, options.c)
+        tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
             raise BalanceError(
                 f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
             )
         if is_list(layout, tensor, norm):
-            lists[index] = ends_of(layout, tensor, norm)
+            lists[index] = ends_of(layout, tensor, norm, is_compiled)
         elif options.is_streamed and _is_streamable(layout, tensor, norm):
-            stream = Stream(layout, tensor, norm, log_weight, native.are_wanted(options.compile))
+            log_weight = norm.log_weight(layout.scaling.depth, options.c)
+            stream = Stream(layout, tensor, norm, log_weight, is_compiled)
             opened.append(stream)
             blocks[index] = [*streamed(index, stream)]
             constants[index] = list(stream.still_logs(start))
         else:
             energies, offsets = _read_energies(layout, tensor, norm, options.precision)
-            offsets[0] = offsets[0] + log_weight
+            offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
             found = [_block(index, layout, part, energies, offsets) for part in layout.parts]
             blocks[index], constants[index] = _parted(found, layout.parts, norm)
+    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
+    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
     for index, energies in _listed(network, lists, norm, options.precision):
         layout = network.layouts[index]
-        offset = torch.full((1,), norm.log_weight(layout.scaling.depth, options.c), dtype=torch.float64).expand(len(energies))
+        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
         blocks[index], constants[index] = _parted([*_lists(index, layout, energies, offset)], layout.parts, norm)
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
     found = tuple(itertools.chain(*blocks))
@@ -77,15 +80,18 @@ def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Se
 
 def _lists(index: int, layout: Layout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
     """The parts of a list."""
+    if len(layout.parts) == 1:
+        yield Block(index, energies, (offset,), layout.parts[0].sides[:1])
+        return
     for part in layout.parts:
         pick = part.picks[0]
-        is_whole = len(layout.parts) == 1
-        own = (energies, offset) if is_whole else (energies[pick], offset[pick])
-        yield Block(index, own[0], (own[1],), part.sides[:1])
+        yield Block(index, energies[pick], (offset[pick],), part.sides[:1])
 
 
 def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple[list[Block], list[float]]:
     """What moves, and logarithms of what does not: whole blocks, and entries that join a class to itself."""
+    if len(parts) == 1 and parts[0].loops is None and not parts[0].is_still:
+        return [*blocks], []
     moving: list[Block] = []
     still: list[Block] = []
     for block, part in zip(blocks, parts, strict=True):

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm import native
 from equinorm._memory import STRIP, forget, is_dense, memory_order
 from equinorm._scaling import batches
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
+
+SUMS = {torch.float64: torch.float64}
+"""Dtypes of sums that kernels of a dtype come with, other than float32."""
 
 FEW = 1 << 14
 """Entries of a tensor that may stand in a list as they are."""
@@ -41,9 +45,9 @@ def fits_float64(tensor: Tensor, norm: Norm) -> bool:
     return tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4)
 
 
-def ends_of(layout: Layout, tensor: Tensor, norm: Norm) -> Ends:
-    """What `energies_of_lists` takes of a tensor that `is_list`: views of vectors, a copy of less than others hold."""
-    return _extremes(layout.view(tensor), layout.axes[0]) if norm.is_max else (tensor.detach(), tensor.detach())
+def ends_of(layout: Layout, tensor: Tensor, norm: Norm, compile: bool) -> Ends:
+    """What `energies_of_lists` takes of a tensor that `is_list`, read by compiled kernels where these can."""
+    return _extremes(layout.view(tensor), layout.axes[0], compile) if norm.is_max else (tensor.detach(), tensor.detach())
 
 
 def energies_of_lists(ends: Sequence[Ends], sizes: Sequence[int], norm: Norm, dtype: torch.dtype) -> Tensor:
@@ -73,7 +77,7 @@ def _magnitudes(ends: Sequence[Ends], sizes: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.maximum.reduceat(magnitudes.numpy(), np.cumsum(lengths) - lengths))
 
 
-def _extremes(weight: Tensor, axis: int) -> Ends:
+def _extremes(weight: Tensor, axis: int, compile: bool) -> Ends:
     """Those of the channels along an axis."""
     if not weight.is_contiguous():
         order = memory_order(weight)
@@ -81,11 +85,7 @@ def _extremes(weight: Tensor, axis: int) -> Ends:
     size, run = weight.size(axis), math.prod(weight.shape[axis + 1 :])
     rows = weight.numel() // (size * run)
     if rows >= SHRUNK or (rows > 1 and weight.numel() <= FEW):
-        ends = [_ends(strip, 0) for strip in _strips(weight.view(rows, size * run))]
-        if len(ends) == 1:
-            return ends[0]
-        high, low = (torch.stack(own) for own in zip(*ends, strict=True))
-        return high.amax(0), low.amin(0)
+        return _of_columns(weight.view(rows, size * run), compile)
     if rows > 1:
         return weight.view(rows, size, run).amax((0, 2)), weight.view(rows, size, run).amin((0, 2))
     if run == 1 or weight.numel() <= FEW:
@@ -94,13 +94,25 @@ def _extremes(weight: Tensor, axis: int) -> Ends:
     return torch.cat([high for high, _ in ends]), torch.cat([low for _, low in ends])
 
 
+def _of_columns(matrix: Tensor, compile: bool) -> Ends:
+    """Those of each column."""
+    kernels = native.kernels_for(matrix.dtype, SUMS.get(matrix.dtype, torch.float32)) if compile else None
+    if kernels is not None:
+        largest = kernels.largest(matrix)
+        forget(matrix)
+        return largest, largest
+    ends = [_ends(strip, 0) for strip in _strips(matrix)]
+    if len(ends) == 1:
+        return ends[0]
+    return torch.stack([high for high, _ in ends]).amax(0), torch.stack([low for _, low in ends]).amin(0)
+
+
 def _ends(matrix: Tensor, axis: int) -> Ends:
     """The largest and the smallest entries along an axis; numpy finds them in half of the time."""
     if matrix.dtype not in (torch.float32, torch.float64):
         return matrix.amax(axis), matrix.amin(axis)
     array = matrix.numpy()
-    with np.errstate(invalid="ignore"):  # NaN stays what it is
-        return torch.from_numpy(np.maximum.reduce(array, axis)), torch.from_numpy(np.minimum.reduce(array, axis))
+    return torch.from_numpy(np.maximum.reduce(array, axis)), torch.from_numpy(np.minimum.reduce(array, axis))
 
 
 def _strips(matrix: Tensor) -> Iterator[Tensor]:

@@ -22,13 +22,14 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick
 from equinorm.checkpoints.stored import CheckpointError
 from equinorm.reporting.files import write_atomically
+from equinorm.rescaling.bounds import row_bounds
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.factors import factors_of
-from equinorm.rescaling.in_place import WRITABLE, check, row_bounds
+from equinorm.rescaling.in_place import WRITABLE, check
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
-from equinorm.rescaling.writing import Write
+from equinorm.rescaling.write import Write
 
 _SOLVED = "solved.safetensors"
 

@@ -16,7 +16,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.moves import Moves
-from equinorm.rescaling.writing import scaled
+from equinorm.rescaling.write import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}

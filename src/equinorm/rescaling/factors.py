@@ -1,5 +1,6 @@
 """Scales that multiply tensors: what log-scales make of the factors of scalings, for all tensors at once."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,12 +68,13 @@ class Moves:
         self._runs: dict[tuple[float, int, tuple[int, ...]], int] = {}  # exponent, first class, shape
         firsts = iter(firsts_of_runs([ids for scaling in scalings for _, ids in scaling.factors]))
         places = [self._places(scaling, [next(firsts) for _ in scaling.factors]) for scaling in scalings]
-        self._places_of: list[list[int] | None] = places
         self._others = [scaling for scaling, own in zip(scalings, places, strict=True) if own is None]
-        keys = [*self._runs]
-        self._shapes = [shape for _, _, shape in keys]
+        keys = sorted(self._runs, key=lambda key: (self._exponents.index(key[0]), *key[1:]))
+        rank = {self._runs[key]: place for place, key in enumerate(keys)}
+        self._places_of = [None if own is None else [rank[place] for place in own] for own in places]
         self._starts = [self._exponents.index(e) * (num_free + 2) + first for e, first, _ in keys]
-        self._ends = [start + int(np.prod(shape)) for start, shape in zip(self._starts, self._shapes, strict=True)]
+        self._shapes = [(shape, _strides(shape)) for *_, shape in keys]
+        self._ends = [start + math.prod(shape) for start, (shape, _) in zip(self._starts, self._shapes, strict=True)]
 
     def _places(self, scaling: Scaling, firsts: Sequence[int | None]) -> list[int] | None:
         """Of its factors among all runs, from the first class of each; None if one of them is no run."""
@@ -110,6 +112,10 @@ class Moves:
         bounds = np.stack([self._starts, self._ends], 1).ravel()
         low, high = (how.reduceat(logs.numpy(), bounds)[::2].tolist() for how in (np.minimum, np.maximum))
         are_exact = np.logical_and.reduceat(exact.numpy(), bounds)[::2].tolist()
-        places = zip(self._starts, self._ends, self._shapes, strict=True)
-        views = [(logs[start:end].view(shape), scales[start:end].view(shape)) for start, end, shape in places]
-        return [Factor(*pair, *more) for pair, *more in zip(views, low, high, are_exact, strict=True)]
+        found = zip(self._starts, self._shapes, low, high, are_exact, strict=True)
+        return [Factor(logs.as_strided(*s, start), scales.as_strided(*s, start), *more) for start, s, *more in found]
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of contiguous memory."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

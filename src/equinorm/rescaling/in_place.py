@@ -1,22 +1,23 @@
 """The in-place laws: parameters, buffers, gradients and optimizer state move to an equivalent point, all or nothing."""
 
+import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._scaling import batches
+from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.factors import Moves, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
-from equinorm.rescaling.writing import Write, scaled, write_
+from equinorm.rescaling.write import Write, scaled
+from equinorm.rescaling.writing import write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of
 
@@ -129,9 +130,17 @@ class Reach:
     low: float
     high: float
 
-    def is_within(self, info: torch.finfo) -> bool:
+    def is_within(self, dtype: torch.dtype) -> bool:
         """Can no entry overflow, and no row underflow?"""
-        return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
+        lowest, highest = _range_of(dtype)
+        return self.low == math.inf or (self.high < highest and self.low > lowest)
+
+
+@functools.cache
+def _range_of(dtype: torch.dtype) -> tuple[float, float]:
+    """Logarithms of the smallest number that keeps its digits, with room for a row below it, and of the largest."""
+    info = torch.finfo(dtype)
+    return math.log(info.tiny / info.eps), math.log(info.max)
 
 
 def _check_all(writes: Sequence[Write]) -> list[bool]:
@@ -139,26 +148,14 @@ def _check_all(writes: Sequence[Write]) -> list[bool]:
     for write in writes:
         check_writable(write.what, write.tensor)
     direct: list[bool] = []
-    for write, (low, least, most) in zip(writes, _bounds([write.tensor for write in writes]), strict=True):
-        are_sure = write.tensor.dim() < 2 or (_SAFE[0] < low and most < _SAFE[1])
+    for write, (low, least, most) in zip(writes, bounds_of([write.tensor for write in writes]), strict=True):
+        are_sure = write.tensor.dim() < 2 or (SAFE[0] < low and most < SAFE[1])
         is_plain = are_sure and math.isfinite(most) and not (write.offset or write.is_squared or _is_rounded(write))
         reach = _outer_reach(write, least, most) if is_plain and write.tensor.numel() else None
-        if reach is None or not reach.is_within(torch.finfo(write.tensor.dtype)):
+        if reach is None or not reach.is_within(write.tensor.dtype):
             reach = check(write)
         direct.append(_is_direct(write, reach))
     return direct
-
-
-def _bounds(tensors: Sequence[Tensor]) -> Iterator[tuple[float, float, float]]:
-    """The least of the bounds on the magnitudes in each slice along axis 0, the least that is not 0, and the largest."""
-    for here in batches([tensor.numel() if tensor.dim() < 2 else len(tensor) for tensor in tensors]):
-        with torch.no_grad():
-            parts = [tensor.reshape(-1) if tensor.dim() < 2 else _norms(tensor) for tensor in tensors[here]]
-            flat = torch.cat([*(part.cpu() for part in parts), torch.zeros(1)]).double().abs_().numpy()
-        starts = np.cumsum([0, *map(len, parts)])  # and the one that ends the last
-        above = np.where(flat > 0, flat, np.inf)
-        hows = (np.minimum.reduceat(flat, starts), np.minimum.reduceat(above, starts), np.maximum.reduceat(flat, starts))
-        yield from zip(*(how[:-1].tolist() for how in hows), strict=True)
 
 
 def check(write: Write, rows: Tensor | None = None) -> Reach | None:
@@ -191,21 +188,22 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     reach = _outer_reach(write, *map(float, rows.aminmax()))
-    if write.is_squared or reach.low == -math.inf or not reach.is_within(info):
+    if write.is_squared or reach.low == -math.inf or not reach.is_within(tensor.dtype):
         reach = _reach(write, rows)
     if write.is_squared and reach.low < math.inf:
         _check_squares(write, reach)
-    if not reach.is_within(info):
+    if not reach.is_within(tensor.dtype):
         _check_exactly(write, info)
     return reach
 
 
 def _is_direct(write: Write, reach: Reach | None) -> bool:
     """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
-    info = torch.finfo(write.tensor.dtype)
-    if reach is None or not reach.is_within(info) or _is_rounded(write):
+    dtype = write.tensor.dtype
+    if reach is None or not reach.is_within(dtype) or _is_rounded(write):
         return False
-    return all(max(-factor.low, factor.high) < math.log(info.max) / 2 for factor in write.factors)
+    most = _range_of(dtype)[1] / 2
+    return all([-most < factor.low and factor.high < most for factor in write.factors])  # noqa: C419 -- a list is faster
 
 
 def _is_rounded(write: Write) -> bool:
@@ -265,34 +263,6 @@ def _check_shifted(write: Write, info: torch.finfo) -> None:
         )
 
 
-def row_bounds(tensor: Tensor) -> Tensor:
-    """Bounds on the largest magnitude in each slice along axis 0 from above, at most √n too large; float64, all axes kept.
-
-    NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
-    """
-    bounds = _norms(tensor).to("cpu", torch.float64)
-    if tensor.dim() < 2:
-        return bounds
-    unsafe = ~((bounds > _SAFE[0]) & (bounds < _SAFE[1]))
-    if bool(unsafe.any()):
-        rest = tuple(range(1, tensor.dim()))
-        rows = tensor[unsafe.to(tensor.device)]
-        bounds[unsafe] = torch.maximum(-rows.amin(rest), rows.amax(rest)).to("cpu", torch.float64)
-    return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
-
-
-_SAFE = 1e-15, 1e15
-"""Beyond these, squares in float32 may have under- or overflowed."""
-
-
-def _norms(tensor: Tensor) -> Tensor:
-    """Of each slice along axis 0; magnitudes of a vector."""
-    if tensor.dim() < 2:
-        return tensor.abs()
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), dtype=dtype)
-
-
 def _check_exactly(write: Write, info: torch.finfo) -> None:
     exact = scaled(write.tensor, write.logs)
     after = exact.to(write.tensor.dtype)
@@ -311,9 +281,3 @@ def _check_exactly(write: Write, info: torch.finfo) -> None:
             f"{info.dtype} (smallest normal number {info.tiny:.1e}) with their whole channel. "
             "Use smaller log-scales, or convert the model to a wider dtype."
         )
-
-
-def reduced(log: Tensor, how: str) -> Tensor:
-    """Largest or smallest over every axis but the first."""
-    dims = tuple(range(1, log.dim()))
-    return getattr(log, how)(dim=dims, keepdim=True) if dims else log

@@ -15,63 +15,15 @@ from torch import Tensor
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
 from equinorm._scaling import batches
-from equinorm.rescaling.factors import Factor
-from equinorm.rescaling.powers_of_two import LN2, is_power_of_two, scale_of
+from equinorm.rescaling.compiled import Compiled
+from equinorm.rescaling.powers_of_two import is_power_of_two
+from equinorm.rescaling.write import Write, scaled, shifted
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
 
 FEW = 32
 """Neighbours that share a scale; and rows from which on a scale for each of their entries takes little memory."""
-
-_STEP, _END = 1000 * LN2, 2200 * LN2
-"""Logarithms of one factor in float64, and of one that takes every number of float64 out of it."""
-
-
-@dataclass(slots=True, eq=False)
-class Write:
-    """tensor ← (tensor + offset) · Π scales − offset.
-
-    Attributes:
-        what: its name.
-        tensor: to be written.
-        factors: the scales.
-        is_weight: a parameter or buffer, not what belongs to it.
-        offset: number that the network adds before it uses the tensor.
-        is_squared: does the network take norms of it?
-    """
-
-    what: str
-    tensor: Tensor
-    factors: Sequence[Factor]
-    is_weight: bool = False
-    offset: float = 0.0
-    is_squared: bool = False
-
-    @property
-    def logs(self) -> list[Tensor]:
-        """Natural logarithms of the scales."""
-        return [factor.log for factor in self.factors]
-
-    def shifted(self) -> Tensor:
-        """What a tensor with an offset becomes."""
-        return shifted(self.tensor, self.logs, self.offset)
-
-
-def shifted(tensor: Tensor, logs: Sequence[Tensor], offset: float) -> Tensor:
-    """(tensor + offset) · exp(Σ logs) − offset."""
-    return (scaled(tensor.double() + offset, logs) - offset).to(tensor.dtype)
-
-
-def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
-    """tensor · exp(Σ logs), in float64; also where the scale alone is beyond float64."""
-    result = tensor.detach().to(torch.float64)
-    rest = sum(logs, start=torch.zeros((), dtype=torch.float64)).clamp(-_END, _END)
-    while bool((rest != 0).any()):
-        step = rest.clamp(-_STEP, _STEP)
-        result = result * scale_of(step).to(tensor.device)
-        rest = rest - step
-    return result
 
 
 @dataclass(slots=True, eq=False)
@@ -210,16 +162,21 @@ def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
             of two in models of more than `KEPT` bytes, where it is to rounding. The message names these.
     """
     begun: list[_Piece] = []
-    originals = _Originals(writes)
+    compiled = Compiled(writes, direct)
+    rest = [(write, d) for write, d, is_compiled in zip(writes, direct, compiled.chosen, strict=True) if not is_compiled]
+    originals = _Originals([write for write, _ in rest])
     with torch.no_grad(), uninterrupted():
         try:
-            pieces = [piece for write, is_direct in zip(writes, direct, strict=True) for piece in _pieces(write, is_direct)]
+            pieces = [piece for write, is_direct in rest for piece in _pieces(write, is_direct)]
             for here in batches([piece.memory.numel() for piece in pieces]):
                 originals.keep(pieces[here])
                 for piece in pieces[here]:
                     begun.append(piece)
                     piece.write_()
+            compiled.write_()
         except BaseException as error:
+            if compiled.is_done:  # it came too late
+                raise
             outcome = _put_back(begun)
             if not isinstance(error, Exception):
                 raise
