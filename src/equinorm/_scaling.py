@@ -10,6 +10,9 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Dtypes that round scales other than powers of two away."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import BalanceError
-from equinorm.balancing.energy_reader import Reading, are_between, are_safe, check_finite, totals
+from equinorm.balancing.energy_reader import Reading, check_finite
+from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import Layout, NetworkLayout, Part
 from equinorm.balancing.list_reader import Ends, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
@@ -158,7 +159,7 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and norm.p <= 2:
         energies = Reading(layout, tensor, norm, torch.float32).read_energies()
-        if are_safe(energies) if energies.dim() == 1 or energies.size(1) == 1 else are_between(totals(energies)):
+        if are_safe(energies):
             return energies
     energies = Reading(layout, tensor, norm, torch.float64).read_energies()
     check_finite(layout.scaling.name, tensor, [energies])

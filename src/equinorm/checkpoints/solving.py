@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import forget
-from equinorm._scaling import Cast, Scaling
+from equinorm._scaling import HALVES, Cast, Scaling
 from equinorm.balancing.components import Component, ComponentBalance, balanced, components
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion
@@ -141,7 +141,7 @@ def check_dtypes(task: Task, held: Tensor) -> None:
         RescaleError: which names the first such weight.
     """
     for scaling in task.conversion.scalings:
-        is_half = scaling.dtype in (torch.float16, torch.bfloat16)
+        is_half = scaling.dtype in HALVES
         if is_half and not task.power_of_two and bool((~held[scaling.free()]).any()):
             info = torch.finfo(scaling.dtype)
             raise RescaleError(

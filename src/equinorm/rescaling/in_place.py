@@ -10,6 +10,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
+from equinorm._scaling import HALVES
 from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.factors import Moves, factors_of
@@ -24,7 +25,7 @@ from equinorm.sharding.processes import agreeing, processes_of
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
 
-WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
+WRITABLE = (*EXACT, *HALVES)
 """Dtypes of tensors that can be rescaled."""
 
 
@@ -208,8 +209,7 @@ def _is_direct(write: Write, reach: Reach | None) -> bool:
 
 def _is_rounded(write: Write) -> bool:
     """Would half precision round the factors?"""
-    half = write.tensor.dtype in (torch.float16, torch.bfloat16)
-    return half and not all(factor.is_exact for factor in write.factors)
+    return write.tensor.dtype in HALVES and not all(factor.is_exact for factor in write.factors)
 
 
 def _reach(write: Write, rows: Tensor) -> Reach:
