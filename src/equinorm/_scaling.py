@@ -10,6 +10,9 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Dtypes that round scales other than powers of two away."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -234,6 +237,21 @@ def _moving(scalings: Sequence[Scaling], z: Tensor, padded: Tensor) -> list[list
         found.append([parts[at].view(ids.shape) for at, (_, ids) in own if moves[at]])
         place += len(scaling.factors)
     return found
+
+
+def firsts_of_runs(ids: Sequence[Tensor]) -> list[int | None]:
+    """The first of some ids, where they are one free class after the other; None for others."""
+    return [first for here in batches([own.numel() for own in ids]) for first in _firsts(ids[here])]
+
+
+def _firsts(ids: Sequence[Tensor]) -> list[int | None]:
+    """The same, all at once."""
+    flat = torch.cat([*(own.reshape(-1) for own in ids), torch.zeros(1, dtype=torch.long)]).numpy()
+    starts = np.cumsum([0, *(own.numel() for own in ids)])  # and the one that ends the last
+    follows = np.diff(flat, prepend=0) == 1
+    follows[starts] = flat[starts] > 0
+    are_runs = np.logical_and.reduceat(follows, starts)[:-1] & (np.diff(starts) > 0)
+    return [first if is_run else None for first, is_run in zip(flat[starts[:-1]].tolist(), are_runs.tolist(), strict=True)]
 
 
 def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from equinorm.balancing.weight_passes import CompiledPass, StripPass
 @pytest.fixture
 def entry_by_entry(monkeypatch):
     """What lays out every tensor as a list of its entries from now on."""
-    return lambda: [monkeypatch.setattr(layout, way, lambda *_: None) for way in ("_plain_layout", "_joined")]
+    return lambda: [monkeypatch.setattr(layout, way, lambda *_: None) for way in ("_is_along_one_axis", "_joined")]
 
 
 def laid_out(symmetries: equinorm.Symmetries) -> layout.NetworkLayout:

@@ -12,7 +12,7 @@ from equinorm import BalanceError, RescaleError
 from equinorm._scaling import moving_log_factors
 from equinorm.balancing import least_maximum, solver
 from equinorm.rescaling import in_place
-from equinorm.rescaling.writing import factors_of
+from equinorm.rescaling.factors import factors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*batch normalization")
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import math
 import sys
 import weakref
 from collections import Counter
@@ -45,6 +46,19 @@ def threads():
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((found - expected).abs() / expected.abs()).max())
+
+
+@pytest.mark.parametrize(("dtype", "sums"), [pair[:2] for pair in PAIRS])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_largest_entries_of_columns(dtype, sums, shape, threads):
+    torch.manual_seed(0)
+    matrix, kernels = torch.randn(shape).to(dtype), native.kernels_for(dtype, sums)
+    for count in (1, 2):
+        threads(count)
+        assert torch.equal(kernels.largest(matrix), matrix.abs().amax(0))
+    matrix[shape[0] // 2, shape[1] // 2] = -math.inf
+    matrix[0, 0] = math.nan
+    torch.testing.assert_close(kernels.largest(matrix), matrix.abs().amax(0), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(("dtype", "sums", "limit"), PAIRS)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import BalanceError
-from equinorm.balancing.energy_reader import Reading, are_between, are_safe, check_finite, read_vectors, totals
+from equinorm.balancing.energy_reader import Reading, check_finite
+from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import Layout, NetworkLayout, Part
+from equinorm.balancing.list_reader import Ends, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import AnyBlock, Block, Problem
@@ -31,36 +33,37 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     Raises:
         BalanceError: if a weight is on the meta device or not finite.
     """
-    norm = options.norm
+    norm, is_compiled = options.norm, native.are_wanted(options.compile)
     blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
     constants: dict[int, list[float]] = {}
     opened: list[Stream] = []
-    vectors: dict[int, Tensor] = {}
+    lists: dict[int, Ends] = {}
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     for index, layout in enumerate(network.layouts):
-        tensor, log_weight = tensors[layout.scaling.name], norm.log_weight(layout.scaling.depth, options.c)
+        tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
             raise BalanceError(
                 f"cannot balance {layout.scaling.name}: on the meta device it holds no numbers. Load the weights first."
             )
-        if _is_vector(layout, tensor, norm):
-            vectors[index] = tensor
+        if is_list(layout, tensor, norm):
+            lists[index] = ends_of(layout, tensor, norm, is_compiled)
         elif options.is_streamed and _is_streamable(layout, tensor, norm):
-            stream = Stream(layout, tensor, norm, log_weight, native.are_wanted(options.compile))
+            log_weight = norm.log_weight(layout.scaling.depth, options.c)
+            stream = Stream(layout, tensor, norm, log_weight, is_compiled)
             opened.append(stream)
             blocks[index] = [*streamed(index, stream)]
             constants[index] = list(stream.still_logs(start))
         else:
             energies, offsets = _read_energies(layout, tensor, norm, options.precision)
-            offsets[0] = offsets[0] + log_weight
+            offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
             found = [_block(index, layout, part, energies, offsets) for part in layout.parts]
             blocks[index], constants[index] = _parted(found, layout.parts, norm)
-    for index, energies in _read_vectors(network, vectors, norm, options.precision):
+    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
+    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
+    for index, energies in _listed(network, lists, norm, options.precision):
         layout = network.layouts[index]
-        log_weight = norm.log_weight(layout.scaling.depth, options.c)
-        offsets = torch.full(energies.shape, log_weight, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-        found = [_block(index, layout, part, energies[:, None], offsets) for part in layout.parts]
-        blocks[index], constants[index] = _parted(found, layout.parts, norm)
+        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
+        blocks[index], constants[index] = _parted([*_lists(index, layout, energies, offset)], layout.parts, norm)
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
     found = tuple(itertools.chain(*blocks))
     return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
@@ -76,8 +79,20 @@ def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Se
     return Block(index, energies[rows][:, columns], (offsets[0][rows], offsets[1][columns]), part.sides)
 
 
+def _lists(index: int, layout: Layout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
+    """The parts of a list."""
+    if len(layout.parts) == 1:
+        yield Block(index, energies, (offset,), layout.parts[0].sides[:1])
+        return
+    for part in layout.parts:
+        pick = part.picks[0]
+        yield Block(index, energies[pick], (offset[pick],), part.sides[:1])
+
+
 def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple[list[Block], list[float]]:
     """What moves, and logarithms of what does not: whole blocks, and entries that join a class to itself."""
+    if len(parts) == 1 and parts[0].loops is None and not parts[0].is_still:
+        return [*blocks], []
     moving: list[Block] = []
     still: list[Block] = []
     for block, part in zip(blocks, parts, strict=True):
@@ -91,30 +106,22 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple
     return moving, [_log_constant(block, norm) for block in still]
 
 
-def _is_vector(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
-    """A vector as biases and gains are, whose powers fit float64 as they are."""
-    is_list = layout.is_matrix and tensor.dim() == len(layout.along) == len(layout.scaling.shape) == 1
-    return is_list and tensor.device.type == "cpu" and not layout.scaling.offset and _fits(tensor, norm)
-
-
-def _fits(tensor: Tensor, norm: Norm) -> bool:
-    """Do |w|^p fit float64?"""
-    return tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4)
-
-
-def _read_vectors(
-    network: NetworkLayout, vectors: Mapping[int, Tensor], norm: Norm, precision: torch.dtype
+def _listed(
+    network: NetworkLayout, lists: Mapping[int, Ends], norm: Norm, precision: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
-    """Energies of vectors by the index of their layout, read together where nothing is out of range."""
-    if not vectors:
+    """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
+    if not lists:
         return
-    dtype = precision if norm.p <= 2 else torch.float64
-    energies = read_vectors([*vectors.values()], norm, dtype)
-    if not are_safe(energies):
-        energies = read_vectors([*vectors.values()], norm, torch.float64)
-    for (index, tensor), own in zip(vectors.items(), energies.split([*map(len, vectors.values())]), strict=True):
-        check_finite(network.layouts[index].scaling.name, tensor, [own])
-        yield index, own
+    layouts, ends = [network.layouts[index] for index in lists], [*lists.values()]
+    sizes = [layout.sizes[0] for layout in layouts]
+    energies = energies_of_lists(ends, sizes, norm, precision if norm.p <= 2 else torch.float64)
+    if not norm.is_max and not are_safe(energies):
+        energies = energies_of_lists(ends, sizes, norm, torch.float64)
+    parts = energies.split(sizes)
+    if not bool(energies.isfinite().all()):
+        for layout, own in zip(layouts, parts, strict=True):
+            check_finite(layout.scaling.name, own, [own])
+    yield from zip(lists, parts, strict=True)
 
 
 def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
@@ -126,7 +133,7 @@ def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
 
 def _read_energies(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
-    if _fits(tensor, norm):
+    if fits_float64(tensor, norm):
         energies = _summed(layout, tensor, norm, precision).cpu()
         offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
         return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
@@ -152,7 +159,7 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and norm.p <= 2:
         energies = Reading(layout, tensor, norm, torch.float32).read_energies()
-        if are_safe(energies) if energies.dim() == 1 or energies.size(1) == 1 else are_between(totals(energies)):
+        if are_safe(energies):
             return energies
     energies = Reading(layout, tensor, norm, torch.float64).read_energies()
     check_finite(layout.scaling.name, tensor, [energies])

@@ -17,12 +17,6 @@ from equinorm._memory import STRIP, forget, is_dense, memory_order
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
 
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Sums in float32 beyond these are taken again in float64."""
-
-SAFE = 1e20
-"""Sums of energies up to this do not reach `LARGEST`."""
-
 AT_ONCE = 1 << 20
 """Entries of a strip that is read for both of its sides: it fits a larger cache."""
 
@@ -231,39 +225,6 @@ class Reading:
             ones = self._ones[place][: powers.size(axis)]
             powers = powers @ ones if axis == powers.dim() - 1 else ones @ powers
         return powers
-
-
-def read_vectors(tensors: Sequence[Tensor], norm: Norm, dtype: torch.dtype) -> Tensor:
-    """|w|^p of vectors on one device (|w| for p = ∞), one after the other."""
-    magnitudes = torch.cat([tensor.detach() for tensor in tensors]).to(dtype).abs_()
-    return magnitudes if norm.p == 1 or norm.is_max else magnitudes.pow_(norm.p)
-
-
-def fits_float32(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
-    """Are the energies of all channels that have any in the middle of float32's range?"""
-    if are_between(totals(Reading(layout, tensor, norm, torch.float32).read_energies())):
-        return True
-    sums = totals(Reading(layout, tensor, norm, torch.float64).read_energies())
-    return are_between([torch.where(total == 0, 1.0, total) for total in sums])
-
-
-def totals(energies: Tensor) -> list[Tensor]:
-    """Sums along every side: too small, too large or NaN shows whether float32 will do."""
-    if energies.dim() == 1:
-        return [energies]
-    rows, columns = energies.shape
-    return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
-
-
-def are_between(sums: Sequence[Tensor]) -> bool:
-    """Are sums in float32 safe, neither zero nor beyond its range?"""
-    return all(bool(((total > SMALLEST) & (total < LARGEST)).all()) for total in sums)
-
-
-def are_safe(energies: Tensor) -> bool:
-    """Are these, and sums of them, safe in float32?"""
-    low, high = energies.aminmax() if energies.numel() else (energies.new_ones(()),) * 2
-    return SMALLEST < float(low) <= float(high) < SAFE
 
 
 def check_finite(name: str, weight: Tensor, sums: Sequence[Tensor]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import GROUND, HasSides
+from equinorm.balancing.sides import GROUND, HasSides
 
 DISPARATE = 1.0
 """Imbalance of a family, as a logarithm, from which on Newton's method has a long way to go."""

@@ -21,13 +21,11 @@ def kept_layout(orbit: Orbit, scalings: Sequence[Scaling], held: Tensor) -> Netw
         held: mask over 0..num_free of classes that must not move.
     """
     key = (tuple(map(id, scalings)), held.numpy().tobytes())  # an orbit keeps its scalings alive
-    if key not in orbit.kept:
+    before, network = orbit.kept.get("layouts", (None, None))
+    if before != key or network is None:
         network = lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
-        orbit.kept.clear()
-        if sum(map(_entries, network.layouts)) > LARGEST:
-            return network
-        orbit.kept[key] = network
-    return orbit.kept[key]
+        orbit.kept["layouts"] = (key, network) if sum(map(_entries, network.layouts)) <= LARGEST else (None, None)
+    return network
 
 
 def _entries(layout: Layout) -> int:

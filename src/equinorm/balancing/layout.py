@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling
-from equinorm.balancing.problem import GROUND, Side, family_of_classes
+from equinorm._scaling import Scaling, firsts_of_runs
+from equinorm.balancing.sides import GROUND, Side, family_of_classes
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -138,7 +138,10 @@ def lay_out(scalings: Sequence[Scaling], families: Sequence[tuple[int, int]], nu
     family_of = family_of_classes(families, num_free)
     family_of[held] = GROUND
     is_all_free = not bool((family_of[1:] == GROUND).any())
-    return NetworkLayout(tuple(_layout(scaling, family_of, is_all_free) for scaling in scalings), tuple(families), num_free)
+    plain = _plain_layouts(scalings, family_of) if is_all_free else [None] * len(scalings)
+    pairs = zip(scalings, plain, strict=True)
+    layouts = tuple(_layout(scaling, family_of, is_all_free) if own is None else own for scaling, own in pairs)
+    return NetworkLayout(layouts, tuple(families), num_free)
 
 
 _Channels = tuple[Tensor, Tensor]
@@ -150,9 +153,6 @@ _Kind = tuple[int, float]
 
 def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
     factors = [*scaling.factors]
-    plain = _plain_layout(scaling, family_of) if is_all_free else None
-    if plain is not None:
-        return plain
     if not is_all_free:
         factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in factors]
     scaling, factors = _split(scaling, factors)
@@ -169,21 +169,27 @@ def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
     return Layout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
 
 
-def _plain_layout(scaling: Scaling, family_of: Tensor) -> Layout | None:
-    """That of a tensor which one whole family moves along one axis, as most do in deep networks; None for others."""
+def _plain_layouts(scalings: Sequence[Scaling], family_of: Tensor) -> list[Layout | None]:
+    """Those of tensors which one whole family moves along one axis, as most do in deep networks; None for others."""
+    families, found = family_of.numpy(), list[Layout | None]([None] * len(scalings))
+    ground = Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
+    alone = [(place, *scaling.factors[0]) for place, scaling in enumerate(scalings) if _is_along_one_axis(scaling)]
+    for (place, exponent, ids), first in zip(alone, firsts_of_runs([ids for *_, ids in alone]), strict=True):
+        size = ids.numel()
+        if first is not None and families[first] == families[first + size - 1]:
+            sides = (Side(int(families[first]), ids.reshape(-1), exponent), ground)
+            part = Part((slice(0, size), slice(0, 1)), sides, None)
+            found[place] = Layout(scalings[place], ((ids.shape.index(size),),), True, (part,))
+    return found
+
+
+def _is_along_one_axis(scaling: Scaling) -> bool:
+    """Has it one factor, of two channels at least?"""
     if len(scaling.factors) != 1:
-        return None
-    ((exponent, ids),) = scaling.factors
-    size, flat = ids.numel(), ids.flatten()
-    if size < 2 or size not in ids.shape or ids.dim() != len(scaling.shape):
-        return None
-    first, last = int(flat[0]), int(flat[-1])
-    if first < 1 or last - first != size - 1 or family_of[first] != family_of[last]:
-        return None
-    if not torch.equal(flat, torch.arange(first, last + 1)):
-        return None
-    sides = Side(int(family_of[first]), flat, exponent), Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
-    return Layout(scaling, ((ids.shape.index(size),),), True, (Part((slice(0, size), slice(0, 1)), sides, None),))
+        return False
+    ids = scaling.factors[0][1]
+    size = ids.numel()
+    return size > 1 and size in ids.shape and ids.dim() == len(scaling.shape)
 
 
 def _sides(factors: Sequence[tuple[float, Tensor]]) -> tuple[tuple[int, ...], ...]:

@@ -17,10 +17,13 @@ from torch import Tensor
 from equinorm._memory import STRIP
 from equinorm.balancing import active_set
 from equinorm.balancing.active_set import Entries
+from equinorm.balancing.apart import are_apart, least_apart
 from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
-from equinorm.balancing.problem import GROUND, Block, HasSides, Problem, Singles, family_of_classes
+from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.sides import GROUND, HasSides, family_of_classes
+from equinorm.balancing.singles import Gather, Singles
 from equinorm.balancing.sweeps import apart
 
 MAX_NORM = Norm(math.inf)
@@ -40,7 +43,7 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         z: log-scales of classes 0..num_free, where to begin.
     """
     if are_apart(problem):
-        return _least_apart(problem, z)
+        return least_apart(problem, z)
     blocks = [block for block in problem.blocks if isinstance(block, Block) and not block.is_empty]
     found = [_entries(block, z) for block in blocks]
     gains = _gains(blocks, len(problem.families))
@@ -58,24 +61,6 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         if not more:
             return bound, torch.from_numpy(values)
         found += more
-
-
-def are_apart(problem: Problem) -> bool:
-    """Does each entry move with one class, by its scale or the inverse, so that every class can be solved by itself?"""
-    return problem.singles is not None and not problem.others and bool((problem.singles.exponents.abs() == 1).all())
-
-
-def _least_apart(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
-    """√(in · out) of the class where it is largest; z moves no further than that takes."""
-    singles = problem.singles
-    assert singles is not None
-    empty = torch.full((len(z),), -math.inf, dtype=torch.float64)
-    ends = [singles.exponents > 0, singles.exponents < 0]
-    into, out = (empty.scatter_reduce(0, singles.ids[end], singles.logs[end], "amax") for end in ends)
-    bound = float(((into + out) / 2).max())
-    if bound == -math.inf:
-        return bound, z
-    return bound, torch.minimum(torch.maximum(z, out - bound), bound - into)
 
 
 def are_differences(problem: Problem) -> bool:
@@ -139,29 +124,6 @@ class FlatSweeps:
     def largest(self, z: Tensor) -> float:
         """The largest log-entry."""
         return float((self._entries.logs + self._entries.moved(z.numpy())).max(initial=-np.inf))
-
-
-class Gather:
-    """The largest of some values for each class.
-
-    Args:
-        ids: class of every factor, `width` for each value.
-        keep: mask of the factors that count.
-        width: factors of each value.
-    """
-
-    def __init__(self, ids: np.ndarray, keep: np.ndarray, width: int) -> None:
-        places = np.flatnonzero(keep & (ids > 0))
-        places = places[np.argsort(ids[places], kind="stable")]
-        self._values = places // width
-        self._present, self._starts = np.unique(ids[places], return_index=True)
-
-    def maxima(self, values: np.ndarray, count: int) -> np.ndarray:
-        """−∞ for classes without any."""
-        found = np.full(count, -np.inf)
-        if len(self._present):
-            found[self._present] = np.maximum.reduceat(values[self._values], self._starts)
-        return found
 
 
 def are_few(problem: Problem) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick, self_loops
-from equinorm.balancing.problem import Side
+from equinorm.balancing.sides import Side
 from equinorm.sharding.boxes import Box
 
 

@@ -8,51 +8,17 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._memory import STRIP
 from equinorm.balancing.norm import Norm
-
-GROUND = -1
-"""Family of what does not scale."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Side:
-    """The channels along one side of a block.
-
-    Attributes:
-        family: index of their family, or GROUND.
-        ids: free class of each channel, 1..num_free, or 0 on the ground.
-        exponent: by which their scale enters.
-    """
-
-    family: int
-    ids: Tensor
-    exponent: float
-
-
-class HasSides(Protocol):
-    """A block, or the layout of one."""
-
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """Who moves the energies."""
-        ...
-
-
-def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Tensor:
-    """Family of each class 0..num_free, from first and last + 1 id of every family; GROUND for class 0."""
-    found = torch.full((num_free + 1,), GROUND)
-    for number, (first, last) in enumerate(families):
-        found[first:last] = number
-    return found
+from equinorm.balancing.sides import GROUND, Side
+from equinorm.balancing.singles import Singles
 
 
 @dataclass(eq=False)
@@ -135,43 +101,10 @@ class Block:
         return self if energies is self.energies else replace(self, energies=energies, _kept={})
 
 
-class Singles:
-    """Lists of terms that one side moves, as one list: a network of many small tensors has hundreds.
-
-    Args:
-        blocks: at least one, each a list of at least one term, with one side.
-        norm: whose energies these are.
-
-    Attributes:
-        blocks: themselves.
-        logs: logarithms of the energies of all their terms.
-        ids: class of each term.
-        exponents: by which its scale enters.
-    """
-
-    def __init__(self, blocks: Sequence[Block], norm: Norm) -> None:
-        self.blocks, self._norm = blocks, norm
-        sizes = [len(block.energies) for block in blocks]
-        energies, offsets = torch.cat([block.energies for block in blocks]), torch.cat([block.offsets[0] for block in blocks])
-        self.logs, self.ids = energies.double().log() + offsets, torch.cat([block.sides[0].ids for block in blocks])
-        exponents = torch.tensor([block.sides[0].exponent for block in blocks], dtype=torch.float64)
-        self.exponents = exponents.repeat_interleave(torch.tensor(sizes))
-        self._sizes, self._starts = sizes, np.cumsum([0, *sizes[:-1]])
-
-    def log_totals(self, z: Tensor) -> list[float]:
-        """Logarithm of the whole energy of each block."""
-        logs = (self.logs + self._norm.q * self.exponents * z[self.ids]).numpy()
-        tops = np.maximum.reduceat(logs, self._starts)
-        if self._norm.is_max:
-            return tops.tolist()
-        safe = np.where(np.isfinite(tops), tops, 0.0)
-        with np.errstate(divide="ignore"):
-            return (np.log(np.add.reduceat(np.exp(logs - safe.repeat(self._sizes)), self._starts)) + safe).tolist()
-
-
 def _is_single(block: Block) -> bool:
     """Is it a list of terms that one family moves?"""
-    return not block.is_matrix and not block.is_empty and len(block.sides) == 1 and block.sides[0].family != GROUND
+    one_side = not block.is_matrix and len(block.sides) == 1
+    return one_side and not block.is_empty and block.sides[0].family != GROUND
 
 
 def log_sum(logs: Tensor) -> float:
@@ -280,10 +213,11 @@ class Problem:
     others: tuple[AnyBlock, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        own = [block for block in self.blocks if isinstance(block, Block) and _is_single(block)]
-        known = set(map(id, own))
-        object.__setattr__(self, "singles", Singles(own, self.norm) if own else None)
-        object.__setattr__(self, "others", tuple(block for block in self.blocks if id(block) not in known))
+        single = [isinstance(block, Block) and _is_single(block) for block in self.blocks]
+        own = [block for block, is_one in zip(self.blocks, single, strict=True) if is_one and isinstance(block, Block)]
+        object.__setattr__(self, "singles", Singles(own, self.norm, self.kept) if own else None)
+        others = tuple(block for block, is_one in zip(self.blocks, single, strict=True) if not is_one)
+        object.__setattr__(self, "others", others)
 
     def log_energies(self, z: Tensor) -> dict[int, float]:
         """Logarithm of each tensor's energy by tensor index; of its largest entry if p = ∞."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.families import FamilyStructure, minimise_families
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem, Side, family_of_classes, log_sum
+from equinorm.balancing.problem import AnyBlock, Problem, log_sum
+from equinorm.balancing.sides import GROUND, Side, family_of_classes
 
 SWEEPS = 20
 """Most sweeps over the model after one reading; two where it is lists of terms, which cost as much as reading."""

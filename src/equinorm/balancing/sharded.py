@@ -18,7 +18,8 @@ from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.local_layout import local_network
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import AnyBlock, Block, Problem, Side, log_sum
+from equinorm.balancing.problem import AnyBlock, Block, Problem, log_sum
+from equinorm.balancing.sides import Side
 from equinorm.sharding.boxes import box_of
 from equinorm.sharding.processes import Processes
 

@@ -21,7 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from equinorm.balancing.least_maximum import FlatSweeps, are_apart, are_differences, are_few, least_by_families, least_maximum
+from equinorm.balancing.apart import Apart, are_apart
+from equinorm.balancing.least_maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
 from equinorm.balancing.model_descent import ROUNDING, ModelDescent
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
@@ -92,6 +93,8 @@ def solve(problem: Problem, options: BalanceOptions, progress: Progress | None =
 
 def _descent(system: System, options: BalanceOptions, z: Tensor) -> "_Descent":
     """Cycles of a method for a norm."""
+    if system.norm.is_max and options.method == "two-level" and are_apart(system.problem):
+        return Apart(system.problem, z, options.tol)
     if system.norm.is_max:
         return _Least(system, options.method, z, options.tol)
     if options.method == "two-level":

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm.balancing.energy_reader import LARGEST, SMALLEST, check_finite
+from equinorm.balancing.energy_reader import check_finite
+from equinorm.balancing.float32_range import are_safe_sums
 from equinorm.balancing.layout import Layout, Pick
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import Side, log_sum
+from equinorm.balancing.problem import log_sum
+from equinorm.balancing.sides import Side
 from equinorm.balancing.weight_passes import Pass, StripPass, compiled_pass
 
 
@@ -127,24 +129,21 @@ class Stream:
         (rows, row_tops), (columns, column_tops) = (axis.factors(logs) for axis, logs in zip(self._axes, own, strict=True))
         fine = self.precise or self._is_wide
         sums = self.reader.products([rows, columns], torch.float64 if fine else torch.float32)
-        if not fine and not self._in_range(sums):
+        if not fine and not self._are_safe(sums):
             fine = True
             sums = self.reader.products([rows, columns], torch.float64)
             check_finite(self.layout.scaling.name, self._tensor, sums)
             for axis, total in zip(self._axes, sums, strict=True):
                 axis.empty = ~(total > 0).any(1)
-            self._is_wide = not self._in_range(sums)  # zeros alone do not need float64 the next time
+            self._is_wide = not self._are_safe(sums)  # zeros alone do not need float64 the next time
         self._at = z, fine
         tops = column_tops, row_tops
         self._sums = [sums[i].log() + tops[i] + own[i][:, None] + self._log_weight for i in (0, 1)]
 
-    def _in_range(self, sums: list[Tensor]) -> bool:
+    def _are_safe(self, sums: list[Tensor]) -> bool:
         """Would these sums be safe in float32? Channels known to be empty do not count."""
-        for axis, total in zip(self._axes, sums, strict=True):
-            low, high = torch.aminmax(torch.where((axis.empty | axis.dead)[:, None], 1.0, total))
-            if not SMALLEST < float(low) <= float(high) < LARGEST:
-                return False
-        return True
+        silent = [(axis.empty | axis.dead)[:, None] for axis in self._axes]
+        return are_safe_sums([torch.where(mask, 1.0, total) for mask, total in zip(silent, sums, strict=True)])
 
 
 def _loops(layout: Layout) -> Tensor | None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.families import FamilyStructure
-from equinorm.balancing.problem import GROUND, AnyBlock, Problem
+from equinorm.balancing.problem import AnyBlock, Problem
+from equinorm.balancing.sides import GROUND
 
 
 class System:
@@ -82,8 +83,10 @@ class System:
         order = [family for family in range(len(self.problem.families))[::sign] if self._joining[family]]
         singles = self.problem.singles
         if singles is not None:
-            reached[singles.ids[(singles.exponents * sign > 0) & (singles.logs > -math.inf)]] = True
+            reached |= singles.maxima(len(z))[sign < 0] > -math.inf
         shared, known = self.problem.shared, 0
+        if not order and shared is None:
+            return reached
         while True:
             before = int(reached.sum())
             for family in order:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import forget
-from equinorm._scaling import Cast, Scaling
+from equinorm._scaling import HALVES, Cast, Scaling
 from equinorm.balancing.components import Component, ComponentBalance, balanced, components
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion
@@ -22,12 +22,14 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick
 from equinorm.checkpoints.stored import CheckpointError
 from equinorm.reporting.files import write_atomically
+from equinorm.rescaling.bounds import row_bounds
 from equinorm.rescaling.casts import check as check_casts
-from equinorm.rescaling.in_place import WRITABLE, check, row_bounds
+from equinorm.rescaling.factors import factors_of
+from equinorm.rescaling.in_place import WRITABLE, check
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
-from equinorm.rescaling.writing import Write, factors_of
+from equinorm.rescaling.write import Write
 
 _SOLVED = "solved.safetensors"
 
@@ -139,7 +141,7 @@ def check_dtypes(task: Task, held: Tensor) -> None:
         RescaleError: which names the first such weight.
     """
     for scaling in task.conversion.scalings:
-        is_half = scaling.dtype in (torch.float16, torch.bfloat16)
+        is_half = scaling.dtype in HALVES
         if is_half and not task.power_of_two and bool((~held[scaling.free()]).any()):
             info = torch.finfo(scaling.dtype)
             raise RescaleError(

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Reason
+from equinorm._scaling import HALVES, Reason
 from equinorm.discovery.classes import PINNED, ZERO, Classes
 from equinorm.discovery.labels import Factor, Label, compact
-from equinorm.discovery.values import HALVES, Chosen, Constant, Source, Value, View
+from equinorm.discovery.values import Chosen, Constant, Source, Value, View
 
 
 @dataclass(eq=False)

@@ -168,9 +168,6 @@ def source_of(value: object) -> Source | None:
     return value if isinstance(value, Source) else None
 
 
-HALVES = (torch.float16, torch.bfloat16)
-
-
 def loses(given: torch.dtype, result: torch.dtype) -> bool:
     """Does a float of this dtype lose bits or range in the other?"""
     if not (given.is_floating_point or given.is_complex):

@@ -13,9 +13,9 @@ from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._modules import duplicate, on_cpu
+from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
-from equinorm.discovery.values import HALVES
 from equinorm.joining.activations import measured
 from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm.joining.moves import Moves, Search

@@ -24,6 +24,7 @@ DEVICES = ("cpu",)
 _SIGNATURES = {
     "equinorm_use_threads": (POINTER,),
     "equinorm_sum": (INT, POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, POINTER, INT),
+    "equinorm_largest": (POINTER, SIZE, SIZE, POINTER, INT),
     "equinorm_cycle": (POINTER, POINTER, POINTER, POINTER, POINTER, INT, INT, INT),
     "equinorm_scale": (POINTER, SIZE, INT),
     "equinorm_follow": (POINTER, POINTER, SIZE, NUMBER, NUMBER, INT),
@@ -65,6 +66,12 @@ class Kernels:
         """
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in (*factors, *out))
         self._library.equinorm_sum(p, first, *shape, pitch, *pointers, torch.get_num_threads())
+
+    def largest(self, matrix: Tensor) -> Tensor:
+        """The largest magnitude of each column; NaN where there is one."""
+        found = torch.empty(matrix.size(1), dtype=matrix.dtype)
+        self._library.equinorm_largest(matrix.data_ptr(), *matrix.shape, found.data_ptr(), torch.get_num_threads())
+        return found
 
     def cycle(self, program: Program, tensors: ctypes.Array, weights: Tensor, z: Tensor, cycles: int, levels: bool) -> None:
         """Cycles of coordinate steps, after one of a scalar for each family if `levels`; z, float64, from 0, follows."""

@@ -1,4 +1,6 @@
-// Cycles as recorded programs, and what Python calls.
+// Largest entries, cycles as recorded programs, and what Python calls.
+
+#include <limits>
 
 #include "passes.hpp"
 
@@ -213,6 +215,30 @@ class Cycle {
   std::vector<A> rows_, columns_, sums_[2];
 };
 
+// out_j = max_i |w_ij|. Magnitudes are ordered as their bits are, NaN above all, so that NaN is not lost.
+template <class T>
+void largest(const T* w, Size rows, Size columns, T* out, int threads) {
+  using Bits = std::conditional_t<sizeof(T) == 2, std::int16_t, std::conditional_t<sizeof(T) == 4, std::int32_t, Size>>;
+  typedef Bits Memory __attribute__((may_alias));
+  constexpr Bits kMagnitude = std::numeric_limits<Bits>::max();
+  constexpr int kTogether = 4;
+  const Size chunk = chunk_of(kColumnChunk, columns), chunks = (rows + chunk - 1) / chunk;
+  std::vector<Bits> partial(chunks * columns);
+  for_each_chunk(chunks, threads, [&](Size number) {
+    Bits* const best = partial.data() + number * columns;
+    const Size last = std::min(rows, (number + 1) * chunk);
+    for (Size i = number * chunk; i < last; i += kTogether) {
+      const Memory* row[kTogether];
+      for (Size k = 0; k < kTogether; ++k) row[k] = reinterpret_cast<const Memory*>(w) + std::min(i + k, last - 1) * columns;
+      for (Size j = 0; j < columns; ++j)
+        for (int k = 0; k < kTogether; ++k) best[j] = std::max<Bits>(best[j], row[k][j] & kMagnitude);
+    }
+  });
+  for (Size number = 1; number < chunks; ++number)
+    for (Size j = 0; j < columns; ++j) partial[j] = std::max(partial[j], partial[number * columns + j]);
+  std::memcpy(out, partial.data(), columns * sizeof(T));
+}
+
 }  // namespace
 
 // Type and Sum, of the entries and of sums and scales, are defined on the compiler's command line.
@@ -223,6 +249,10 @@ void equinorm_use_threads(Parallel parallel) { run_parallel = parallel; }
 void equinorm_sum(int p, const Type* w, Size rows, Size columns, Size pitch, const Sum* r, const Sum* c, Sum* row_sums,
                   Sum* column_sums, int threads) {
   sum<Type, Sum>(p, w, rows, columns, pitch, r, c, row_sums, column_sums, threads);
+}
+
+void equinorm_largest(const Type* w, Size rows, Size columns, Type* out, int threads) {
+  largest<Type>(w, rows, columns, out, threads);
 }
 
 void equinorm_cycle(const Program* program, const Type* const* tensors, const double* weights, double* z, double* u, int cycles,

@@ -14,9 +14,10 @@ from equinorm._arguments import positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
 from equinorm._modules import Choice
+from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
-from equinorm.quantization.batches import calibration_batches, random_batches
+from equinorm.quantization.batches import Batch, calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import Chosen, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
@@ -60,45 +61,57 @@ class Options:
         return None if report is None else lambda done, total: report(what, done, total)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Network:
+    """What is known of a network before anything is chosen.
+
+    Attributes:
+        model: itself, as it was.
+        symmetries: its rescalings.
+        scalings: of its tensors by every name.
+        points: what is rounded.
+        left: what is not, and why.
+        biases: what can be corrected, if that is asked for.
+        batches: inputs.
+        seen: what these showed.
+    """
+
+    model: nn.Module
+    symmetries: Symmetries
+    scalings: Mapping[str, Scaling]
+    points: tuple[Place, ...]
+    left: dict[str, str]
+    biases: dict[str, str]
+    batches: Sequence[Batch]
+    seen: Statistics
+
+    def simulated(self, z: Tensor) -> Simulation:
+        """With its numbers rounded at log-scales z."""
+        return Simulation(self.model, self.points, self.seen.activations, self.scalings, z)
+
+
 def solve_(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options, opaque: Choice
 ) -> Equalization:
     """Equalize a network in place."""
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
-    symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
-    operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
-    points = (*points, *find_outputs(points, symmetries), *operands)
-    biases, unbiased = {}, {}
-    if options.bias_correction:
-        biases, unbiased = find_biases(model, args, kwargs, symmetries.values, points)
-    clock.lap("export")
-    seen = gather(model, points, batches, options.watch("calibration"))
-    points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
-    left |= {one.name: "no calibration batch adds it" for one in operands if one.key not in seen.activations}
-    clock.lap("statistics")
-    scalings = by_name(symmetries.scalings)
-    expected, observed, names = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
+    network = _measured(model, args, kwargs, batches, options, opaque=opaque, clock=clock)
+    symmetries, seen = network.symmetries, network.seen
+    expected, observed, names = terms(network.points, symmetries.tensors, network.scalings, seen.activations, seen.weights)
     minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
     clock.lap("minimum")
     of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
-    predicted = Noise(of_activations, symmetries.num_free)
-    trials = Trials(model, points, seen, scalings, predicted, batches, corrects=biases)
-    z, levels, watch = torch.from_numpy(minimum.z), options.scheme.weight_levels, options.watch("measuring")
-    chosen = choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z))
+    chosen, trials = _chosen(network, minimum, Noise(of_activations, symmetries.num_free), options)
     reference, still = trials.reference if trials.is_whole else Reference(model, batches), torch.zeros_like(chosen.z)
-    before, after = (
-        decibels(reference.signal, total(trials.measured(z)))
-        if trials.is_whole and not trials.corrects
-        else reference.signal_to_noise(Simulation(model, points, seen.activations, scalings, z))
-        for z in (still, chosen.z)
-    )
-    costs = _costs(Noise(observed, symmetries.num_free), names, points, symmetries, seen)
+    before, after = (_signal_to_noise(network, trials, reference, z) for z in (still, chosen.z))
+    costs = _costs(Noise(observed, symmetries.num_free), names, network)
     one, other = costs(still), costs(chosen.z)
     symmetries.rescale_(chosen.z)
-    bounds, corrections = _scaled(seen, points, chosen.z), {}
-    if biases:
-        corrections, after = _corrected(Simulation(model, points, bounds, scalings, still), after, reference, biases)
+    bounds, corrections = _scaled(seen, network.points, chosen.z), {}
+    if network.biases:
+        moved = Simulation(model, network.points, bounds, network.scalings, still)
+        corrections, after = _corrected(moved, after, reference, network.biases)
     clock.lap("measuring")
     return Equalization(
         model=model,
@@ -112,33 +125,76 @@ def solve_(
         gap=minimum.gap,
         converged=minimum.gap <= options.tol,
         reason=_reason(symmetries, minimum, options, chosen),
-        tensors=tuple(
-            TensorNoise(*name, decibels(seen.signal, float(a)), decibels(seen.signal, float(b)))
-            for name, a, b in zip(names, one, other, strict=True)
-        ),
+        tensors=_noises(names, seen.signal, one, other),
         corrections=corrections,
-        left={**left, **unbiased},
-        biases=biases,
+        left=network.left,
+        biases=network.biases,
         samples=seen.samples,
         seconds=clock.laps,
-        points=points,
+        points=network.points,
         activations=bounds,
         batches=tuple(batches),
     )
 
 
-def _costs(
-    noise: Noise, names: Sequence[tuple[str, str]], points: Sequence[Place], symmetries: Symmetries, seen: Statistics
-) -> Callable[[Tensor], np.ndarray]:
+def _measured(
+    model: nn.Module,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None,
+    batches: Sequence[Batch],
+    options: Options,
+    *,
+    opaque: Choice,
+    clock: "_Clock",
+) -> _Network:
+    """A network, and what inputs show of it."""
+    symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
+    operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
+    points = (*points, *find_outputs(points, symmetries), *operands)
+    biases, unbiased = {}, {}
+    if options.bias_correction:
+        biases, unbiased = find_biases(model, args, kwargs, symmetries.values, points)
+    clock.lap("export")
+    seen = gather(model, points, batches, options.watch("calibration"))
+    points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
+    left |= {one.name: "no calibration batch adds it" for one in operands if one.key not in seen.activations}
+    clock.lap("statistics")
+    return _Network(model, symmetries, by_name(symmetries.scalings), points, {**left, **unbiased}, biases, batches, seen)
+
+
+def _chosen(network: _Network, minimum: Minimum, predicted: Noise, options: Options) -> tuple[Chosen, Trials]:
+    """The log-scales that are as good as the best by measurement, and the trials that showed it."""
+    symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
+    trials = Trials(
+        *(network.model, network.points, network.seen, network.scalings, predicted, network.batches), corrects=network.biases
+    )
+    levels, watch = options.scheme.weight_levels, options.watch("measuring")
+    return choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z)), trials
+
+
+def _signal_to_noise(network: _Network, trials: Trials, reference: Reference, z: Tensor) -> float:
+    """In dB at log-scales z, as the trials measured it if they took all samples as they are."""
+    if trials.is_whole and not trials.corrects:
+        return decibels(reference.signal, total(trials.measured(z)))
+    return reference.signal_to_noise(network.simulated(z))
+
+
+def _noises(names: Sequence[tuple[str, str]], signal: float, before: np.ndarray, after: np.ndarray) -> tuple[TensorNoise, ...]:
+    """What each tensor's rounding costs, in dB."""
+    costs = zip(names, before, after, strict=True)
+    return tuple(TensorNoise(*name, decibels(signal, float(one)), decibels(signal, float(other))) for name, one, other in costs)
+
+
+def _costs(noise: Noise, names: Sequence[tuple[str, str]], network: _Network) -> Callable[[Tensor], np.ndarray]:
     """What rounding each tensor costs at log-scales: by the formula, or by its errors where its range is clipped."""
-    scalings = by_name(symmetries.scalings)
-    clipped = {point.weight: point for point in points if isinstance(point, Point) and point.scheme.clip}
+    scalings, seen, tensors = network.scalings, network.seen, network.symmetries.tensors
+    clipped = {point.weight: point for point in network.points if isinstance(point, Point) and point.scheme.clip}
 
     def costs(z: Tensor) -> np.ndarray:
         found = noise.exact(z.numpy())
         for place, (name, kind) in enumerate(names):
             if kind == "weight" and name in clipped:
-                weight = symmetries.tensors[name], seen.weights[name], scalings[name]
+                weight = tensors[name], seen.weights[name], scalings[name]
                 found[place] = weight_noise(*weight, clipped[name], z)
         return found
 

@@ -20,10 +20,10 @@ def check_unchanged(
         tied: the tensors of these names now.
         error: to raise.
     """
-    if not tied or any(tuple(tensor.shape) != shape for tensor in tied):
+    if not tied or any(tensor.shape != shape for tensor in tied):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
         raise error(f"{names[0]} had shape {shape} when the model was analysed, now {shapes}. Analyse it again.")
-    if len({storage_of(tensor) for tensor in tied}) > 1:
+    if len(tied) > 1 and len({storage_of(tensor) for tensor in tied}) > 1:
         raise error(f"{', '.join(names)} shared memory when the model was analysed and no longer do. Analyse the model again.")
 
 
@@ -41,6 +41,6 @@ def check_in_place(what: str, tensor: Tensor, verb: str, error: type[EquinormErr
     if tensor.layout != torch.strided:
         done = {"rescale": "rescaled", "permute": "permuted", "flip": "flipped"}[verb]
         raise error(f"cannot {verb} {what}: its layout is {tensor.layout}, only dense tensors can be {done}.")
-    expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    if tensor.is_inference() or expanded:
+    strides = () if tensor.is_contiguous() else zip(tensor.shape, tensor.stride(), strict=True)
+    if tensor.is_inference() or any(size > 1 and stride == 0 for size, stride in strides):
         raise error(f"cannot {verb} {what} in place: it is an inference or an expanded tensor. Clone it first.")

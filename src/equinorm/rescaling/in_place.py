@@ -1,35 +1,37 @@
 """The in-place laws: parameters, buffers, gradients and optimizer state move to an equivalent point, all or nothing."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._scaling import Scaling, moving_log_factors
+from equinorm._scaling import HALVES
+from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
 from equinorm.rescaling.checks import check_in_place, check_unchanged
+from equinorm.rescaling.factors import Moves, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
-from equinorm.rescaling.writing import Write, factors_of, scaled, write_
+from equinorm.rescaling.write import Write, scaled
+from equinorm.rescaling.writing import write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Largest relative error of a rescaled weight."""
 
-WRITABLE = (*EXACT, torch.float16, torch.bfloat16)
+WRITABLE = (*EXACT, *HALVES)
 """Dtypes of tensors that can be rescaled."""
 
 
 def rescale_(
     tensors: Mapping[str, Tensor],
-    scalings: Sequence[Scaling],
+    moves: Moves,
     log_scales: Tensor,
     optimizer: Optimizers | None = None,
     nonlinear: Sequence[str] = (),
@@ -40,7 +42,7 @@ def rescale_(
 
     Args:
         tensors: the model's tensors by the first name of their scaling.
-        scalings: how they move.
+        moves: how they move.
         log_scales: float64 natural logarithms, one for each free class.
         optimizer: one or several, whose state to move along.
         nonlinear: what may keep gradients from scaling by the inverse.
@@ -49,44 +51,50 @@ def rescale_(
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
     with agreeing(processes_of(tensors)):
-        writes = _writes(tensors, scalings, log_scales, optimizer, nonlinear)
-        reaches = _check_all(writes)
-    write_(writes, [_is_direct(write, reach) for write, reach in zip(writes, reaches, strict=True)])
+        writes = _writes(tensors, moves, log_scales, optimizer, nonlinear)
+        direct = _check_all(writes)
+    write_(writes, direct)
     for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
         renew_(inner)
 
 
 def _writes(
     tensors: Mapping[str, Tensor],
-    scalings: Sequence[Scaling],
+    moves: Moves,
     log_scales: Tensor,
     optimizer: Optimizers | None,
     nonlinear: Sequence[str],
 ) -> list[Write]:
     """Everything that moves; of what is sharded the part that this process holds."""
-    writes: list[tuple] = []
+    found: list[tuple] = []  # scales as factors, or as logarithms where they are not those of a whole tensor
     moving: dict[int, tuple[str, float]] = {}
     logs_of: dict[int, list[Tensor]] = {}
-    for scaling, logs in zip(scalings, moving_log_factors(scalings, log_scales.detach()), strict=True):
-        if not logs:
+    z = log_scales.detach().to("cpu", torch.float64)
+    for scaling, factors in zip(moves.scalings, moves.factors(z), strict=True):
+        if not factors:
             continue
-        tied = {id(tensors[name]): tensors[name] for name in scaling.names if name in tensors}
-        check_unchanged(scaling.names, scaling.shape, list(tied.values()))
-        for tensor in tied.values():  # one memory, but gradients and optimizer state of their own
+        named = [tensors[name] for name in scaling.names if name in tensors]
+        check_unchanged(scaling.names, scaling.shape, named)
+        logs = [factor.log for factor in factors]
+        for tensor in named if len(named) == 1 else {id(own): own for own in named}.values():
+            # one memory, but gradients and optimizer state of their own
             moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
                 what = f"gradient of {scaling.name}"
-                writes.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
-        part, logs = part_of(scaling.name, next(iter(tied.values())), logs)
-        writes.append((scaling.name, part, logs, True, scaling.offset, scaling.is_squared))
+                found.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
+        part, own = part_of(scaling.name, named[0], logs)
+        found.append((scaling.name, part, factors if part is named[0] else own, True, scaling.offset, scaling.is_squared))
     if optimizer is not None:
         for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
             own = logs_of[id(parameter)]
             part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
-            writes.append((what, part, [exponent * log for log in logs], False, offset))
-    factors = iter(factors_of([log for _, _, logs, *_ in writes for log in logs]))
-    return [Write(what, part, [*islice(factors, len(logs))], *more) for what, part, logs, *more in writes]
+            found.append((what, part, [exponent * log for log in logs], False, offset))
+    made = iter(factors_of([log for _, _, own, *_ in found for log in own if isinstance(log, Tensor)]))
+    return [
+        Write(what, part, [next(made) if isinstance(one, Tensor) else one for one in own], *more)
+        for what, part, own, *more in found
+    ]
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
@@ -123,32 +131,32 @@ class Reach:
     low: float
     high: float
 
-    def is_within(self, info: torch.finfo) -> bool:
+    def is_within(self, dtype: torch.dtype) -> bool:
         """Can no entry overflow, and no row underflow?"""
-        return self.low == math.inf or (self.high < math.log(info.max) and self.low > math.log(info.tiny / info.eps))
+        lowest, highest = _range_of(dtype)
+        return self.low == math.inf or (self.high < highest and self.low > lowest)
 
 
-def _check_all(writes: Sequence[Write]) -> list[Reach | None]:
-    """`check` of each; most need no more than bounds that are worked out for all at once."""
+@functools.cache
+def _range_of(dtype: torch.dtype) -> tuple[float, float]:
+    """Logarithms of the smallest number that keeps its digits, with room for a row below it, and of the largest."""
+    info = torch.finfo(dtype)
+    return math.log(info.tiny / info.eps), math.log(info.max)
+
+
+def _check_all(writes: Sequence[Write]) -> list[bool]:
+    """`check` of each; most need no more than bounds that are worked out for all at once. Which of them are direct?"""
     for write in writes:
         check_writable(write.what, write.tensor)
-    bounds = [_norms(write.tensor.detach()).flatten().to("cpu", torch.float64) for write in writes]
-    starts = np.cumsum([0, *map(len, bounds)])  # and the one that ends the last
-    flat = torch.cat([*bounds, torch.zeros(1, dtype=torch.float64)]).numpy()
-    ends = (how.reduceat(flat, starts)[:-1].tolist() for how in (np.minimum, np.maximum))
-    reaches: list[Reach | None] = []
-    for write, rows, least, most in zip(writes, bounds, *ends, strict=True):
-        are_sure = write.tensor.dim() < 2 or (_SAFE[0] < least and most < _SAFE[1])
+    direct: list[bool] = []
+    for write, (low, least, most) in zip(writes, bounds_of([write.tensor for write in writes]), strict=True):
+        are_sure = write.tensor.dim() < 2 or (SAFE[0] < low and most < SAFE[1])
         is_plain = are_sure and math.isfinite(most) and not (write.offset or write.is_squared or _is_rounded(write))
-        if is_plain and len(rows):
-            if not least:
-                least = float(torch.where(rows > 0, rows, math.inf).min())
-            reach = _outer_reach(write, least, most)
-            if reach.is_within(torch.finfo(write.tensor.dtype)):
-                reaches.append(reach)
-                continue
-        reaches.append(check(write))
-    return reaches
+        reach = _outer_reach(write, least, most) if is_plain and write.tensor.numel() else None
+        if reach is None or not reach.is_within(write.tensor.dtype):
+            reach = check(write)
+        direct.append(_is_direct(write, reach))
+    return direct
 
 
 def check(write: Write, rows: Tensor | None = None) -> Reach | None:
@@ -181,27 +189,27 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
             "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
         )
     reach = _outer_reach(write, *map(float, rows.aminmax()))
-    if write.is_squared or reach.low == -math.inf or not reach.is_within(info):
+    if write.is_squared or reach.low == -math.inf or not reach.is_within(tensor.dtype):
         reach = _reach(write, rows)
     if write.is_squared and reach.low < math.inf:
         _check_squares(write, reach)
-    if not reach.is_within(info):
+    if not reach.is_within(tensor.dtype):
         _check_exactly(write, info)
     return reach
 
 
 def _is_direct(write: Write, reach: Reach | None) -> bool:
     """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
-    info = torch.finfo(write.tensor.dtype)
-    if reach is None or not reach.is_within(info) or _is_rounded(write):
+    dtype = write.tensor.dtype
+    if reach is None or not reach.is_within(dtype) or _is_rounded(write):
         return False
-    return all(max(-factor.low, factor.high) < math.log(info.max) / 2 for factor in write.factors)
+    most = _range_of(dtype)[1] / 2
+    return all([-most < factor.low and factor.high < most for factor in write.factors])  # noqa: C419 -- a list is faster
 
 
 def _is_rounded(write: Write) -> bool:
     """Would half precision round the factors?"""
-    half = write.tensor.dtype in (torch.float16, torch.bfloat16)
-    return half and not all(factor.is_exact for factor in write.factors)
+    return write.tensor.dtype in HALVES and not all(factor.is_exact for factor in write.factors)
 
 
 def _reach(write: Write, rows: Tensor) -> Reach:
@@ -215,14 +223,15 @@ def _reach(write: Write, rows: Tensor) -> Reach:
 
 def _outer_reach(write: Write, least: float, most: float) -> Reach:
     """From the smallest and the largest of these bounds, and of the factors."""
-    low = sum(min(factor.low, 0.0) for factor in write.factors) - _slack(write.tensor)
-    high = sum(max(factor.high, 0.0) for factor in write.factors)
+    low, high = -_slack(write.tensor), 0.0
+    for factor in write.factors:
+        low, high = low + min(factor.low, 0.0), high + max(factor.high, 0.0)
     return Reach(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
 
 
 def _slack(tensor: Tensor) -> float:
     """Logarithm of how much too large the bounds may be."""
-    return 0.5 * math.log(tensor[0].numel()) if tensor.dim() > 1 else 0.0
+    return 0.5 * math.log(tensor.numel() / tensor.size(0)) if tensor.dim() > 1 else 0.0
 
 
 def _check_squares(write: Write, reach: Reach) -> None:
@@ -254,34 +263,6 @@ def _check_shifted(write: Write, info: torch.finfo) -> None:
         )
 
 
-def row_bounds(tensor: Tensor) -> Tensor:
-    """Bounds on the largest magnitude in each slice along axis 0 from above, at most √n too large; float64, all axes kept.
-
-    NaN or inf if it holds one. The norm of a slice is such a bound, and ten times faster than its largest entry.
-    """
-    bounds = _norms(tensor).to("cpu", torch.float64)
-    if tensor.dim() < 2:
-        return bounds
-    unsafe = ~((bounds > _SAFE[0]) & (bounds < _SAFE[1]))
-    if bool(unsafe.any()):
-        rest = tuple(range(1, tensor.dim()))
-        rows = tensor[unsafe.to(tensor.device)]
-        bounds[unsafe] = torch.maximum(-rows.amin(rest), rows.amax(rest)).to("cpu", torch.float64)
-    return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
-
-
-_SAFE = 1e-15, 1e15
-"""Beyond these, squares in float32 may have under- or overflowed."""
-
-
-def _norms(tensor: Tensor) -> Tensor:
-    """Of each slice along axis 0; magnitudes of a vector."""
-    if tensor.dim() < 2:
-        return tensor.abs()
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.dim())), dtype=dtype)
-
-
 def _check_exactly(write: Write, info: torch.finfo) -> None:
     exact = scaled(write.tensor, write.logs)
     after = exact.to(write.tensor.dtype)
@@ -300,9 +281,3 @@ def _check_exactly(write: Write, info: torch.finfo) -> None:
             f"{info.dtype} (smallest normal number {info.tiny:.1e}) with their whole channel. "
             "Use smaller log-scales, or convert the model to a wider dtype."
         )
-
-
-def reduced(log: Tensor, how: str) -> Tensor:
-    """Largest or smallest over every axis but the first."""
-    dims = tuple(range(1, log.dim()))
-    return getattr(log, how)(dim=dims, keepdim=True) if dims else log

@@ -115,5 +115,7 @@ class ModelGuard:
 
 def _hooks(module: nn.Module) -> list[int]:
     """Keys of the functions that see what it takes and returns."""
+    if not module._forward_hooks and not module._forward_pre_hooks:
+        return []
     found = [*module._forward_hooks.items(), *module._forward_pre_hooks.items()]
     return [key for key, function in found if not only_looks(function)]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._modules import backward_hooks, on_cpu
+from equinorm._modules import backward_hooks, on_cpu, walked
 from equinorm._scaling import Cast, Family, Pin, Scaling
 from equinorm.rescaling.casts import check as check_casts
+from equinorm.rescaling.factors import Moves
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
@@ -60,7 +61,7 @@ class Orbit:
     def tensors(self) -> Mapping[str, Tensor]:
         """The model's tensors by every name; what fully_shard has left whole after a forward is put back into shards."""
         reshard(self.model)
-        modules = [*self.model.named_modules(remove_duplicate=False)]  # one walk, where there are many
+        modules = walked(self.model)
         held = [(module._parameters, name) for name, module in modules] + [(module._buffers, name) for name, module in modules]
         named = ((f"{name}.{key}" if name else key, tensor) for tensors, name in held for key, tensor in tensors.items())
         return {name: tensor for name, tensor in named if tensor is not None}
@@ -109,16 +110,22 @@ class Orbit:
         self._guard.check()
         if optimizer is not None:
             check_trains(optimizer, self.model)
-        moving = [scaling for scaling in self.scalings if scaling.factors]
+        moves = self._moves()
         if power_of_two:
-            log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *self.casts])
+            log_scales = round_to_powers_of_two(log_scales.double(), [*moves.scalings, *self.casts])
         processes = processes_of(tensors)
         if processes is not None:
             _check_alike(processes, log_scales)
         with agreeing(processes):
-            check_casts(self.casts, moving, tensors, log_scales)
+            check_casts(self.casts, moves.scalings, tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
-        rescale_tensors_(tensors, moving, log_scales, optimizer, nonlinear)
+        rescale_tensors_(tensors, moves, log_scales, optimizer, nonlinear)
+
+    def _moves(self) -> Moves:
+        """How the tensors move that do: worked out once."""
+        if "moves" not in self.kept:
+            self.kept["moves"] = Moves([scaling for scaling in self.scalings if scaling.factors], self.num_free)
+        return self.kept["moves"]
 
 
 def _check_alike(processes: Processes, log_scales: Tensor) -> None:

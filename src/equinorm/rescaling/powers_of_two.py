@@ -14,10 +14,11 @@ LN2 = math.log(2.0)
 def scale_of(log: Tensor, exact: Tensor | None = None) -> Tensor:
     """exp(log) in float64; logarithms that are multiples of ln 2 (to 1e-12; `exact` says which) give exact powers of two."""
     exact = are_powers_of_two(log) if exact is None else exact
-    if not bool(exact.any()):
-        return torch.exp(log)
-    twos = torch.where(exact, torch.round(log / LN2), 0.0).numpy().astype(np.int32)
-    return torch.where(exact, torch.from_numpy(np.asarray(np.ldexp(1.0, twos))), torch.exp(log))
+    scale = torch.exp(log)
+    if bool(exact.any()):
+        twos = torch.round(log[exact] / LN2).numpy().astype(np.int32)
+        scale[exact] = torch.from_numpy(np.ldexp(1.0, twos))
+    return scale
 
 
 def are_powers_of_two(log: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
 from equinorm.native import Compute, kernels_for
-from equinorm.rescaling.in_place import reduced, row_bounds
+from equinorm.rescaling.bounds import reduced, row_bounds
 from equinorm.rescaling.journal import Journal
 from equinorm.rescaling.memory_matrix import Scales, Vectors, matrix_of
 from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two

@@ -1,6 +1,7 @@
 """Writing in place, all or nothing: what was written is put back where a write fails, and Ctrl-C waits."""
 
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,95 +15,15 @@ from torch import Tensor
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
 from equinorm._scaling import batches
-from equinorm.rescaling.powers_of_two import LN2, are_powers_of_two, is_power_of_two, scale_of
+from equinorm.rescaling.compiled import Compiled
+from equinorm.rescaling.powers_of_two import is_power_of_two
+from equinorm.rescaling.write import Write, scaled, shifted
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
 
-_STEP, _END = 1000 * LN2, 2200 * LN2
-"""Logarithms of one factor in float64, and of one that takes every number of float64 out of it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Factor:
-    """Scales that broadcast to a tensor.
-
-    Attributes:
-        log: their natural logarithms.
-        scale: themselves, in float64.
-        low: the least logarithm.
-        high: the largest.
-        is_exact: are all powers of two?
-    """
-
-    log: Tensor
-    scale: Tensor
-    low: float
-    high: float
-    is_exact: bool
-
-
-def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
-    """Scales from their natural logarithms in float64 on the CPU."""
-    return [factor for here in batches([log.numel() for log in logs]) for factor in _factors(logs[here])]
-
-
-def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:
-    """The same, all at once."""
-    sizes = [log.numel() for log in logs]
-    flat = torch.cat([*(log.reshape(-1) for log in logs), torch.zeros(1, dtype=torch.float64)])
-    starts = np.cumsum([0, *sizes])  # and the one that ends the last
-    low, high = (how.reduceat(flat.numpy(), starts)[:-1].tolist() for how in (np.minimum, np.maximum))
-    exact = are_powers_of_two(flat)
-    are_exact = np.logical_and.reduceat(exact.numpy(), starts)[:-1].tolist()
-    scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat, exact).split([*sizes, 1]), logs, strict=False)]
-    return map(Factor, logs, scales, low, high, are_exact)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Write:
-    """tensor ← (tensor + offset) · Π scales − offset.
-
-    Attributes:
-        what: its name.
-        tensor: to be written.
-        factors: the scales.
-        is_weight: a parameter or buffer, not what belongs to it.
-        offset: number that the network adds before it uses the tensor.
-        is_squared: does the network take norms of it?
-    """
-
-    what: str
-    tensor: Tensor
-    factors: Sequence[Factor]
-    is_weight: bool = False
-    offset: float = 0.0
-    is_squared: bool = False
-
-    @property
-    def logs(self) -> list[Tensor]:
-        """Natural logarithms of the scales."""
-        return [factor.log for factor in self.factors]
-
-    def shifted(self) -> Tensor:
-        """What a tensor with an offset becomes."""
-        return shifted(self.tensor, self.logs, self.offset)
-
-
-def shifted(tensor: Tensor, logs: Sequence[Tensor], offset: float) -> Tensor:
-    """(tensor + offset) · exp(Σ logs) − offset."""
-    return (scaled(tensor.double() + offset, logs) - offset).to(tensor.dtype)
-
-
-def scaled(tensor: Tensor, logs: Sequence[Tensor]) -> Tensor:
-    """tensor · exp(Σ logs), in float64; also where the scale alone is beyond float64."""
-    result = tensor.detach().to(torch.float64)
-    rest = sum(logs, start=torch.zeros((), dtype=torch.float64)).clamp(-_END, _END)
-    while bool((rest != 0).any()):
-        step = rest.clamp(-_STEP, _STEP)
-        result = result * scale_of(step).to(tensor.device)
-        rest = rest - step
-    return result
+FEW = 32
+"""Neighbours that share a scale; and rows from which on a scale for each of their entries takes little memory."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,7 +51,7 @@ class _Piece:
         if self.write.offset:
             self.memory.copy_(self.write.shifted())
         elif self.scale is not None:
-            self.memory.mul_(self.scale.to(self.memory.device, self.memory.dtype))
+            self.memory.mul_(_spread(self.scale.to(self.memory.device, self.memory.dtype), self.memory))
         else:
             self.memory.copy_(scaled(self.memory, self.logs))
         self.is_written = True
@@ -138,13 +59,21 @@ class _Piece:
     def put_back_(self) -> None:
         """Undo it."""
         if self.original is not None:
-            self.memory.copy_(self.original)
+            self.memory.copy_(self.original.view(self.memory.shape))
         elif self.is_written:
             inverse = [-log for log in self.logs]
             if self.write.offset:
                 self.memory.copy_(shifted(self.memory, inverse, self.write.offset))
             else:
                 self.memory.copy_(scaled(self.memory, inverse))
+
+
+def _spread(scale: Tensor, memory: Tensor) -> Tensor:
+    """A scale for each entry of a row, where one for a few neighbours would be several times slower, as for a small kernel."""
+    if memory.dim() < 3 or memory.device.type != "cpu" or scale.dim() != memory.dim() or not memory.is_contiguous():
+        return scale
+    run, is_along = math.prod(memory.shape[2:]), 1 < scale.size(1) == scale.numel()
+    return scale.expand(1, *memory.shape[1:]).contiguous() if is_along and 1 < run <= FEW <= memory.size(0) else scale
 
 
 def _pieces(write: Write, is_direct: bool) -> Iterator[_Piece]:
@@ -170,30 +99,55 @@ class _Originals:
 
     def __init__(self, writes: Sequence[Write]) -> None:
         self._kept, self._next, self._memory = 0, 0, torch.zeros(0, dtype=torch.uint8)
-        self._typed: dict[torch.dtype, Tensor] = {}
+        self._last: _Piece | None = None
         with contextlib.suppress(MemoryError):  # numpy asks for large pages
             self._memory = torch.from_numpy(np.empty(min(KEPT, sum(_room(write.tensor) for write in writes)), np.uint8))
 
-    def copy(self, tensor: Tensor) -> Tensor | None:
-        """A copy of a tensor; None where too much is kept already, or there is no memory for it."""
-        first, size = self._next, _room(tensor)
-        if self._kept + tensor.nbytes > KEPT:
-            return None
-        self._kept += tensor.nbytes
+    def keep(self, pieces: Sequence[_Piece]) -> None:
+        """Copy what these will write, neighbours together; not where too much is kept already, or there is no memory for it."""
+        together: list[_Piece] = []
+        for piece in pieces:
+            memory, last = piece.memory, self._last
+            if last is not None and last.memory is memory:
+                continue  # it is kept already
+            self._last = piece if self._kept + memory.nbytes <= KEPT else None
+            if self._last is None:
+                continue
+            self._kept += memory.nbytes
+            if memory.device.type != "cpu" or not memory.is_contiguous():
+                with contextlib.suppress(RuntimeError, MemoryError):
+                    piece.original = memory.clone()
+                continue
+            if together and together[0].memory.dtype != memory.dtype:
+                self._copy(together)
+                together = []
+            together.append(piece)
+        self._copy(together)
+
+    def _copy(self, pieces: Sequence[_Piece]) -> None:
+        """Copies of contiguous memory of one dtype, one after the other."""
+        if not pieces:
+            return
+        flats = [piece.memory.view(-1) for piece in pieces]
+        sizes = [flat.numel() for flat in flats]
+        dtype, first, size = flats[0].dtype, self._next, sum(sizes) * flats[0].element_size()
         with contextlib.suppress(RuntimeError, MemoryError):
-            if first + size > len(self._memory) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-                return tensor.clone()
-            self._next += size
-            if tensor.dtype not in self._typed:
-                self._typed[tensor.dtype] = self._memory.view(tensor.dtype)
-            own = self._typed[tensor.dtype].as_strided(tensor.shape, tensor.stride(), first // tensor.element_size())
-            return own.copy_(tensor)
-        return None
+            if first + size <= len(self._memory):
+                self._next += -(-size // ALIGNED) * ALIGNED
+                copies = torch.cat(flats, out=self._memory[first : first + size].view(dtype))
+            else:
+                copies = torch.cat(flats)
+            for piece, original in zip(pieces, copies.split(sizes), strict=True):
+                piece.original = original
+
+
+ALIGNED = 16
+"""Bytes of which the address of a copy is a multiple."""
 
 
 def _room(tensor: Tensor) -> int:
     """Bytes that a copy takes, so that the next one begins at an even address."""
-    return -(-tensor.nbytes // 16) * 16
+    return -(-tensor.nbytes // ALIGNED) * ALIGNED
 
 
 def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
@@ -208,17 +162,21 @@ def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
             of two in models of more than `KEPT` bytes, where it is to rounding. The message names these.
     """
     begun: list[_Piece] = []
-    originals = _Originals(writes)
+    compiled = Compiled(writes, direct)
+    rest = [(write, d) for write, d, is_compiled in zip(writes, direct, compiled.chosen, strict=True) if not is_compiled]
+    originals = _Originals([write for write, _ in rest])
     with torch.no_grad(), uninterrupted():
         try:
-            for write, is_direct in zip(writes, direct, strict=True):
-                for piece in _pieces(write, is_direct):
-                    is_kept = bool(begun) and begun[-1].memory is piece.memory and begun[-1].original is not None
-                    if not is_kept:
-                        piece.original = originals.copy(piece.memory)
+            pieces = [piece for write, is_direct in rest for piece in _pieces(write, is_direct)]
+            for here in batches([piece.memory.numel() for piece in pieces]):
+                originals.keep(pieces[here])
+                for piece in pieces[here]:
                     begun.append(piece)
                     piece.write_()
+            compiled.write_()
         except BaseException as error:
+            if compiled.is_done:  # it came too late
+                raise
             outcome = _put_back(begun)
             if not isinstance(error, Exception):
                 raise

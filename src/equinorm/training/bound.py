@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._scaling import Scaling
+from equinorm._scaling import HALVES, Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
@@ -148,7 +148,7 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
         kind = type(local(tensor)).__name__
         raise RescaleError(f"cannot rescale {name}: it is a {kind}; ENorm needs plain dense tensors, or such in shards.")
     check_writable(name, local(tensor))
-    if tensor.dtype in (torch.float16, torch.bfloat16):
+    if tensor.dtype in HALVES:
         if not power_of_two:
             raise RescaleError(
                 f"cannot rescale {name} exactly: it is {tensor.dtype}, where real scales are rounded away. "

@@ -12,7 +12,7 @@ from equinorm import native
 from equinorm.balancing.dense_blocks import LEAST, Dense, dense, stretches
 from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import GROUND, Side
+from equinorm.balancing.sides import GROUND, Side
 
 MOST_PIECES = 64
 """Into how many one block may be cut; into more, if the weight has `LEAST` entries for each."""

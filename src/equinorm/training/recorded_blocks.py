@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.layout import NetworkLayout, Part
-from equinorm.balancing.problem import GROUND, Side
+from equinorm.balancing.sides import GROUND, Side
 
 SCATTERED = 4
 """Channels that are not contiguous are copied where they are less than one in so many of a side."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._symmetries import Symmetries
-from equinorm.balancing.energy_reader import fits_float32
+from equinorm.balancing.float32_range import fits_float32
 from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover

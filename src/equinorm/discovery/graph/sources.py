@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, InputSpec
 
 from equinorm._memory import place_of
+from equinorm._scaling import HALVES
 from equinorm.discovery.graph.addresses import overlapping, overlaps_itself, touched
 from equinorm.discovery.graph.aliasing import memory_of
 from equinorm.discovery.labels import Label
@@ -16,7 +17,7 @@ from equinorm.discovery.values import Constant, Origin, Source, Value
 OVERLAPS = "overlaps another tensor of the model"
 ATTRIBUTE = "a plain attribute of the model shares its memory"
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOATS = (*HALVES, torch.float32, torch.float64)
 """Dtypes of tensors that can be rescaled."""
 
 

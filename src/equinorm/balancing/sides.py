@@ -1,0 +1,44 @@
+"""The channels along one side of a block of energies, and the families that they belong to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GROUND = -1
+"""Family of what does not scale."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """The channels along one side of a block.
+
+    Attributes:
+        family: index of their family, or GROUND.
+        ids: free class of each channel, 1..num_free, or 0 on the ground.
+        exponent: by which their scale enters.
+    """
+
+    family: int
+    ids: Tensor
+    exponent: float
+
+
+class HasSides(Protocol):
+    """A block, or the layout of one."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Who moves the energies."""
+        ...
+
+
+def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Tensor:
+    """Family of each class 0..num_free, from first and last + 1 id of every family; GROUND for class 0."""
+    found = np.full(num_free + 1, GROUND)
+    for number, (first, last) in enumerate(families):
+        found[first:last] = number
+    return torch.from_numpy(found)
