@@ -19,13 +19,17 @@ from equinorm.permuting.pieces import Piece, rows
 MOST = 1024
 """Weights of a channel in one tensor that are looked at; drawn at random of more."""
 
+_DRAWN = 1 << 16
+"""Entries of a tensor, evenly spaced, of which the median is taken."""
+
 _SWEEPS = 3
 """Most turns in which all families are matched once more, by all their weights."""
 
 
 def bounded(tensor: Tensor, like: Tensor) -> Tensor:
     """w ↦ w / (|w| + s), with the median of another tensor's magnitudes for s; what is not finite becomes 0."""
-    magnitudes = like.detach()[like.isfinite() & (like != 0)].abs()
+    drawn = like.detach().reshape(-1)[:: max(like.numel() // _DRAWN, 1)]
+    magnitudes = drawn[drawn.isfinite() & (drawn != 0)].abs()
     size = magnitudes.median() if magnitudes.numel() else torch.ones((), dtype=tensor.dtype)
     finite = torch.where(tensor.isfinite(), tensor.detach(), 0.0)
     return finite / (finite.abs() + size)
