@@ -55,15 +55,17 @@ class _Settling(Arrangement):
         """First the families of which most is known; then each once more, by all that is."""
         current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.ours]
         found = {atom: torch.arange(atom.size).expand(shape).clone() for atom, shape in self.shapes.items()}
-        waiting, known = list(found), set[Atom]()
+        known = set[Atom]()
+        waiting = {atom: self._evidence(atom, known) for atom in found}
         while waiting:
-            ready = [atom for atom in waiting if not {*self.around[atom]} & {*waiting}]
-            atom = max(ready, key=lambda atom: self._evidence(atom, known))
-            waiting.remove(atom)
+            ready = [atom for atom in waiting if not any(outer in waiting for outer in self.around[atom])]
+            atom = max(ready, key=waiting.__getitem__)
+            del waiting[atom]
             step = self._step(current, atom, known)
             self.move(current, atom, step)
             found = self.composed(found, atom, step)
             known.add(atom)
+            waiting |= {other: self._evidence(other, known) for other in self.neighbours[atom] if other in waiting}
         for _ in range(_SWEEPS):
             is_still = True
             for atom in found:
