@@ -65,8 +65,9 @@ def held() -> str:
 def permutations() -> str:
     """Models that were permuted, by library: how many, what was found, deviations, seconds."""
     rows = [
-        "| Library | Models | Nothing found | Families | Largest deviation | Seconds to export | To find, after the export |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| Library | Models | Nothing found | Families | Largest deviation | Seconds to export | To find, after the export "
+        "| Of scales' time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     records = [json.loads(line) for line in PERMUTATIONS.read_text("utf-8").splitlines()]
     for zoo in sorted({r["zoo"] for r in records}):
@@ -74,7 +75,17 @@ def permutations() -> str:
         empty = ", ".join(r["model"] for r in own if not r["families"]) or "none"
         seconds = (median(r[f"{part}_seconds"] for r in own) for part in ("export", "interpretation"))
         families, largest = sum(r["families"] for r in own), max(r["deviation"] for r in own)
-        cells = [zoo, str(len(own)), empty, str(families), f"{largest:.0e}", *(f"{value:.2g}" for value in seconds)]
+        both = [r for r in own if "interpretation_seconds_of_scales" in r]
+        share = median(r["interpretation_seconds"] / r["interpretation_seconds_of_scales"] for r in both)
+        cells = [
+            zoo,
+            str(len(own)),
+            empty,
+            str(families),
+            f"{largest:.0e}",
+            *(f"{value:.2g}" for value in seconds),
+            f"{share:.0%}",
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

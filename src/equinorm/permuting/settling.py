@@ -19,13 +19,17 @@ from equinorm.permuting.pieces import Piece, rows
 MOST = 1024
 """Weights of a channel in one tensor that are looked at; drawn at random of more."""
 
+_DRAWN = 1 << 16
+"""Entries of a tensor, evenly spaced, of which the median is taken."""
+
 _SWEEPS = 3
 """Most turns in which all families are matched once more, by all their weights."""
 
 
 def bounded(tensor: Tensor, like: Tensor) -> Tensor:
     """w ↦ w / (|w| + s), with the median of another tensor's magnitudes for s; what is not finite becomes 0."""
-    magnitudes = like.detach()[like.isfinite() & (like != 0)].abs()
+    drawn = like.detach().reshape(-1)[:: max(like.numel() // _DRAWN, 1)]
+    magnitudes = drawn[drawn.isfinite() & (drawn != 0)].abs()
     size = magnitudes.median() if magnitudes.numel() else torch.ones((), dtype=tensor.dtype)
     finite = torch.where(tensor.isfinite(), tensor.detach(), 0.0)
     return finite / (finite.abs() + size)
@@ -51,15 +55,17 @@ class _Settling(Arrangement):
         """First the families of which most is known; then each once more, by all that is."""
         current = [tensor.clone(memory_format=torch.contiguous_format) for tensor in self.ours]
         found = {atom: torch.arange(atom.size).expand(shape).clone() for atom, shape in self.shapes.items()}
-        waiting, known = list(found), set[Atom]()
+        known = set[Atom]()
+        waiting = {atom: self._evidence(atom, known) for atom in found}
         while waiting:
-            ready = [atom for atom in waiting if not {*self.around[atom]} & {*waiting}]
-            atom = max(ready, key=lambda atom: self._evidence(atom, known))
-            waiting.remove(atom)
+            ready = [atom for atom in waiting if not any(outer in waiting for outer in self.around[atom])]
+            atom = max(ready, key=waiting.__getitem__)
+            del waiting[atom]
             step = self._step(current, atom, known)
             self.move(current, atom, step)
             found = self.composed(found, atom, step)
             known.add(atom)
+            waiting |= {other: self._evidence(other, known) for other in self.neighbours[atom] if other in waiting}
         for _ in range(_SWEEPS):
             is_still = True
             for atom in found:
