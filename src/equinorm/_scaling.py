@@ -248,7 +248,8 @@ def _firsts(ids: Sequence[Tensor]) -> list[int | None]:
     """The same, all at once."""
     flat = torch.cat([*(own.reshape(-1) for own in ids), torch.zeros(1, dtype=torch.long)]).numpy()
     starts = np.cumsum([0, *(own.numel() for own in ids)])  # and the one that ends the last
-    follows = np.diff(flat, prepend=0) == 1
+    follows = np.empty(len(flat), bool)
+    np.equal(flat[1:], flat[:-1] + 1, out=follows[1:])
     follows[starts] = flat[starts] > 0
     are_runs = np.logical_and.reduceat(follows, starts)[:-1] & (np.diff(starts) > 0)
     return [first if is_run else None for first, is_run in zip(flat[starts[:-1]].tolist(), are_runs.tolist(), strict=True)]

@@ -24,7 +24,9 @@ def kept_layout(orbit: Orbit, scalings: Sequence[Scaling], held: Tensor) -> Netw
     before, network = orbit.kept.get("layouts", (None, None))
     if before != key or network is None:
         network = lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
-        orbit.kept["layouts"] = (key, network) if sum(map(_entries, network.layouts)) <= LARGEST else (None, None)
+        orbit.kept.pop("layouts", None)
+        if sum(map(_entries, network.layouts)) <= LARGEST:
+            orbit.kept["layouts"] = key, network
     return network
 
 

@@ -105,8 +105,7 @@ class Moves:
         if not self._runs:
             return []
         zero = torch.zeros(1, dtype=torch.float64)
-        padded = torch.cat([zero, z, zero])  # class 0, and one that ends the last run
-        logs = (torch.tensor(self._exponents, dtype=torch.float64)[:, None] * padded).flatten()
+        logs = torch.cat([part for exponent in self._exponents for part in (zero, exponent * z, zero)])  # one ends the last run
         exact = are_powers_of_two(logs)
         scales = scale_of(logs, exact)
         bounds = np.stack([self._starts, self._ends], 1).ravel()

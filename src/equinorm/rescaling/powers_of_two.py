@@ -24,7 +24,8 @@ def scale_of(log: Tensor, exact: Tensor | None = None) -> Tensor:
 def are_powers_of_two(log: Tensor) -> Tensor:
     """Which of these logarithms are multiples of ln 2, to 1e-12?"""
     twos = log / LN2
-    return (twos - torch.round(twos)).abs() <= 1e-12 * twos.abs().clamp(min=1)
+    apart = torch.round(twos).sub_(twos).abs_()
+    return apart <= twos.abs_().clamp_(min=1).mul_(1e-12)
 
 
 def is_power_of_two(log: Tensor) -> bool:
