@@ -4,7 +4,7 @@ All weights are drawn from N(0, 2 / fan-in) (He et al., 2015); biases start at 0
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,9 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    _, *inner, last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if run.centred:
+        centre_([layer.weight for layer in inner])
     last.weight.data.mul_(run.head)
     if isinstance(model, ResNet):
         if method.norm == "none":
@@ -44,6 +46,16 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 weight_norm(layer)
     return model
+
+
+@torch.no_grad()
+def centre_(weights: Sequence[Tensor]) -> None:
+    """Subtract each neuron's mean over its fan-in, which passes on what all images have in common.
+
+    The rest passes on the variance of a rectified normal variable, 1 - 1/π of its mean square, and grows by so much.
+    """
+    for weight in weights:
+        weight.sub_(weight.mean(tuple(range(1, weight.dim())), keepdim=True)).mul_((1 - 1 / math.pi) ** -0.5)
 
 
 def _norm(kind: str, flat: bool) -> Norm:

@@ -36,10 +36,10 @@ def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda
     if run.network != "fc":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster
     trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
-    return _Trainer(run, model, trained, scored, data, device).train(progress)
+    return Trainer(run, model, trained, scored, data, device).train(progress)
 
 
-class _Trainer:
+class Trainer:
     def __init__(self, run: Run, model: nn.Module, trained: Images, scored: Images, data: Data, device: str) -> None:
         self.run, self.model, self.trained, self.scored, self.data, self.device = run, model, trained, scored, data, device
         self.method = METHODS[run.method]
@@ -89,7 +89,7 @@ class _Trainer:
             if self.hook and run.c_end:
                 self.hook.c = run.c + (run.c_end - run.c) * epoch / max(run.epochs - 1, 1)
             started = time.perf_counter()
-            loss, taken = self._epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
+            loss, taken = self.epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
             seconds += time.perf_counter() - started
             steps += taken
             diverged = not math.isfinite(loss) or not self._finite()
@@ -117,7 +117,7 @@ class _Trainer:
             source=provenance(self.device),
         )
 
-    def _epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
+    def epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
         """Mean loss and steps of one epoch; stops at a loss that is not finite."""
         run, losses, count = self.run, torch.zeros((), device=self.device), 0
         warmup = run.warmup * total / run.epochs
