@@ -1,18 +1,17 @@
 """Why one network bears larger steps than another: curvature, signal and rates by layer, at the start and after some steps.
 
-    python benchmarks/sharpness.py --data DIR [--networks conv resnet18c resnet18] [--methods bn baseline enorm 'bn:head=0.1' ...]
-        [--steps 0 20 200] [--lr 0.05] [--images 256] [--output benchmarks/results/sharpness.jsonl]
+    python benchmarks/sharpness.py --data DIR [--networks conv resnet18c resnet18] [--methods bn enorm 'bn:head=0.1@0.1' ...]
+        [--steps 0 20 200] [--images 128] [--output benchmarks/results/sharpness.jsonl]
 
-Networks, widths, momentum and images are those of `equinorm train`; methods are written as for its --methods, and "@RATE" behind
-one gives its learning rate, which stays constant here. Everything is measured in float32 on one batch of training images, in
-training mode: BN takes its statistics from that batch. At step 0 ENorm has run its first cycle.
-One JSON line for each network, method and number of steps:
+Networks, widths, momentum and images are those of `equinorm train`; methods are written as for its --methods, with a learning
+rate behind "@" (else 0.05), which stays constant here. Everything is measured in float32 on one batch of training images, in
+training mode: BN takes its statistics from that batch. At step 0 ENorm has run its first cycle. One JSON line for each
+network, method and number of steps, none once the loss is no number:
 
     loss, logits: of the batch; root mean square.
     alike: mean cosine between what the last layer reads of two different images; 1 where it cannot tell them apart.
-    mean: share of channels' means in the mean square of what the last layer reads.
-    eigenvalue: largest of the loss's Hessian by absolute value, by 15 steps of power iteration.
-    rate: largest power of two by which a step along the negative gradient does not raise the loss.
+    eigenvalue: of the loss's Hessian, the largest by absolute value, by power iteration.
+    rate: largest power of four by which a step along the negative gradient does not raise the loss, up to 256.
     layers: for each weight its norm, its gradient's norm, and the rate of a step on it alone.
 """
 
@@ -35,9 +34,9 @@ from equinorm.experiments.trainer import Trainer
 
 PRESETS = {"conv": "conv-short", "resnet18c": "resnet18-reduced", "resnet18": "resnet18-reduced"}
 METHODS = ["bn", "baseline", "enorm", *(f"{name}:head=0.1,centralise=1" for name in ("bn", "baseline", "enorm"))]
-ITERATIONS = 15
-RATES = range(-20, 11)
-"""Powers of two that are tried; the last stands for all above."""
+ITERATIONS = 10
+LEAST, MOST = -10, 4
+"""Powers of four that are tried as rates; the last stands for all above."""
 
 
 def largest_eigenvalue(loss: Tensor, weights: Sequence[Tensor]) -> float:
@@ -56,24 +55,22 @@ def largest_eigenvalue(loss: Tensor, weights: Sequence[Tensor]) -> float:
 
 @torch.no_grad()
 def largest_rate(loss: Callable[[], Tensor], weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:
-    """The largest power of two up to which steps of these weights do not raise the loss; 0 if none is small enough."""
+    """The largest power of four up to which steps of these weights do not raise the loss; 0 if none is small enough."""
     before, old = float(loss()), [weight.clone() for weight in weights]
 
     def bears(power: int) -> bool:
         for weight, start, gradient in zip(weights, old, gradients, strict=True):
-            weight.copy_(start - 2.0**power * gradient)
+            weight.copy_(start - 4.0**power * gradient)
         return float(loss()) <= before
 
-    power = -4
-    if bears(power):
-        while power < RATES[-1] and bears(power + 1):
-            power += 1
-    else:
-        while power >= RATES[0] and not bears(power):
-            power -= 1
+    power = 0
+    while power >= LEAST and not bears(power):
+        power -= 1
+    while 0 <= power < MOST and bears(power + 1):
+        power += 1
     for weight, start in zip(weights, old, strict=True):
         weight.copy_(start)
-    return 2.0**power if power >= RATES[0] else 0.0
+    return 4.0**power if power >= LEAST else 0.0
 
 
 def measured(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -96,13 +93,11 @@ def measured(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]
         rate = largest_rate(again, [weight], [of[id(weight)]])
         return {"norm": float(weight.detach().norm()), "gradient": float(of[id(weight)].norm()), "rate": rate}
 
-    rows = nn.functional.normalize(read[0].flatten(1), dim=1)
-    channels, count = read[0].transpose(0, 1).flatten(1), len(rows)
+    rows, count = nn.functional.normalize(read[0].flatten(1), dim=1), len(images)
     return {
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "logits": float(logits.detach().square().mean().sqrt()),
         "alike": float((rows.sum(0).square().sum() - count) / (count * (count - 1))),
-        "mean": float(channels.mean(1).square().sum() / channels.square().mean(1).sum()),
         "eigenvalue": largest_eigenvalue(loss, weights),
         "rate": largest_rate(again, weights, gradients),
         "layers": {name: one(layer.weight) for name, layer in layers.items()},
@@ -111,10 +106,10 @@ def measured(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]
 
 def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in options.networks:
-        base = replace(preset(PRESETS[network]).base, network=network, batch=128, lr=options.lr, weight_decay=5e-4, c=1.2)
+        base = replace(preset(PRESETS[network]).base, network=network, batch=128, weight_decay=5e-4, c=1.2)
         for method in options.methods:
             spec, _, rate = method.partition("@")
-            run = parse(spec, replace(base, held_out=True, **({"lr": float(rate)} if rate else {}))).canonical()
+            run = parse(spec, replace(base, held_out=True, lr=float(rate or 0.05))).canonical()
             for step, found in watched(run, options):
                 yield {"network": network, "width": run.width, "method": spec, "lr": run.lr, "step": step, **found}
 
@@ -146,12 +141,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=[*PRESETS], choices=[*PRESETS])
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 20, 200])
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     report((record | machine() for record in records(options)), options.output)
 
 

@@ -4,7 +4,7 @@ All weights are drawn from N(0, 2 / fan-in) (He et al., 2015); biases start at 0
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from equinorm.experiments.config import METHODS, ExperimentError, Run
 
 GROUPS = 32
+
+_CENTRED = (1 - 1 / math.pi) ** -0.5
+"""Centred weights pass on the variance of a rectified normal variable, not its mean square; they start so much larger."""
 
 Norm = Callable[[int], list[nn.Module]]
 """From a number of channels to the layers that normalise them: one or none."""
@@ -35,7 +38,8 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
                 nn.init.zeros_(layer.bias)
     _, *inner, last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
     if run.centred:
-        centre_([layer.weight for layer in inner])
+        for layer in inner:
+            centre_(layer.weight).data.mul_(_CENTRED)
     last.weight.data.mul_(run.head)
     if isinstance(model, ResNet):
         if method.norm == "none":
@@ -49,13 +53,9 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
 
 
 @torch.no_grad()
-def centre_(weights: Sequence[Tensor]) -> None:
-    """Subtract each neuron's mean over its fan-in, which passes on what all images have in common.
-
-    The rest passes on the variance of a rectified normal variable, 1 - 1/π of its mean square, and grows by so much.
-    """
-    for weight in weights:
-        weight.sub_(weight.mean(tuple(range(1, weight.dim())), keepdim=True)).mul_((1 - 1 / math.pi) ** -0.5)
+def centre_(weight: Tensor) -> Tensor:
+    """Subtract each neuron's mean over its fan-in, in place."""
+    return weight.sub_(weight.mean(tuple(range(1, weight.dim())), keepdim=True))
 
 
 def _norm(kind: str, flat: bool) -> Norm:
