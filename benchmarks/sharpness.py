@@ -131,8 +131,7 @@ def watched(run: Run, options: argparse.Namespace) -> Iterator[tuple[int, dict[s
             loss, _ = trainer.epoch(order[done * run.batch : step * run.batch], done, 10**9)
             if not math.isfinite(loss):
                 return
-        done = step
-        yield step, measured(model, images, labels)
+        yield (done := step), measured(model, images, labels)
 
 
 def main() -> None:
