@@ -1,7 +1,7 @@
 """Cheap trials of recipes for residual networks, on held-out images.
 
     python benchmarks/recipes.py --data DIR [--networks resnet18c resnet18] [--methods bn@0.1 'enorm:c=1,biases=1@0.1' ...]
-        [--images 8000] [--epochs 3] [--width 8] [--seeds 1] [--output benchmarks/results/recipes.jsonl]
+        [--images 8000] [--epochs 3] [--width 8] [--seeds 0 1] [--output benchmarks/results/recipes.jsonl]
 
 Methods are written as for `equinorm train --methods`, with a learning rate behind "@". To be cheap, images are few, halved to
 14 × 14, batches hold 128, products are in bfloat16, and only the final weights are scored, on 2,000 held-out images. One JSON
@@ -71,7 +71,7 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in options.networks:
         for method in options.methods:
             spec, _, rate = method.partition("@")
-            for seed in range(options.seeds):
+            for seed in options.seeds:
                 same = replace(base, network=network, lr=float(rate or 0.1), seed=seed, bfloat16=True, held_out=True)
                 run = parse(spec, same).canonical()
                 found = trial(run, in_memory.load(run, options.data), options.images)
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report((record | machine() for record in records(options)), options.output)

@@ -44,23 +44,28 @@ def sharpness() -> str:
     return "\n".join(rows)
 
 
+def _trials() -> dict[tuple[str, str, float], list[Record]]:
+    """Trials by network, method and learning rate; each of another seed."""
+    found: dict[tuple[str, str, float], list[Record]] = {}
+    for r in _records("recipes.jsonl"):
+        found.setdefault((r["network"], r["method"], r["lr"]), []).append(r)
+    return found
+
+
 def recipes() -> str:
-    """Held-out accuracy and last training loss of each trial."""
+    """Held-out accuracy and last training loss of each trial, best first."""
     rows = ["| Network | Method | Learning rate | Held-out accuracy | Last training loss |", "|---|---|--:|--:|--:|"]
-    for network in NETWORKS:
-        for r in (r for r in _records("recipes.jsonl") if r["network"] == network):
-            cells = [NETWORKS[network], _label(r["method"]), f"{r['lr']:g}", f"{r['accuracy']:.1%}", f"{r['losses'][-1]:.2f}"]
-            rows.append(f"| {' | '.join(cells)} |")
+    mean = {key: (fmean(r["accuracy"] for r in own), fmean(r["losses"][-1] for r in own)) for key, own in _trials().items()}
+    for key in sorted(mean, key=lambda key: ([*NETWORKS].index(key[0]), -mean[key][0])):
+        seeds = " and ".join(f"{r['accuracy']:.1%}" for r in _trials()[key])
+        rows.append(f"| {NETWORKS[key[0]]} | {_label(key[1])} | {key[2]:g} | {seeds} | {mean[key][1]:.2f} |")
     return "\n".join(rows)
 
 
 def trial(network: str, method: str) -> str:
-    """Held-out accuracy of a method at the best rate that was tried; several seeds are averaged."""
-    found: dict[float, list[float]] = {}
-    for r in _records("recipes.jsonl"):
-        if (r["network"], r["method"]) == (network, method):
-            found.setdefault(r["lr"], []).append(r["accuracy"])
-    return f"{max(fmean(values) for values in found.values()):.1%}" if found else "*not measured yet*"
+    """Held-out accuracy of a method at the best rate that was tried, the mean of its seeds."""
+    found = [fmean(r["accuracy"] for r in own) for key, own in _trials().items() if key[:2] == (network, method)]
+    return f"{max(found):.1%}" if found else "*not measured yet*"
 
 
 MARKERS = {"sharpness": sharpness, "recipes": recipes, "trial": trial}
