@@ -35,7 +35,8 @@ def sharpness() -> str:
     """Signal, curvature and rates of each network and method at some step."""
     heads = ["Step", "Loss", "Logits", "Alike", "Eigenvalue", "First layer", "Median layer", "Last layer", "Rate", "Least rate"]
     rows = [f"| Network | Method | {' | '.join(heads)} |", f"|---|---|{'--:|' * len(heads)}"]
-    for r in _records("sharpness.jsonl"):
+    order = [*NETWORKS].index
+    for r in sorted(_records("sharpness.jsonl"), key=lambda r: order(r["network"])):
         shares = [layer["gradient"] / layer["norm"] for layer in r["layers"].values()]
         cells = [NETWORKS[r["network"]], _label(r["method"]), str(r["step"]), f"{r['loss']:.2f}"]
         values = [r["logits"], r["alike"], abs(r["eigenvalue"]), shares[0], median(shares), shares[-1], r["rate"]]
