@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import audited
+import beginnings
 import between
 import claims
 import large
@@ -29,6 +30,7 @@ RESULTS: dict[str, Callable[..., str]] = {
     **large.MARKERS,
     **rounding.MARKERS,
     **between.MARKERS,
+    **beginnings.MARKERS,
 }
 """Made from files of results alone."""
 

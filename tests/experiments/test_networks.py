@@ -144,6 +144,22 @@ def test_residual_branches_start_smaller(method, ending):
     assert sum(name.endswith(ending) for name in plain) == 8
 
 
+def test_centred_weights_keep_images_apart():
+    """He's weights hand on the mean of rectified units, which all images share; centred ones do not, at the same size."""
+    alike, sizes = [], []
+    for centred in (False, True):
+        model = build(Run(network="resnet18c", width=8, centred=centred))
+        images = torch.randn(8, *CIFAR, generator=torch.Generator().manual_seed(0))
+        features = model.pool(model.blocks(model.stem(images))).detach()
+        rows = torch.nn.functional.normalize(features, dim=1)
+        alike.append(float((rows @ rows.T).mean()))
+        sizes.append(float(features.norm()))
+        means = model.blocks[3].branch[2].weight.detach().mean((1, 2, 3)).abs()
+        assert (means < 1e-7).all() == centred
+    assert alike[1] < alike[0] - 0.02
+    assert 0.5 < sizes[1] / sizes[0] < 3
+
+
 def test_weight_norm_is_exact():
     plain, normed = build(Run(depth=2, width=32)), build(Run(depth=2, width=32, method="wn"))
     images = torch.randn(4, *CIFAR)

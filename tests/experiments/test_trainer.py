@@ -176,8 +176,8 @@ def test_asymmetry_over_time(monkeypatch):
         seen.append(self.hook.c)
         return original(self, *args)
 
-    original = trainer._Trainer._epoch
-    monkeypatch.setattr(trainer._Trainer, "_epoch", epoch)
+    original = trainer.Trainer.epoch
+    monkeypatch.setattr(trainer.Trainer, "epoch", epoch)
     train(replace(TINY, method="enorm", c=1.4, c_end=1.0, epochs=3), DATA)
     assert seen == pytest.approx([1.4, 1.2, 1.0])
 
@@ -195,14 +195,20 @@ def test_pictures_are_the_weights():
 
 
 def test_centralised_gradients_leave_the_mean_of_each_neuron():
-    """Without weight decay the mean of each hidden neuron's weights never changes; the first layer's does."""
+    """Without weight decay the mean of each hidden neuron's weights never changes; the first's does. `centred` keeps it 0."""
+    run = Run(method="enorm", depth=2, width=8, epochs=1, lr=0.1, c=1.2, batch=64, centred=True)
+    model = networks.build(run, DATA.shape, DATA.classes)
+    trainer.Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+    first, *inner, last = [float(p.detach().mean(1).abs().max()) for p in model.parameters()]
+    assert min(first, last) > 1e-3
+    assert max(inner) < 1e-7
     results = {}
     for centralise in (False, True):
         run = Run(depth=2, width=8, epochs=2, lr=0.1, weight_decay=0.0, batch=64, centralise=centralise)
         torch.manual_seed(run.seed)
         model = networks.build(run, DATA.shape, DATA.classes)
         before = [p.detach().mean(1) for p in model.parameters()]
-        trainer._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+        trainer.Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
         after = [p.detach().mean(1) for p in model.parameters()]
         results[centralise] = [float((a - b).abs().max()) for a, b in zip(after, before, strict=True)]
     assert min(results[False]) > 1e-4
@@ -214,7 +220,7 @@ def test_bfloat16_is_for_products_while_training():
     run = Run(depth=1, width=8, epochs=1, batch=512, bfloat16=True)
     model, seen = networks.build(run, DATA.shape, DATA.classes), set()
     model[1].register_forward_hook(lambda layer, _, out: seen.add((layer.training, layer.weight.dtype, out.dtype)))
-    trainer._Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+    trainer.Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
     assert seen == {(True, torch.float32, torch.bfloat16), (False, torch.float32, torch.float32)}
 
 

@@ -77,6 +77,7 @@ class Run:
         warmup: epochs in which the learning rate grows linearly from 0.
         head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
         branch: factor on the initial weights of the last layer of each residual branch; below 1 blocks start near the identity.
+        centred: subtract from each inner neuron's weights their mean over the fan-in, at the start and after every step.
         centralise: subtract from each neuron's gradient its mean over the fan-in, but in the first layer (Yong et al., 2020).
         c: asymmetry of ENorm; 0 in a sweep stands for what `asymmetry` gives at each depth.
         c_end: what c becomes, linearly over the epochs; 0 for no change.
@@ -108,6 +109,7 @@ class Run:
     warmup: float = 0.0
     head: float = 1.0
     branch: float = 1.0
+    centred: bool = False
     centralise: bool = False
     c: float = 1.0
     c_end: float = 0.0

@@ -14,6 +14,9 @@ from equinorm.experiments.config import METHODS, ExperimentError, Run
 
 GROUPS = 32
 
+_CENTRED = (1 - 1 / math.pi) ** -0.5
+"""Centred weights pass on the variance of a rectified normal variable, not its mean square; they start so much larger."""
+
 Norm = Callable[[int], list[nn.Module]]
 """From a number of channels to the layers that normalise them: one or none."""
 
@@ -33,7 +36,10 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    _, *inner, last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if run.centred:
+        for layer in inner:
+            centre_(layer.weight).data.mul_(_CENTRED)
     last.weight.data.mul_(run.head)
     if isinstance(model, ResNet):
         if method.norm == "none":
@@ -44,6 +50,12 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             if isinstance(layer, (nn.Linear, nn.Conv2d)):
                 weight_norm(layer)
     return model
+
+
+@torch.no_grad()
+def centre_(weight: Tensor) -> Tensor:
+    """Subtract each neuron's mean over its fan-in, in place."""
+    return weight.sub_(weight.mean(tuple(range(1, weight.dim())), keepdim=True))
 
 
 def _norm(kind: str, flat: bool) -> Norm:

@@ -36,10 +36,12 @@ def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda
     if run.network != "fc":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster
     trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
-    return _Trainer(run, model, trained, scored, data, device).train(progress)
+    return Trainer(run, model, trained, scored, data, device).train(progress)
 
 
-class _Trainer:
+class Trainer:
+    """A network on its way, with its optimizer and what a method adds to that."""
+
     def __init__(self, run: Run, model: nn.Module, trained: Images, scored: Images, data: Data, device: str) -> None:
         self.run, self.model, self.trained, self.scored, self.data, self.device = run, model, trained, scored, data, device
         self.method = METHODS[run.method]
@@ -78,6 +80,7 @@ class _Trainer:
         )
 
     def train(self, progress: Progress) -> Result:
+        """All epochs, and the score of the final weights."""
         run, started = self.run, time.perf_counter()
         pictures = thumbnails.matrices(self.model) if run.seed == 0 and not run.held_out else {}
         order = torch.Generator().manual_seed(run.seed)
@@ -89,7 +92,7 @@ class _Trainer:
             if self.hook and run.c_end:
                 self.hook.c = run.c + (run.c_end - run.c) * epoch / max(run.epochs - 1, 1)
             started = time.perf_counter()
-            loss, taken = self._epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
+            loss, taken = self.epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
             seconds += time.perf_counter() - started
             steps += taken
             diverged = not math.isfinite(loss) or not self._finite()
@@ -117,12 +120,12 @@ class _Trainer:
             source=provenance(self.device),
         )
 
-    def _epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
+    def epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
         """Mean loss and steps of one epoch; stops at a loss that is not finite."""
         run, losses, count = self.run, torch.zeros((), device=self.device), 0
         warmup = run.warmup * total / run.epochs
         parameters = list(self.model.parameters())
-        inner = [w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1][1:]
+        matrices = [w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1]
         for images, labels in self.trained.batches(run.batch, order, run.augment):
             step = done + count
             rate = run.lr * min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / total)
@@ -136,8 +139,8 @@ class _Trainer:
             if self.paths:
                 self.paths.divide_()
             if run.centralise:
-                for gradient in [weight.grad for weight in inner if weight.grad is not None]:
-                    gradient.sub_(gradient.mean(tuple(range(1, gradient.dim())), keepdim=True))
+                for gradient in [weight.grad for weight in matrices[1:] if weight.grad is not None]:
+                    networks.centre_(gradient)
             if run.clip:
                 nn.utils.clip_grad_norm_(parameters, run.clip)
             losses += loss.detach()
@@ -150,6 +153,9 @@ class _Trainer:
                 if self._finite():
                     raise
                 return math.nan, count  # the balancing refused weights that are not finite
+            if run.centred:
+                for weight in matrices[1:-1]:
+                    networks.centre_(weight)
         return float(losses) / max(count, 1), count
 
     def _finite(self) -> bool:
