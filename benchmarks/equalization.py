@@ -30,6 +30,7 @@ from torch import nn
 
 import equinorm
 from common import machine, report
+from equinorm import native
 from equinorm.balancing.assemble import problem
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import BalanceOptions
@@ -158,7 +159,7 @@ def measure(name: str, repeats: int, without: Sequence[str]) -> dict[str, Any]:
         if other not in record:
             continue
         record[f"{other} / {key}"] = record[other]["solve_apply_s"] / record[key]["solve_apply_s"]
-    return record | machine()
+    return record | {"kernels": native.are_shipped()} | machine()
 
 
 def main() -> None:
