@@ -19,6 +19,11 @@ def is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or tensor.permute(memory_order(tensor)).is_contiguous()
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Do its entries lie at its address as they are? Those of subclasses may lie elsewhere, and some views count as negated."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_neg()
+
+
 def memory_order(tensor: Tensor) -> list[int]:
     """Axes as they lie in memory, from the slowest to the fastest."""
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 import equinorm
 from equinorm import BalanceError, RescaleError
@@ -105,3 +106,35 @@ def test_few_tensors_are_looked_at_by_themselves(monkeypatch):
     monkeypatch.setattr(in_place, "check", lambda write: looked.append(write.what) or check(write))
     found.balance().apply_()
     assert looked == ["3.weight"]
+
+
+class Wrapped(torch.Tensor):
+    """A tensor whose numbers lie elsewhere: at its own address is nothing."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        args = tree_map(lambda value: value.inner if isinstance(value, cls) else value, args)
+        result = operation(*args, **(kwargs or {}))
+        return cls(result) if operation is torch.ops.aten.detach.default else result
+
+
+@pytest.mark.parametrize("held", [Wrapped, lambda weight: torch._neg_view(-weight)], ids=["wrapped", "negated"])
+def test_numbers_that_do_not_lie_at_an_address_are_read_all_the_same(monkeypatch, held):
+    """Kernels would read nothing there, or numpy refuses."""
+    monkeypatch.setattr("equinorm.native.kernels_for", lambda *types: pytest.fail("kernels would read them"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 40))
+    found = equinorm.symmetries(model, (torch.zeros(2, 4),))
+    for p, is_compiled in ((math.inf, False), (math.inf, True), (2.0, True)):
+        expected = found.balance(p, compile=False)
+        weight = model[1].weight
+        model[1].weight = nn.Parameter(held(weight.detach()))
+        torch.testing.assert_close(found.balance(p, compile=is_compiled).log_scales, expected.log_scales)
+        model[1].weight = weight

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._memory import STRIP, forget, is_dense, memory_order
+from equinorm._memory import STRIP, forget, has_memory, is_dense, memory_order
 from equinorm._scaling import batches
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
@@ -36,7 +36,7 @@ def is_list(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
     if not layout.is_matrix or len(layout.along) != 1 or layout.scaling.offset or tensor.device.type != "cpu":
         return False
     if norm.is_max:
-        return len(layout.axes) == 1 and tensor.numel() > 0 and is_dense(tensor)
+        return len(layout.axes) == 1 and tensor.numel() > 0 and has_memory(tensor) and is_dense(tensor)
     return tensor.dim() == len(layout.scaling.shape) == 1 and fits_float64(tensor, norm)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from equinorm import native
+from equinorm._memory import has_memory
 from equinorm.balancing.dense_blocks import LEAST, Dense, dense, runs_of_kinds, stretches
 from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.layout import Layout
@@ -139,7 +140,8 @@ def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm, groups: Sequence[T
         norm: one whose powers are cheap.
         groups: number of the group of each channel, by side.
     """
-    if tensor.device.type not in native.DEVICES or tensor.dtype not in native.TYPES or are_kept(layout, tensor):
+    is_known = has_memory(tensor) and tensor.device.type in native.DEVICES and tensor.dtype in native.TYPES
+    if not is_known or are_kept(layout, tensor):
         return None
     rows, columns = (runs_of_kinds(own, most) for own, most in zip(groups, stretches(layout, tensor), strict=True))
     if len(rows) * len(columns) > max(1, tensor.numel() // LEAST):

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equinorm import native
+from equinorm._memory import has_memory
 from equinorm.rescaling.write import Write
 
 FEW = 32
@@ -74,7 +75,7 @@ def _shape(tensor: Tensor) -> tuple[int, int]:
 def _scales(write: Write) -> list[Rows] | None:
     """Scales to multiply in, one after the other; None where kernels do not know the tensor or how it moves."""
     tensor = write.tensor
-    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.device.type in native.DEVICES and tensor.dtype in DTYPES
+    is_plain = has_memory(tensor) and tensor.device.type in native.DEVICES and tensor.dtype in DTYPES
     if not is_plain or write.offset or not tensor.numel() or not tensor.dim() or not tensor.is_contiguous():
         return None
     found: list[Rows] = []

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from equinorm._errors import RescaleError
-from equinorm._memory import local, storage_of
+from equinorm._memory import has_memory, local, storage_of
 from equinorm.rescaling.flat_state import vectors
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.optimizer_laws import Law, laws
@@ -130,5 +130,4 @@ def _part(what: str, tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def _address(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     """Where and how it lies in memory; nothing for sparse tensors and others without memory of their own."""
-    has_memory = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    return (tensor.data_ptr(), tensor.stride()) if has_memory else (0, ())
+    return (tensor.data_ptr(), tensor.stride()) if has_memory(tensor) else (0, ())
