@@ -43,6 +43,11 @@ def centred(x):
     return x - x.mean(-1, keepdim=True)
 
 
+def gated(net, scores):
+    """Products, which two values are made into: written down anew by each who reads them."""
+    return rows(net, scores).softmax(-1) * net.two.weight.exp()
+
+
 def inside(net, scores, x):
     with torch.no_grad():
         return net.table[scores.relu().argmax(-1)]
@@ -87,6 +92,10 @@ EQUAL = {
     "norms of what is normalized": lambda n, s, x: n.table[F.normalize(rows(n, s), dim=-1).pow(2).sum(-1).argmax(-1)],
     "means of layer norm": lambda n, s, x: n.table[F.layer_norm(rows(n, s), (6,)).mean(-1).argmax(-1)],
     "means of what is centred": lambda n, s, x: n.table[centred(rows(n, s)).sum(-1).argmax(-1)],
+    "shares of a sum, both written down": lambda n, s, x: n.table[
+        (gated(n, s) / gated(n, s).sum(-1, keepdim=True)).sum(-1).argmax(-1)
+    ],
+    "nothing left of two layers": lambda n, s, x: n.table[(n.one(x) - n.one(x)).argmax(-1)],
     "softmax of one": lambda n, s, x: n.table[s[..., None].softmax(-1)[..., 0].argmax(-1)],
     "nothing left": lambda n, s, x: n.table[(s - s.clone()).argmax(-1)],
     "one number in order": lambda n, s, x: n.table * s.sum().sort()[0],
@@ -106,6 +115,9 @@ def test_no_member_computes_something_else(name):
 
 DIFFERENT = {
     "scores and biases": lambda n, s, x: n.table[(s.sigmoid() + n.table[:, 0]).argmax(-1)],
+    "shares of another sum": lambda n, s, x: n.table[
+        (gated(n, s) / gated(n, n.two(x)).sum(-1, keepdim=True)).sum(-1).argmax(-1)
+    ],
     "gates": lambda n, s, x: n.table[(s.softmax(-1) * n.two(x).sigmoid() / 2).argmax(-1)],
     "one share of a softmax": lambda n, s, x: n.table[rows(n, s).softmax(-1)[..., 0].argmax(-1)],
     "weighted shares": lambda n, s, x: n.table[(rows(n, s).softmax(-1) @ n.three.weight[0]).argmax(-1)],

@@ -135,12 +135,12 @@ class _Scores:
         is_expanded = isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("expand", "expand_as")
         return self.trail.back(node.all_input_nodes[0]) if is_expanded else node
 
-    def _roots(self, node: fx.Node, reduced: str) -> Iterator[fx.Node]:
-        """What a value is made from by operations on single entries, and by sums if these are named."""
+    def _roots(self, node: fx.Node, reduced: str) -> Iterator[int]:
+        """Numbers of what a value is made from by operations on single entries, and by sums if these are named."""
         names = {*f"{_CARRIED} {reduced}".split()}
         for _ in range(_DEEPEST):
             node = self.trail.back(node)
-            yield node
+            yield self.trail.numbers.of(node)
             if not isinstance(node.target, torch._ops.OpOverload) or key(node.target).removesuffix("_") not in names:
                 return
             parts = [part for part in node.all_input_nodes if self._holds(part)]

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from equinorm.discovery.graph.aliasing import bind, is_static
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import Axis, atoms, size_of
+from equinorm.permuting.value_numbers import ValueNumbers
 from equinorm.permuting.values import Laid
 
 MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
@@ -50,11 +51,16 @@ class Trail:
         parameters: names of the placeholders of the whole graph that are parameters.
         values: axes of everything so far, in all graphs.
         sources: what inputs and results of subgraphs are on the other side.
+        numbers: of values, one where the same was written down twice.
     """
 
     parameters: frozenset[str] = frozenset()
     values: dict[fx.Node, Any] = field(default_factory=dict)
     sources: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    numbers: ValueNumbers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.numbers = ValueNumbers(self.back, self.values.get)
 
     def back(self, node: fx.Node) -> fx.Node:
         """The same value where it was made."""
