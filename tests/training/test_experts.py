@@ -63,7 +63,7 @@ CASES = [
 def test_steps_are_those_on_the_entries(monkeypatch, name, optimizer, options):
     monkeypatch.setattr("equinorm.training.enorm.symmetries", lambda *_, **__: mixture(name)[2])  # traced once for all
     found = steps(name, optimizer, **options)
-    for way in ("_plain_layout", "_joined"):
+    for way in ("_is_along_one_axis", "_joined"):
         monkeypatch.setattr(layout, way, lambda *_: None)
     expected = steps(name, optimizer, **options | {"compile": False})
     for value, other in zip(found, expected, strict=True):
