@@ -389,3 +389,26 @@ def test_unknown_optimizer_is_refused():
 
     with pytest.raises(equinorm.RescaleError, match="state of Own: how it scales is not known"):
         equinorm.balance_(net, args, optimizer=Own(net.parameters()))
+
+
+def test_the_default_dtype_does_not_matter():
+    """Vectors of bfloat16 are read as they are, and numpy has no such numbers."""
+
+    class Gains(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.randn(3)) for _ in range(2))
+
+        def forward(self, x):
+            return x * self.first * self.second
+
+    model, inputs = Gains().bfloat16(), torch.randn(2, 3).bfloat16()
+    symmetries, before = equinorm.symmetries(model, (inputs,)), model(inputs)
+    first = model.first.detach().clone()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        symmetries.rescale_(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), power_of_two=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model(inputs), before)
+    assert not torch.equal(model.first, first)
