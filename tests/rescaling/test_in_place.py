@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
+from equinorm import native
 from equinorm.rescaling import in_place, writing
 
 LN2 = math.log(2.0)
@@ -239,6 +240,7 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptibl
     symmetries, twin = equinorm.symmetries(net, args), equinorm.symmetries(expected, args)
     z = random_scales(symmetries)
     twin.rescale_(z)
+    monkeypatch.setattr(native, "are_shipped", lambda: False)  # kernels write in one call
     writes, write_ = [], writing._Piece.write_
 
     def interrupted(piece):
@@ -253,6 +255,28 @@ def test_interrupt_while_writing_leaves_all_or_nothing(monkeypatch, interruptibl
     assert len(writes) > 3
     assert all(torch.equal(a, b) for a, b in zip(state(net), state(expected), strict=True))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_while_writing_leaves_no_first_guess_of_the_old_point(monkeypatch, interruptible):
+    """L-BFGS computes its first guess anew before Ctrl-C is raised."""
+    net, (x,) = network(), inputs()
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    symmetries = equinorm.symmetries(net, (x,))
+    write_ = in_place.write_
+    monkeypatch.setattr(in_place, "write_", lambda *given: (write_(*given), signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        symmetries.rescale_(random_scales(symmetries), optimizer)
+    held = optimizer.state[optimizer._params[0]]
+    difference, step = held["old_dirs"][-1], held["old_stps"][-1]
+    torch.testing.assert_close(held["H_diag"], difference.dot(step) / difference.dot(difference))
 
 
 @pytest.mark.parametrize(("weight", "decades"), [(1e30, 15), (1e-30, -15)])
@@ -389,3 +413,26 @@ def test_unknown_optimizer_is_refused():
 
     with pytest.raises(equinorm.RescaleError, match="state of Own: how it scales is not known"):
         equinorm.balance_(net, args, optimizer=Own(net.parameters()))
+
+
+def test_the_default_dtype_does_not_matter():
+    """Vectors of bfloat16 are read as they are, and numpy has no such numbers."""
+
+    class Gains(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Parameter(torch.randn(3)) for _ in range(2))
+
+        def forward(self, x):
+            return x * self.first * self.second
+
+    model, inputs = Gains().bfloat16(), torch.randn(2, 3).bfloat16()
+    symmetries, before = equinorm.symmetries(model, (inputs,)), model(inputs)
+    first = model.first.detach().clone()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        symmetries.rescale_(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), power_of_two=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(model(inputs), before)
+    assert not torch.equal(model.first, first)

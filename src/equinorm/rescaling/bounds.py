@@ -18,7 +18,7 @@ def bounds_of(tensors: Sequence[Tensor]) -> Iterator[tuple[float, float, float]]
         with torch.no_grad():
             parts = [norms(tensor) if tensor.dim() > 1 else tensor.reshape(-1) for tensor in tensors[here]]
             parts = [part if part.is_cpu else part.cpu() for part in parts]
-            flat = torch.cat([*parts, torch.zeros(1)]).abs_().numpy()
+            flat = torch.cat([*parts, torch.zeros(1, dtype=torch.float32)]).abs_().numpy()  # which has no bfloat16
         starts = np.cumsum([0, *map(len, parts)])  # and the one that ends the last
         above = np.where(flat > 0, flat, np.inf)
         hows = (np.minimum.reduceat(flat, starts), np.minimum.reduceat(above, starts), np.maximum.reduceat(flat, starts))

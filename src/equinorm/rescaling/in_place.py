@@ -18,7 +18,7 @@ from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.rescaling.write import Write, scaled
-from equinorm.rescaling.writing import write_
+from equinorm.rescaling.writing import uninterrupted, write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of
 
@@ -53,9 +53,10 @@ def rescale_(
     with agreeing(processes_of(tensors)):
         writes = _writes(tensors, moves, log_scales, optimizer, nonlinear)
         direct = _check_all(writes)
-    write_(writes, direct)
-    for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
-        renew_(inner)
+    with uninterrupted():
+        write_(writes, direct)
+        for inner, _ in [] if optimizer is None else unwrapped_optimizers(optimizer):
+            renew_(inner)
 
 
 def _writes(
