@@ -184,3 +184,23 @@ def test_channels_that_are_copies_of_each_other_match_in_any_order():
             tensor[5] = tensor[2]
         net[2].weight[:, 5] = net[2].weight[:, 2]
     assert equinorm.equivalence(net, moved(net, args)[0], args).equivalent
+
+
+def test_dead_channels_of_permuted_copies_match_too():
+    torch.manual_seed(0)
+    net, args = nn.Sequential(nn.Linear(6, 1), nn.ReLU(), nn.Linear(1, 16), nn.ReLU(), nn.Linear(16, 4)).double(), x(4, 6)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_((3 * parameter).round())  # most are dead, and some differ by the signs of what they hand on
+        net[4].weight[:, :10] = 0.0
+        net[4].weight[1:] = 0.0
+        net[0].bias.fill_(1.0)
+    assert equinorm.equivalence(net, moved(net, args)[0], args).equivalent
+
+
+def test_what_holds_nan_is_named_with_its_network():
+    net, args = relu_network(), x(4, 5)
+    twin = copy.deepcopy(net)
+    twin[2].weight.data[1, 1] = torch.nan
+    with pytest.raises(equinorm.EquivalenceError, match=r"the second network .*2\.weight: it holds NaN"):
+        equinorm.equivalence(net, twin, args)

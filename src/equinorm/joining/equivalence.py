@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from equinorm._deviation import check_model, deviation
 from equinorm._display import as_html, count, listed, percent
-from equinorm._errors import EquivalenceError, describe
+from equinorm._errors import BalanceError, EquivalenceError, describe
 from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.differences import Change, changes
-from equinorm.joining.fitting import least_squares
+from equinorm.joining.fitting import joining, levelling
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 from equinorm.rescaling.write import scaled
@@ -173,8 +173,8 @@ def equivalence(
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
-        EquivalenceError: if the two have different parameters or graphs, or hold no numbers (meta), or if a canonical form was
-            not reached.
+        EquivalenceError: if the two have different parameters or graphs, or hold no numbers (meta), NaN or inf in channels that
+            scale, or if a canonical form was not reached.
 
     >>> import copy, torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -239,28 +239,42 @@ class _Verdict(NamedTuple):
 def _by_rescaling(
     a: Symmetries, b: Symmetries, verdict: _Verdict
 ) -> tuple[Equivalence, tuple[dict[str, Tensor], dict[str, Tensor]], tuple[Tensor, Tensor]]:
-    """Compare canonical forms; returns these too, and the log-scales of both."""
+    """Compare canonical forms; returns those of each network by itself too, and the log-scales of both."""
     tensors = a.tensors, b.tensors
     z: list[Tensor] = []
-    dead = torch.zeros(a.num_free, dtype=torch.bool)
-    for found in (a, b):
-        balance = found.balance(tol=1e-12, biases=True)
+    masks = torch.zeros(2, a.num_free, dtype=torch.bool)
+    for which, found, mask in zip(("first", "second"), (a, b), masks, strict=True):
+        try:
+            balance = found.balance(tol=1e-12, biases=True)
+        except BalanceError as error:
+            raise EquivalenceError(f"the {which} network has no canonical form: {error}") from error
         if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
-            raise EquivalenceError(f"the canonical form of {describe(found.model)} was not reached: {balance.reason}.")
+            raise EquivalenceError(f"the canonical form of the {which} network was not reached: {balance.reason}.")
         z.append(balance.log_scales)
-        dead[[id - 1 for id in balance.dead]] = True
+        mask[[id - 1 for id in balance.dead]] = True
+    alone, dead = z, masks.any(0)
     if bool(dead.any()):
-        connecting = least_squares(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
-        z[0], z[1] = torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])
-    forms: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-    for scaling in a.scalings:
-        for own, log_scales, form in zip(tensors, z, forms, strict=True):
-            form[scaling.name] = scaled(_dense(scaling.effective(own[scaling.name])), scaling.log_factors(log_scales))
+        sides = zip(tensors, z, masks, strict=True)
+        alone = [levelling(a.scalings, own, torch.where(mask, 0.0, scales), mask) for own, scales, mask in sides]
+        connecting = joining(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
+        z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
+    forms = _forms(a, tensors, z)
     worst, different = changes(a.scalings, forms, z[1], verdict.tolerance)
     size = sum(scaling.numel for scaling in a.scalings)
     is_joined = worst <= verdict.tolerance and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
-    return found, forms, (z[0], z[1])
+    return found, forms if alone is z else _forms(a, tensors, alone), (z[0], z[1])
+
+
+def _forms(
+    found: Symmetries, tensors: Sequence[Mapping[str, Tensor]], scales: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of both networks at their scales: real, dense and with offsets."""
+    one, other = (
+        {s.name: scaled(_dense(s.effective(own[s.name])), s.log_factors(z)) for s in found.scalings}
+        for own, z in zip(tensors, scales, strict=True)
+    )
+    return one, other
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:

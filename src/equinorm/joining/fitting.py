@@ -1,6 +1,6 @@
 """Log-scales that take the weights of one network to those of another: by least squares, or by medians that few outvote."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,37 +11,101 @@ from equinorm._scaling import Scaling
 _PASSES = 3
 """Most turns of medians once every class has one."""
 
+_STEPS = 5000
+"""Most steps of conjugate gradients."""
+
+_ROUNDING = 1e-14
+"""Residuals that count as none, in parts of the first."""
+
 _ENOUGH = 0.5
 """Classes are settled together whose known weights are this part of what the best known class knows."""
 
 
-def least_squares(
+def joining(
     scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor
 ) -> Tensor:
     """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
-    size = int(dead.sum())
-    place = torch.full((len(dead) + 1,), -1)  # by id: 0 is pinned
-    place[1:][dead] = torch.arange(size)
-    normal, right = torch.zeros(size * size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    for scaling in scalings:
-        if not any(bool((place[ids] >= 0).any()) for _, ids in scaling.factors):
-            continue
-        one, other = (scaling.effective(tensors[scaling.name]).cpu().double().abs() for tensors in (a, b))
-        ratio = (other / one).log() - scaling.log_scales(known)
-        usable = ratio.isfinite()
-        for exponent, ids in scaling.factors:
-            row = place[ids].expand(scaling.shape)
-            picked = usable & (row >= 0)
-            right.scatter_add_(0, row[picked], exponent * ratio[picked])
-            for other, other_ids in scaling.factors:
-                column = place[other_ids].expand(scaling.shape)
-                pair = picked & (column >= 0)
-                weight = torch.full((int(pair.sum()),), exponent * other, dtype=torch.float64)
-                normal.scatter_add_(0, row[pair] * size + column[pair], weight)
-    solution = torch.linalg.lstsq(normal.reshape(size, size), right[:, None], driver="gelsd").solution[:, 0]
+    return _least_squares(scalings, lambda own: _logarithms(own, b) - _logarithms(own, a), known, dead)
+
+
+def levelling(scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
+    """Fill in the log-scales of dead classes by least squares on log |w|: all members of a network's orbit become one."""
+    return _least_squares(scalings, lambda own: -_logarithms(own, tensors), known, dead)
+
+
+def _logarithms(scaling: Scaling, tensors: Mapping[str, Tensor]) -> Tensor:
+    """log |w| of a tensor with its offset."""
+    return scaling.effective(tensors[scaling.name]).cpu().to_dense().abs().double().log()
+
+
+def _least_squares(scalings: Sequence[Scaling], wanted: Callable[[Scaling], Tensor], known: Tensor, dead: Tensor) -> Tensor:
+    """Fill in the log-scales of dead classes so that tensors grow by wanted logarithms, where these are finite."""
+    place = torch.zeros(len(dead) + 1, dtype=torch.int64)  # by id; 0 is known
+    place[1:][dead] = torch.arange(1, int(dead.sum()) + 1)
+    equations = [
+        _Equations.of(scaling, place, wanted(scaling) - scaling.log_scales(known))
+        for scaling in scalings
+        if any(bool(place[ids].any()) for _, ids in scaling.factors)
+    ]
     filled = known.clone()
-    filled[dead] = solution
+    filled[dead] = _conjugate_gradients(equations, int(dead.sum()))
     return filled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Equations:
+    """Σ_f exponent_f · z[ids_f] = wanted, one for each entry of a tensor that is usable.
+
+    Attributes:
+        factors: exponents, and ids of dead classes, 0 where known.
+        usable: 1 where an entry tells something, else 0.
+        wanted: logarithms, 0 where not usable.
+    """
+
+    factors: tuple[tuple[float, Tensor], ...]
+    usable: Tensor
+    wanted: Tensor
+
+    @staticmethod
+    def of(scaling: Scaling, place: Tensor, ratio: Tensor) -> "_Equations":
+        """Those of one tensor."""
+        usable, shape = ratio.isfinite(), ratio.shape
+        factors = tuple((e, place[ids].reshape((1,) * (len(shape) - ids.dim()) + ids.shape)) for e, ids in scaling.factors)
+        return _Equations(factors, usable.double(), torch.where(usable, ratio, 0.0))
+
+    def add_(self, totals: Tensor, values: Tensor, power: int = 1) -> None:
+        """Add numbers of entries to those of the classes that scale these, times a power of the exponent."""
+        for exponent, ids in self.factors:
+            axes = [axis for axis in range(values.dim()) if ids.shape[axis] == 1 and values.shape[axis] > 1]
+            summed = values.sum(axes, keepdim=True) if axes else values
+            totals.index_add_(0, ids.flatten(), exponent**power * summed.flatten())
+
+    def of_scales(self, z: Tensor) -> Tensor:
+        """The left side."""
+        return self.usable * sum((exponent * z[ids] for exponent, ids in self.factors), start=torch.zeros(()))
+
+
+def _conjugate_gradients(equations: Sequence[_Equations], size: int) -> Tensor:
+    """The least squares solution of equations, each class in parts of its own number of them."""
+    z, rest, weights = torch.zeros(3, size + 1, dtype=torch.float64)
+    for part in equations:
+        part.add_(rest, part.wanted)
+        part.add_(weights, part.usable, power=2)
+    weights, rest[0] = torch.where(weights > 0, weights, 1.0), 0.0
+    direction = rest / weights
+    energy = first = (rest * direction).sum()
+    for _ in range(_STEPS):
+        if not energy > _ROUNDING**2 * first:
+            break
+        image = torch.zeros_like(rest)
+        for part in equations:
+            part.add_(image, part.of_scales(direction))
+        image[0] = 0.0
+        step = energy / (direction * image).sum()
+        z, rest = z + step * direction, rest - step * image
+        before, energy = energy, (rest * rest / weights).sum()
+        direction = rest / weights + energy / before * direction
+    return z[1:]
 
 
 def medians(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], start: Tensor) -> Tensor:
