@@ -11,7 +11,7 @@ import equinorm
 from equinorm import RescaleError, native
 from equinorm.rescaling import writing
 from equinorm.rescaling.factors import factors_of
-from equinorm.rescaling.write import Write
+from equinorm.rescaling.tensor_write import Write
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from equinorm.checkpoints.solving import Task, Weights, parts, size_of
 from equinorm.checkpoints.stored import CheckpointError, pieces
 from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
-from equinorm.rescaling.write import scaled
+from equinorm.rescaling.tensor_write import scaled
 
 CANONICAL = BalanceOptions(tol=1e-12, biases=True)
 """How both are balanced."""

@@ -15,7 +15,7 @@ from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, piec
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import is_power_of_two, scale_of
-from equinorm.rescaling.write import scaled
+from equinorm.rescaling.tensor_write import scaled
 
 _AT_ONCE = 1 << 20
 """Entries of a piece."""

@@ -29,7 +29,7 @@ from equinorm.rescaling.in_place import WRITABLE, check
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import unit_of_powers_of_two
-from equinorm.rescaling.write import Write
+from equinorm.rescaling.tensor_write import Write
 
 _SOLVED = "solved.safetensors"
 

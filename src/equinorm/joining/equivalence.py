@@ -17,7 +17,7 @@ from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import joining, levelling
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
-from equinorm.rescaling.write import scaled
+from equinorm.rescaling.tensor_write import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}

@@ -10,7 +10,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import medians
 from equinorm.joining.moves import Moves, Orders
-from equinorm.rescaling.write import scaled
+from equinorm.rescaling.tensor_write import scaled
 
 Tensors = Mapping[str, Tensor]
 Both = tuple[Symmetries, Symmetries]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._memory import has_memory
-from equinorm.rescaling.write import Write
+from equinorm.rescaling.tensor_write import Write
 
 FEW = 32
 """Rows from which on a scale for each of their entries takes little memory."""

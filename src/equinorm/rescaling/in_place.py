@@ -17,7 +17,7 @@ from equinorm.rescaling.factors import Moves, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
-from equinorm.rescaling.write import Write, scaled
+from equinorm.rescaling.tensor_write import Write, scaled
 from equinorm.rescaling.writing import uninterrupted, write_
 from equinorm.sharding.boxes import part_of
 from equinorm.sharding.processes import agreeing, processes_of

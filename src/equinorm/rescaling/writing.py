@@ -17,7 +17,7 @@ from equinorm._memory import STRIP
 from equinorm._scaling import batches
 from equinorm.rescaling.compiled import Compiled
 from equinorm.rescaling.powers_of_two import is_power_of_two
-from equinorm.rescaling.write import Write, scaled, shifted
+from equinorm.rescaling.tensor_write import Write, scaled, shifted
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
