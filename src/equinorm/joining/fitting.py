@@ -76,7 +76,7 @@ class _Equations:
     def add_(self, totals: Tensor, values: Tensor, power: int = 1) -> None:
         """Add numbers of entries to those of the classes that scale these, times a power of the exponent."""
         for exponent, ids in self.factors:
-            axes = [axis for axis in range(values.dim()) if ids.shape[axis] == 1 and values.shape[axis] > 1]
+            axes = [axis for axis in range(values.dim()) if ids.shape[axis] == 1 != values.shape[axis]]
             summed = values.sum(axes, keepdim=True) if axes else values
             totals.index_add_(0, ids.flatten(), exponent**power * summed.flatten())
 

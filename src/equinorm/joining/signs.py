@@ -220,7 +220,7 @@ def _scores(places: Sequence[tuple[Flip, Tensor, int]], signs: Tensor) -> Tensor
 def _summed(tensor: Tensor, ids: Tensor) -> Tensor:
     """Sums of entries over the axes along which ids do not vary, flat."""
     ids = ids.reshape((1,) * (tensor.dim() - ids.dim()) + tuple(ids.shape))
-    axes = [axis for axis in range(tensor.dim()) if ids.shape[axis] == 1 and tensor.shape[axis] > 1]
+    axes = [axis for axis in range(tensor.dim()) if ids.shape[axis] == 1 and tensor.shape[axis] != 1]
     return (tensor.sum(axes, keepdim=True) if axes else tensor).flatten()
 
 
