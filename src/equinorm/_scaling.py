@@ -255,6 +255,21 @@ def _firsts(ids: Sequence[Tensor]) -> list[int | None]:
     return [first if is_run else None for first, is_run in zip(flat[starts[:-1]].tolist(), are_runs.tolist(), strict=True)]
 
 
+def add_to_classes_(totals: Tensor, ids: Tensor, values: Tensor, factor: float = 1.0) -> None:
+    """Add values of a tensor's entries, times a factor, to the totals of the classes that scale these.
+
+    Args:
+        totals: of classes 0..num_free.
+        ids: of one factor of the tensor, with as many axes or fewer.
+        values: of all entries.
+        factor: a number.
+    """
+    whole = ids.reshape((1,) * (values.dim() - ids.dim()) + tuple(ids.shape))
+    axes = [axis for axis in range(values.dim()) if whole.shape[axis] == 1 != values.shape[axis]]
+    summed = values.sum(axes, keepdim=True) if axes else values
+    totals.index_add_(0, ids.flatten(), summed.flatten(), alpha=factor)
+
+
 def joint_log_scales(factors: Sequence[tuple[float, Tensor]], padded: Tensor) -> Tensor:
     """Σ_f exponent_f · padded[ids_f], with 0 in front of the free log-scales."""
     return sum((exponent * padded[ids] for exponent, ids in factors), start=torch.zeros((), dtype=torch.float64))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling
+from equinorm._scaling import Scaling, add_to_classes_
 
 _PASSES = 3
 """Most turns of medians once every class has one."""
@@ -76,9 +76,7 @@ class _Equations:
     def add_(self, totals: Tensor, values: Tensor, power: int = 1) -> None:
         """Add numbers of entries to those of the classes that scale these, times a power of the exponent."""
         for exponent, ids in self.factors:
-            axes = [axis for axis in range(values.dim()) if ids.shape[axis] == 1 != values.shape[axis]]
-            summed = values.sum(axes, keepdim=True) if axes else values
-            totals.index_add_(0, ids.flatten(), exponent**power * summed.flatten())
+            add_to_classes_(totals, ids, values, exponent**power)
 
     def of_scales(self, z: Tensor) -> Tensor:
         """The left side."""

@@ -96,12 +96,9 @@ class Moves:
     def settled(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where most of them are copies."""
         layout = self.group.layout
-        sides = Sides([ours[name] for name in layout.names], [theirs[name] for name in layout.names], [*layout.axes.values()])
-        order = layout.by_name(settled(sides, layout.atoms, layout.around))
-        if not self.flips.num_free:
-            return torch.ones(0, dtype=torch.int64), order
-        within = {name: bounded(tensor, theirs[name]) for name, tensor in ours.items()}
-        return self.fitted(within, {name: bounded(tensor, tensor) for name, tensor in theirs.items()}, order), order
+        one, other = ({name: bounded(side[name], theirs[name]) for name in layout.names} for side in (ours, theirs))
+        order = settled(Sides([*one.values()], [*other.values()], [*layout.axes.values()]), layout.atoms, layout.around)
+        return self.fitted(one, other, layout.by_name(order)), layout.by_name(order)
 
     def moved(self, tensors: Tensors, chosen: Tensor, order: Orders) -> Tensors:
         """Tensors after flips and a permutation; families that it does not name stay."""

@@ -63,7 +63,7 @@ def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: 
     still = torch.ones(moves.flips.num_free, dtype=torch.int64)
     found = [_scaled(both, moves, (still, {}), (ours, theirs), scales, tolerance)]
     if not moves.is_trivial:
-        rough = (found.balance(p=1, tol=1e-4, biases=True).log_scales for found in both)
+        rough = (own.balance(p=1, tol=1e-4, biases=True).log_scales for own in both)
         one, other = (_forms(own, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True))
         size = sum(scaling.numel for scaling in both[0].scalings)
         for _ in range(_ROUNDS):

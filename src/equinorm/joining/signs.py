@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from equinorm._display import count
 from equinorm._errors import RescaleError, describe
 from equinorm._modules import Choice, on_cpu
-from equinorm._scaling import Family, Pin, Scaling
+from equinorm._scaling import Family, Pin, Scaling, add_to_classes_
 from equinorm.discovery.asked import asked
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
@@ -164,7 +164,7 @@ class Signs:
         weights = torch.zeros_like(signs)
         for flip, product in products:
             for ids in flip.ids:
-                weights.index_add_(0, ids.flatten(), _summed(product.abs(), ids))
+                add_to_classes_(weights, ids, product.abs())
         signs[weights == 0] = 1
         standing = self._standing([flip for flip, _ in products])
         waiting = {*range(len(standing))}
@@ -213,15 +213,8 @@ def _scores(places: Sequence[tuple[Flip, Tensor, int]], signs: Tensor) -> Tensor
         for other, own in enumerate(flip.ids):
             if other != at:
                 rest = rest * torch.where(own == ids, 0.0, signs[own])
-        scores.index_add_(0, ids.flatten(), _summed(rest, ids))
+        add_to_classes_(scores, ids, rest)
     return scores
-
-
-def _summed(tensor: Tensor, ids: Tensor) -> Tensor:
-    """Sums of entries over the axes along which ids do not vary, flat."""
-    ids = ids.reshape((1,) * (tensor.dim() - ids.dim()) + tuple(ids.shape))
-    axes = [axis for axis in range(tensor.dim()) if ids.shape[axis] == 1 and tensor.shape[axis] != 1]
-    return (tensor.sum(axes, keepdim=True) if axes else tensor).flatten()
 
 
 @on_cpu()

@@ -39,12 +39,11 @@ def settled(sides: Sides, atoms: Sequence[Atom], around: Sequence[tuple[Atom, ..
     """For each atom the order of our channels in which most of their weights are theirs.
 
     Args:
-        sides: tensors of both networks, roughly at the same scales; of one dtype, on the CPU.
+        sides: tensors of both networks, `bounded` by the second's, roughly at the same scales; of one dtype, on the CPU.
         atoms: that may be permuted.
         around: for each, those at each place of which its order may be another one.
     """
-    pairs = list(zip(sides.ours, sides.theirs, strict=True))
-    ours, theirs = [bounded(a, b).abs() for a, b in pairs], [bounded(b, b).abs() for _, b in pairs]
+    ours, theirs = ([tensor.abs() for tensor in side] for side in (sides.ours, sides.theirs))
     return _Settling(Sides(ours, theirs, sides.axes), atoms, around).orders()
 
 

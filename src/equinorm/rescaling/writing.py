@@ -15,15 +15,15 @@ from torch import Tensor
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
 from equinorm._scaling import batches
-from equinorm.rescaling.compiled import Compiled
+from equinorm.rescaling.compiled import FEW, Compiled
 from equinorm.rescaling.powers_of_two import is_power_of_two
 from equinorm.rescaling.tensor_write import Write, scaled, shifted
 
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
 
-FEW = 32
-"""Neighbours that share a scale; and rows from which on a scale for each of their entries takes little memory."""
+NEIGHBOURS = 32
+"""Most that share a scale where one for each of them is faster."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +73,11 @@ def _spread(scale: Tensor, memory: Tensor) -> Tensor:
     if memory.dim() < 3 or memory.device.type != "cpu" or scale.dim() != memory.dim() or not memory.is_contiguous():
         return scale
     run, is_along = math.prod(memory.shape[2:]), 1 < scale.size(1) == scale.numel()
-    return scale.expand(1, *memory.shape[1:]).contiguous() if is_along and 1 < run <= FEW <= memory.size(0) else scale
+    return (
+        scale.expand(1, *memory.shape[1:]).contiguous()
+        if is_along and 1 < run <= NEIGHBOURS and memory.size(0) >= FEW
+        else scale
+    )
 
 
 def _pieces(write: Write, is_direct: bool) -> Iterator[_Piece]:
