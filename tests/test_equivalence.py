@@ -185,3 +185,19 @@ def test_counters_that_nothing_reads_do_not_matter():
     other = copy.deepcopy(net)
     other[1].num_batches_tracked += 1
     assert equinorm.equivalence(net, other, (torch.randn(2, 3, 4, 4),)).equivalent
+
+
+def test_a_weight_between_dead_channels_is_joined_along_both_sides():
+    """Nothing enters the first layer's channels and nothing leaves the second's: only the weight between tells their scales."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        for parameter in (*net[0].parameters(), net[2].bias, net[4].weight):
+            parameter.zero_()
+    twin, x = copy.deepcopy(net), (torch.randn(2, 4, dtype=torch.float64),)
+    symmetries = equinorm.symmetries(twin, x)
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    found = equinorm.equivalence(net, twin, x)
+    assert found.equivalent, found
+    equinorm.symmetries(net, x).rescale_(found.log_scales)
+    torch.testing.assert_close(net[2].weight, twin[2].weight, rtol=1e-10, atol=0)
