@@ -21,6 +21,10 @@ _ENOUGH = 0.5
 """Classes are settled together whose known weights are this part of what the best known class knows."""
 
 
+Medians = tuple[Tensor, Tensor]
+"""Log-scales, and the number of weights that tell each."""
+
+
 def joining(
     scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], known: Tensor, dead: Tensor
 ) -> Tensor:
@@ -129,16 +133,22 @@ def medians(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str
         whole.index_add_(0, reading.ids.flatten(), reading.within(reading.ratio).isfinite().sum(1).double())
     z = torch.full_like(whole, torch.nan)
     z[0] = 0.0
-    for _ in range(len(z)):
-        found, known = _medians(readings, z, z.isnan())
+    told = [reading.medians(z) for reading in readings]
+    while bool((wanted := z.isnan()).any()):
+        found, known = _agreed(readings, told, z, wanted)
         evidence = known / whole.clamp_min(1)
         if not bool((evidence > 0).any()):
             break
-        z = torch.where(evidence >= _ENOUGH * evidence.max(), found, z)
+        settled = evidence >= _ENOUGH * evidence.max()
+        z = torch.where(settled, found, z)
+        told = [
+            reading.medians(z) if reading.tells(wanted) and reading.depends_on(settled) else own
+            for reading, own in zip(readings, told, strict=True)
+        ]
     z[1:] = torch.where(z[1:].isnan(), start, z[1:])
     every = torch.arange(len(z)) > 0
     for _ in range(_PASSES):
-        found, known = _medians(readings, z, every)
+        found, known = _agreed(readings, [reading.medians(z) for reading in readings], z, every)
         before, z = z, torch.where(known > 0, found, z)
         if torch.equal(before, z):
             break
@@ -175,7 +185,15 @@ class _Reading:
         rest = [axis for axis in range(ratio.dim()) if axis not in own]
         return ratio.permute((*own, *rest)).reshape(self.ids.numel(), -1)
 
-    def medians(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def tells(self, wanted: Tensor) -> bool:
+        """Is it of one of these classes?"""
+        return bool(wanted[self.ids].any())
+
+    def depends_on(self, changed: Tensor) -> bool:
+        """Does another factor hold one of these classes?"""
+        return any(bool(changed[ids].any()) for _, ids in self.others)
+
+    def medians(self, z: Tensor) -> Medians:
         """What each entry of the ids is by the weights whose other scales are known, and how many these are."""
         known = [exponent * z[ids] for exponent, ids in self.others]
         if any(bool(part.isnan().all()) for part in known):
@@ -184,13 +202,13 @@ class _Reading:
         return rest.nanmedian(1).values.double() / self.exponent, rest.isfinite().sum(1).double()
 
 
-def _medians(readings: Sequence[_Reading], z: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """For each class that is wanted, by id, the median of what tensors say, and by how many weights."""
-    parts = [(reading.ids.flatten(), *reading.medians(z)) for reading in readings if bool(wanted[reading.ids].any())]
+def _agreed(readings: Sequence[_Reading], told: Sequence[Medians], z: Tensor, wanted: Tensor) -> Medians:
+    """For each class that is wanted, by id, the median of what tensors tell, and by how many weights."""
     found, total = z.clone(), torch.zeros_like(z)
-    if not parts:
+    if not readings:
         return found, total
-    ids, values, weights = (torch.cat(part) for part in zip(*parts, strict=True))
+    ids = torch.cat([reading.ids.flatten() for reading in readings])
+    values, weights = (torch.cat(part) for part in zip(*told, strict=True))
     usable = (weights > 0) & wanted[ids]
     ids, values, weights = ids[usable], values[usable], weights[usable]
     by_value = values.argsort()
