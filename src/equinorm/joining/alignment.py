@@ -18,6 +18,7 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.activations import measured
 from equinorm.joining.equivalence import same_group, same_parameters
+from equinorm.joining.forms import Forms, dtype_of, forms
 from equinorm.joining.moves import Moves, Search
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
@@ -148,7 +149,7 @@ def _aligned(
 ) -> Alignment:
     """The first network matched to the second, with scales or without."""
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
-    ours, theirs = (_forms(found, own) for found, own in zip(both, z, strict=True))
+    ours, theirs = (_weights(found, own) for found, own in zip(both, z, strict=True))
     flips, order, taken = moves.assigned(ours, theirs, search, seen)
     twin = duplicate(both[0].model, "to permute the copy")
     moves.apply_(twin, flips, order)
@@ -163,22 +164,16 @@ def _aligned(
     return Alignment(twin, order, flips, log_scales, before, after, taken)
 
 
-def _forms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
+def _weights(found: Symmetries, log_scales: Tensor) -> Forms:
     """Every parameter after a rescaling; statistics of normalizations say nothing of distances and count as zero."""
-    forms: dict[str, Tensor] = {}
-    dtype = torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
     for scaling in found.scalings:
         tensor = found.tensors[scaling.name]
         if tensor.is_meta or tensor.layout != torch.strided:
             raise EquivalenceError(f"{scaling.name} holds no dense numbers (on the meta device, or sparse). Load it.")
         if not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{scaling.name} holds NaN or inf, which is near to nothing.")
-        if scaling.kind == "buffer":
-            forms[scaling.name] = torch.zeros(scaling.shape, dtype=dtype)
-        else:
-            whole = scaling.effective(tensor).cpu().double()
-            forms[scaling.name] = (whole * scaling.log_scales(log_scales).exp()).expand(scaling.shape).to(dtype)
-    return forms
+    whole = forms(found, log_scales, dtype_of(found))
+    return whole | {s.name: torch.zeros_like(whole[s.name]) for s in found.scalings if s.kind == "buffer"}
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:

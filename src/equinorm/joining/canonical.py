@@ -12,6 +12,7 @@ from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import Choice, duplicate, on_cpu
 from equinorm._symmetries import symmetries_of
 from equinorm.discovery.asked import asked
+from equinorm.joining.forms import forms
 from equinorm.joining.moves import Moves
 from equinorm.permuting.nearest import sorting
 
@@ -100,9 +101,9 @@ def canonical_(
     moves = Moves.of(graphs)
     if found.num_free:
         balance.apply_(power_of_two=power_of_two)
-    forms = {s.name: s.effective(found.tensors[s.name]).cpu().double() for s in found.scalings}
-    flips = moves.canonical_signs(forms)
-    order, ties = sorting(moves.group.layout, moves.flips.flipped(forms, flips) if len(flips) else forms)
+    balanced = forms(found)
+    flips = moves.canonical_signs(balanced)
+    order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
     try:
         moves.apply_(found.model, flips, order)
     except BaseException:

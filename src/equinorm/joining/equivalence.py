@@ -15,9 +15,9 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import joining, levelling
+from equinorm.joining.forms import Forms, forms
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
-from equinorm.rescaling.tensor_write import scaled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}
@@ -204,12 +204,12 @@ def equivalence(
     apart = deviation(model_a, model_b, args, kwargs)
     agree = apart <= min(100 * max(tolerance, default), 0.5)
     verdict = _Verdict(tolerance, apart, agree)
-    found, forms, z = _by_rescaling(*both, verdict)
+    found, alone, z = _by_rescaling(*both, verdict)
     if found.equivalent or found.difference <= tolerance or any(scaling.dtype.is_complex for scaling in both[0].scalings):
         return found
     moves = Moves.of(graphs)
     if agree and not moves.is_trivial:
-        flips, order = moves.matched(*forms)
+        flips, order = moves.matched(*alone)
         twin = duplicate(both[0].model, "to permute the copy")
         moves.apply_(twin, flips, order)
         joined, _, _ = _by_rescaling(replace(both[0], model=twin), both[1], verdict)
@@ -238,7 +238,7 @@ class _Verdict(NamedTuple):
 
 def _by_rescaling(
     a: Symmetries, b: Symmetries, verdict: _Verdict
-) -> tuple[Equivalence, tuple[dict[str, Tensor], dict[str, Tensor]], tuple[Tensor, Tensor]]:
+) -> tuple[Equivalence, tuple[Forms, Forms], tuple[Tensor, Tensor]]:
     """Compare canonical forms; returns those of each network by itself too, and the log-scales of both."""
     tensors = a.tensors, b.tensors
     z: list[Tensor] = []
@@ -258,23 +258,12 @@ def _by_rescaling(
         alone = [levelling(a.scalings, own, torch.where(mask, 0.0, scales), mask) for own, scales, mask in sides]
         connecting = joining(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
-    forms = _forms(a, tensors, z)
-    worst, different = changes(a.scalings, forms, z[1], verdict.tolerance)
+    compared = forms(a, z[0]), forms(b, z[1])
+    worst, different = changes(a.scalings, compared, z[1], verdict.tolerance)
     size = sum(scaling.numel for scaling in a.scalings)
     is_joined = worst <= verdict.tolerance and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
-    return found, forms if alone is z else _forms(a, tensors, alone), (z[0], z[1])
-
-
-def _forms(
-    found: Symmetries, tensors: Sequence[Mapping[str, Tensor]], scales: Sequence[Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors of both networks at their scales: real, dense and with offsets."""
-    one, other = (
-        {s.name: scaled(_dense(s.effective(own[s.name])), s.log_factors(z)) for s in found.scalings}
-        for own, z in zip(tensors, scales, strict=True)
-    )
-    return one, other
+    return found, compared if alone is z else (forms(a, alone[0]), forms(b, alone[1])), (z[0], z[1])
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -307,9 +296,3 @@ def same_group(a: Symmetries, b: Symmetries) -> None:
             raise EquivalenceError(
                 f"{one.name} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
             )
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Real and dense, as what moves is anyway."""
-    tensor = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

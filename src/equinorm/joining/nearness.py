@@ -9,8 +9,8 @@ from torch import Tensor
 from equinorm._symmetries import Symmetries
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import medians
+from equinorm.joining.forms import dtype_of, forms, rescaled
 from equinorm.joining.moves import Moves, Orders
-from equinorm.rescaling.tensor_write import scaled
 
 Tensors = Mapping[str, Tensor]
 Both = tuple[Symmetries, Symmetries]
@@ -59,12 +59,12 @@ def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: 
         scales: canonical log-scales of both.
         tolerance: on relative differences.
     """
-    ours, theirs = (_effective(found) for found in both)
+    ours, theirs = (forms(found, dtype=dtype_of(found)) for found in both)
     still = torch.ones(moves.flips.num_free, dtype=torch.int64)
     found = [_scaled(both, moves, (still, {}), (ours, theirs), scales, tolerance)]
     if not moves.is_trivial:
         rough = (own.balance(p=1, tol=1e-4, biases=True).log_scales for own in both)
-        one, other = (_forms(own, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True))
+        one, other = (rescaled(own.scalings, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True))
         size = sum(scaling.numel for scaling in both[0].scalings)
         for _ in range(_ROUNDS):
             signs, order = moves.settled(one, other)
@@ -72,18 +72,8 @@ def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: 
             if found[-1].entries <= _FEW * size or (len(found) > 2 and found[-1].entries >= found[-2].entries):
                 break
             z = medians(both[0].scalings, moves.moved(one, signs, order), theirs, torch.zeros_like(scales[0]))
-            other = _forms(both[1], theirs, -z)
+            other = rescaled(both[1].scalings, theirs, -z)
     return min(found, key=lambda nearness: nearness.entries)
-
-
-def _effective(found: Symmetries) -> dict[str, Tensor]:
-    """Every tensor with its offset, dense, in float64 where the network has that, else in float32."""
-    dtype = torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
-    return {s.name: s.effective(found.tensors[s.name].detach()).to_dense().cpu().to(dtype) for s in found.scalings}
-
-
-def _forms(found: Symmetries, tensors: Tensors, log_scales: Tensor) -> dict[str, Tensor]:
-    return {s.name: scaled(tensors[s.name], s.log_factors(log_scales)).to(tensors[s.name].dtype) for s in found.scalings}
 
 
 def _scaled(
@@ -98,5 +88,5 @@ def _scaled(
     (signs, order), (ours, theirs) = by, sides
     moved = moves.moved(ours, signs, order)
     z = medians(both[0].scalings, moved, theirs, scales[0] - scales[1])
-    forms = _forms(both[0], moved, z + scales[1]), _forms(both[1], theirs, scales[1])
-    return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, forms, scales[1], tolerance))
+    compared = rescaled(both[0].scalings, moved, z + scales[1]), rescaled(both[1].scalings, theirs, scales[1])
+    return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, compared, scales[1], tolerance))

@@ -1,0 +1,37 @@
+"""Weights as two networks are compared by them: with offsets, dense, real, on the CPU, at scales of one's choice."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from equinorm._scaling import Scaling
+from equinorm._symmetries import Symmetries
+from equinorm.rescaling.tensor_write import scaled
+
+Forms = dict[str, Tensor]
+"""By name."""
+
+
+def dtype_of(found: Symmetries) -> torch.dtype:
+    """What matching computes in: float64 where the network does, else float32."""
+    return torch.float64 if any(scaling.dtype == torch.float64 for scaling in found.scalings) else torch.float32
+
+
+def forms(found: Symmetries, log_scales: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Forms:
+    """All tensors of a network, rescaled or as they are."""
+    return {s.name: _rescaled(s, _effective(s, found.tensors[s.name]), log_scales, dtype) for s in found.scalings}
+
+
+def rescaled(scalings: Iterable[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> Forms:
+    """What forms become at other scales; of the dtype that they have."""
+    return {s.name: _rescaled(s, tensors[s.name], log_scales, tensors[s.name].dtype) for s in scalings}
+
+
+def _effective(scaling: Scaling, tensor: Tensor) -> Tensor:
+    whole = scaling.effective(tensor).to_dense().cpu()
+    return torch.view_as_real(whole.resolve_conj()) if whole.is_complex() else whole
+
+
+def _rescaled(scaling: Scaling, form: Tensor, log_scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return form.to(dtype) if log_scales is None else scaled(form, scaling.log_factors(log_scales)).to(dtype)
