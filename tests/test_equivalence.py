@@ -180,6 +180,36 @@ def test_complex_weights_are_compared_whole():
     assert [name for name, _ in found.different] == ["0.weight"]
 
 
+class PartlyComplex(nn.Module):
+    """Real layers whose channels move, then complex weights, which stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.waves = nn.Parameter(torch.randn(3, 5, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (self.down(self.up(x).relu()).to(torch.complex64) @ self.waves).abs()
+
+
+def test_channels_beside_complex_weights_are_matched():
+    torch.manual_seed(0)
+    net, x = PartlyComplex(), torch.randn(2, 4)
+    other, permutations = copy.deepcopy(net), equinorm.permutations(net, x)
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(1)))
+    assert equinorm.equivalence(net, other, x).joined_by == ("permutation",)
+    with torch.no_grad():
+        other.waves[1, 2] = 3 - 4j
+        net.waves[1, 2] = 1j
+    (change,) = equinorm.equivalence(net, other, x).changes
+    assert (change.entry, change.first, change.second) == ("waves[1, 2]", 1j, 3 - 4j)
+    assert "went from 0+1j to 3-4j" in str(change)
+    whole = sum(float(p.detach().abs().square().sum()) for p in other.parameters())
+    assert equinorm.align(net, other, x, rescale=False).distance_after == pytest.approx(abs(3 - 5j) / whole**0.5, rel=1e-6)
+    forms = [[*equinorm.canonical(model, x, power_of_two=True).parameters()][1:] for model in (net, other)]
+    assert all(torch.equal(one, same) for one, same in zip(*forms, strict=True))
+
+
 def test_counters_that_nothing_reads_do_not_matter():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5)).eval()
     other = copy.deepcopy(net)

@@ -86,13 +86,17 @@ def _cell(tag: str, value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Data as JSON holds it: tuples become lists, numbers that are not finite the strings "inf", "-inf" and "nan".
+    """Data as JSON holds it: tuples become lists, numbers that are not finite "inf", "-inf" and "nan", complex ones pairs.
 
     >>> plain({"p": math.inf, "residuals": (1.0, 0.5)})
     {'p': 'inf', 'residuals': [1.0, 0.5]}
+    >>> plain(3 - 4j)
+    [3.0, -4.0]
     """
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, complex):
+        value = value.real, value.imag
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.activations import measured
 from equinorm.joining.equivalence import same_group, same_parameters
-from equinorm.joining.forms import Forms, dtype_of, forms
+from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
@@ -172,8 +172,8 @@ def _weights(found: Symmetries, log_scales: Tensor) -> Forms:
             raise EquivalenceError(f"{scaling.name} holds no dense numbers (on the meta device, or sparse). Load it.")
         if not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{scaling.name} holds NaN or inf, which is near to nothing.")
-    whole = forms(found, log_scales, dtype_of(found))
-    return whole | {s.name: torch.zeros_like(whole[s.name]) for s in found.scalings if s.kind == "buffer"}
+    whole = real(forms(found, log_scales, dtype_of(found)))
+    return {**whole, **{s.name: torch.zeros_like(whole[s.name]) for s in found.scalings if s.kind == "buffer"}}
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
@@ -181,6 +181,7 @@ def _distance(one: nn.Module, other: nn.Module) -> float:
     theirs = dict(other.named_parameters())
     apart, whole = 0.0, 0.0
     for name, parameter in one.named_parameters():
-        a, b = (tensor.detach().cpu().double() for tensor in (parameter, theirs[name]))
-        apart, whole = apart + float((a - b).square().sum()), whole + float(b.square().sum())
+        wide = torch.complex128 if parameter.is_complex() else torch.float64
+        a, b = (tensor.detach().cpu().to(wide) for tensor in (parameter, theirs[name]))
+        apart, whole = apart + float((a - b).abs().square().sum()), whole + float(b.abs().square().sum())
     return math.sqrt(apart / whole) if whole else math.inf if apart else 0.0

@@ -12,7 +12,7 @@ from equinorm._errors import EquivalenceError, describe
 from equinorm._modules import Choice, duplicate, on_cpu
 from equinorm._symmetries import symmetries_of
 from equinorm.discovery.asked import asked
-from equinorm.joining.forms import forms
+from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
 from equinorm.permuting.nearest import sorting
 
@@ -101,7 +101,7 @@ def canonical_(
     moves = Moves.of(graphs)
     if found.num_free:
         balance.apply_(power_of_two=power_of_two)
-    balanced = forms(found)
+    balanced = real(forms(found))
     flips = moves.canonical_signs(balanced)
     order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
     try:

@@ -43,8 +43,8 @@ class Change:
     entries: int
     size: int
     index: tuple[int, ...]
-    first: float
-    second: float
+    first: float | complex
+    second: float | complex
     places: tuple[tuple[int, ...] | None, ...]
 
     @property
@@ -73,7 +73,7 @@ def changes(
 
     Args:
         scalings: how they move.
-        forms: tensors of both networks by name, real, dense and with offsets, at canonical scales.
+        forms: tensors of both networks by name, dense and with offsets, at canonical scales.
         scales: log-scales that brought the second one there.
         tolerance: on relative differences.
     """
@@ -104,11 +104,10 @@ def _change(scaling: Scaling, apart: Tensor, sides: tuple[Tensor, Tensor], scale
     """Where one tensor differs."""
     mask = apart > tolerance
     index = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape)) if apart.dim() else ()
-    own = index[: len(scaling.shape)]  # a complex tensor is seen with one axis more
-    scale = scaling.log_scales(scales).expand(scaling.shape)[own].exp()
-    first, second = (float(side[index] / scale - scaling.offset) for side in sides)
+    scale = scaling.log_scales(scales).expand(scaling.shape)[index].exp()
+    first, second = ((side[index] / scale - scaling.offset).item() for side in sides)
     places = tuple(_places(mask, axis) for axis in range(len(scaling.shape)))
-    return Change(scaling.name, float(apart.max()), int(mask.sum()), scaling.numel, own, first, second, places)
+    return Change(scaling.name, float(apart.max()), int(mask.sum()), scaling.numel, index, first, second, places)
 
 
 def _places(mask: Tensor, axis: int) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import joining, levelling
-from equinorm.joining.forms import Forms, forms
+from equinorm.joining.forms import Forms, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 
@@ -205,11 +205,11 @@ def equivalence(
     agree = apart <= min(100 * max(tolerance, default), 0.5)
     verdict = _Verdict(tolerance, apart, agree)
     found, alone, z = _by_rescaling(*both, verdict)
-    if found.equivalent or found.difference <= tolerance or any(scaling.dtype.is_complex for scaling in both[0].scalings):
+    if found.equivalent or found.difference <= tolerance:
         return found
     moves = Moves.of(graphs)
     if agree and not moves.is_trivial:
-        flips, order = moves.matched(*alone)
+        flips, order = moves.matched(*map(real, alone))
         twin = duplicate(both[0].model, "to permute the copy")
         moves.apply_(twin, flips, order)
         joined, _, _ = _by_rescaling(replace(both[0], model=twin), both[1], verdict)

@@ -1,4 +1,4 @@
-"""Weights as two networks are compared by them: with offsets, dense, real, on the CPU, at scales of one's choice."""
+"""Weights as two networks are compared by them: with offsets, dense, on the CPU, at scales of one's choice."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +9,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.rescaling.tensor_write import scaled
 
-Forms = dict[str, Tensor]
+Forms = Mapping[str, Tensor]
 """By name."""
 
 
@@ -19,19 +19,25 @@ def dtype_of(found: Symmetries) -> torch.dtype:
 
 
 def forms(found: Symmetries, log_scales: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Forms:
-    """All tensors of a network, rescaled or as they are."""
+    """All tensors of a network, rescaled or as they are; complex ones, which never scale, of the complex dtype."""
     return {s.name: _rescaled(s, _effective(s, found.tensors[s.name]), log_scales, dtype) for s in found.scalings}
 
 
-def rescaled(scalings: Iterable[Scaling], tensors: Mapping[str, Tensor], log_scales: Tensor) -> Forms:
+def rescaled(scalings: Iterable[Scaling], tensors: Forms, log_scales: Tensor) -> Forms:
     """What forms become at other scales; of the dtype that they have."""
     return {s.name: _rescaled(s, tensors[s.name], log_scales, tensors[s.name].dtype) for s in scalings}
 
 
+def real(tensors: Forms) -> Forms:
+    """Forms by which channels can be matched: magnitudes in place of complex numbers."""
+    return {name: tensor.abs() if tensor.is_complex() else tensor for name, tensor in tensors.items()}
+
+
 def _effective(scaling: Scaling, tensor: Tensor) -> Tensor:
-    whole = scaling.effective(tensor).to_dense().cpu()
-    return torch.view_as_real(whole.resolve_conj()) if whole.is_complex() else whole
+    return scaling.effective(tensor).to_dense().cpu()
 
 
 def _rescaled(scaling: Scaling, form: Tensor, log_scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if form.is_complex():
+        return form.to(dtype.to_complex())
     return form.to(dtype) if log_scales is None else scaled(form, scaling.log_factors(log_scales)).to(dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 from equinorm._symmetries import Symmetries
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import medians
-from equinorm.joining.forms import dtype_of, forms, rescaled
+from equinorm.joining.forms import dtype_of, forms, real, rescaled
 from equinorm.joining.moves import Moves, Orders
 
 Tensors = Mapping[str, Tensor]
@@ -67,7 +67,7 @@ def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: 
         one, other = (rescaled(own.scalings, side, z) for own, side, z in zip(both, (ours, theirs), rough, strict=True))
         size = sum(scaling.numel for scaling in both[0].scalings)
         for _ in range(_ROUNDS):
-            signs, order = moves.settled(one, other)
+            signs, order = moves.settled(real(one), real(other))
             found.append(_scaled(both, moves, (signs, order), (ours, theirs), scales, tolerance))
             if found[-1].entries <= _FEW * size or (len(found) > 2 and found[-1].entries >= found[-2].entries):
                 break
