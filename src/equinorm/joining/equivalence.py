@@ -204,7 +204,8 @@ def equivalence(
     apart = deviation(model_a, model_b, args, kwargs)
     agree = apart <= min(100 * max(tolerance, default), 0.5)
     verdict = _Verdict(tolerance, apart, agree)
-    found, alone, z = _by_rescaling(*both, verdict)
+    canonical = [_Canonical.of(found, which) for which, found in zip(("first", "second"), both, strict=True)]
+    found, alone, z = _by_rescaling(both, canonical, verdict)
     if found.equivalent or found.difference <= tolerance:
         return found
     moves = Moves.of(graphs)
@@ -212,15 +213,16 @@ def equivalence(
         flips, order = moves.matched(*map(real, alone))
         twin = duplicate(both[0].model, "to permute the copy")
         moves.apply_(twin, flips, order)
-        joined, _, _ = _by_rescaling(replace(both[0], model=twin), both[1], verdict)
+        moved = replace(both[0], model=twin)
+        joined, _, _ = _by_rescaling((moved, both[1]), (_Canonical.of(moved, "first"), canonical[1]), verdict)
         if joined.equivalent:
             return replace(joined, permutation=moves.named(order) or None, signs=_flipping(flips))
     near = nearest(both, moves, z, tolerance)
     if near.entries >= sum(change.entries for change in found.changes):
         return found
     is_joined = near.difference <= tolerance and agree
-    moved = {"log_scales": near.log_scales, "permutation": near.order or None, "signs": _flipping(near.signs)}
-    return replace(found, equivalent=is_joined, difference=near.difference, changes=near.changes, **moved)
+    by = {"log_scales": near.log_scales, "permutation": near.order or None, "signs": _flipping(near.signs)}
+    return replace(found, equivalent=is_joined, difference=near.difference, changes=near.changes, **by)
 
 
 def _flipping(signs: Tensor) -> Tensor | None:
@@ -236,31 +238,41 @@ class _Verdict(NamedTuple):
     agree: bool
 
 
-def _by_rescaling(
-    a: Symmetries, b: Symmetries, verdict: _Verdict
-) -> tuple[Equivalence, tuple[Forms, Forms], tuple[Tensor, Tensor]]:
-    """Compare canonical forms; returns those of each network by itself too, and the log-scales of both."""
-    tensors = a.tensors, b.tensors
-    z: list[Tensor] = []
-    masks = torch.zeros(2, a.num_free, dtype=torch.bool)
-    for which, found, mask in zip(("first", "second"), (a, b), masks, strict=True):
+class _Canonical(NamedTuple):
+    """Log-scales that balance a network, and a mask of the classes that no path tells the scale of."""
+
+    log_scales: Tensor
+    dead: Tensor
+
+    @staticmethod
+    def of(found: Symmetries, which: str) -> "_Canonical":
+        """Those of the first or the second network."""
         try:
             balance = found.balance(tol=1e-12, biases=True)
         except BalanceError as error:
             raise EquivalenceError(f"the {which} network has no canonical form: {error}") from error
         if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
             raise EquivalenceError(f"the canonical form of the {which} network was not reached: {balance.reason}.")
-        z.append(balance.log_scales)
-        mask[[id - 1 for id in balance.dead]] = True
-    alone, dead = z, masks.any(0)
+        dead = torch.zeros(found.num_free, dtype=torch.bool)
+        dead[[id - 1 for id in balance.dead]] = True
+        return _Canonical(balance.log_scales, dead)
+
+
+def _by_rescaling(
+    both: Sequence[Symmetries], canonical: Sequence[_Canonical], verdict: _Verdict
+) -> tuple[Equivalence, tuple[Forms, Forms], tuple[Tensor, Tensor]]:
+    """Compare canonical forms; returns those of each network by itself too, and the log-scales of both."""
+    (a, b), scalings = both, both[0].scalings
+    z = [side.log_scales for side in canonical]
+    alone, dead = z, canonical[0].dead | canonical[1].dead
     if bool(dead.any()):
-        sides = zip(tensors, z, masks, strict=True)
-        alone = [levelling(a.scalings, own, torch.where(mask, 0.0, scales), mask) for own, scales, mask in sides]
-        connecting = joining(a.scalings, *tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
+        sides = zip((a.tensors, b.tensors), canonical, strict=True)
+        alone = [levelling(scalings, own, torch.where(side.dead, 0.0, side.log_scales), side.dead) for own, side in sides]
+        connecting = joining(scalings, a.tensors, b.tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
     compared = forms(a, z[0]), forms(b, z[1])
-    worst, different = changes(a.scalings, compared, z[1], verdict.tolerance)
-    size = sum(scaling.numel for scaling in a.scalings)
+    worst, different = changes(scalings, compared, z[1], verdict.tolerance)
+    size = sum(scaling.numel for scaling in scalings)
     is_joined = worst <= verdict.tolerance and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
     return found, compared if alone is z else (forms(a, alone[0]), forms(b, alone[1])), (z[0], z[1])
