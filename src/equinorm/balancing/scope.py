@@ -40,7 +40,8 @@ def held_classes(symmetries: Orbit, modules: Choice | None) -> Tensor:
         return held
     inside = chosen(symmetries.model, modules, BalanceError, "modules").values()
     moving = {id(tensor) for module in inside for tensor in (*module.parameters(), *module.buffers())}
+    tensors = symmetries.tensors
     for scaling in symmetries.scalings:
-        if id(symmetries.tensors[scaling.name]) not in moving:
+        if id(tensors[scaling.name]) not in moving:
             held[scaling.free()] = True
     return held

@@ -166,8 +166,9 @@ def _aligned(
 
 def _weights(found: Symmetries, log_scales: Tensor) -> Forms:
     """Every parameter after a rescaling; statistics of normalizations say nothing of distances and count as zero."""
+    tensors = found.tensors
     for scaling in found.scalings:
-        tensor = found.tensors[scaling.name]
+        tensor = tensors[scaling.name]
         if tensor.is_meta or tensor.layout != torch.strided:
             raise EquivalenceError(f"{scaling.name} holds no dense numbers (on the meta device, or sparse). Load it.")
         if not bool(tensor.isfinite().all()):

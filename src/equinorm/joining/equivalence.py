@@ -193,7 +193,8 @@ def equivalence(
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     for found in both:
-        if empty := [scaling.name for scaling in found.scalings if found.tensors[scaling.name].is_meta]:
+        tensors = found.tensors
+        if empty := [scaling.name for scaling in found.scalings if tensors[scaling.name].is_meta]:
             raise EquivalenceError(
                 f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
             )

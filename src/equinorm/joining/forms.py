@@ -20,7 +20,8 @@ def dtype_of(found: Symmetries) -> torch.dtype:
 
 def forms(found: Symmetries, log_scales: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Forms:
     """All tensors of a network, rescaled or as they are; complex ones, which never scale, of the complex dtype."""
-    return {s.name: _rescaled(s, _effective(s, found.tensors[s.name]), log_scales, dtype) for s in found.scalings}
+    tensors = found.tensors
+    return {s.name: _rescaled(s, _effective(s, tensors[s.name]), log_scales, dtype) for s in found.scalings}
 
 
 def rescaled(scalings: Iterable[Scaling], tensors: Forms, log_scales: Tensor) -> Forms:

@@ -49,8 +49,8 @@ class Bindings:
     """
 
     def __init__(self, symmetries: Symmetries, selection: Selection, averages: Sequence[Any]) -> None:
-        self._selection, self._model = selection, symmetries.model
-        self.all = [found for scaling in selection.candidates for found in _distinct(scaling, symmetries.tensors)]
+        self._selection, self._model, tensors = selection, symmetries.model, symmetries.tensors
+        self.all = [found for scaling in selection.candidates for found in _distinct(scaling, tensors)]
         self._in_modules: list[Bound] = []
         self._watches = [ModelGuard(symmetries.model, {bound.name: bound.tensor for bound in self.all})]
         for average in averages:
