@@ -8,6 +8,8 @@ from torch import nn, optim
 
 import equinorm
 from equinorm import ENorm
+from equinorm.rescaling import recorded
+from equinorm.rescaling.bounds import room
 
 
 def extreme(size, dtype=torch.float32):
@@ -49,7 +51,7 @@ def test_states_stay_finite(kind, size, compile):
 
 
 @pytest.mark.parametrize("value", [1e36, 1e30])
-def test_steps_are_cut_where_a_state_would_overflow(value):
+def test_steps_are_cut_where_a_state_would_overflow(value, monkeypatch):
     net, inputs = extreme(1e6)
     optimizer = optim.Adam(net.parameters(), lr=0.0)
     hook = ENorm(optimizer, net, (inputs,))
@@ -66,6 +68,17 @@ def test_steps_are_cut_where_a_state_would_overflow(value):
     assert all(bool(found.isfinite().all()) for found in numbers(net, optimizer))
     assert equinorm.deviation(net, before, (inputs,)) <= 1e-5
     assert not torch.equal(net[0].weight, before[0].weight)
+    looked = []
+    monkeypatch.setattr(recorded, "room", lambda *given: looked.append(given) or room(*given))
+    hook.cycle_()
+    assert looked  # a state is still near overflow
+    with torch.no_grad():
+        for parameter in net.parameters():
+            optimizer.state[parameter]["exp_avg_sq"].fill_(1.0)
+    hook.cycle_()
+    looked.clear()
+    hook.cycle_()
+    assert not looked
 
 
 def test_ordinary_steps_are_not_cut():

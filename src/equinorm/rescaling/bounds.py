@@ -1,5 +1,6 @@
 """Bounds on the magnitudes in each slice of a tensor along axis 0: norms, which are ten times faster than largest entries."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -39,6 +40,17 @@ def row_bounds(tensor: Tensor) -> Tensor:
         rows = tensor[unsafe.to(tensor.device)]
         bounds[unsafe] = torch.maximum(-rows.amin(rest), rows.amax(rest)).to("cpu", torch.float64)
     return bounds.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def room(tensor: Tensor, logs: Sequence[Tensor]) -> float:
+    """The logarithm by which bounds on the entries of tensor · exp(Σ logs) stay below overflow; inf if it overflows already."""
+    if not tensor.numel():
+        return math.inf
+    high = row_bounds(tensor).log()
+    for own in logs:
+        high = high + reduced(own.to("cpu", torch.float64), "amax")
+    found = 0.999 * math.log(torch.finfo(tensor.dtype).max) - float(high.nan_to_num(-math.inf, math.inf).amax())
+    return found if found >= 0 or bool(tensor.isfinite().all()) else math.inf
 
 
 def norms(tensor: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
 from equinorm.native import Compute, kernels_for
-from equinorm.rescaling.bounds import reduced, row_bounds
+from equinorm.rescaling.bounds import room
 from equinorm.rescaling.journal import Journal
 from equinorm.rescaling.memory_matrix import Scales, Vectors, matrix_of
 from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
 
 LONG = 2.0
 """Log-scale of a step from which on it is looked whether a state would overflow."""
+
+ROOM = 20.0
+"""Logarithm of the room below overflow from which on short steps are no longer looked at after a long one was cut."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,8 +128,8 @@ class Mover:
     def within(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
         """Log-scales with which every power of every scale stays finite and above zero: longer steps are cut.
 
-        On a CPU long steps, and all after one that was cut, are halved until nothing that moves overflows; elsewhere looking
-        would cost a synchronisation.
+        On a CPU long steps are halved until nothing that moves overflows, and so are all after one that was cut, until there is
+        room again; elsewhere looking would cost a synchronisation.
         """
         steepest = self._steepest * max(map(abs, exponents), default=1)
         limit = -0.9 * math.log(torch.finfo(z.dtype).tiny) / max(steepest, 1e-30)
@@ -137,21 +140,18 @@ class Mover:
             return z
         z = z.clamp(-limit, limit)
         for _ in range(8):
-            if not any(self._overflows(z, move) for move in moves):
+            least = min((self._room(z, move) for move in moves), default=math.inf)
+            if least >= 0:
+                self._is_cut &= least < ROOM
                 return z
             z, self._is_cut = z / 2, True
         return torch.zeros_like(z)
 
-    def _overflows(self, z: Tensor, move: Move) -> bool:
-        """Would a bound on the largest entry leave the dtype?"""
-        tensors = zip([move.tensor, *(part for part, _ in move.parts)], move.exponents, strict=True)
-        for tensor, power in tensors:
-            high = row_bounds(tensor).log()
-            for own, ids in self._factors[move.index]:
-                high = high + reduced((z[ids] * (own * power)).to("cpu", torch.float64), "amax")
-            if bool((high > 0.999 * math.log(torch.finfo(tensor.dtype).max)).any()):  # not where it is NaN or inf already
-                return bool(tensor.isfinite().all())
-        return False
+    def _room(self, z: Tensor, move: Move) -> float:
+        """The least logarithm by which something that moves stays below overflow."""
+        tensors, factors = (move.tensor, *(part for part, _ in move.parts)), self._factors[move.index]
+        pairs = zip(tensors, move.exponents, strict=True)
+        return min(room(tensor, [z[ids] * (own * power) for own, ids in factors]) for tensor, power in pairs)
 
     def move_(self, moves: Sequence[Move], passing: Sequence[Move] = ()) -> None:
         """Move tensors and their parts.
