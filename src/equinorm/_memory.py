@@ -24,6 +24,11 @@ def has_memory(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_neg()
 
 
+def is_wrapped(tensor: Tensor) -> bool:
+    """Does it hold other tensors instead of numbers, as quantized and nested ones do? Sharded tensors do not count."""
+    return hasattr(type(tensor), "__tensor_flatten__") and not is_sharded(tensor)
+
+
 def memory_order(tensor: Tensor) -> list[int]:
     """Axes as they lie in memory, from the slowest to the fastest."""
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)

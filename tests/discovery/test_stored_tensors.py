@@ -6,6 +6,7 @@ import pytest
 import torch
 from exactness import X, check
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import equinorm
 
@@ -83,8 +84,9 @@ class Stored(nn.Module):
         torch.ones(2, 4).to(torch.float8_e4m3fn),
         torch.ones(2, 4, dtype=torch.bool),
         torch.randn(9).as_strided((2, 4), (1, 1)),
+        TwoTensor(torch.ones(2, 4), torch.ones(2, 4)),
     ],
-    ids=["int8", "float8", "bool", "overlapping entries"],
+    ids=["int8", "float8", "bool", "overlapping entries", "wrapped"],
 )
 def test_weights_that_cannot_be_rescaled_are_pinned(weight):
     model = Stored(weight)
@@ -94,6 +96,14 @@ def test_weights_that_cannot_be_rescaled_are_pinned(weight):
     assert moving == {"a.weight", "a.bias", "b.weight"}  # all alike
     symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
     assert equinorm.deviation(model, twin, inputs) < 1e-5
+
+
+def test_what_reads_numbers_names_tensors_that_hold_others():
+    model, inputs = Stored(TwoTensor(torch.ones(2, 4), torch.ones(2, 4))).eval(), torch.randn(2, 3)
+    with pytest.raises(equinorm.EquivalenceError, match=r"weight of Stored is of type TwoTensor.* before their weights are"):
+        equinorm.equivalence(model, copy.deepcopy(model), inputs)
+    with pytest.raises(equinorm.EqualizeError, match="quantized already"):
+        equinorm.equalize(model, [inputs])
 
 
 @pytest.mark.parametrize("strides", [(4, 1), (1, 2), (5, 1), (8, 2)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equinorm._deviation import check_model, deviation
 from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import BalanceError, EquivalenceError, describe
+from equinorm._memory import is_wrapped
 from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
@@ -197,6 +198,12 @@ def equivalence(
         if empty := [scaling.name for scaling in found.scalings if tensors[scaling.name].is_meta]:
             raise EquivalenceError(
                 f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
+            )
+        if wrapped := [scaling.name for scaling in found.scalings if is_wrapped(tensors[scaling.name])]:
+            kind = type(tensors[wrapped[0]]).__name__
+            raise EquivalenceError(
+                f"{wrapped[0]} of {describe(found.model)} is of type {kind}, which holds its numbers in other tensors. Compare "
+                "the networks before their weights are wrapped, or quantized."
             )
     default = max(
         (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]

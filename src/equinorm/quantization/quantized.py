@@ -4,6 +4,7 @@ import torch
 from torch import fx, nn
 
 from equinorm._errors import EqualizeError, describe
+from equinorm._memory import is_wrapped
 
 HOMES = ("torch.ao.nn.quant", "torch.ao.nn.qat", "torch.ao.quantization", "torchao", "brevitas")
 """Where modules and tensors of quantizers come from."""
@@ -20,9 +21,7 @@ def check_floats(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         parts = module.parameters(recurse=False)
-        if type(module).__module__.startswith(HOMES) or any(
-            part.is_quantized or type(part).__module__.startswith("torchao") for part in parts
-        ):
+        if type(module).__module__.startswith(HOMES) or any(part.is_quantized or is_wrapped(part) for part in parts):
             _refuse(name or "the model", describe(module))
         for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
             if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in NAMESPACES:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, InputSpec
 
-from equinorm._memory import place_of
+from equinorm._memory import is_wrapped, place_of
 from equinorm._scaling import HALVES
 from equinorm.discovery.graph.addresses import overlapping, overlaps_itself, touched
 from equinorm.discovery.graph.aliasing import memory_of
@@ -104,6 +104,8 @@ def _scalable(model: nn.Module) -> set[str]:
 
 
 def _why_held(tensor: Tensor) -> str:
+    if is_wrapped(tensor):
+        return f"it is of type {type(tensor).__name__}, which holds its numbers in other tensors: only plain ones are rescaled"
     if tensor.layout != torch.strided:
         return f"its layout is {tensor.layout}: only dense tensors are rescaled"
     if tensor.is_complex():
