@@ -10,6 +10,7 @@ from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, Graphs
 from equinorm.discovery.inner_values import InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter, fingerprint
+from equinorm.discovery.left_out import LEFT_OUT, left_out
 from equinorm.discovery.operation import flat
 from equinorm.discovery.record_values import recorded
 from equinorm.discovery.resolve import families, introduced, resolve
@@ -103,6 +104,10 @@ def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
     for value in flat(outputs):
         trace.pin(value)
     trace.settle()
+    trace.reason = LEFT_OUT
+    for source, masks in left_out(graphs).items():  # what is not read scales as what is
+        if source.label is not None:
+            trace.merge(source, [axis for axis, mask in enumerate(masks) if bool(mask.any())])
     trace.reason = Reason("storage")
     for exported in graphs:
         for source, why in exported.held.items():

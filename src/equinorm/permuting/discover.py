@@ -1,7 +1,8 @@
 """From a model to its families of channels: export it for every call and mode, run the graphs on axes, read what is free."""
 
+import itertools
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.export import ExportedProgram
 
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.export import Exported, Graphs
+from equinorm.discovery.left_out import LEFT_OUT, left_out
 from equinorm.discovery.resolve import UNUSED
 from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
@@ -17,6 +19,7 @@ from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.equal_entries import Trail
 from equinorm.permuting.interpreter import Interpreter
+from equinorm.permuting.laws.movement import segment
 from equinorm.permuting.own_orders import settle
 from equinorm.permuting.values import Laid, constant
 
@@ -61,6 +64,10 @@ def discover(read: Graphs) -> Found:
     used = {value for exported in graphs for value in _used(exported)}
     for source in laid.keys() - used:
         pin(laid[source].axes, UNUSED)
+    for source, masks in left_out(graphs).items():
+        for axis, mask in enumerate(masks):
+            for start, length in _runs(mask):
+                pin([segment(book, laid[source], axis, start, length).axes[axis]], LEFT_OUT)
     book.reason = Reason("storage")
     for exported in graphs:
         for source, why in exported.held.items():
@@ -71,6 +78,16 @@ def discover(read: Graphs) -> Found:
     settle(book.own_orders, dependence, [axis for own in axes.values() for axis in own])
     seconds = exporting, time.perf_counter() - started - exporting
     return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
+
+
+def _runs(mask: Tensor) -> Iterator[tuple[int, int]]:
+    """Start and length of consecutive places where a mask holds."""
+    start = 0
+    for holds, places in itertools.groupby(mask.tolist()):
+        length = len([*places])
+        if holds:
+            yield start, length
+        start += length
 
 
 def _used(exported: Exported) -> set[Source]:
