@@ -1,7 +1,7 @@
 """Where the weights of two networks differ: in which tensors, in how many entries, and in which most."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,20 +67,19 @@ class Change:
 
 
 def changes(
-    scalings: Sequence[Scaling], forms: tuple[Mapping[str, Tensor], Mapping[str, Tensor]], scales: Tensor, tolerance: float
+    scalings: Sequence[Scaling], forms: Iterable[tuple[Tensor, Tensor]], scales: Tensor, tolerance: float
 ) -> tuple[float, tuple[Change, ...]]:
     """The largest difference of all tensors, and where those above the tolerance differ, worst first.
 
     Args:
         scalings: how they move.
-        forms: tensors of both networks by name, dense and with offsets, at canonical scales.
+        forms: each tensor of both networks, dense and with offsets, at canonical scales.
         scales: log-scales that brought the second one there.
         tolerance: on relative differences.
     """
     found: list[Change] = []
     worst = 0.0
-    for scaling in scalings:
-        one, other = (form[scaling.name] for form in forms)
+    for scaling, (one, other) in zip(scalings, forms, strict=True):
         if not one.numel():
             continue
         apart = _relative(one, other)

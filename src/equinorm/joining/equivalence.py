@@ -16,7 +16,7 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import joining, levelling
-from equinorm.joining.forms import Forms, forms, real
+from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 
@@ -218,7 +218,7 @@ def equivalence(
         return found
     moves = Moves.of(graphs)
     if agree and not moves.is_trivial:
-        flips, order = moves.matched(*map(real, alone))
+        flips, order = moves.matched(*(real(forms(side, own)) for side, own in zip(both, alone, strict=True)))
         twin = duplicate(both[0].model, "to permute the copy")
         moves.apply_(twin, flips, order)
         moved = replace(both[0], model=twin)
@@ -268,8 +268,8 @@ class _Canonical(NamedTuple):
 
 def _by_rescaling(
     both: Sequence[Symmetries], canonical: Sequence[_Canonical], verdict: _Verdict
-) -> tuple[Equivalence, tuple[Forms, Forms], tuple[Tensor, Tensor]]:
-    """Compare canonical forms; returns those of each network by itself too, and the log-scales of both."""
+) -> tuple[Equivalence, Sequence[Tensor], Sequence[Tensor]]:
+    """Compare canonical forms; returns the log-scales of those of each network by itself, and of those that were compared."""
     (a, b), scalings = both, both[0].scalings
     z = [side.log_scales for side in canonical]
     alone, dead = z, canonical[0].dead | canonical[1].dead
@@ -278,12 +278,12 @@ def _by_rescaling(
         alone = [levelling(scalings, own, torch.where(side.dead, 0.0, side.log_scales), side.dead) for own, side in sides]
         connecting = joining(scalings, a.tensors, b.tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
-    compared = forms(a, z[0]), forms(b, z[1])
+    compared = zip(each(a, z[0]), each(b, z[1]), strict=True)
     worst, different = changes(scalings, compared, z[1], verdict.tolerance)
     size = sum(scaling.numel for scaling in scalings)
     is_joined = worst <= verdict.tolerance and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
-    return found, compared if alone is z else (forms(a, alone[0]), forms(b, alone[1])), (z[0], z[1])
+    return found, alone, z
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Weights as two networks are compared by them: with offsets, dense, on the CPU, at scales of one's choice."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -20,8 +20,14 @@ def dtype_of(found: Symmetries) -> torch.dtype:
 
 def forms(found: Symmetries, log_scales: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Forms:
     """All tensors of a network, rescaled or as they are; complex ones, which never scale, of the complex dtype."""
+    return dict(zip((s.name for s in found.scalings), each(found, log_scales, dtype), strict=True))
+
+
+def each(found: Symmetries, log_scales: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """The same, one after the other, in the order of the scalings: a large network need not be held twice."""
     tensors = found.tensors
-    return {s.name: _rescaled(s, _effective(s, tensors[s.name]), log_scales, dtype) for s in found.scalings}
+    for scaling in found.scalings:
+        yield _rescaled(scaling, _effective(scaling, tensors[scaling.name]), log_scales, dtype)
 
 
 def rescaled(scalings: Iterable[Scaling], tensors: Forms, log_scales: Tensor) -> Forms:

@@ -1,6 +1,6 @@
 """How near one network comes to another that no rescaling, permutation or flip of signs makes it: what is left, and where."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ class Nearness:
         return sum(change.entries for change in self.changes)
 
 
-def nearest(both: Both, moves: Moves, scales: tuple[Tensor, Tensor], tolerance: float) -> Nearness:
+def nearest(both: Both, moves: Moves, scales: Sequence[Tensor], tolerance: float) -> Nearness:
     """The first network as near to the second as is found: fewest entries that differ by more than the tolerance.
 
     Scales are medians of ratios, which a few changed weights do not move; channels are matched by weights within bounds. Both
@@ -81,12 +81,13 @@ def _scaled(
     moves: Moves,
     by: tuple[Tensor, Orders],
     sides: tuple[Tensors, Tensors],
-    scales: tuple[Tensor, Tensor],
+    scales: Sequence[Tensor],
     tolerance: float,
 ) -> Nearness:
     """What is left after flips, a permutation, and the scales that fit them best."""
     (signs, order), (ours, theirs) = by, sides
     moved = moves.moved(ours, signs, order)
     z = medians(both[0].scalings, moved, theirs, scales[0] - scales[1])
-    compared = rescaled(both[0].scalings, moved, z + scales[1]), rescaled(both[1].scalings, theirs, scales[1])
+    one, other = rescaled(both[0].scalings, moved, z + scales[1]), rescaled(both[1].scalings, theirs, scales[1])
+    compared = zip(one.values(), other.values(), strict=True)
     return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, compared, scales[1], tolerance))
