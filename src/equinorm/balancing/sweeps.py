@@ -66,7 +66,7 @@ class System:
 
     def residual(self, z: Tensor) -> float:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
-        return apart([self.energies(z, family) for family in range(len(self.problem.families))])
+        return imbalance([self.energies(z, family) for family in range(len(self.problem.families))])
 
     # ----------------------------------------------------------------------------------------------------------- dead
 
@@ -117,8 +117,8 @@ class System:
         return block.hits(place, ready)
 
 
-def apart(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """ρ of log-energies into and out of channels, family by family."""
+def imbalance(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """ρ = ‖in − out‖₁ / ‖in + out‖₁, from the logarithms of energies into and out of channels, family by family."""
     if not ends:
         return 0.0
     into, out = torch.cat([i for i, _ in ends]), torch.cat([o for _, o in ends])
