@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind, fill_value, is_computable, is_static
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static
 from equinorm.discovery.labels import Label
 from equinorm.discovery.rules import Call, find, find_signs, key, why_not
 from equinorm.discovery.selected_rows import follow

@@ -13,7 +13,7 @@ from torch import Tensor
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._modules import on_cpu
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import bind
+from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.labels import Label
 from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind
-from equinorm.discovery.rules import key
+from equinorm.discovery.graph.nodes import bind, operator_name
 from equinorm.permuting.atoms import atoms
 from equinorm.permuting.equal_entries import ENTRYWISE, MOVED, PRODUCTS, Trail, chosen_along
 from equinorm.permuting.values import Laid
@@ -83,7 +82,7 @@ class _Scores:
     def _are_equal(self, node: fx.Node, summed: _Atoms, depth: int) -> bool:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.all_input_nodes:
             return False
-        name, given = key(node.target).removesuffix("_"), bind(node.target, node.args, node.kwargs)
+        name, given = operator_name(node).removesuffix("_"), bind(node.target, node.args, node.kwargs)
         read = [part for part in node.all_input_nodes if isinstance(part.meta.get("val"), Tensor) and self._holds(part)]
         if not read or not read[0].meta["val"].is_floating_point():
             return False
@@ -132,7 +131,7 @@ class _Scores:
     def _before_expansion(self, node: fx.Node) -> fx.Node:
         """What was repeated along axes to fit another value."""
         node = self.trail.back(node)
-        is_expanded = isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("expand", "expand_as")
+        is_expanded = operator_name(node) in ("expand", "expand_as")
         return self.trail.back(node.all_input_nodes[0]) if is_expanded else node
 
     def _roots(self, node: fx.Node, reduced: str) -> Iterator[int]:
@@ -141,7 +140,7 @@ class _Scores:
         for _ in range(_DEEPEST):
             node = self.trail.back(node)
             yield self.trail.numbers.of(node)
-            if not isinstance(node.target, torch._ops.OpOverload) or key(node.target).removesuffix("_") not in names:
+            if operator_name(node).removesuffix("_") not in names:
                 return
             parts = [part for part in node.all_input_nodes if self._holds(part)]
             if len(parts) != 1:
@@ -150,7 +149,7 @@ class _Scores:
 
     def _is_negative(self, node: fx.Node) -> bool:
         node = self.trail.back(node)
-        return isinstance(node.target, torch._ops.OpOverload) and key(node.target) == "neg"
+        return operator_name(node) == "neg"
 
     def _is_by_constants(self, node: fx.Node, read: list[fx.Node]) -> bool:
         """Is a value multiplied with numbers that no weight changes?"""

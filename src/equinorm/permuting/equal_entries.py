@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind, is_static
-from equinorm.discovery.rules import key
+from equinorm.discovery.graph.nodes import bind, is_static, operator_name
 from equinorm.permuting.atoms import Axis, atoms, size_of
 from equinorm.permuting.value_numbers import ValueNumbers
 from equinorm.permuting.values import Laid
@@ -86,7 +85,7 @@ def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     """
     given = bind(chosen.target, chosen.args, chosen.kwargs)
     scores, along = trail.back(chosen.all_input_nodes[0]), chosen_along(chosen, trail)
-    is_largest = key(chosen.target) in ("max", "argmax", "topk") and bool(given.get("largest", True))
+    is_largest = operator_name(chosen) in ("max", "argmax", "topk") and bool(given.get("largest", True))
     return _Choice(trail, along, given.get("k", 1), is_largest).why(scores)
 
 
@@ -124,7 +123,7 @@ class _Choice:
             node = self.trail.back(node.all_input_nodes[0])
         if not isinstance(node.target, torch._ops.OpOverload):
             return _CAME_FIRST
-        name = key(node.target).removesuffix("_")
+        name = operator_name(node).removesuffix("_")
         given = bind(node.target, node.args, node.kwargs)
         if (masked := _masked(node, self.trail)) is not None:
             scores, mask, closed, fill = masked
@@ -186,7 +185,7 @@ def _is_one_to_one(name: str, given: Mapping[str, Any]) -> bool:
 
 def _masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
     """Of scores where a mask puts one number: the scores, the mask, its entry where it does so, and the number."""
-    name = key(node.target).removesuffix("_")
+    name = operator_name(node).removesuffix("_")
     if name not in ("masked_fill", "where"):
         return None
     given = bind(node.target, node.args, node.kwargs)
@@ -213,9 +212,9 @@ def _one_number(argument: Any, trail: Trail) -> float | None:
 def _is_positive(node: fx.Node, trail: Trail) -> bool:
     """Are scores more than zero?"""
     node = trail.back(node)
-    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in MOVED.split():
+    while operator_name(node) in MOVED.split():
         node = trail.back(node.all_input_nodes[0])
-    return isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _POSITIVE.split()
+    return operator_name(node) in _POSITIVE.split()
 
 
 def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> int:
@@ -223,12 +222,12 @@ def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> i
     node = trail.back(mask)
     axis = next((axis for axis in trail.axes(node) if {*atoms(axis)} == along), None)
     operations: list[fx.Node] = []
-    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in f"{_OF_MASKS} {_COPIED}".split():
+    while operator_name(node) in f"{_OF_MASKS} {_COPIED}".split():
         if len(node.all_input_nodes) != 1:
             return 0
         operations.insert(0, node)
         node = trail.back(node.all_input_nodes[0])
-    if axis is None or not isinstance(node.target, torch._ops.OpOverload) or key(node.target) not in ("scatter", "scatter_"):
+    if axis is None or operator_name(node) not in ("scatter", "scatter_"):
         return 0
     given = bind(node.target, node.args, node.kwargs)
     numbers = [_one_number(given[name], trail) if name in given else None for name in ("self", "value")]
@@ -242,7 +241,7 @@ def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> i
         return 0
     entries = torch.tensor(numbers, dtype=node.meta["val"].dtype)  # of places that are not named, and of those that are
     for operation in operations:
-        if isinstance(operation.target, torch._ops.OpOverload) and key(operation.target) in _OF_MASKS.split():
+        if isinstance(operation.target, torch._ops.OpOverload) and operator_name(operation) in _OF_MASKS.split():
             entries = operation.target(entries, *operation.args[1:], **operation.kwargs)
     count = given["index"].meta["val"].shape[given["dim"]]
     if not isinstance(count, int):
@@ -258,4 +257,4 @@ def _are_different(index: fx.Node, dim: int) -> bool:
         return False
     given = bind(source.target, source.args, source.kwargs)
     rank = index.meta["val"].dim()
-    return key(source.target) == "topk" and given.get("dim", -1) % rank == dim % rank
+    return operator_name(source) == "topk" and given.get("dim", -1) % rank == dim % rank

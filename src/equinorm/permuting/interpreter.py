@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
+from equinorm.discovery.graph.aliasing import GraphAliases, written
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static, operator_name, subgraph
 from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
@@ -109,7 +110,7 @@ class Interpreter:
             return inner.propagate(inputs)
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
-        if isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("argmax", "argmin"):
+        if operator_name(node) in ("argmax", "argmin"):
             value = self._places(node, value)
         is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
         for target in written(node):

@@ -1,14 +1,13 @@
 """Other shapes of the same entries: which axes become which, and where a packed axis will be taken apart."""
 
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import is_static
+from equinorm.discovery.graph.nodes import is_static, operator_name
 from equinorm.permuting.atoms import Axis, cut, is_pinned, split_front
 
 _MOST = 8
@@ -81,9 +80,9 @@ def _is_taken_apart(node: fx.Node, place: int) -> bool:
 
 def _takes_apart(node: fx.Node, places: Tensor) -> bool:
     """Does this operation, or do those behind it, read entries of one place only?"""
-    if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    name = node.target.overloadpacket.__name__
+    name = operator_name(node)
     if name not in (*_FOLLOWED.split(), *_TAKEN.split()) or len(node.all_input_nodes) != 1:
         return False
     if name in ("to", "_to_copy", "contiguous", "clone", "alias", "detach"):
