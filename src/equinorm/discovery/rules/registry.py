@@ -41,6 +41,11 @@ class Call:
         return self.arguments.get(name, default)
 
     @property
+    def operator_name(self) -> str:
+        """Without its namespace and overload; with the underscore of an operator that works in place."""
+        return self.operator.overloadpacket.__name__
+
+    @property
     def input(self) -> Value:
         """The first argument, whatever its schema calls it."""
         return next(iter(self.arguments.values()))
