@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm.discovery.classes import PINNED
-from equinorm.discovery.labels import Factor, Label, compact, move_one
+from equinorm.discovery.labels import Factor, Label, compact, move_one, numbered
 from equinorm.discovery.rules.registry import Call, Rule, rule
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, squared
@@ -134,7 +134,7 @@ def cumprod(trace: Trace, call: Call) -> Label:
     if not label.shape:
         return label
     axis = call.dim % len(label.shape)
-    places = torch.arange(count).reshape([-1 if other == axis else 1 for other in range(len(label.shape))])
+    places = numbered(count, axis, len(label.shape))
     entries = [_entry(factor, axis, i) for factor in label.factors for i in range(count)]
     since = [places >= i for _ in label.factors for i in range(count)]
     factors = [Factor(f.exponent, compact(torch.where(mask, f.ids, PINNED))) for f, mask in zip(entries, since, strict=True)]

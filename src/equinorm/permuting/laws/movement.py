@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from equinorm.discovery.labels import axis_runs
 from equinorm.permuting.atoms import Axis, Sum, cut, size_of, split_front
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.registry import Call, law
-from equinorm.permuting.reshaping import groups, reshaped
+from equinorm.permuting.reshaping import reshaped
 from equinorm.permuting.values import Laid, Stacked
 
 _Columns = list[tuple[Axis, ...] | None]
@@ -66,7 +67,7 @@ def other_shape(book: Book, call: Call) -> Laid | Stacked:
         return Laid(tuple(map(book.fixed, call.shape)))
     reason = book.because("looks at an axis in parts that do not fit")
     if isinstance(call.input, Stacked):
-        for before, after in groups(call.input.shape, call.shape):
+        for before, after in axis_runs(call.input.shape, call.shape):
             if list(before) == [call.input.dim] and len(after) == 1:
                 sizes = [size for place, size in enumerate(call.shape) if place != after[0]]
                 return Stacked(after[0], tuple(Laid(tuple(reshaped(p.axes, sizes, reason))) for p in call.input.parts))
