@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from equinorm.discovery.graph.nodes import bind, is_static, operator_name
 from equinorm.permuting.atoms import Axis, atoms, size_of
-from equinorm.permuting.value_numbers import ValueNumbers
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid
 
 MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
@@ -42,37 +42,6 @@ _DEEPEST = 200
 """Operations that are followed back from a choice."""
 
 
-@dataclass(eq=False)
-class Trail:
-    """Where values come from, across the borders of subgraphs.
-
-    Attributes:
-        parameters: names of the placeholders of the whole graph that are parameters.
-        values: axes of everything so far, in all graphs.
-        sources: what inputs and results of subgraphs are on the other side.
-        numbers: of values, one where the same was written down twice.
-    """
-
-    parameters: frozenset[str] = frozenset()
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    sources: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    numbers: ValueNumbers = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.numbers = ValueNumbers(self.back, self.values.get)
-
-    def back(self, node: fx.Node) -> fx.Node:
-        """The same value where it was made."""
-        while node in self.sources:
-            node = self.sources[node]
-        return node
-
-    def axes(self, node: fx.Node) -> tuple[Axis, ...]:
-        """Its axes; none of a stack."""
-        value = self.values.get(node)
-        return value.axes if isinstance(value, Laid) else ()
-
-
 def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     """Why several entries that an operation chooses from may be equal; None if only by accident.
 
@@ -92,7 +61,7 @@ def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
 def chosen_along(chosen: fx.Node, trail: Trail) -> frozenset[Any]:
     """Parts of the axis along which an operation chooses."""
     given = bind(chosen.target, chosen.args, chosen.kwargs)
-    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(trail.back(chosen.all_input_nodes[0]))
+    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(chosen.all_input_nodes[0])
     return frozenset(atoms(axes[place])) if isinstance(place, int) and axes else frozenset()
 
 
@@ -147,11 +116,11 @@ class _Choice:
 
     def _holds(self, node: fx.Node) -> bool:
         """Does a value have any part of the axis?"""
-        return bool(self.along & {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)})
+        return bool(self.along & self.trail.parts(node))
 
     def _varies(self, node: fx.Node, result: Tensor) -> bool:
         """Does a summand have an entry of its own in each place of the axis?"""
-        own = {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)}
+        own = self.trail.parts(node)
         return self.along <= own if self.along else node.meta["val"].shape == result.shape
 
 

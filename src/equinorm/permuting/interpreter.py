@@ -17,11 +17,12 @@ from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
 from equinorm.permuting.equal_by_nature import WHY, made_from
-from equinorm.permuting.equal_entries import Trail, why_equal
+from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.sizes import Sizes
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
 _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
