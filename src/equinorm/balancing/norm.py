@@ -45,3 +45,8 @@ class Norm:
     def log_weight(self, depth: float, c: float) -> float:
         """Logarithm of c^(−qk), by which energies of a weight of depth k count."""
         return -self.q * depth * math.log(c)
+
+
+def exp(log: float) -> float:
+    """exp, inf beyond the largest float."""
+    return math.exp(log) if log < 709.0 else math.inf
