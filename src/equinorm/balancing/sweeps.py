@@ -46,15 +46,9 @@ class System:
 
     def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
         """log Σ exp (or maximum) of the logs that share an id."""
-        empty = torch.full((size,), -math.inf, dtype=torch.float64)
         if not parts:
-            return empty
-        ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
-        top = empty.scatter_reduce(0, ids, logs, "amax")
-        if self.norm.is_max:
-            return top
-        safe = torch.where(top.isfinite(), top, 0.0)
-        return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
+            return torch.full((size,), -math.inf, dtype=torch.float64)
+        return self.norm.join_by(torch.cat([ids for ids, _ in parts]), torch.cat([logs for _, logs in parts]), size)
 
     def sweep(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
