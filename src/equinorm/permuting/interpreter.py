@@ -147,29 +147,32 @@ class Interpreter:
         fill = fill_value(node)
         if fill is not None:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
-        if key(target) in _EMPTY.split() and is_static(result):
+        name = key(target)
+        if name in _EMPTY.split() and is_static(result):
             return Laid(tuple(map(self.book.free, result.shape)))
-        if key(target) in _SHAPES_ONLY.split():
+        if name in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
         if is_static(result) and all(not part.numel() for part in _parts(result)):
             return pinned(result, self.book.because("has no entries"))
-        found = find(target)
-        if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
+        law = find(target)
+        if law is None or not is_static(result) or not _is_plain(result, tensors, name):
             return self._unknown(node, tensors)
-        if key(target) not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
+        if name not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
             return self._unknown(node, tensors)
-        call = Call(target, bind(target, args, kwargs), result)
+        value = self._by_law(law, node, Call(target, bind(target, args, kwargs), result), tensors)
+        return value if _fits(value, result) else self._unknown(node, tensors)
+
+    def _by_law(self, law: Law, node: fx.Node, call: Call, tensors: list[Laid | Stacked]) -> Any:
+        """What a law makes of a call; a stack where an axis is taken apart later."""
         if any(isinstance(value, Laid) and value.names is not None for value in tensors):
-            value = self._of_names(found, call, tensors)
-            return value if _fits(value, result) else self._unknown(node, tensors)
-        if key(target) in _RESHAPES.split() and isinstance(call.input, Laid):
+            return self._of_names(law, call, tensors)
+        if key(call.operator) in _RESHAPES.split() and isinstance(call.input, Laid):
             parts = unpacked(call.input.axes, call.shape, node, self.book.because("looks at an axis in parts that do not fit"))
             if parts is not None:
                 return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
-        if found not in ON_STACKS:
-            call = Call(target, _wholes(self.book, call.arguments), result)
-        value = found(self.book, call)
-        return value if _fits(value, result) else self._unknown(node, tensors)
+        if law not in ON_STACKS:
+            call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
+        return law(self.book, call)
 
     def _of_names(self, found: Law, call: Call, tensors: list[Laid | Stacked]) -> Any:
         """What an operation makes of values that name places along an axis."""
