@@ -97,10 +97,11 @@ def _apart(a: Any, b: Any, number: int) -> float:
     if a.shape != b.shape:
         raise EquivalenceError(f"output {number} has shape {tuple(a.shape)} in one model, {tuple(b.shape)} in the other.")
     a, b = (x.dequantize() if x.is_quantized else x.to_dense() if x.layout != torch.strided else x for x in (a, b))
-    return _difference(a, b)
+    return difference(a, b)
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
+def difference(a: Tensor, b: Tensor, floor: float = 0.0) -> float:
+    """‖a − b‖_∞ / ‖b‖_∞ of equal shapes, inf where non-numbers differ; `floor` measures what is smaller throughout."""
     wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
     a, b = a.to("cpu", wide), b.to("cpu", wide)
     same = (a == b) | (a.isnan() & b.isnan())
@@ -109,7 +110,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     apart = (a - b)[~same].abs()
     if not bool(apart.isfinite().all()):
         return float("inf")
-    scale = b[b.isfinite()].abs().max()
+    scale = max(float(b[b.isfinite()].abs().max()), floor)
     return float(apart.max() / scale) if scale > 0 else float("inf")
 
 

@@ -44,6 +44,11 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.1%}"
 
 
+def norm_name(p: float) -> str:
+    """ℓ2, ℓ1.5, ℓ∞."""
+    return f"ℓ{'∞' if math.isinf(p) else f'{p:g}'}"
+
+
 def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     """The first lines, and how many more there are of what.
 

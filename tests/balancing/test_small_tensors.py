@@ -66,7 +66,7 @@ def test_classes_that_stand_apart_are_solved_as_others_are(monkeypatch):
     found = analysed(network(torch.float64))
     alone = found.balance(math.inf)
     for module in (solver, least_maximum):
-        monkeypatch.setattr(module, "are_apart", lambda problem: False)
+        monkeypatch.setattr(module, "is_separable", lambda problem: False)
     general = found.balance(math.inf)
     assert alone.converged
     assert alone.norm_after == pytest.approx(general.norm_after, rel=1e-12)

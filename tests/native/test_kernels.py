@@ -132,7 +132,7 @@ def test_dtypes_without_kernels():
 
 
 def is_recorded(hook: ENorm) -> bool:
-    return hook._plan._recording.cycle._program is not None
+    return hook._step._recording.cycle._program is not None
 
 
 @pytest.mark.parametrize("lay_out", [transposed, channels_last, spread, lambda model: model])

@@ -65,7 +65,7 @@ def check_kernels(wheel: Path) -> None:
     for _ in range(30):
         hook.cycle_()
     assert hook.residual() < 1e-5
-    assert bool(hook._plan._recording.compute.native) == native.are_shipped()
+    assert bool(hook._step._recording.compute.native) == native.are_shipped()
 
 
 def check_library() -> None:

@@ -78,7 +78,7 @@ def test_experts_run_in_the_kernels(monkeypatch, name):
     with untouched(model):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
         hook = ENorm(optimizer, model, (), inputs, compile=True, **ROUNDED.get(name, {}))
-        assert hook._plan._recording.cycle._program is not None
+        assert hook._step._recording.cycle._program is not None
 
 
 @pytest.mark.parametrize("compile", [False, True])

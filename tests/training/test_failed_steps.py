@@ -37,7 +37,7 @@ def numbers(hook, net, optimizer):
         *net.parameters(),
         *(parameter.grad for parameter in net.parameters()),
         *state,
-        *hook._plan.optimizers.all[0].parts.tensors(),
+        *hook._step.optimizers.all[0].parts.tensors(),
     ]
 
 

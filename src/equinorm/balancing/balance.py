@@ -15,6 +15,7 @@ from equinorm._errors import BalanceError, RescaleError
 from equinorm.balancing import description
 from equinorm.balancing.kept_layouts import kept_layout
 from equinorm.balancing.minimum import minimum
+from equinorm.balancing.norm import exp
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.scope import counted, held_classes, nothing_moves
@@ -186,7 +187,7 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
         reason=_reason(solution, options, converged, is_void),
         dead=tuple(solution.dead.nonzero().flatten().tolist()),
         versions=versions,
-        energies=tuple(TensorEnergy(scalings[i].name, _exp(before[i]), _exp(after[i])) for i in sorted(before)),
+        energies=tuple(TensorEnergy(scalings[i].name, exp(before[i]), exp(after[i])) for i in sorted(before)),
     )
 
 
@@ -245,9 +246,4 @@ def _way(method: str) -> str:
 
 
 def _norm(found: Problem, logs: Iterable[float]) -> float:
-    return _exp(found.norm.join(list(logs)) / found.norm.q)
-
-
-def _exp(log: float) -> float:
-    """exp, inf beyond the largest float."""
-    return math.exp(log) if log < 709.0 else math.inf
+    return exp(found.norm.join(list(logs)) / found.norm.q)

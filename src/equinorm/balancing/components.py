@@ -4,7 +4,6 @@ In a decoder each attention block and each feed-forward block is one, with the g
 that the weights of one at a time are enough.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from equinorm._scaling import Scaling, distinct
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.minimum import minimum
+from equinorm.balancing.norm import exp
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.scope import counted
 from equinorm.rescaling.powers_of_two import round_to_unit
@@ -170,5 +170,4 @@ def balanced(component: Component, tensors: Mapping[str, Tensor], options: Balan
 
 
 def _total(logs: Iterable[float], options: BalanceOptions) -> float:
-    log = options.norm.join(list(logs))
-    return math.exp(log) if log < 709.0 else math.inf
+    return exp(options.norm.join(list(logs)))

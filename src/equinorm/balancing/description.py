@@ -1,9 +1,8 @@
 """A balance in words, as a table and as plain data."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from equinorm._display import as_html, count, plain
+from equinorm._display import as_html, count, norm_name, plain
 from equinorm._errors import describe
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ def text(balance: "Balance") -> str:
         return balance.reason
     asymmetry = f", c = {balance.c:g}" if balance.c != 1 else ""
     return (
-        f"{_norm(balance.p)} norm {balance.norm_before:.6g} → {balance.norm_after:.6g}{asymmetry}, residual "
+        f"{norm_name(balance.p)} norm {balance.norm_before:.6g} → {balance.norm_after:.6g}{asymmetry}, residual "
         f"{balance.residual:.1e} after {count(balance.cycles, f'{balance.method} cycle')}: {balance.reason}"
         + (f"; {count(len(balance.dead), 'dead channel')} left at scale 1" if balance.dead else "")
     )
@@ -31,7 +30,7 @@ def markup(balance: "Balance") -> str:
         return as_html(title, [("result", balance.reason)])
     cycles = count(balance.cycles, f"{balance.method} cycle")
     facts = [
-        (f"{_norm(balance.p)} norm", f"{balance.norm_before:.6g} → {balance.norm_after:.6g}"),
+        (f"{norm_name(balance.p)} norm", f"{balance.norm_before:.6g} → {balance.norm_after:.6g}"),
         ("residual", f"{balance.residuals[0]:.1e} → {balance.residual:.1e} after {cycles}"),
         *([("asymmetry c", f"{balance.c:g}")] if balance.c != 1 else []),
         ("result", balance.reason),
@@ -46,7 +45,3 @@ def as_dict(balance: "Balance") -> dict[str, Any]:
     energies = [{"name": e.name, "before": e.before, "after": e.after} for e in balance.energies]
     record = {name: getattr(balance, name) for name in _FIELDS}
     return plain({**record, "energies": energies, "log_scales": balance.log_scales.tolist()})
-
-
-def _norm(p: float) -> str:
-    return "ℓ∞" if math.isinf(p) else f"ℓ{p:g}"

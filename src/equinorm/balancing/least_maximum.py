@@ -17,21 +17,21 @@ from torch import Tensor
 from equinorm._memory import STRIP
 from equinorm.balancing import active_set
 from equinorm.balancing.active_set import Entries
-from equinorm.balancing.apart import are_apart, least_apart
 from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
 from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.separable import is_separable, least_maximum_by_class
 from equinorm.balancing.sides import GROUND, HasSides, family_of_classes
 from equinorm.balancing.singles import Gather, Singles
-from equinorm.balancing.sweeps import apart
+from equinorm.balancing.sweeps import imbalance
 
 MAX_NORM = Norm(math.inf)
 
 WHOLE = 1 << 13
 """Matrices of so many entries are taken as a whole."""
 
-APART = 1e-12
+SLACK = 1e-12
 """By how much an entry that was left out may be above the maximum of the others."""
 
 
@@ -42,8 +42,8 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
         problem: p = ∞, without dead classes.
         z: log-scales of classes 0..num_free, where to begin.
     """
-    if are_apart(problem):
-        return least_apart(problem, z)
+    if is_separable(problem):
+        return least_maximum_by_class(problem, z)
     blocks = [block for block in problem.blocks if isinstance(block, Block) and not block.is_empty]
     found = [_entries(block, z) for block in blocks]
     gains = _gains(blocks, len(problem.families))
@@ -56,7 +56,7 @@ def least_maximum(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
             return bound, z
         bound, values = active_set.least(entries, values) if gains is None else _by_policies(entries, gains, values)
         largest = float((entries.logs + entries.moved(values)).max())
-        more = [_above(block, torch.from_numpy(values), largest + APART * max(1.0, abs(largest))) for block in blocks]
+        more = [_above(block, torch.from_numpy(values), largest + SLACK * max(1.0, abs(largest))) for block in blocks]
         more = [added for added in more if added is not None]
         if not more:
             return bound, torch.from_numpy(values)
@@ -104,7 +104,7 @@ class FlatSweeps:
         self._masks, self._steps = problem.kept["flat sweeps"]
 
     def sweep(self, z: Tensor) -> tuple[Tensor, float]:
-        """Log-scales after one sweep, and how far in and out were apart, ρ = ‖in − out‖₁ / ‖in + out‖₁, when it met them."""
+        """Log-scales after one sweep, and the imbalance ρ = ‖in − out‖₁ / ‖in + out‖₁ of channels when it met them."""
         moved, ends = z.numpy().copy(), []
         for mask in self._masks:
             values = self._entries.logs + self._entries.moved(moved)
@@ -115,11 +115,11 @@ class FlatSweeps:
         into, out = np.concatenate(ends, 1)
         return torch.from_numpy(moved), float(np.abs(into - out).sum() / max((into + out).sum(), 1e-300))
 
-    def apart(self, z: Tensor) -> float:
+    def imbalance(self, z: Tensor) -> float:
         """ρ of all classes as they are."""
         values = self._entries.logs + self._entries.moved(z.numpy())
         into, out = (torch.from_numpy(gather.maxima(values, len(z))) for gather in self._gathers)
-        return apart([(into, out)])
+        return imbalance([(into, out)])
 
     def largest(self, z: Tensor) -> float:
         """The largest log-entry."""

@@ -111,9 +111,7 @@ def _part(part: Part, lines: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Pa
         own = where[line]
         here = (own >= 0).nonzero().flatten()
         places.append(own[here])
-        picks.append(
-            slice(int(here[0]), int(here[-1]) + 1) if len(here) and int(here[-1]) - int(here[0]) + 1 == len(here) else here
-        )
+        picks.append(_pick(here))
     of_side = places if len(places) > 1 else places * len(part.sides)
     sides = tuple(Side(side.family, side.ids[own], side.exponent) for side, own in zip(part.sides, of_side, strict=True))
     loops = None if part.loops is None else self_loops(*sides)

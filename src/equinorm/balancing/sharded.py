@@ -36,13 +36,9 @@ class _Held:
 
     def logs(self, side: int, z: Tensor, norm: Norm, size: int) -> Tensor:
         """Log-energies along one side of the whole block from what is held; −inf where that is nothing."""
-        found = torch.full((size,), -math.inf, dtype=torch.float64)
         if self.block is None or self.block.is_empty:
-            return found
-        own, places = self.block.log_energies(side, z, norm), self.places[side]
-        top = found.scatter_reduce(0, places, own, "amax")
-        safe = torch.where(top.isfinite(), top, 0.0)
-        return torch.zeros_like(found).scatter_add(0, places, torch.exp(own - safe[places])).log() + safe
+            return torch.full((size,), -math.inf, dtype=torch.float64)
+        return norm.join_by(self.places[side], self.block.log_energies(side, z, norm), size)
 
 
 class Reader:

@@ -21,12 +21,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from equinorm.balancing.apart import Apart, are_apart
 from equinorm.balancing.least_maximum import FlatSweeps, are_differences, are_few, least_by_families, least_maximum
 from equinorm.balancing.model_descent import ROUNDING, ModelDescent
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
-from equinorm.balancing.sweeps import System, apart
+from equinorm.balancing.separable import SeparableDescent, is_separable
+from equinorm.balancing.sweeps import System, imbalance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,8 +93,8 @@ def solve(problem: Problem, options: BalanceOptions, progress: Progress | None =
 
 def _descent(system: System, options: BalanceOptions, z: Tensor) -> "_Descent":
     """Cycles of a method for a norm."""
-    if system.norm.is_max and options.method == "two-level" and are_apart(system.problem):
-        return Apart(system.problem, z, options.tol)
+    if system.norm.is_max and options.method == "two-level" and is_separable(system.problem):
+        return SeparableDescent(system.problem, z, options.tol)
     if system.norm.is_max:
         return _Least(system, options.method, z, options.tol)
     if options.method == "two-level":
@@ -159,20 +159,20 @@ class _Least:
         problem = system.problem
         self._flat = FlatSweeps(problem) if method == "two-level" and system.blocks and are_few(problem) else None
         self._order = system.structure.order(method) if self._flat is None else []
-        start = self._swept(z, 1 if are_apart(problem) else FIRST)
-        if system.blocks and not are_apart(problem) and not are_differences(problem):
+        start = self._swept(z, 1 if is_separable(problem) else FIRST)
+        if system.blocks and not is_separable(problem) and not are_differences(problem):
             for _ in range(FIRST):
                 start = self._swept(least_by_families(problem, start), FIRST)
         self._bound, least = least_maximum(problem, start)
         self._next = least if method == "two-level" else z
-        self._sweeps, self._lowered, self._apart = 0, 0, self._flat.apart(z) if self._flat else system.residual(z)
+        self._sweeps, self._lowered, self._imbalance = 0, 0, self._flat.imbalance(z) if self._flat else system.residual(z)
         self.residual = self._gap()
 
     @property
     def is_done(self) -> bool:
         """Nothing moves any more; or the bound is reached, and channels below it are even enough."""
-        is_still = self._apart <= min(self._tol, STALLED) or self._sweeps - self._lowered >= PLATEAU
-        return is_still or (self.residual <= self._tol and (self._apart <= self._tol or self._sweeps >= EVEN))
+        is_still = self._imbalance <= min(self._tol, STALLED) or self._sweeps - self._lowered >= PLATEAU
+        return is_still or (self.residual <= self._tol and (self._imbalance <= self._tol or self._sweeps >= EVEN))
 
     def cycle(self) -> None:
         """One sweep over all families."""
@@ -184,13 +184,13 @@ class _Least:
             self._lowered = self._sweeps
 
     def _swept(self, z: Tensor, count: int) -> Tensor:
-        """After so many sweeps; how far in and out were apart when the last one met them is noted."""
+        """After so many sweeps; notes the imbalance ρ of channels when the last sweep met them."""
         z = z.clone()
         for _ in range(count):
             if self._flat is not None:
-                z, self._apart = self._flat.sweep(z)
+                z, self._imbalance = self._flat.sweep(z)
             else:
-                self._apart = apart([self._system.sweep(z, family) for family in self._order])
+                self._imbalance = imbalance([self._system.sweep(z, family) for family in self._order])
         return z
 
     def _gap(self) -> float:

@@ -46,15 +46,9 @@ class System:
 
     def _gather(self, parts: Sequence[tuple[Tensor, Tensor]], size: int) -> Tensor:
         """log Σ exp (or maximum) of the logs that share an id."""
-        empty = torch.full((size,), -math.inf, dtype=torch.float64)
         if not parts:
-            return empty
-        ids, logs = torch.cat([i for i, _ in parts]), torch.cat([v for _, v in parts])
-        top = empty.scatter_reduce(0, ids, logs, "amax")
-        if self.norm.is_max:
-            return top
-        safe = torch.where(top.isfinite(), top, 0.0)
-        return torch.zeros_like(empty).scatter_add(0, ids, torch.exp(logs - safe[ids])).log() + safe
+            return torch.full((size,), -math.inf, dtype=torch.float64)
+        return self.norm.join_by(torch.cat([ids for ids, _ in parts]), torch.cat([logs for _, logs in parts]), size)
 
     def sweep(self, z: Tensor, family: int) -> tuple[Tensor, Tensor]:
         """The coordinate step of every live channel of a family at once; returns log-energies into and out of it before."""
@@ -66,7 +60,7 @@ class System:
 
     def residual(self, z: Tensor) -> float:
         """ρ = ‖in − out‖₁ / ‖in + out‖₁ over all channels."""
-        return apart([self.energies(z, family) for family in range(len(self.problem.families))])
+        return imbalance([self.energies(z, family) for family in range(len(self.problem.families))])
 
     # ----------------------------------------------------------------------------------------------------------- dead
 
@@ -117,8 +111,8 @@ class System:
         return block.hits(place, ready)
 
 
-def apart(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """ρ of log-energies into and out of channels, family by family."""
+def imbalance(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """ρ = ‖in − out‖₁ / ‖in + out‖₁, from the logarithms of energies into and out of channels, family by family."""
     if not ends:
         return 0.0
     into, out = torch.cat([i for i, _ in ends]), torch.cat([o for _, o in ends])

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import GraphAliases, bind, is_static, module_of, subgraph, written
+from equinorm.discovery.graph.aliasing import GraphAliases, written
+from equinorm.discovery.graph.nodes import bind, is_static, module_of, subgraph
 from equinorm.discovery.operation import Operation, flat, is_pinned, pinned
 from equinorm.discovery.rules import key
 from equinorm.discovery.trace import Trace

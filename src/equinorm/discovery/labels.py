@@ -107,11 +107,11 @@ class Label:
 
     def reshape(self, shape: Sequence[int]) -> "Label":
         """The label of the value's entries in the same order, in another shape. Only axes that vary are written out."""
-        groups = _groups(self.shape, shape)
+        runs = axis_runs(self.shape, shape)
         factors = []
         for exponent, ids in ((factor.exponent, factor.ids) for factor in self.factors):
             before, after = [], []
-            for old, new in groups:
+            for old, new in runs:
                 varies = any(ids.size(axis) > 1 for axis in old)
                 before += [self.shape[axis] if varies else 1 for axis in old]
                 after += [shape[axis] if varies else 1 for axis in new]
@@ -123,7 +123,7 @@ class Label:
         return [factor.ids.expand(self.shape) for factor in self.factors]
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+def axis_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     """Runs of axes that hold the same entries in both shapes, as short as can be."""
     if 0 in old:
         return [(range(len(old)), range(len(new)))]
@@ -139,6 +139,11 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
                 break
         groups.append((range(first, i), range(second, j)))
     return groups
+
+
+def numbered(count: int, axis: int, rank: int) -> Tensor:
+    """0, 1, …, count − 1 along one axis of `rank`."""
+    return torch.arange(count).reshape([-1 if other == axis else 1 for other in range(rank)])
 
 
 def compact(ids: Tensor) -> Tensor:

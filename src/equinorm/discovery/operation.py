@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind, fill_value, is_computable, is_static
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static
 from equinorm.discovery.labels import Label
-from equinorm.discovery.rules import Call, find, find_signs, key, why_not
+from equinorm.discovery.rules import SIGNS, Call, find, key, why_not
 from equinorm.discovery.selected_rows import follow
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Chosen, Constant, Source, Value, source_of
@@ -103,7 +103,7 @@ class Operation:
 
     def _by_rule(self) -> Any:
         """What the operator's rule says, and pinned where no rule can."""
-        rule = find_signs(self.target) if self.trace.signs else find(self.target)
+        rule = find(self.target, SIGNS) if self.trace.signs else find(self.target)
         if rule is None or not is_static(self.result):
             return self._unknown()
         label = rule(self.trace, self.call())

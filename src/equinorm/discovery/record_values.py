@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import bind, subgraph
+from equinorm.discovery.graph.nodes import bind, subgraph
 from equinorm.discovery.inner_values import Held, InnerValue, InnerValues, Solution
 from equinorm.discovery.interpreter import Interpreter
 from equinorm.discovery.labels import Factor, Label

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm.discovery.labels import Label, compact
+from equinorm.discovery.labels import Label, compact, numbered
 from equinorm.discovery.rules import TABLE, Call, key
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Chosen, Value
@@ -78,7 +78,7 @@ def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
 
     def axes(count: int) -> list[int | None]:
         shape = (*chosen.shape[: chosen.axis], count, *chosen.shape[chosen.axis + 1 :])
-        moved = call.operator(**{name: _numbers(count, chosen.axis, len(shape)).expand(shape), **dict(others)})
+        moved = call.operator(**{name: numbered(count, chosen.axis, len(shape)).expand(shape), **dict(others)})
         return [_axis_of(part, count) for part in ([moved] if isinstance(moved, Tensor) else moved)]
 
     found = axes(chosen.length)
@@ -102,13 +102,9 @@ def _moved(trace: Trace, call: Call, chosen: Chosen, rule: Any) -> Any:
 def _axis_of(numbers: Tensor, count: int) -> int | None:
     """The axis along which these are 0, 1, …, count − 1 at every entry."""
     for axis, size in enumerate(numbers.shape):
-        if size == count and torch.equal(compact(numbers), _numbers(count, axis, numbers.dim())):
+        if size == count and torch.equal(compact(numbers), numbered(count, axis, numbers.dim())):
             return axis
     return None
-
-
-def _numbers(count: int, axis: int, rank: int) -> Tensor:
-    return torch.arange(count).reshape([-1 if other == axis else 1 for other in range(rank)])
 
 
 def _with(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:

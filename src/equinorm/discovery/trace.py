@@ -26,7 +26,7 @@ class Trace:
     classes: Classes = field(default_factory=Classes)
     batch_norm: str = "affine"
     signs: bool = False
-    """Are scales −1, by the rules of `find_signs`, instead of positive?"""
+    """Are scales −1, by the rules of `SIGNS`, instead of positive?"""
     reason: Reason = field(default_factory=lambda: Reason("model"))
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
     read: set[Source] = field(default_factory=set)

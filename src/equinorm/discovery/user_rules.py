@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._modules import on_cpu
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import bind
+from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.labels import Label
 from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve
@@ -87,29 +87,33 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
             raise EquinormError(f"each sample of {name} must be a tuple of positional arguments, not {type(sample).__name__}.")
 
     def register(rule: Rule) -> Rule:
-        shown = [_check(rule, overload, name, tuple(sample)) for sample in arguments]
-        dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
-        settings = [_setting(inputs) for inputs in shown]
-        confirmed: dict[str, bool | None] = {}
-
-        @functools.wraps(rule)
-        def checked(trace: Trace, call: Call) -> Any:
-            tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
-            if tensors.keys() <= dtypes.keys():
-                setting = _setting(call.arguments)
-                use = setting + str({key: value.shape for key, value in tensors.items()})
-                if use not in confirmed:
-                    confirmed[use] = _confirmed(rule, overload, name, call, dtypes)
-                if confirmed[use] or (confirmed[use] is None and setting in settings):
-                    return _apply_rule(rule, trace, call)
-            for value in tensors.values():
-                trace.pin(value, "its rule could not be confirmed for these arguments")
-            return pinned(call.result)
-
-        TABLE[name] = checked
+        TABLE[name] = _guarded(rule, overload, name, [_check(rule, overload, name, tuple(sample)) for sample in arguments])
         return rule
 
     return register
+
+
+def _guarded(rule: Rule, operator: Any, name: str, shown: Sequence[Mapping[str, Any]]) -> Rule:
+    """A rule that pins instead where it holds neither by a trial nor, if none can be made, for arguments that samples show."""
+    dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
+    settings = [_setting(inputs) for inputs in shown]
+    confirmed: dict[str, bool | None] = {}
+
+    @functools.wraps(rule)
+    def checked(trace: Trace, call: Call) -> Any:
+        tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
+        if tensors.keys() <= dtypes.keys():
+            setting = _setting(call.arguments)
+            use = setting + str({key: value.shape for key, value in tensors.items()})
+            if use not in confirmed:
+                confirmed[use] = _confirmed(rule, operator, name, call, dtypes)
+            if confirmed[use] or (confirmed[use] is None and setting in settings):
+                return _apply_rule(rule, trace, call)
+        for value in tensors.values():
+            trace.pin(value, "its rule could not be confirmed for these arguments")
+        return pinned(call.result)
+
+    return checked
 
 
 def overload_of(operator: Any) -> torch._ops.OpOverload:
@@ -128,6 +132,10 @@ def overload_of(operator: Any) -> torch._ops.OpOverload:
     return found
 
 
+_Labelled = tuple[Trace, dict[str, Source], list[Any]]
+"""The trace of a rule, the tensors given to it, and the labels that it returns."""
+
+
 @on_cpu()
 def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any]:
     """Check a rule on one sample; returns its arguments by name, in float64."""
@@ -142,27 +150,20 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
     generator = torch.Generator().manual_seed(0)
     for parameter, magnitude, signs in itertools.product([None, *floats], MAGNITUDES, (False, True)):
         trial = {key: _redrawn(value, generator, signs) if key in floats else value for key, value in inputs.items()}
-        returned = operator(**trial)
-        results = _list(returned)
+        call = Call(operator, trial, operator(**trial))
+        results = _list(call.result)
         if not all(isinstance(result, Tensor) for result in results):
             raise EquinormError(f"{name} returns what is no tensor. Only operators that return tensors can have a rule.")
         if not all(bool(result.isfinite().all()) for result in results):
             if signs:  # outside of where the operator is defined
                 continue
             raise EquinormError(f"the results of {shown} are not finite at numbers like those of the sample.")
-        trace, sources, labels = _labelled(rule, Call(operator, trial, returned), floats, parameter)
-        found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labels]
-        if found != [tuple(result.shape) for result in results]:
-            wanted = [tuple(result.shape) for result in results]
+        labelled = _labelled(rule, call, floats, parameter)
+        found = [tuple(label.shape) if isinstance(label, VALUES) else type(label).__name__ for label in labelled[2]]
+        wanted = [tuple(result.shape) for result in results]
+        if found != wanted:
             raise WrongRuleError(f"the rule {rule.__qualname__} returns labels of {found} for results of {wanted} in {shown}.")
-        outs = [Source((), tuple(r.shape), "buffer", r.dtype, trace.label(x)) for r, x in zip(results, labels, strict=True)]
-        scalings, roots = resolve([*sources.values(), *outs], trace.classes)
-        logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
-        scales = [scaling.log_scales(logs).exp() for scaling in scalings]
-        scaled = {key: trial[key] * scale for key, scale in zip(sources, scales, strict=False)}
-        for place, result in enumerate(_list(operator(**{**trial, **scaled}))):
-            target = results[place] * scales[len(sources) + place]
-            error = float((result - target).abs().max() / target.abs().max().clamp(min=1e-300)) if target.numel() else 0.0
+        for place, error in enumerate(_errors(call, labelled, magnitude, generator)):
             if not error <= TOLERANCE:
                 how = f"{parameter!r} as a parameter" if parameter else "all tensors as activations"
                 raise WrongRuleError(
@@ -171,6 +172,20 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
                     "less: trace.pin what must not scale, trace.merge what must scale alike."
                 )
     return inputs
+
+
+def _errors(call: Call, labelled: _Labelled, magnitude: float, generator: torch.Generator) -> Iterator[float]:
+    """How far each result is off, of its largest entry, once tensors are rescaled as the labels allow."""
+    trace, sources, labels = labelled
+    results = _list(call.result)
+    outs = [Source((), tuple(r.shape), "buffer", r.dtype, trace.label(x)) for r, x in zip(results, labels, strict=True)]
+    scalings, roots = resolve([*sources.values(), *outs], trace.classes)
+    logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
+    scales = [scaling.log_scales(logs).exp() for scaling in scalings]
+    scaled = {key: call.arguments[key] * scale for key, scale in zip(sources, scales, strict=False)}
+    for place, result in enumerate(_list(call.operator(**{**call.arguments, **scaled}))):
+        target = results[place] * scales[len(sources) + place]
+        yield float((result - target).abs().max() / target.abs().max().clamp(min=1e-300)) if target.numel() else 0.0
 
 
 def _setting(arguments: Mapping[str, Any]) -> str:
@@ -203,9 +218,7 @@ def _confirmed(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping
     return True
 
 
-def _labelled(
-    rule: Rule, call: Call, floats: Sequence[str], parameter: str | None
-) -> tuple[Trace, dict[str, Source], list[Any]]:
+def _labelled(rule: Rule, call: Call, floats: Sequence[str], parameter: str | None) -> _Labelled:
     """What a rule makes of a call with tensors of which every entry may scale by itself."""
     trace = Trace(reason=Reason(qualified(call.operator)))
     sources = {name: Source((name,), tuple(call.arguments[name].shape), "parameter", torch.float64) for name in floats}

@@ -50,7 +50,7 @@ class Result:
         parameters: how many.
         num_free: free scale classes of the network, where they were counted.
         curves: by epoch.
-        pictures: three weights before and after training, as `_pictures.encode` writes them.
+        pictures: three weights before and after training, as `thumbnails.encode` writes them.
         seconds: training, without evaluation and analysis.
         images_per_second: of training.
         images: how many to train on and to score on.

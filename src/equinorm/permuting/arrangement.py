@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from equinorm.discovery.labels import numbered
 from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.pieces import Piece, pieces, reorder_
 
@@ -70,8 +70,7 @@ class Arrangement:
         """Orders of an atom around which another one has moved."""
         outer = self.around[other]
         axis, inner = outer.index(atom), self.around[atom]
-        rank = order.dim()
-        lines = {a: torch.arange(a.size).reshape([-1 if p == at else 1 for p in range(rank)]) for at, a in enumerate(outer)}
-        index = [lines[a] for a in outer] + [torch.arange(order.shape[-1]).reshape([1] * (rank - 1) + [-1])]
+        lines = {a: numbered(a.size, at, order.dim()) for at, a in enumerate(outer)}
+        index = [lines[a] for a in outer] + [numbered(order.shape[-1], order.dim() - 1, order.dim())]
         index[axis] = step[(*(lines[a] for a in inner), lines[atom])]
         return order[tuple(index)]

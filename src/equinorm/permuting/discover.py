@@ -17,10 +17,10 @@ from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
 from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
-from equinorm.permuting.equal_entries import Trail
 from equinorm.permuting.interpreter import Interpreter
 from equinorm.permuting.laws.movement import segment
 from equinorm.permuting.own_orders import settle
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid, constant
 
 

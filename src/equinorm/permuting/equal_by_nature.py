@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind
-from equinorm.discovery.rules import key
+from equinorm.discovery.graph.nodes import bind, operator_name
 from equinorm.permuting.atoms import atoms
-from equinorm.permuting.equal_entries import ENTRYWISE, MOVED, PRODUCTS, Trail, chosen_along
+from equinorm.permuting.equal_entries import ENTRYWISE, MOVED, PRODUCTS, chosen_along
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid
 
 WHY = "chooses among entries that only rounding tells apart"
@@ -83,7 +83,7 @@ class _Scores:
     def _are_equal(self, node: fx.Node, summed: _Atoms, depth: int) -> bool:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.all_input_nodes:
             return False
-        name, given = key(node.target).removesuffix("_"), bind(node.target, node.args, node.kwargs)
+        name, given = operator_name(node).removesuffix("_"), bind(node.target, node.args, node.kwargs)
         read = [part for part in node.all_input_nodes if isinstance(part.meta.get("val"), Tensor) and self._holds(part)]
         if not read or not read[0].meta["val"].is_floating_point():
             return False
@@ -92,37 +92,33 @@ class _Scores:
         if name in _BINARY.split() and len(read) == 2 and self._cancels(name, read[0], read[1], summed):
             return True
         if name in PRODUCTS.split():
-            summed = self._of(read[0]) - self._of(node) if self._is_by_constants(node, read) else frozenset()
+            summed = self.trail.parts(read[0]) - self.trail.parts(node) if self._is_by_constants(node, read) else frozenset()
         elif name in _REDUCED.split():
-            summed |= self._of(read[0]) - self._of(node)
+            summed |= self.trail.parts(read[0]) - self.trail.parts(node)
         return all(self.are_equal(part, summed, depth + 1) for part in read)
 
-    def _of(self, node: fx.Node) -> _Atoms:
-        """Parts of all axes of a value."""
-        return frozenset(atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis))
-
     def _holds(self, node: fx.Node) -> bool:
-        return bool(self.along & self._of(node))
+        return bool(self.along & self.trail.parts(node))
 
     def _normalized(self, name: str, given: dict[str, Any]) -> _Atoms | None:
         """Parts of axes over which an operation makes sums, or means, that are known; None if it is no such operation."""
         source = given.get("self", given.get("input"))
         if not isinstance(source, fx.Node):
             return None
-        axes = self.trail.axes(self.trail.back(source))
+        axes = self.trail.axes(source)
         if name in _SOFTMAX.split():
             return frozenset(atoms(axes[given["dim"]])) if axes else None
         if "layer_norm" in name or name == "rms_norm":
             return frozenset(atom for axis in axes[-len(given["normalized_shape"]) :] for atom in atoms(axis))
         if name in _OF_BATCHES.split() and given.get("training", given.get("use_input_stats", True)):
-            return self._of(source) - self.along
+            return self.trail.parts(source) - self.along
         return None
 
     def _cancels(self, name: str, one: fx.Node, other: fx.Node, summed: _Atoms) -> bool:
         """Is one operand made from the other's numbers, entry by entry, or from their sums?"""
         one, other = self._before_expansion(one), self._before_expansion(other)
-        wide, narrow = (one, other) if self._of(other) <= self._of(one) else (other, one)
-        lost = self._of(wide) - self._of(narrow)
+        wide, narrow = (one, other) if self.trail.parts(other) <= self.trail.parts(one) else (other, one)
+        lost = self.trail.parts(wide) - self.trail.parts(narrow)
         if not {*self._roots(wide, "")} & {*self._roots(narrow, _REDUCED if lost else "")}:
             return False
         if lost:
@@ -132,7 +128,7 @@ class _Scores:
     def _before_expansion(self, node: fx.Node) -> fx.Node:
         """What was repeated along axes to fit another value."""
         node = self.trail.back(node)
-        is_expanded = isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("expand", "expand_as")
+        is_expanded = operator_name(node) in ("expand", "expand_as")
         return self.trail.back(node.all_input_nodes[0]) if is_expanded else node
 
     def _roots(self, node: fx.Node, reduced: str) -> Iterator[int]:
@@ -141,7 +137,7 @@ class _Scores:
         for _ in range(_DEEPEST):
             node = self.trail.back(node)
             yield self.trail.numbers.of(node)
-            if not isinstance(node.target, torch._ops.OpOverload) or key(node.target).removesuffix("_") not in names:
+            if operator_name(node).removesuffix("_") not in names:
                 return
             parts = [part for part in node.all_input_nodes if self._holds(part)]
             if len(parts) != 1:
@@ -150,7 +146,7 @@ class _Scores:
 
     def _is_negative(self, node: fx.Node) -> bool:
         node = self.trail.back(node)
-        return isinstance(node.target, torch._ops.OpOverload) and key(node.target) == "neg"
+        return operator_name(node) == "neg"
 
     def _is_by_constants(self, node: fx.Node, read: list[fx.Node]) -> bool:
         """Is a value multiplied with numbers that no weight changes?"""

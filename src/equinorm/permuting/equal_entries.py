@@ -2,16 +2,15 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.aliasing import bind, is_static
-from equinorm.discovery.rules import key
+from equinorm.discovery.graph.nodes import bind, is_static, operator_name
 from equinorm.permuting.atoms import Axis, atoms, size_of
-from equinorm.permuting.value_numbers import ValueNumbers
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid
 
 MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
@@ -43,37 +42,6 @@ _DEEPEST = 200
 """Operations that are followed back from a choice."""
 
 
-@dataclass(eq=False)
-class Trail:
-    """Where values come from, across the borders of subgraphs.
-
-    Attributes:
-        parameters: names of the placeholders of the whole graph that are parameters.
-        values: axes of everything so far, in all graphs.
-        sources: what inputs and results of subgraphs are on the other side.
-        numbers: of values, one where the same was written down twice.
-    """
-
-    parameters: frozenset[str] = frozenset()
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    sources: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    numbers: ValueNumbers = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.numbers = ValueNumbers(self.back, self.values.get)
-
-    def back(self, node: fx.Node) -> fx.Node:
-        """The same value where it was made."""
-        while node in self.sources:
-            node = self.sources[node]
-        return node
-
-    def axes(self, node: fx.Node) -> tuple[Axis, ...]:
-        """Its axes; none of a stack."""
-        value = self.values.get(node)
-        return value.axes if isinstance(value, Laid) else ()
-
-
 def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     """Why several entries that an operation chooses from may be equal; None if only by accident.
 
@@ -86,14 +54,14 @@ def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     """
     given = bind(chosen.target, chosen.args, chosen.kwargs)
     scores, along = trail.back(chosen.all_input_nodes[0]), chosen_along(chosen, trail)
-    is_largest = key(chosen.target) in ("max", "argmax", "topk") and bool(given.get("largest", True))
+    is_largest = operator_name(chosen) in ("max", "argmax", "topk") and bool(given.get("largest", True))
     return _Choice(trail, along, given.get("k", 1), is_largest).why(scores)
 
 
 def chosen_along(chosen: fx.Node, trail: Trail) -> frozenset[Any]:
     """Parts of the axis along which an operation chooses."""
     given = bind(chosen.target, chosen.args, chosen.kwargs)
-    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(trail.back(chosen.all_input_nodes[0]))
+    place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(chosen.all_input_nodes[0])
     return frozenset(atoms(axes[place])) if isinstance(place, int) and axes else frozenset()
 
 
@@ -124,7 +92,7 @@ class _Choice:
             node = self.trail.back(node.all_input_nodes[0])
         if not isinstance(node.target, torch._ops.OpOverload):
             return _CAME_FIRST
-        name = key(node.target).removesuffix("_")
+        name = operator_name(node).removesuffix("_")
         given = bind(node.target, node.args, node.kwargs)
         if (masked := _masked(node, self.trail)) is not None:
             scores, mask, closed, fill = masked
@@ -148,11 +116,11 @@ class _Choice:
 
     def _holds(self, node: fx.Node) -> bool:
         """Does a value have any part of the axis?"""
-        return bool(self.along & {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)})
+        return bool(self.along & self.trail.parts(node))
 
     def _varies(self, node: fx.Node, result: Tensor) -> bool:
         """Does a summand have an entry of its own in each place of the axis?"""
-        own = {atom for axis in self.trail.axes(self.trail.back(node)) for atom in atoms(axis)}
+        own = self.trail.parts(node)
         return self.along <= own if self.along else node.meta["val"].shape == result.shape
 
 
@@ -186,7 +154,7 @@ def _is_one_to_one(name: str, given: Mapping[str, Any]) -> bool:
 
 def _masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
     """Of scores where a mask puts one number: the scores, the mask, its entry where it does so, and the number."""
-    name = key(node.target).removesuffix("_")
+    name = operator_name(node).removesuffix("_")
     if name not in ("masked_fill", "where"):
         return None
     given = bind(node.target, node.args, node.kwargs)
@@ -213,9 +181,9 @@ def _one_number(argument: Any, trail: Trail) -> float | None:
 def _is_positive(node: fx.Node, trail: Trail) -> bool:
     """Are scores more than zero?"""
     node = trail.back(node)
-    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in MOVED.split():
+    while operator_name(node) in MOVED.split():
         node = trail.back(node.all_input_nodes[0])
-    return isinstance(node.target, torch._ops.OpOverload) and key(node.target) in _POSITIVE.split()
+    return operator_name(node) in _POSITIVE.split()
 
 
 def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> int:
@@ -223,12 +191,12 @@ def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> i
     node = trail.back(mask)
     axis = next((axis for axis in trail.axes(node) if {*atoms(axis)} == along), None)
     operations: list[fx.Node] = []
-    while isinstance(node.target, torch._ops.OpOverload) and key(node.target) in f"{_OF_MASKS} {_COPIED}".split():
+    while operator_name(node) in f"{_OF_MASKS} {_COPIED}".split():
         if len(node.all_input_nodes) != 1:
             return 0
         operations.insert(0, node)
         node = trail.back(node.all_input_nodes[0])
-    if axis is None or not isinstance(node.target, torch._ops.OpOverload) or key(node.target) not in ("scatter", "scatter_"):
+    if axis is None or operator_name(node) not in ("scatter", "scatter_"):
         return 0
     given = bind(node.target, node.args, node.kwargs)
     numbers = [_one_number(given[name], trail) if name in given else None for name in ("self", "value")]
@@ -242,7 +210,7 @@ def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> i
         return 0
     entries = torch.tensor(numbers, dtype=node.meta["val"].dtype)  # of places that are not named, and of those that are
     for operation in operations:
-        if isinstance(operation.target, torch._ops.OpOverload) and key(operation.target) in _OF_MASKS.split():
+        if isinstance(operation.target, torch._ops.OpOverload) and operator_name(operation) in _OF_MASKS.split():
             entries = operation.target(entries, *operation.args[1:], **operation.kwargs)
     count = given["index"].meta["val"].shape[given["dim"]]
     if not isinstance(count, int):
@@ -258,4 +226,4 @@ def _are_different(index: fx.Node, dim: int) -> bool:
         return False
     given = bind(source.target, source.args, source.kwargs)
     rank = index.meta["val"].dim()
-    return key(source.target) == "topk" and given.get("dim", -1) % rank == dim % rank
+    return operator_name(source) == "topk" and given.get("dim", -1) % rank == dim % rank

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.aliasing import GraphAliases, bind, fill_value, is_computable, is_static, subgraph, written
+from equinorm.discovery.graph.aliasing import GraphAliases, written
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static, operator_name, subgraph
 from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
 from equinorm.permuting.book import Book
 from equinorm.permuting.equal_by_nature import WHY, made_from
-from equinorm.permuting.equal_entries import Trail, why_equal
+from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.sizes import Sizes
+from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
 
 _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
@@ -109,7 +111,7 @@ class Interpreter:
             return inner.propagate(inputs)
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
-        if isinstance(node.target, torch._ops.OpOverload) and key(node.target) in ("argmax", "argmin"):
+        if operator_name(node) in ("argmax", "argmin"):
             value = self._places(node, value)
         is_kept = isinstance(node.target, torch._ops.OpOverload) and "batch_norm" in key(node.target)
         for target in written(node):
@@ -145,29 +147,32 @@ class Interpreter:
         fill = fill_value(node)
         if fill is not None:
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
-        if key(target) in _EMPTY.split() and is_static(result):
+        name = key(target)
+        if name in _EMPTY.split() and is_static(result):
             return Laid(tuple(map(self.book.free, result.shape)))
-        if key(target) in _SHAPES_ONLY.split():
+        if name in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
         if is_static(result) and all(not part.numel() for part in _parts(result)):
             return pinned(result, self.book.because("has no entries"))
-        found = find(target)
-        if found is None or not is_static(result) or not _is_plain(result, tensors, key(target)):
+        law = find(target)
+        if law is None or not is_static(result) or not _is_plain(result, tensors, name):
             return self._unknown(node, tensors)
-        if key(target) not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
+        if name not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
             return self._unknown(node, tensors)
-        call = Call(target, bind(target, args, kwargs), result)
+        value = self._by_law(law, node, Call(target, bind(target, args, kwargs), result), tensors)
+        return value if _fits(value, result) else self._unknown(node, tensors)
+
+    def _by_law(self, law: Law, node: fx.Node, call: Call, tensors: list[Laid | Stacked]) -> Any:
+        """What a law makes of a call; a stack where an axis is taken apart later."""
         if any(isinstance(value, Laid) and value.names is not None for value in tensors):
-            value = self._of_names(found, call, tensors)
-            return value if _fits(value, result) else self._unknown(node, tensors)
-        if key(target) in _RESHAPES.split() and isinstance(call.input, Laid):
+            return self._of_names(law, call, tensors)
+        if key(call.operator) in _RESHAPES.split() and isinstance(call.input, Laid):
             parts = unpacked(call.input.axes, call.shape, node, self.book.because("looks at an axis in parts that do not fit"))
             if parts is not None:
                 return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
-        if found not in ON_STACKS:
-            call = Call(target, _wholes(self.book, call.arguments), result)
-        value = found(self.book, call)
-        return value if _fits(value, result) else self._unknown(node, tensors)
+        if law not in ON_STACKS:
+            call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
+        return law(self.book, call)
 
     def _of_names(self, found: Law, call: Call, tensors: list[Laid | Stacked]) -> Any:
         """What an operation makes of values that name places along an axis."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm._scaling import Reason
+from equinorm.discovery.labels import numbered
 from equinorm.discovery.values import Source
 from equinorm.permuting.atoms import Atom, Axis, Sum, atoms, resolved, size_of
 from equinorm.permuting.dependence import Dependence
@@ -90,7 +91,7 @@ class Order(NamedTuple):
 def places(axes: Sequence[Axis], orders: Mapping[Atom, Order]) -> list[Tensor | None]:
     """For each axis, which entry comes to each place: of shapes that broadcast to the tensor's; None where nothing moves."""
     own = [resolved(axis) for axis in axes]
-    coordinates = [_split(axis, _along(size_of(axis), place, len(own))) for place, axis in enumerate(own)]
+    coordinates = [_split(axis, numbered(size_of(axis), place, len(own))) for place, axis in enumerate(own)]
     found: list[Tensor | None] = []
     for place, axis in enumerate(own):
         if not any(atom in orders for atom in atoms(axis)):
@@ -103,12 +104,8 @@ def places(axes: Sequence[Axis], orders: Mapping[Atom, Order]) -> list[Tensor | 
             for factor, coordinate in zip(other, coordinates[at], strict=True)
             if isinstance(factor, Atom)
         }
-        found.append(_image(axis, _along(size_of(axis), place, len(own)), around, orders))
+        found.append(_image(axis, numbered(size_of(axis), place, len(own)), around, orders))
     return found
-
-
-def _along(size: int, place: int, rank: int) -> Tensor:
-    return torch.arange(size).reshape([-1 if axis == place else 1 for axis in range(rank)])
 
 
 def _split(axis: Axis, positions: Tensor) -> list[Tensor]:

@@ -1,14 +1,14 @@
 """Other shapes of the same entries: which axes become which, and where a packed axis will be taken apart."""
 
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.aliasing import is_static
+from equinorm.discovery.graph.nodes import is_static, operator_name
+from equinorm.discovery.labels import axis_runs, numbered
 from equinorm.permuting.atoms import Axis, cut, is_pinned, split_front
 
 _MOST = 8
@@ -19,27 +19,10 @@ _FOLLOWED = f"{_RESHAPES} permute transpose movedim unsqueeze squeeze contiguous
 _TAKEN = "select unbind split split_with_sizes chunk slice narrow"
 
 
-def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
-    """Smallest runs of axes that hold the same entries before and after."""
-    found: list[tuple[range, range]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        starts, left, right = (i, j), 1, 1
-        while True:
-            if left == right and (i, j) != starts:
-                break
-            if (left <= right and i < len(before)) or j == len(after):
-                left, i = left * before[i], i + 1
-            else:
-                right, j = right * after[j], j + 1
-        found.append((range(starts[0], i), range(starts[1], j)))
-    return found
-
-
 def reshaped(axes: Sequence[Axis], sizes: Sequence[int], reason: Reason) -> list[Axis]:
     """Axes of the same entries in another shape."""
     found: list[Axis] = []
-    for inputs, outputs in groups([math.prod(f.size for f in axis) for axis in axes], sizes):
+    for inputs, outputs in axis_runs([math.prod(f.size for f in axis) for axis in axes], sizes):
         rest: Axis = tuple(factor for place in inputs for factor in axes[place])
         if len(outputs) == 1:
             found.append(rest)
@@ -52,7 +35,7 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[int], reason: Reason) -> list
 
 def unpacked(axes: Sequence[Axis], sizes: Sequence[int], node: fx.Node, reason: Reason) -> tuple[int, list[list[Axis]]] | None:
     """Axes of each part where the new shape has an axis that is taken apart later: its place, and the parts without it."""
-    for inputs, outputs in groups([math.prod(f.size for f in axis) for axis in axes], sizes):
+    for inputs, outputs in axis_runs([math.prod(f.size for f in axis) for axis in axes], sizes):
         whole: Axis = tuple(factor for place in inputs for factor in axes[place])
         if len(outputs) < 2 or is_pinned([whole]):
             continue
@@ -75,15 +58,15 @@ def _is_taken_apart(node: fx.Node, place: int) -> bool:
     shape = list(node.meta["val"].shape)
     if not is_static(node.meta["val"]):
         return False
-    places = torch.arange(shape[place]).reshape([-1 if axis == place else 1 for axis in range(len(shape))]).expand(shape)
+    places = numbered(shape[place], place, len(shape)).expand(shape)
     return bool(node.users) and all(_takes_apart(user, places) for user in node.users)
 
 
 def _takes_apart(node: fx.Node, places: Tensor) -> bool:
     """Does this operation, or do those behind it, read entries of one place only?"""
-    if node.target is operator.getitem or not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    name = node.target.overloadpacket.__name__
+    name = operator_name(node)
     if name not in (*_FOLLOWED.split(), *_TAKEN.split()) or len(node.all_input_nodes) != 1:
         return False
     if name in ("to", "_to_copy", "contiguous", "clone", "alias", "detach"):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._modules import on_cpu
-from equinorm.discovery.graph.aliasing import bind
+from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.rules import qualified
 from equinorm.discovery.user_rules import MOST, TOLERANCE, WrongRuleError, overload_of
 from equinorm.permuting.atoms import Axis

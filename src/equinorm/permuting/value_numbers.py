@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.aliasing import bind
+from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.rules import key
 from equinorm.permuting.values import Laid
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import PermutationError
+from equinorm.discovery.labels import numbered
 from equinorm.rescaling.writing import uninterrupted
 
 
@@ -46,7 +47,7 @@ class Move:
         found = []
         for axis, index in enumerate(self.places):
             if index is None:
-                index = torch.arange(shape[axis]).reshape([-1 if at == axis else 1 for at in range(rank)])
+                index = numbered(shape[axis], axis, rank)
             found.append(index.to(self.tensor.device))
         return tuple(found)
 

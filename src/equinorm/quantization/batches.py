@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import without_cache
+from equinorm._modules import by_default, undisturbed, without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
@@ -102,6 +102,12 @@ def watched(model: nn.Module, batch: Batch, number: int, watch: AbstractContextM
             f"{describe(model)} does not run on calibration batch {number}, {describe_inputs(args, kwargs)}: "
             f"{type(error).__name__}: {error}. Each batch must be a tuple of the model's inputs, as args is."
         ) from error
+
+
+def run_undisturbed(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, watch: AbstractContextManager[Any]) -> Any:
+    """What a model returns while something watches; its buffers are as before, and so are random numbers."""
+    with undisturbed(model), by_default(), watch:
+        return model(*args, **without_cache(model, args, dict(kwargs or {})))
 
 
 def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:

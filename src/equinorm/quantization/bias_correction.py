@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.batches import Batch
+from equinorm.quantization.batches import Batch, run_undisturbed
 from equinorm.quantization.calls import KINDS, OPERATORS, Call, Calls
 from equinorm.quantization.fake import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
@@ -102,8 +101,7 @@ def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, bia
     try:
         for module, zeros in given.values():
             module.bias = zeros
-        with undisturbed(model), by_default(), torch.no_grad(), Calls(model, note):
-            model(*args, **without_cache(model, args, dict(kwargs or {})))
+        run_undisturbed(model, args, kwargs, Calls(model, note))
     finally:
         for module, _ in given.values():
             module.bias = None
@@ -162,8 +160,7 @@ def _multiplied(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None)
                 found.update(names[id(part)] for part in given if id(part) in names)  # a convolution's numbers are settings
             return func(*args, **(kwargs or {}))
 
-    with undisturbed(model), by_default(), Sums():
-        model(*args, **without_cache(model, args, dict(kwargs or {})))
+    run_undisturbed(model, args, kwargs, Sums())
     return found
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
-from equinorm.quantization.batches import Batch, rows
+from equinorm.quantization.batches import Batch, rows, run_undisturbed
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
@@ -168,10 +167,7 @@ def outputs(
     model: nn.Module, batch: Batch, handle: Callable[[Call], Tensor], add: Callable[[Sum], Tensor] | None = None
 ) -> list[Tensor]:
     """Floating-point outputs of a network, its linear maps handed to a function, and its sums to another if there is one."""
-    args, kwargs = batch
-    kwargs = without_cache(model, args, kwargs)
-    with undisturbed(model), by_default(), Calls(model, handle, add):
-        result = model(*args, **kwargs)
+    result = run_undisturbed(model, *batch, Calls(model, handle, add))
     return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from equinorm.discovery.graph.aliasing import bind, module_of
+from equinorm.discovery.graph.nodes import bind, module_of, operator_name
 
 aten = torch.ops.aten
 
@@ -166,12 +166,11 @@ def _free(graph: fx.GraphModule, node: fx.Node) -> str:
 def _bounding(node: fx.Node) -> nn.Module | None:
     """A module that does what this operation does, if it bounds by numbers that are not 0 or none."""
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        name = target.overloadpacket.__name__ if target.namespace == "aten" else ""
-    elif node.op == "call_method":
+    name = operator_name(node)
+    if node.op == "call_method":
         name = str(target)
-    else:
-        name = target.__name__ if node.op == "call_function" and target in FUNCTIONS else ""
+    elif node.op == "call_function" and target in FUNCTIONS:
+        name = target.__name__
     places = BOUNDS.get(name.removesuffix("_"))
     if places is None or not isinstance(_operand(node), fx.Node):
         return None

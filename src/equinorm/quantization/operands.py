@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equinorm._modules import by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
+from equinorm.quantization.batches import run_undisturbed
 from equinorm.quantization.calls import Calls, Sum
 from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
@@ -143,8 +143,7 @@ def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -
         seen.append(_Seen(added.keys, (tuple(first.shape), tuple(second.shape)), (_is_mask(first), _is_mask(second))))
         return added.run(first, second)
 
-    with undisturbed(model), by_default(), Calls(model, lambda call: call.run(), note):
-        model(*args, **without_cache(model, args, dict(kwargs or {})))
+    run_undisturbed(model, args, kwargs, Calls(model, lambda call: call.run(), note))
     return seen
 
 

@@ -1,10 +1,8 @@
 """A balance as pictures: weights before and after, energies of tensors, convergence."""
 
-import base64
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from equinorm._scaling import Scaling
+from equinorm.reporting import pages
+from equinorm.reporting.pages import Part
 from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, GREY, STYLE, render
 from equinorm.reporting.words import energy_name, number
@@ -25,7 +25,7 @@ TITLE = "Balance report"
 _PIXELS = 192
 """Larger matrices are pictured by the rms of blocks."""
 
-_BARS = 28
+BARS = 28
 """More tensors than this are drawn as lines over their position."""
 
 
@@ -45,63 +45,30 @@ def png(record: Balanced, weights: Sequence[Weights]) -> bytes:
 
 
 def page(record: Balanced, weights: Sequence[Weights], title: str = TITLE) -> str:
-    """The whole report as one HTML page without external references."""
-    escape = html.escape
-    sections = []
-    with matplotlib.rc_context(STYLE):
-        for height, name, draw in _parts(record, weights):
-            figure = Figure(figsize=(10, height), layout="constrained")
-            draw(figure)
-            image = base64.b64encode(render(figure)).decode("ascii")
-            name = escape(_plain(name))
-            sections.append(f'<section><h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{image}"></section>')
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in record.facts)
+    """The whole report as one HTML page."""
     rows = "".join(
-        f"<tr><td>{escape(row.name)}</td><td>{number(row.before)}</td><td>{number(row.after)}</td></tr>"
+        f"<tr><td>{html.escape(row.name)}</td><td>{number(row.before)}</td><td>{number(row.after)}</td></tr>"
         for row in record.energies
     )
     total = "maximum" if math.isinf(record.p) else "total"
     table = (
-        f"<section><h2>Energies {escape(energy_name(record.p, record.c))}</h2><table><thead><tr><th>tensor</th><th>before</th>"
-        f"<th>after</th></tr></thead><tbody>{rows}</tbody><tfoot><tr><td>{total}</td><td>{number(record.totals[0])}</td>"
-        f"<td>{number(record.totals[1])}</td></tr></tfoot></table></section>"
-        if record.energies
-        else ""
+        f"<section><h2>Energies {html.escape(energy_name(record.p, record.c))}</h2><table><thead><tr><th>tensor</th>"
+        f"<th>before</th><th>after</th></tr></thead><tbody>{rows}</tbody><tfoot><tr><td>{total}</td>"
+        f"<td>{number(record.totals[0])}</td><td>{number(record.totals[1])}</td></tr></tfoot></table></section>"
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head>\n<body><main><h1>{escape(title)}</h1><dl>{facts}</dl>\n"
-        + "\n".join(sections)
-        + f"\n{table}</main></body></html>\n"
-    )
+    return pages.page(title, record.facts, _parts(record, weights), table if record.energies else "")
 
 
-PAGE_STYLE = (
-    "body{margin:0;background:#fff;color:#22272e;font:15px/1.5 system-ui,sans-serif}"
-    "main{max-width:62rem;margin:2.5rem auto;padding:0 1.5rem}"
-    "h1{font-size:1.5rem;margin:0 0 1rem}h2{font-size:1.05rem;margin:2.2rem 0 .6rem}img{width:100%;height:auto}"
-    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.5rem;margin:0}"
-    "dt{color:#66707c}dd{margin:0;overflow-wrap:anywhere}"
-    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-    "th,td{padding:.2rem 1.6rem .2rem 0;text-align:right;font-weight:400}"
-    "th:first-child,td:first-child{text-align:left}thead th{color:#66707c;border-bottom:1px solid #d5dae0}"
-    "tfoot td{border-top:1px solid #d5dae0;font-weight:600}"
-)
-
-
-_Part = tuple[float, str, Callable[[Any], None]]
-
-
-def _parts(record: Balanced, weights: Sequence[Weights]) -> list[_Part]:
+def _parts(record: Balanced, weights: Sequence[Weights]) -> list[Part]:
     """Height in inches, title and painter of every picture."""
-    parts: list[_Part] = []
+    parts: list[Part] = []
     if weights:
         parts.append(
             (5.0, "Weights of consecutive layers, |w| before (above) and after (below)", lambda f: _weights(f, weights))
         )
     if record.energies:
         rows = len(record.energies)
-        height = 1.3 + 0.3 * rows if rows <= _BARS else 3.4
+        height = 1.3 + 0.3 * rows if rows <= BARS else 3.4
         parts.append((height, f"Energy of each tensor, {mathematics(record)}", lambda f: energies(f.subplots(), record)))
     if len(record.residuals) > 1:
         parts.append((3.0, "Convergence", lambda f: convergence(f.subplots(), record)))
@@ -173,28 +140,34 @@ def energies(axis: Axes, record: Balanced) -> None:
     before, after = ([getattr(row, key) for row in record.energies] for key in ("before", "after"))
     positive = [value for value in before + after if value > 0]
     log = bool(positive) and max(positive) > 100 * min(positive)
-    places = np.arange(len(before))
-    if len(before) <= _BARS:
+    are_bars = before_and_after(axis, [_short(row.name, 40) for row in record.energies], before, after)
+    if log and are_bars:
+        axis.set_xscale("log")
+        axis.set_xlim(left=min(positive) / 3)
+    elif log:
+        axis.set_yscale("log")
+
+
+def before_and_after(axis: Axes, names: Sequence[str], before: Sequence[float], after: Sequence[float], what: str = "") -> bool:
+    """Numbers of every tensor as pairs of bars, or as two lines if there are many; were there bars?"""
+    places, are_bars = np.arange(len(names)), len(names) <= BARS
+    if are_bars:
         axis.barh(places - 0.19, before, 0.36, color=BEFORE, label="before")
         axis.barh(places + 0.19, after, 0.36, color=AFTER, label="after")
-        axis.set_yticks(places, [_short(row.name, 40) for row in record.energies])
+        axis.set_yticks(places, names)
         axis.tick_params(axis="y", length=0)
         axis.invert_yaxis()
-        axis.grid(axis="x", color=FAINT, linewidth=0.6)
-        axis.set_axisbelow(True)
-        if log:
-            axis.set_xscale("log")
-            axis.set_xlim(left=min(positive) / 3)
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-        return
-    axis.plot(places, before, color=BEFORE, label="before", drawstyle="steps-mid")
-    axis.plot(places, after, color=AFTER, label="after", drawstyle="steps-mid")
-    axis.set_xlabel("tensor, in the model's order")
-    axis.grid(axis="y", color=FAINT, linewidth=0.6)
-    axis.margins(x=0.01)
-    if log:
-        axis.set_yscale("log")
+        axis.set_xlabel(what)
+    else:
+        axis.plot(places, before, color=BEFORE, label="before", drawstyle="steps-mid")
+        axis.plot(places, after, color=AFTER, label="after", drawstyle="steps-mid")
+        axis.margins(x=0.01)
+        axis.set_xlabel("tensor, in the model's order")
+        axis.set_ylabel(what)
+    axis.grid(axis="x" if are_bars else "y", color=FAINT, linewidth=0.6)
+    axis.set_axisbelow(True)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return are_bars
 
 
 def convergence(axis: Axes, record: Balanced) -> None:
@@ -209,11 +182,6 @@ def convergence(axis: Axes, record: Balanced) -> None:
     axis.set_xlabel("cycle")
     axis.set_ylabel("residual ρ")
     axis.grid(axis="y", color=FAINT, linewidth=0.6)
-
-
-def _plain(title: str) -> str:
-    """A title without the mathematics that only pictures can typeset."""
-    return title.partition(",")[0] if "$" in title else title
 
 
 def _short(name: str, most: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from equinorm import _display
+from equinorm._display import norm_name
 
 
 def number(value: float) -> str:
@@ -27,11 +28,6 @@ def percent(part: float, whole: float) -> str:
 def deviation(value: float) -> str:
     """A relative deviation; zero is bitwise."""
     return "0 (bitwise equal)" if value == 0 else f"{value:.1e}"
-
-
-def norm_name(p: float) -> str:
-    """ℓ2, ℓ1.5, ℓ∞."""
-    return f"ℓ{'∞' if math.isinf(p) else f'{p:g}'}"
 
 
 def energy_name(p: float, c: float) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError
 from equinorm._scaling import Cast, Scaling, joint_log_scales
-from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
+from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
 from equinorm.sharding.boxes import part_of
 
 
@@ -20,8 +20,7 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
     padded = torch.cat([torch.zeros(1, dtype=torch.float64), log_scales.detach().to("cpu", torch.float64)])
     by_name = {name: scaling for scaling in scalings for name in scaling.names}
     for cast in found:
-        twos = joint_log_scales(cast.factors, padded) / LN2
-        if not bool(((twos - twos.round()).abs() <= 1e-12 * twos.abs().clamp(min=1)).all()):
+        if not is_power_of_two(joint_log_scales(cast.factors, padded)):
             raise RescaleError(refusal(cast))
         if cast.tensor in by_name:
             scaling = by_name[cast.tensor]

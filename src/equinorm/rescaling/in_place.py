@@ -67,7 +67,7 @@ def _writes(
     nonlinear: Sequence[str],
 ) -> list[Write]:
     """Everything that moves; of what is sharded the part that this process holds."""
-    found: list[tuple] = []  # scales as factors, or as logarithms where they are not those of a whole tensor
+    found: list[tuple[Write, Sequence[Tensor]]] = []  # and logarithms, if its factors are still to be made from them
     moving: dict[int, tuple[str, float]] = {}
     logs_of: dict[int, list[Tensor]] = {}
     z = log_scales.detach().to("cpu", torch.float64)
@@ -83,19 +83,20 @@ def _writes(
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
                 what = f"gradient of {scaling.name}"
-                found.append((what, *part_of(what, tensor.grad, [-log for log in logs])))
+                part, own = part_of(what, tensor.grad, [-log for log in logs])
+                found.append((Write(what, part), own))
         part, own = part_of(scaling.name, named[0], logs)
-        found.append((scaling.name, part, factors if part is named[0] else own, True, scaling.offset, scaling.is_squared))
+        known, unmade = (factors, ()) if part is named[0] else ((), own)
+        found.append((Write(scaling.name, part, known, True, scaling.offset, scaling.is_squared), unmade))
     if optimizer is not None:
         for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
             own = logs_of[id(parameter)]
             part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
-            found.append((what, part, [exponent * log for log in logs], False, offset))
-    made = iter(factors_of([log for _, _, own, *_ in found for log in own if isinstance(log, Tensor)]))
-    return [
-        Write(what, part, [next(made) if isinstance(one, Tensor) else one for one in own], *more)
-        for what, part, own, *more in found
-    ]
+            found.append((Write(what, part, offset=offset), [exponent * log for log in logs]))
+    made = iter(factors_of([log for _, unmade in found for log in unmade]))
+    for write, unmade in found:
+        write.factors = [*write.factors, *(next(made) for _ in unmade)]
+    return [write for write, _ in found]
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:

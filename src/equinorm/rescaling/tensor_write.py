@@ -28,7 +28,7 @@ class Write:
 
     what: str
     tensor: Tensor
-    factors: Sequence[Factor]
+    factors: Sequence[Factor] = ()
     is_weight: bool = False
     offset: float = 0.0
     is_squared: bool = False

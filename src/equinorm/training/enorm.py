@@ -18,7 +18,7 @@ from equinorm.sharding.modules import is_any_sharded
 from equinorm.training.averages import listed
 from equinorm.training.frozen import Selection, shown
 from equinorm.training.recording import StepOptions
-from equinorm.training.step import Plan
+from equinorm.training.step import Step
 
 PATIENCE = 100
 """Steps of one optimizer without another before that is told."""
@@ -168,7 +168,7 @@ class ENorm:
         if is_any_sharded(self.model):
             _check_sharded(copies, compile)
             options = replace(options, compile=False)
-        self._plan = Plan(found, selection, stepped, copies, c, options)
+        self._step = Step(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
         self._handles = [one.register_step_pre_hook(self._before_step) for one in self.optimizers]
@@ -188,7 +188,7 @@ class ENorm:
         """Refuse an optimizer after whose steps another hook moves the same tensors."""
         for hook in [hook for one in self.optimizers for hook in one._optimizer_step_post_hooks.values()]:
             other = getattr(hook, "__self__", None)
-            if isinstance(other, ENorm) and other._plan.shares(self._plan):
+            if isinstance(other, ENorm) and other._step.shares(self._step):
                 way = "call its remove() first, or make a new optimizer if you did not keep it"
                 raise RescaleError(f"this optimizer is hooked already, by {other!r}: {way}.")
 
@@ -202,7 +202,7 @@ class ENorm:
     @c.setter
     def c(self, value: float) -> None:
         settings = replace(self.settings, c=value)
-        self._plan.weigh(value)
+        self._step.weigh(value)
         self.settings = settings
 
     def residual(self) -> float:
@@ -210,7 +210,7 @@ class ENorm:
 
         NaN if one of these is not finite.
         """
-        return self._plan.residual()
+        return self._step.residual()
 
     def cycle_(self) -> None:
         """Run the cycles now, whatever `every` says: for loops without `optimizer.step()`, or to start balanced.
@@ -218,14 +218,14 @@ class ENorm:
         Raises:
             RescaleError: if the model has changed since it was analysed, or a state tensor cannot move; nothing has moved then.
         """
-        self._plan.run_cycles(self.settings.cycles, self._gradients)
+        self._step.run_cycles(self.settings.cycles, self._gradients)
 
     def remove(self) -> None:
         """Detach from the optimizer. The weights stay as they are."""
         for handle in self._handles:
             handle.remove()
-        self._plan.optimizers.stop()
-        self._plan.forget()
+        self._step.optimizers.stop()
+        self._step.forget()
 
     def __enter__(self) -> "ENorm":
         return self
@@ -239,7 +239,7 @@ class ENorm:
         Tensors are references, as in `torch.optim`. Between the steps of several optimizers it also says which have stepped.
         """
         between = {"stepped": [self._done.get(place, 0) for place in range(len(self.optimizers))]} if self._done else {}
-        return {"steps": self.steps, "c": self.c, "decay": self._plan.optimizers.state_dict(), **between}
+        return {"steps": self.steps, "c": self.c, "decay": self._step.optimizers.state_dict(), **between}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -256,7 +256,7 @@ class ENorm:
         if not isinstance(done, (tuple, list)) or len(done) != len(self.optimizers):
             raise RescaleError(f"the state is of a hook on other optimizers: it says {done!r} of {len(self.optimizers)}.")
         Settings(**{**asdict(self.settings), "c": state["c"]})
-        self._plan.optimizers.load_state_dict(state["decay"])
+        self._step.optimizers.load_state_dict(state["decay"])
         self.steps, self.c = state["steps"], state["c"]
         self._done = {place: count for place, count in enumerate(done) if count}
 
@@ -274,18 +274,18 @@ class ENorm:
         """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._plan.before_step(optimizer)
+            self._step.before_step(optimizer)
             return None
 
         def followed() -> Any:
             loss = closure()
-            self._plan.before_step(optimizer)
+            self._step.before_step(optimizer)
             return loss
 
         return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._plan.after_step(optimizer)
+        self._step.after_step(optimizer)
         place = next(place for place, one in enumerate(self.optimizers) if one is optimizer)
         self._done[place] = self._done.get(place, 0) + 1
         if len(self._done) < len(self.optimizers):

@@ -20,7 +20,7 @@ from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
 from equinorm.training.native_cycle import Schedule, program
 from equinorm.training.recorded_blocks import edges_of, recorded
-from equinorm.training.shared import Ends, Parts, levels, summed_ends
+from equinorm.training.shared import Ends, LocalParts, levels, summed_ends
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5
@@ -55,7 +55,7 @@ class Cycle:
         compute: where the weights are, the dtype of the sums, and whether compiled kernels run where they know all of this.
     """
 
-    def __init__(self, network: NetworkLayout, parts: Parts, norm: Norm, method: str, compute: Compute) -> None:
+    def __init__(self, network: NetworkLayout, parts: LocalParts, norm: Norm, method: str, compute: Compute) -> None:
         device, dtype = compute.device, compute.dtype
         self._network, self._norm, self._q, self._maximum = network, norm, norm.q, norm.is_max
         self._zero, self._one = torch.zeros(1, device=device, dtype=dtype), torch.ones(1, device=device, dtype=dtype)

@@ -19,7 +19,7 @@ from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bound import Bindings, Place
 from equinorm.training.frozen import Selection
 from equinorm.training.recorded_cycle import Cycle
-from equinorm.training.shared import Parts
+from equinorm.training.shared import LocalParts
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
 
@@ -114,7 +114,7 @@ class Recorder:
         self._bindings.check_tensors(options.power_of_two)
         place = self._bindings.place
         compute, held = self._compute(place), self._selection.held
-        parts = Parts(found.tensors)
+        parts = LocalParts(found.tensors)
         cycle = Cycle(network, parts, options.norm, options.method, compute)
         cycle.weigh(c)
         biases = BiasSteps(self._biases(parts), network, options.norm)
@@ -130,7 +130,7 @@ class Recorder:
 
     def fits_float32(self) -> bool:
         """Can sums of energies be taken in float32?"""
-        parts, norm = Parts(self._symmetries.tensors), self._options.norm
+        parts, norm = LocalParts(self._symmetries.tensors), self._options.norm
         layouts = [layout for layout in parts.network(self._selection.network).layouts if parts.counts(layout.scaling.name)]
         with torch.no_grad(), full_precision(self._bindings):
             fits = all(fits_float32(layout, parts.tensors[layout.scaling.name], norm) for layout in layouts)
@@ -146,7 +146,7 @@ class Recorder:
         is_native = device.type in native.DEVICES and native.are_wanted(self._options.compile)
         return Compute(device, torch.float64 if is_wide else torch.float32, frozenset(dtypes if is_native else ()))
 
-    def _biases(self, parts: Parts) -> list[Bias]:
+    def _biases(self, parts: LocalParts) -> list[Bias]:
         """Biases whose steps are corrected."""
         if not self._options.symmetric_biases:
             return []

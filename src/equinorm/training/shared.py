@@ -16,7 +16,7 @@ Ends = tuple[Tensor | None, Tensor | None]
 """Energies into and out of the channels of a family; None where nothing enters or leaves it."""
 
 
-class Parts:
+class LocalParts:
     """What this process holds of a model: all of it, or shards.
 
     Args:

@@ -18,7 +18,7 @@ from equinorm.training.stepped import SteppedTogether
 from equinorm.training.weight_decay import DecayParts
 
 
-class Plan:
+class Step:
     """Runs cycles on the current weights and moves everything that belongs to them.
 
     Args:
@@ -64,7 +64,7 @@ class Plan:
         self._moves.forget()
         self._recording.mover.forget()
 
-    def shares(self, other: "Plan") -> bool:
+    def shares(self, other: "Step") -> bool:
         """Do both move some tensor?"""
         return self._bindings.overlaps(other._bindings)
 

@@ -13,57 +13,58 @@ from equinorm._errors import ExportError, describe, describe_inputs
 
 def failure(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> ExportError:
     """Restate the call and the exporter's first line; `eager` is what the model itself raises with these inputs."""
-    found = ExportError(_explain(model, args, kwargs, error, eager))
+    inputs = describe_inputs(args, kwargs)
+    if eager is not None:
+        text = f"{describe(model)} does not run on inputs {inputs}: {type(eager).__name__}: {_first_line(eager)}."
+    else:
+        text = f"cannot export {describe(model)} with inputs {inputs}: {_advice(model, error)}"
+    found = ExportError(text)
     found.cause = eager or error
     return found
 
 
-def _explain(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> str:
+def _advice(model: nn.Module, error: Exception) -> str:
     """What went wrong and what to do."""
-    inputs = describe_inputs(args, kwargs)
-    if eager is not None:
-        return f"{describe(model)} does not run on inputs {inputs}: {type(eager).__name__}: {_first_line(eager)}."
-    cannot, report = (
-        f"cannot export {describe(model)} with inputs {inputs}",
-        "The exporter's full report is in the attribute `cause`.",
-    )
-    text = str(error)
-    first = _first_line(error)
+    text, first = str(error), _first_line(error)
+    shown = "the model branches on the value of a tensor" if "data-dependent" in first else first
     unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
     if unknown:
-        return f"{cannot}: {_unknown_class(unknown.group(2), unknown.group(1))} {report}"
-    if "fake tensor in the exported program" in first:
-        return (
-            f"{cannot}: a forward reads a parameter or buffer by its `.data`, which torch.export cannot follow. Write "
-            f"`.detach()` there, which is the same without gradients. {report}"
+        advice = _unknown_class(unknown.group(2), unknown.group(1))
+    elif "fake tensor in the exported program" in first:
+        advice = (
+            "a forward reads a parameter or buffer by its `.data`, which torch.export cannot follow. Write `.detach()` there, "
+            "which is the same without gradients."
         )
-    if isinstance(model, torch.jit.ScriptModule):
-        return f"{cannot}: TorchScript keeps no Python to record. Give the module that it was made from. {report}"
-    if "Inference tensors cannot" in first:
-        return (
-            f"{cannot}: a parameter, buffer or input was made within torch.inference_mode(), and autograd cannot use it. "
-            f"Make it outside of that, or clone() it; torch.no_grad() does no such harm. {report}"
+    elif isinstance(model, torch.jit.ScriptModule):
+        advice = "TorchScript keeps no Python to record. Give the module that it was made from."
+    elif "Inference tensors cannot" in first:
+        advice = (
+            "a parameter, buffer or input was made within torch.inference_mode(), and autograd cannot use it. Make it outside "
+            "of that, or clone() it; torch.no_grad() does no such harm."
         )
-    if "data-dependent" in first:
-        first = "the model branches on the value of a tensor"
-    frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', text)
+    elif "in output" in shown or "output to be" in text:
+        advice = f"{shown}. Let it return tensors in tuples, lists and dicts only."
+    elif packed := _packed(model) if "torch.classes" in text else []:
+        return (
+            "torch.export cannot record packed weights. Declare the modules that hold them opaque "
+            f"(opaque={packed!r}) so that the rest can be analysed."
+        )
+    else:
+        advice = _unrecorded(model, error, shown)
+    return f"{advice} The exporter's full report is in the attribute `cause`."
+
+
+def _unrecorded(model: nn.Module, error: Exception, shown: str) -> str:
+    """Advice where an operation, or control flow, cannot be recorded: where that is, and how to go on without it."""
+    frame = re.search(r'File "([^"]*)", line (\d+), in \w+\n +(?:\(.*\) )?(\S[^\n]*)', str(error))
     where = f" at {frame.group(1).rsplit('/', 1)[-1]}:{frame.group(2)} `{frame.group(3)}`" if frame else ""
-    operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", text)
+    operator = re.search(r"(?:aten|prims|torchvision|torch\.ops)[.:\w]+", str(error))
     blamed = f" The operation is {operator.group()}." if operator else ""
-    if "in output" in first or "output to be" in text:
-        return f"{cannot}: {first}. Let it return tensors in tuples, lists and dicts only. {report}"
-    packed = _packed(model) if "torch.classes" in text else []
-    if packed:
-        return (
-            f"{cannot}: torch.export cannot record packed weights. Declare the "
-            f"modules that hold them opaque (opaque={packed!r}) so that the rest can be analysed."
-        )
     module = _innermost(model, error)
     way = f"declare the submodule opaque (opaque={module!r}) so that the rest can be analysed, " if module else ""
     return (
-        f"{cannot}: {type(error).__name__}: {first}{where}.{blamed} "
-        "The model runs with these inputs, but has control flow on data or an operation that torch.export cannot record: "
-        f"{way}pass the submodule without it, or rewrite that line. {report}"
+        f"{type(error).__name__}: {shown}{where}.{blamed} The model runs with these inputs, but has control flow on data or an "
+        f"operation that torch.export cannot record: {way}pass the submodule without it, or rewrite that line."
     )
 
 

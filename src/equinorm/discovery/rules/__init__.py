@@ -13,18 +13,18 @@ from equinorm.discovery.rules import algebra, elementwise, movement, normalizati
 from equinorm.discovery.rules.contraction import contract
 from equinorm.discovery.rules.inhomogeneous import NOT_HOMOGENEOUS, why_not
 from equinorm.discovery.rules.registry import TABLE, Call, find, key, qualified
-from equinorm.discovery.rules.signs import find_signs
+from equinorm.discovery.rules.signs import SIGNS
 from equinorm.discovery.trace import Trace
 
 __all__ = [
     "NOT_HOMOGENEOUS",
+    "SIGNS",
     "TABLE",
     "Call",
     "Label",
     "Trace",
     "contract",
     "find",
-    "find_signs",
     "key",
     "qualified",
     "why_not",

@@ -238,7 +238,7 @@ def embedding_bag(trace: Trace, call: Call) -> list[Label]:
 def convolution(trace: Trace, call: Call) -> Label:
     """Convolutions: W of shape (out, in / groups, *kernel), or (in, out / groups, *kernel). Zeros around fit any scale."""
     weight, groups = call.weight, call.get("groups", 1)
-    transposed = call.get("transposed", "transpose" in call.operator.overloadpacket.__name__)
+    transposed = call.get("transposed", "transpose" in call.operator_name)
     rank = len(weight.shape) - 2
     label = trace.merge(call.input, [-1 - axis for axis in range(rank)])
     channels = move_one(lambda ids: ids.reshape(*ids.shape[: ids.dim() - rank - 1], groups, -1), label)

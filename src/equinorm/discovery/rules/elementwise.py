@@ -34,7 +34,7 @@ def _homogeneous(degree: Fraction | int) -> Rule:
         if degree == 0:
             return Label(call.shape)
         if degree == 1 and isinstance(call.input, (Source, View)) and trace.is_unlabelled(call.input):
-            is_itself = call.operator.overloadpacket.__name__.removesuffix("_") in IDENTITIES.split()
+            is_itself = call.operator_name.removesuffix("_") in IDENTITIES.split()
             return call.input if is_itself else View.through(call.input)  # how it scales, its next use may still decide
         return trace.label(call.input).power(degree)
 
@@ -128,7 +128,7 @@ def negated(trace: Trace, call: Call) -> Value:
 @rule("add sub subtract rsub maximum minimum fmax fmin hypot")
 def summed(trace: Trace, call: Call) -> Value:
     """Sums, differences, maxima of two: both sides must scale alike. A parameter plus a number may scale as a whole."""
-    name, alpha = call.operator.overloadpacket.__name__.removesuffix("_"), call.get("alpha", 1)
+    name, alpha = call.operator_name.removesuffix("_"), call.get("alpha", 1)
     if name in ("add", "sub", "subtract", "rsub") and isinstance(alpha, (int, float)):
         first, second = {"add": (1.0, alpha), "rsub": (-alpha, 1.0)}.get(name, (1.0, -alpha))
         for value, factor, other, share in ((call.input, first, call.other, second), (call.other, second, call.input, first)):
@@ -212,7 +212,7 @@ def lerp(trace: Trace, call: Call) -> Label:
 @rule("eq ne lt le gt ge greater greater_equal less less_equal not_equal logical_and logical_or logical_xor")
 def compared(trace: Trace, call: Call) -> Label:
     """Comparisons of values that scale alike, or with 0: the answer does not change. Logic only asks what is nonzero."""
-    if not call.operator.overloadpacket.__name__.startswith("logical"):
+    if not call.operator_name.startswith("logical"):
         trace.add(call.input, call.other)
     return Label(call.shape)
 
@@ -252,7 +252,7 @@ def divided(trace: Trace, call: Call) -> Value:
 @rule("addcmul addcdiv")
 def add_product(trace: Trace, call: Call) -> Label:
     """self + value·t1·t2, or self + value·t1/t2."""
-    sign = 1 if "addcmul" in call.operator.overloadpacket.__name__ else -1
+    sign = 1 if "addcmul" in call.operator_name else -1
     product = trace.label(call.tensor1).times(trace.label(call.tensor2).power(sign))
     return trace.add(call.input, product).expand(call.shape)
 

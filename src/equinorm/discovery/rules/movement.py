@@ -38,7 +38,7 @@ def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
         view = View.of(parameter, lambda given: call.operator(**{name: given, **dict(others)}))
         if view is not None:
             return view
-    if call.operator.overloadpacket.__name__ in _RESHAPES:
+    if call.operator_name in _RESHAPES:
         return trace.label(call.input).reshape(call.shape)
     labels: list[Label] = []
 
@@ -77,7 +77,7 @@ def repeated(trace: Trace, call: Call) -> Label | list[Label]:
 @rule("view_as reshape_as expand_as")
 def shaped_as(trace: Trace, call: Call) -> Label | list[Label]:
     """Movement to the shape of another tensor, whose entries do not matter."""
-    name = call.operator.overloadpacket.__name__.removesuffix("_as")
+    name = call.operator_name.removesuffix("_as")
     if name in ("view", "reshape"):
         return trace.label(call.input).reshape(call.shape)
     return move(lambda ids: ids.expand(call.shape), [trace.label(call.input)])
@@ -87,7 +87,7 @@ def shaped_as(trace: Trace, call: Call) -> Label | list[Label]:
 def padded(trace: Trace, call: Call) -> Label | list[Label]:
     """Padding by reflection, replication or a constant: 0 and ±inf fit any scale, other constants are pinned."""
     mode, value = call.get("mode", "constant"), call.get("value") or 0
-    reflects = "reflection" in call.operator.overloadpacket.__name__ or mode != "constant"
+    reflects = "reflection" in call.operator_name or mode != "constant"
     fill = ZERO if value in (0, float("inf"), float("-inf")) else PINNED
     amounts = call.get("pad") or call.get("padding")
 

@@ -56,7 +56,7 @@ def batch_norm(trace: Trace, call: Call) -> Label | list[Label]:
     others = [axis for axis in range(len(shape)) if axis != 1]
     gain, shift = call.weight, call.bias
     mean, variance = call.get("running_mean"), call.get("running_var")
-    if trace.batch_norm == "statistics" and gain is not None and "instance" not in call.operator.overloadpacket.__name__:
+    if trace.batch_norm == "statistics" and gain is not None and "instance" not in call.operator_name:
         merged = trace.merge(call.input, others)
         channels = move_one(lambda ids: ids.flatten(), merged)
         for tensor, degree in ((mean, 1), (variance, 2), (gain, 1)):

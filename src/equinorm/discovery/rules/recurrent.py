@@ -31,9 +31,8 @@ def _read(trace: Trace, x: Value, axes: str, weights: Sequence[Value]) -> Iterat
 @rule("aten::rnn_relu.input aten::rnn_tanh.input aten::gru.input aten::lstm.input")
 def recurrent(trace: Trace, call: Call) -> list[Label]:
     """Several layers, each in one or two directions: weights of a direction are W_ih, W_hh, their biases, and a projection."""
-    name = call.operator.overloadpacket.__name__
     x: Value = call.input
-    first, *cells = call.hx if name == "lstm" else [call.hx]
+    first, *cells = call.hx if call.operator_name == "lstm" else [call.hx]
     if not trace.signs:
         for cell in cells:
             trace.pin(cell, _GATES)
@@ -48,7 +47,7 @@ def recurrent(trace: Trace, call: Call) -> list[Label]:
     for number in range(passes):
         own = weights[number * count : (number + 1) * count]
         state = move_one(lambda ids, row=number: ids.narrow(0, row, 1), start)
-        last, kept = _direction(trace, name, x, state, own, call.has_biases)
+        last, kept = _direction(trace, call.operator_name, x, state, own, call.has_biases)
         states, inner = [*states, last], [*inner, kept]
         if trace.signs:
             for cell in cells:
@@ -60,7 +59,10 @@ def recurrent(trace: Trace, call: Call) -> list[Label]:
     output = trace.label(x)
     if call.batch_first:
         output = move_one(lambda ids: ids.transpose(0, 1), output)
-    return [output, *(_one(move(lambda *ids: torch.cat(ids, 0), end)) for end in ends[: 2 if name == "lstm" else 1])]
+    return [
+        output,
+        *(_one(move(lambda *ids: torch.cat(ids, 0), end)) for end in ends[: 2 if call.operator_name == "lstm" else 1]),
+    ]
 
 
 def _direction(
@@ -94,19 +96,18 @@ def _sums(state: Label, name: str) -> Label:
 @rule("rnn_relu_cell rnn_tanh_cell gru_cell lstm_cell")
 def cell(trace: Trace, call: Call) -> Label | list[Label]:
     """One step. A GRU's state is also mixed into the next one, an LSTM's second state too: those are pinned."""
-    name = call.operator.overloadpacket.__name__
-    state, *others = call.hx if name == "lstm_cell" else [call.hx]
+    state, *others = call.hx if call.operator_name == "lstm_cell" else [call.hx]
     parts: list[Value] = []
     for value, own in ((call.input, (call.w_ih, call.b_ih)), (state, (call.w_hh, call.b_hh))):
         parts += _read(trace, value, "b" * (len(value.shape) - 1), [weight for weight in own if weight is not None])
     if trace.signs:
-        return _flipping(trace, call, parts, [*others, *([state] if name == "gru_cell" else [])])
-    if name == "rnn_relu_cell":
+        return _flipping(trace, call, parts, [*others, *([state] if call.operator_name == "gru_cell" else [])])
+    if call.operator_name == "rnn_relu_cell":
         label = trace.label(parts[0])
         for part in parts[1:]:
             label = trace.add(label, part)
         return label.expand(call.shape)
-    for part in (*parts, *others, *([state] if name == "gru_cell" else [])):
+    for part in (*parts, *others, *([state] if call.operator_name == "gru_cell" else [])):
         trace.pin(part, _GATES)
     results = [call.result] if isinstance(call.result, torch.Tensor) else call.result
     labels = [Label(tuple(result.shape)) for result in results]
@@ -118,7 +119,7 @@ def _flipping(trace: Trace, call: Call, parts: Sequence[Value], carried: Sequenc
     results = [call.result] if isinstance(call.result, torch.Tensor) else call.result
     shape = tuple(results[0].shape)
     state = trace.fresh((*[1] * (len(shape) - 1), shape[-1]), [len(shape) - 1])
-    sums = _sums(state, call.operator.overloadpacket.__name__.removesuffix("_cell"))
+    sums = _sums(state, call.operator_name.removesuffix("_cell"))
     for part in parts:
         trace.add(sums, part)
     for value in carried:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from equinorm.discovery.classes import PINNED
-from equinorm.discovery.labels import Factor, Label, compact, move_one
+from equinorm.discovery.labels import Factor, Label, compact, move_one, numbered
 from equinorm.discovery.rules.registry import Call, Rule, rule
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, squared
@@ -134,7 +134,7 @@ def cumprod(trace: Trace, call: Call) -> Label:
     if not label.shape:
         return label
     axis = call.dim % len(label.shape)
-    places = torch.arange(count).reshape([-1 if other == axis else 1 for other in range(len(label.shape))])
+    places = numbered(count, axis, len(label.shape))
     entries = [_entry(factor, axis, i) for factor in label.factors for i in range(count)]
     since = [places >= i for _ in label.factors for i in range(count)]
     factors = [Factor(f.exponent, compact(torch.where(mask, f.ids, PINNED))) for f, mask in zip(entries, since, strict=True)]
@@ -150,7 +150,7 @@ def _entry(factor: Factor, axis: int, place: int) -> Factor:
 def along(trace: Trace, call: Call) -> Label | list[Label]:
     """Functions along axes that they keep. Distances between entries are pinned."""
     rank = len(trace.label(call.input).shape)
-    default = 0 if call.operator.overloadpacket.__name__ == "msort" else -1
+    default = 0 if call.operator_name == "msort" else -1
     if call.get("s") is not None and call.get("dim") is None:
         axes = list(range(rank))[rank - len(call.s) :]
     else:
@@ -237,15 +237,14 @@ def segments(trace: Trace, call: Call) -> Label:
 @rule("mse_loss l1_loss")
 def losses(trace: Trace, call: Call) -> Label:
     """Squares or absolute values of differences; sums and means of them."""
-    label = trace.add(call.input, call.target).power(2 if "mse" in call.operator.overloadpacket.__name__ else 1)
+    label = trace.add(call.input, call.target).power(2 if "mse" in call.operator_name else 1)
     return label if call.reduction == 0 else trace.merge(label, range(len(label.shape))).reshape(())
 
 
 @rule(SPATIAL)
 def spatial(trace: Trace, call: Call) -> Label | list[Label]:
     """Pooling and interpolation: each channel's map must scale as one. Padding by 0 or −inf fits any scale."""
-    name = call.operator.overloadpacket.__name__
-    rank = next(int(digit) for digit, letter in pairwise(name) if digit.isdigit() and letter == "d")
+    rank = next(int(digit) for digit, letter in pairwise(call.operator_name) if digit.isdigit() and letter == "d")
     if call.get("random_samples") is not None:
         trace.pin(call.random_samples, "places of windows")
     return _results(call, trace.merge(call.input, [-1 - axis for axis in range(rank)]))

@@ -4,7 +4,7 @@ A rule is called as `rule(trace, call)` and returns the label of the result (a l
 rule pins its inputs: unknown is safe.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,11 @@ class Call:
         return self.arguments.get(name, default)
 
     @property
+    def operator_name(self) -> str:
+        """Without its namespace and overload; with the underscore of an operator that works in place."""
+        return self.operator.overloadpacket.__name__
+
+    @property
     def input(self) -> Value:
         """The first argument, whatever its schema calls it."""
         return next(iter(self.arguments.values()))
@@ -65,11 +70,11 @@ def qualified(operator: Any) -> str:
     return f"{operator.namespace}::{operator.overloadpacket.__name__}.{operator._overloadname}"
 
 
-def find(operator: Any) -> Rule | None:
+def find(operator: Any, table: Mapping[str, Rule] = TABLE) -> Rule | None:
     """An operator's rule; its in-place form has the same."""
     name = key(operator)
-    own = TABLE.get(qualified(operator)) or TABLE.get(name)
-    return own or (TABLE.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
+    own = table.get(qualified(operator)) or table.get(name)
+    return own or (table.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
 
 
 def rule(names: str) -> Callable[[Rule], Rule]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from equinorm.discovery.labels import Label, move_one
 from equinorm.discovery.rules import contraction, movement
 from equinorm.discovery.rules.elementwise import IDENTITIES
-from equinorm.discovery.rules.registry import TABLE, Call, Rule, key, qualified
+from equinorm.discovery.rules.registry import TABLE, Call, Rule, key
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Constant, Value
 
@@ -48,13 +48,6 @@ _BOTH -= {"embedding_bag", "pad", "constant_pad_nd"}
 
 SIGNS: dict[str, Rule] = {name: TABLE[name] for name in (*LINEAR.split(), *_BOTH) if name in TABLE}
 """Rule of every known operator, as in `TABLE`."""
-
-
-def find_signs(operator: Any) -> Rule | None:
-    """An operator's rule of signs; its in-place form has the same."""
-    name = key(operator)
-    own = SIGNS.get(qualified(operator)) or SIGNS.get(name)
-    return own or (SIGNS.get(name.removesuffix("_")) if operator._schema.is_mutable else None)
 
 
 def _enter(names: str, rule: Rule) -> None:

@@ -56,9 +56,7 @@ def store(proto: Any, tensor: Tensor) -> None:
     if proto.HasField("raw_data"):
         proto.raw_data = array.astype(array.dtype.newbyteorder("<")).tobytes()
         return
-    kept = {"data_type": proto.data_type, "dims": list(proto.dims), "name": proto.name, "doc_string": proto.doc_string}
     field = {1: "float_data", 11: "double_data"}.get(proto.data_type, "int32_data")
     values = array.reshape(-1) if field != "int32_data" else array.reshape(-1).view(np.uint16)
     proto.ClearField(field)
     getattr(proto, field).extend(values.tolist())
-    assert {"data_type": proto.data_type, "dims": list(proto.dims), "name": proto.name, "doc_string": proto.doc_string} == kept

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._deviation import difference
 from equinorm.integrations.onnx.errors import OnnxError, first_line, library
 from equinorm.integrations.onnx.module import OnnxModule
-from equinorm.integrations.onnx.numbers import to_array
+from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
 READING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest deviation between PyTorch and onnxruntime, by the coarsest dtype of the weights: they sum in another order."""
@@ -50,21 +51,8 @@ def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> fl
 
     Outputs that are smaller than `floor` throughout are measured by it.
     """
-    return max((_apart(np.asarray(a), np.asarray(b), floor) for a, b in zip(found, wanted, strict=True)), default=0.0)
-
-
-def _apart(a: np.ndarray, b: np.ndarray, floor: float) -> float:
-    if a.shape != b.shape:
-        return math.inf
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if same.all():
-        return 0.0
-    differences = np.abs(a - b)[~same]
-    if not np.isfinite(differences).all():
-        return math.inf
-    scale = max(np.abs(b[np.isfinite(b)]).max(), floor)
-    return float(differences.max() / scale) if scale > 0 else math.inf
+    pairs = [(to_tensor(np.asarray(a)), to_tensor(np.asarray(b))) for a, b in zip(found, wanted, strict=True)]
+    return max((difference(a, b, floor) if a.shape == b.shape else math.inf for a, b in pairs), default=0.0)
 
 
 def _sentence(error: BaseException) -> str:

@@ -100,8 +100,8 @@ def einsum(book: Book, call: Call) -> Laid:
 @law("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
 def convolution(book: Book, call: Call) -> Laid:
     """Convolutions with groups: groups among themselves, and channels within each; W of shape (out, in / groups, kernel)."""
-    weight, name = call.weight.axes, call.operator.overloadpacket.__name__
-    is_transposed = bool(call.get("transposed")) or "transpose" in name
+    weight = call.weight.axes
+    is_transposed = bool(call.get("transposed")) or "transpose" in call.operator_name
     rank = len(weight) - 2
     lead = len(call.input.axes) - rank - 1
     moving = [lead + 1 + place for place in range(rank) if not _is_pointwise(call, place)]

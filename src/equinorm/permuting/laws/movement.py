@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from equinorm.discovery.labels import axis_runs
 from equinorm.permuting.atoms import Axis, Sum, cut, size_of, split_front
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws.registry import Call, law
-from equinorm.permuting.reshaping import groups, reshaped
+from equinorm.permuting.reshaping import reshaped
 from equinorm.permuting.values import Laid, Stacked
 
 _Columns = list[tuple[Axis, ...] | None]
@@ -30,7 +31,7 @@ def _of_columns(columns: _Columns) -> Laid | Stacked:
 def reordered(book: Book, call: Call) -> Laid | Stacked:
     """Axes in another order, and axes of size 1 that come and go."""
     columns, shape = _columns(call.input), call.input.shape
-    name, rank = call.operator.overloadpacket.__name__.removesuffix("_"), len(shape)
+    name, rank = call.operator_name.removesuffix("_"), len(shape)
     if name == "permute":
         columns = [columns[place] for place in call.dims]
     elif name in ("transpose", "swapaxes", "swapdims"):
@@ -66,7 +67,7 @@ def other_shape(book: Book, call: Call) -> Laid | Stacked:
         return Laid(tuple(map(book.fixed, call.shape)))
     reason = book.because("looks at an axis in parts that do not fit")
     if isinstance(call.input, Stacked):
-        for before, after in groups(call.input.shape, call.shape):
+        for before, after in axis_runs(call.input.shape, call.shape):
             if list(before) == [call.input.dim] and len(after) == 1:
                 sizes = [size for place, size in enumerate(call.shape) if place != after[0]]
                 return Stacked(after[0], tuple(Laid(tuple(reshaped(p.axes, sizes, reason))) for p in call.input.parts))
@@ -239,9 +240,7 @@ def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells 
 def padded(book: Book, call: Call) -> Laid:
     """New entries around an axis: constant ones may be permuted among themselves."""
     amounts = list(call.get("pad") or call.get("padding"))
-    is_constant = (
-        call.operator.overloadpacket.__name__ in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
-    )
+    is_constant = call.operator_name in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
     rank = len(call.shape)
     changed = [rank - 1 - place // 2 for place in range(0, len(amounts), 2) if amounts[place] or amounts[place + 1]]
     if not is_constant or min(amounts, default=0) < 0:
@@ -289,7 +288,7 @@ def shuffled(book: Book, call: Call) -> Laid:
     *lead, channels, _, _ = call.input.axes
     rest = (*map(book.fixed, call.shape[-2:]),)
     book.mixes(call.input.axes, [-2, -1])
-    if call.operator.overloadpacket.__name__ == "pixel_unshuffle":
+    if call.operator_name == "pixel_unshuffle":
         inner = call.shape[-3] // size_of(channels)
         return Laid((*lead, (*channels, *book.fixed(inner)), *rest))
     front, inner = split_front(channels, call.shape[-3], book.reason)

@@ -51,11 +51,10 @@ def _starts(book: Book, start: Laid, axis: Axis) -> None:
 @law("rnn_relu rnn_tanh gru lstm")
 def recurrent(book: Book, call: Call) -> Any:
     """Several layers, each in one or two directions: weights of a direction are W_ih, W_hh, their biases, and a projection."""
-    name = call.operator.overloadpacket.__name__
     if "batch_sizes" in call.arguments:
         book.pin(call.arguments, "packed sequences have no law")
         return [Laid(tuple(map(book.fixed, part.shape))) for part in call.result]
-    starts = call.hx if name == "lstm" else [call.hx]
+    starts = call.hx if call.operator_name == "lstm" else [call.hx]
     time = 1 if call.batch_first and len(call.input.axes) == 3 else 0
     inputs = along(book, call.input, [time], call.input.shape, "a step of time")
     directions = 2 if call.bidirectional else 1
@@ -66,7 +65,7 @@ def recurrent(book: Book, call: Call) -> Any:
     for number in range(passes):
         own = weights[number * count : (number + 1) * count]
         projection = own[-1] if count in (3, 5) else None
-        ended.append(_step(book, name, axis, own[:-1] if projection is not None else own, projection))
+        ended.append(_step(book, call.operator_name, axis, own[:-1] if projection is not None else own, projection))
         for start, part in zip(starts, ended[-1], strict=False):
             _starts(book, start, part)
         if number % directions == directions - 1:
@@ -90,14 +89,13 @@ def _layers(book: Book, axes: list[tuple[Axis, ...]]) -> Laid | Stacked:
 @law("rnn_relu_cell rnn_tanh_cell gru_cell lstm_cell")
 def cell(book: Book, call: Call) -> Any:
     """One step."""
-    name = call.operator.overloadpacket.__name__
-    starts = call.hx if name == "lstm_cell" else [call.hx]
+    starts = call.hx if call.operator_name == "lstm_cell" else [call.hx]
     weights = [value for value in (call.w_ih, call.w_hh, call.get("b_ih"), call.get("b_hh")) if value is not None]
-    state, channels = _step(book, name, call.input.axes[-1], weights)
+    state, channels = _step(book, call.operator_name, call.input.axes[-1], weights)
     for start in starts:
         _starts(book, start, channels)
     lead = (
         book.join(Laid(call.input.axes[:-1]), *(Laid(start.axes[:-1]) for start in starts)) if len(call.input.axes) > 1 else ()
     )
     result = Laid((*lead, state))
-    return [result, result] if name == "lstm_cell" else result
+    return [result, result] if call.operator_name == "lstm_cell" else result

@@ -55,7 +55,7 @@ def symmetric(book: Book, call: Call) -> Any:
     value = _without(call, places)
     if isinstance(call.result, Tensor):
         return value
-    is_indexed = call.operator.overloadpacket.__name__ in ("max", "min")
+    is_indexed = call.operator_name in ("max", "min")
     return [value, _index(book, call, places, value) if is_indexed else value]
 
 
@@ -105,8 +105,7 @@ def ordered(book: Book, call: Call) -> list[Any]:
 )
 def pooled(book: Book, call: Call) -> Any:
     """Neighbours along the last axes: channels stay what they are."""
-    name = call.operator.overloadpacket.__name__
-    rank = next(int(number) for number in "123" if f"{number}d" in name)
+    rank = next(int(number) for number in "123" if f"{number}d" in call.operator_name)
     parts = [call.result] if isinstance(call.result, Tensor) else call.result
     found = [along(book, call.input, range(-rank, 0), part.shape, "meets its neighbours") for part in parts]
     return found[0] if isinstance(call.result, Tensor) else found

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.problem import Problem
-from equinorm.balancing.sweeps import apart
+from equinorm.balancing.sweeps import imbalance
 
 EVEN = 1e-10
 """ρ of all classes from which on none of them needs to move."""
 
 
-def are_apart(problem: Problem) -> bool:
+def is_separable(problem: Problem) -> bool:
     """Does each entry move with one class, by its scale or the inverse, so that every class can be solved by itself?"""
     return problem.singles is not None and not problem.others and problem.singles.are_alike
 
 
-def least_apart(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
+def least_maximum_by_class(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
     """√(in · out) of the class where it is largest; z moves no further than that takes."""
     into, out = _ends(problem, z)
     bound = float(((into + out) / 2).max())
@@ -29,13 +29,13 @@ def least_apart(problem: Problem, z: Tensor) -> tuple[float, Tensor]:
     return bound, torch.minimum(torch.maximum(z, out - bound), bound - into)
 
 
-class Apart:
+class SeparableDescent:
     """The middle between what enters a class and what leaves it, for all of them at once.
 
     Args:
-        problem: p = ∞, without dead classes, and `are_apart`.
+        problem: p = ∞, without dead classes, and `is_separable`.
         z: log-scales of classes 0..num_free, where to begin.
-        tol: on the residual, and on how far in and out are apart.
+        tol: on the residual, and on the imbalance ρ.
 
     Attributes:
         z: where it is.
@@ -47,7 +47,7 @@ class Apart:
         self._into, self._out = _ends(problem, z)
         self._bound = float(((self._into + self._out) / 2).max())
         self.residual = self._gap()
-        rho = apart([(self._into + z, self._out - z)])
+        rho = imbalance([(self._into + z, self._out - z)])
         self._is_even = rho <= min(tol, EVEN) or (rho <= tol and self.residual <= tol)
 
     @property
