@@ -8,6 +8,9 @@ from checkpoint_models import logits, save
 from cli_tools import folder, invoke, record, refusal
 from safetensors.torch import load_file, save_file
 
+import equinorm
+from equinorm.cli import streamed_comparison
+
 __all__ = ["folder"]
 
 
@@ -36,9 +39,39 @@ def test_inspect_balance_compare_and_apply(folder):
     shard = sorted((folder / "out").glob("*.safetensors"))[0]
     changed = load_file(shard)
     key = next(key for key, tensor in changed.items() if tensor.dim() == 2)
-    changed[key][1] += 7
+    changed[key][1, 2] += 7
     save_file(changed, shard, {"format": "pt"})
-    assert record("compare", "model", "out", code=1)["different"][0]["tensor"] == key
+    (change,) = record("compare", "model", "out", code=1)["different"]
+    assert (change["tensor"], change["entries"], change["index"]) == (key, 1, [1, 2])
+
+
+def test_compare_loads_folders_that_no_rescaling_joins(folder, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    save("gpt2", "model")
+    twin = transformers.AutoModelForCausalLM.from_pretrained("model", dtype="auto").eval()
+    args, generator = ((), {"input_ids": torch.arange(8)[None]}), torch.Generator().manual_seed(0)
+    permutations, signs = equinorm.permutations(twin, *args), equinorm.signs(twin, *args)
+    permutations.permute_(permutations.random(generator))
+    signs.flip_(2 * torch.randint(2, (signs.num_free,), generator=generator) - 1)
+    twin.save_pretrained("twin")
+    invoke("balance", "twin", "-o", "out", "--power-of-two")
+    found = record("compare", "model", "out")
+    assert found["joined_by"] == ["flips of sign", "permutation", "rescaling"]
+    assert found["same_outputs"]
+    assert found["largest_scale"] >= 2
+    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: 1_000_000)
+    said = invoke("compare", "model", "out", code=1).stdout
+    assert "not rescaling-equivalent: once rescaled they differ by" in said
+    assert "orders of channels and flips of sign were not looked for, and outputs not compared: that takes 0.5 GB" in said
+    assert "0.0 are free. Repeat this on a larger machine, or name hf:model and hf:out" in said
+    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: None)
+    settings = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "twin" / "config.json").write_text(json.dumps(settings | {"n_inner": 128}))
+    (folder / "twin" / "model.safetensors").write_bytes((folder / "model" / "model.safetensors").read_bytes())
+    said = invoke("compare", "model", "twin").stdout
+    assert "the same: once rescaled they differ by 0.0e+00" in said
+    assert "config.json differs in n_inner" in said
+    assert "how much is free is not known without psutil" in said
 
 
 def test_what_is_refused_says_why(folder):
