@@ -72,6 +72,10 @@ def test_compare_loads_folders_that_no_rescaling_joins(folder, monkeypatch):
     assert "the same: once rescaled they differ by 0.0e+00" in said
     assert "config.json differs in n_inner" in said
     assert "how much is free is not known without psutil" in said
+    held = load_file("model/model.safetensors")
+    old = {key.removeprefix("transformer."): tensor.float() for key, tensor in held.items()}
+    save_file(old, "twin/model.safetensors", {"format": "pt"})
+    assert "name hf:model and hf:twin to compare what their models load" in refusal("compare", "model", "twin")
 
 
 def test_what_is_refused_says_why(folder):

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from equinorm.checkpoints.comparing import CANONICAL, Difference, difference
+from equinorm.checkpoints.comparing import CANONICAL, Difference, check_same, difference
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.libraries import described
@@ -28,6 +28,7 @@ def streamed_difference(a: Folder, b: Folder, steps: Steps) -> tuple[Difference,
     Raises:
         EquinormError: if their models run different operations, or hold other tensors.
     """
+    check_same(a.checkpoint, b.checkpoint)
     if a.symmetries.fingerprint != b.symmetries.fingerprint:
         names = f"{a.checkpoint.folder} and {b.checkpoint.folder}"
         raise InputError(f"{names} run different operations: rescalings join networks of one architecture only.")
