@@ -1,6 +1,7 @@
 """`equinorm` on folders of checkpoints."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,16 @@ from checkpoint_models import logits, save
 from cli_tools import folder, invoke, record, refusal
 from safetensors.torch import load_file, save_file
 
+import equinorm
+from equinorm.checkpoints.comparing import check_same
+from equinorm.checkpoints.folder import open_checkpoint
+from equinorm.checkpoints.stored import CheckpointError
+from equinorm.cli import streamed_comparison
+
 __all__ = ["folder"]
 
 
-def test_inspect_balance_compare_and_apply(folder):
+def test_inspect_balance_compare_and_apply(folder, monkeypatch):
     save("llama", "model", "15KB")
     (folder / "model" / "tokenizer.json").write_text("{}")
     (folder / "model" / "pytorch_model.bin").write_bytes(b"old")
@@ -36,9 +43,41 @@ def test_inspect_balance_compare_and_apply(folder):
     shard = sorted((folder / "out").glob("*.safetensors"))[0]
     changed = load_file(shard)
     key = next(key for key, tensor in changed.items() if tensor.dim() == 2)
-    changed[key][1] += 7
+    changed[key][1, 2] += 7
     save_file(changed, shard, {"format": "pt"})
-    assert record("compare", "model", "out", code=1)["different"][0]["tensor"] == key
+    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: 1_000_000)
+    said = invoke("compare", "model", "out", code=1).stdout
+    assert "not rescaling-equivalent: once rescaled they differ by" in said
+    assert "orders of channels and flips of sign were not looked for, and outputs not compared: that takes 0.5 GB" in said
+    assert "0.0 are free. Repeat this on a larger machine, or name hf:model and hf:out" in said
+    assert said.split()[-2] == key
+
+
+def test_compare_loads_folders_that_no_rescaling_joins(folder):
+    transformers = pytest.importorskip("transformers")
+    save("gpt2", "model")
+    twin = transformers.AutoModelForCausalLM.from_pretrained("model", dtype="auto").eval()
+    equinorm.canonical_(twin, (), {"input_ids": torch.arange(8)[None]}, power_of_two=True)
+    twin.save_pretrained("twin")
+    found = record("compare", "model", "twin")
+    assert found["joined_by"] == ["flips of sign", "permutation", "rescaling"]
+    assert found["same_outputs"]
+    held = load_file("model/model.safetensors")
+    save_file({key.removeprefix("transformer."): value for key, value in held.items()}, "twin/model.safetensors")
+    with pytest.raises(CheckpointError, match="name hf:model and hf:twin to compare what their models load"):
+        check_same(open_checkpoint(Path("model")), open_checkpoint(Path("twin")))
+
+
+def test_the_same_weights_with_other_settings_are_told(folder, monkeypatch):
+    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: None)
+    for name, width in (("model", 32), ("twin", 64)):
+        save("gpt2", name)
+        described = json.loads(Path(name, "config.json").read_text())
+        Path(name, "config.json").write_text(json.dumps(described | {"n_ctx": width, "use_cache": width == 32}))
+    said = invoke("compare", "model", "twin").stdout
+    assert "the same: once rescaled they differ by 0.0e+00" in said
+    assert "config.json differs in n_ctx\n" in said
+    assert "how much is free is not known without psutil" in said
 
 
 def test_what_is_refused_says_why(folder):

@@ -76,6 +76,9 @@ def test_align_finds_a_copy_again(twin):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     again = "align", "cli_models:mlp", "twin.pt", "--input", "4x8", "--permute-only", "--force", "-o", "near.safetensors"
     assert "distance" in invoke(*again).stdout
+    halves = "align", "cli_models:half", "cli_models:half", "--input", "4x8", "-o", "half.safetensors"
+    assert "float16 would round them: --power-of-two moves them too" in record(*halves)["notes"][0]
+    assert not record(*halves, "--force", "--power-of-two")["notes"]
 
 
 def test_what_cannot_be_is_refused(folder):

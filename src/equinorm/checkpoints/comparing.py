@@ -51,14 +51,13 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
 
     Args:
         task: the first folder and how its tensors move.
-        other: the second one.
+        other: the second one, which `check_same` has let pass.
         held: mask over 0..num_free of classes that do not move.
         tick: told how many bytes more of either were read.
 
     Raises:
-        EquinormError: if they hold other tensors, or a weight is not finite.
+        EquinormError: if a weight is not finite.
     """
-    _check_same(task.checkpoint, other)
     z = torch.zeros(task.orbit.num_free, dtype=torch.float64)
     found: dict[str, float] = {}
     dead = 0
@@ -82,13 +81,20 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
     return Difference(z, max(found.values(), default=0.0), tolerance, tuple(different), dead)
 
 
-def _check_same(a: Checkpoint, b: Checkpoint) -> None:
-    """Refuse folders with other keys, shapes or dtypes."""
+def check_same(a: Checkpoint, b: Checkpoint) -> None:
+    """Refuse folders with other keys, shapes or dtypes.
+
+    Raises:
+        CheckpointError: which names the first.
+    """
     apart = [key for key in {*a.entries, *b.entries} if _facts(a, key) != _facts(b, key)]
     if apart:
         key = min(apart)
         said = " and ".join(f"{_facts(c, key)} in {c.folder}" for c in (a, b))
-        raise CheckpointError(f"{len(apart)} tensors differ in kind or shape, as {key}: {said}. No rescaling joins them.")
+        raise CheckpointError(
+            f"{len(apart)} tensors differ in name, kind or shape, as {key}: {said}. Save both alike with save_pretrained, or "
+            f"name hf:{a.folder} and hf:{b.folder} to compare what their models load."
+        )
 
 
 def _facts(checkpoint: Checkpoint, key: str) -> str:

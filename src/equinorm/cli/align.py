@@ -10,13 +10,14 @@ from rich.console import RenderableType
 from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
+from equinorm._scaling import HALVES
 from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
 from equinorm.cli.loading import Source
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.weights import InputError
+from equinorm.cli.weights import InputError, dtype_name
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.joining.alignment import align as aligned
 from equinorm.reporting import words
@@ -78,6 +79,8 @@ def align(
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
         apart, dtype = deviation(found.model, a.model, a.args, a.kwargs), coarsest(a.model)
         verify("aligned", apart, dtype, f"Use {WIDER}." if rescale is False else f"Use --permute-only, or {WIDER}.")
+        is_still = rescale is None and not power_of_two and dtype in HALVES
+        stays = f"scales stay as they are, since {dtype_name(dtype)} would round them: --power-of-two moves them too"
         steps.say("writing")
         write_atomically([(output, lambda path: save(found.model, path))], force)
         record = Aligning(
@@ -91,7 +94,7 @@ def align(
             deviation=apart,
             limit=LIMITS[dtype],
             output=str(output),
-            notes=(*a.notes, *b.notes),
+            notes=(*a.notes, *b.notes, *([stays] if is_still else [])),
         )
         return record, shown(record), 0
 

@@ -1,7 +1,8 @@
 """`equinorm compare`: do two models put out the same, and what joins their weights?"""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +18,25 @@ from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, Source
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
-from equinorm.cli.streamed_comparison import shown_streamed, streamed_comparison
+from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError, dtype_name
 from equinorm.cli.wording import worded
 from equinorm.joining.differences import Change
-from equinorm.joining.equivalence import equivalence
+from equinorm.joining.equivalence import Equivalence, equivalence
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts, table
+
+_ROWS = 20
+"""Tensors that are shown; the record has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """A tensor whose channels differ once scales are taken out, relatively by this much."""
+
+    tensor: str
+    difference: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +45,24 @@ class Comparison:
 
     `equivalent`, `joined_by`, `difference`, `tolerance` and `different` (its `changes`) are those of `equinorm.equivalence`.
     They are None where the networks have different tensors, so that nothing can join them; `note` says so. Else it says what
-    the verdict does not.
+    the verdict does not. `same_weights` is whether nothing had to be joined and nothing differs.
+
+    Folders that were compared in parts were not run: `inputs`, `deviation`, `limit` and `same_outputs` are None then, and
+    `difference` is relative to the second, once the first is rescaled.
     """
 
     model_a: str
     model_b: str
-    inputs: str
-    deviation: float
-    limit: float
-    same_outputs: bool
+    inputs: str | None
+    deviation: float | None
+    limit: float | None
+    same_outputs: bool | None
     equivalent: bool | None
+    same_weights: bool | None
     joined_by: tuple[str, ...] | None
     difference: float | None
     tolerance: float | None
-    different: tuple[Change, ...]
+    different: tuple[Change, ...] | tuple[TensorDifference, ...]
     num_scales: int | None
     largest_scale: float | None
     note: str
@@ -69,21 +85,66 @@ def compare(
     """Compare the outputs of two models, and tell what joins their weights: a rescaling, a permutation of channels, or both.
 
     Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason. Of
-    two checkpoints' FOLDERs the weights alone are compared, in parts.
+    two checkpoints' FOLDERs the weights decide: they are read in parts, and loaded where no rescaling joins them.
     """
 
     def work(steps: Steps) -> Result:
-        if is_folder(model_a) and is_folder(model_b) and not (weights or weights_b or settings or train):
-            first, other = (analysed(n, steps, inputs or (), opaque or (), trust_remote_code) for n in (model_a, model_b))
-            streamed = streamed_comparison(first, other, steps)
-            return streamed, shown_streamed(streamed), int(not streamed.equivalent)
         source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
+        if is_folder(model_a) and is_folder(model_b) and not (weights or weights_b or settings or train):
+            record = of_folders(source, model_b, inputs or (), opaque or (), steps)
+            return record, shown(record), int(not record.equivalent)
         a, b, hint = load_pair(source, model_b, weights_b, inputs or (), steps)
         steps.say("comparing")
         record = comparison(a, b, opaque or (), hint)
         return record, shown(record), int(not record.same_outputs)
 
     run(work, json, debug)
+
+
+def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequence[str], steps: Steps) -> Comparison:
+    """Compare the weights of two folders in parts; load both where that does not decide, if there is memory.
+
+    Raises:
+        EquinormError: if their models run different operations, or hold other tensors.
+    """
+    a, b = (analysed(name, steps, inputs, opaque, source.trust) for name in (source.name, other))
+    found, notes = streamed_difference(a, b, steps)
+    unlike = unlike_settings(a.checkpoint.folder, b.checkpoint.folder)
+    largest = float(found.log_scales.abs().max()) if found.log_scales.numel() else 0.0
+    is_joined = found.largest <= found.tolerance
+    record = Comparison(
+        model_a=f"{a.checkpoint.folder} ({describe(a.loaded.model)})",
+        model_b=f"{b.checkpoint.folder} ({describe(b.loaded.model)})",
+        inputs=None,
+        deviation=None,
+        limit=None,
+        same_outputs=None,
+        equivalent=is_joined,
+        same_weights=found.largest == 0 == largest,
+        joined_by=("rescaling",) if is_joined and largest > found.tolerance else (),
+        difference=found.largest,
+        tolerance=found.tolerance,
+        different=tuple(TensorDifference(*pair) for pair in found.different),
+        num_scales=found.log_scales.numel(),
+        largest_scale=math.exp(largest),
+        note="",
+        notes=(*notes, *unlike),
+    )
+    if is_joined and not unlike:
+        return record
+    note = why_not_loaded(a.checkpoint, b.checkpoint)
+    if not note:
+        try:
+            first, second, _ = load_pair(source, other, None, inputs, steps)
+            steps.say("looking for orders of channels and signs")
+            loaded = comparison(first, second, opaque)
+            if loaded.equivalent is not None:
+                return replace(loaded, notes=(*loaded.notes, *unlike))
+            note = loaded.note
+        except EquinormError as error:
+            note = worded(str(error))
+    missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
+    return replace(record, notes=(*record.notes, missed))
 
 
 def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "") -> Comparison:
@@ -121,6 +182,7 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
         limit=limit,
         same_outputs=apart <= limit,
         equivalent=None if found is None else found.equivalent,
+        same_weights=None if found is None else _are_same(found),
         joined_by=None if found is None else found.joined_by,
         difference=None if found is None else found.difference,
         tolerance=None if found is None else found.tolerance,
@@ -132,25 +194,23 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
     )
 
 
+def _are_same(found: Equivalence) -> bool:
+    """Does nothing differ, and did nothing have to be joined?"""
+    return found.difference == 0 and not bool(found.log_scales.any()) and found.permutation is found.signs is None
+
+
 def shown(record: Comparison) -> RenderableType:
     """What `equinorm compare` prints."""
-    outputs = "equal" if record.same_outputs else "different"
-    pairs = [
-        ("first", record.model_a),
-        ("second", record.model_b),
-        ("inputs", record.inputs),
-        ("outputs", f"{outputs}: deviation {words.deviation(record.deviation)}; limit {record.limit:g}"),
-        *(("note", note) for note in record.notes),
-    ]
+    pairs = [("first", record.model_a), ("second", record.model_b)]
+    if record.deviation is not None and record.limit is not None:
+        outputs = "equal" if record.same_outputs else "different"
+        outputs += f": deviation {words.deviation(record.deviation)}; limit {record.limit:g}"
+        pairs += [("inputs", str(record.inputs)), ("outputs", outputs)]
+    pairs += [("note", note) for note in record.notes]
     if record.equivalent is None or record.difference is None:
         pairs.append(("weights", f"not compared: {record.note}"))
         return facts(pairs)
-    verdict = (
-        "rescaling-equivalent: canonical forms differ" if record.equivalent else "not equivalent: brought together, they differ"
-    )
-    if record.joined_by and record.joined_by != ("rescaling",):
-        verdict = f"equivalent by {listed(record.joined_by)}: canonical forms differ"
-    pairs.append(("weights", f"{verdict} by {record.difference:.1e}; tolerance {record.tolerance:g}"))
+    pairs.append(("weights", f"{_verdict(record)} by {record.difference:.1e}; tolerance {record.tolerance:g}"))
     if "rescaling" in (record.joined_by or ()) and record.largest_scale is not None:
         pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
     if record.note:
@@ -158,11 +218,25 @@ def shown(record: Comparison) -> RenderableType:
     if not record.different:
         return facts(pairs)
     columns = [("tensor", False), ("difference", True), ("entries", True), ("most", False), ("first", True), ("second", True)]
-    return Group(facts(pairs), Text(), table("Tensors that differ", columns, [_row(change) for change in record.different]))
+    rows, total = [_row(change) for change in record.different[:_ROWS]], len(record.different)
+    title = "Tensors that differ" + (f": the first {_ROWS} of {total}" if total > _ROWS else "")
+    return Group(facts(pairs), Text(), table(title, columns[: len(rows[0])], rows))
 
 
-def _row(change: Change) -> tuple[str, ...]:
+def _verdict(record: Comparison) -> str:
+    """What joins the weights, and of what the difference is told."""
+    in_parts = record.deviation is None
+    if not record.equivalent:
+        return f"not {'rescaling-equivalent: once rescaled' if in_parts else 'equivalent: brought together,'} they differ"
+    joined = f"equivalent by {listed(record.joined_by or ())}"
+    verdict = "rescaling-equivalent" if record.joined_by in ((), ("rescaling",)) else joined
+    return f"{'the same' if record.same_weights else verdict}: {'once rescaled they' if in_parts else 'canonical forms'} differ"
+
+
+def _row(change: Change | TensorDifference) -> tuple[str, ...]:
     """A tensor that differs, in a table."""
+    if isinstance(change, TensorDifference):
+        return change.tensor, f"{change.difference:.1e}"
     entries = f"{change.entries:,} of {change.size:,}" + (f", {change.where}" if change.where else "")
     most = f"[{', '.join(map(str, change.index))}]"
     return change.tensor, f"{change.difference:.1e}", entries, most, f"{change.first:.4g}", f"{change.second:.4g}"

@@ -1,52 +1,34 @@
-"""`equinorm compare` on two checkpoints' folders: their weights, a component at a time."""
+"""Two checkpoints' folders, compared a component at a time; and whether there is memory to load both."""
 
-from dataclasses import dataclass
+import importlib
+import math
+from pathlib import Path
+from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.text import Text
-
-from equinorm._errors import describe
-from equinorm.checkpoints.comparing import CANONICAL, difference
+from equinorm.checkpoints.comparing import CANONICAL, Difference, check_same, difference
+from equinorm.checkpoints.folder import Checkpoint
 from equinorm.cli.folders import Folder, Meter
+from equinorm.cli.libraries import described
 from equinorm.cli.terminal import Steps
-from equinorm.cli.weights import InputError
-from equinorm.reporting.tables import facts, table
+from equinorm.cli.weights import InputError, shorten
+
+_BYTES_A_WEIGHT, _BYTES_ELSE = 56, 0.5e9
+"""What `equinorm.equivalence` takes beside both models: for each weight of one of them, and the exports."""
+
+_INERT = {"_name_or_path", "transformers_version", "use_cache"}
+"""Of config.json what no outputs depend on."""
+
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a container says how much memory it may use."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
-    """A tensor whose channels differ once scales are taken out, relatively by this much."""
-
-    tensor: str
-    difference: float
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedComparison:
-    """Record of `equinorm compare` on two folders; outputs are not computed.
-
-    `same_weights` is whether every byte is the same; `difference` is relative, once the first is rescaled.
-    """
-
-    model_a: str
-    model_b: str
-    equivalent: bool
-    difference: float
-    tolerance: float
-    different: tuple[TensorDifference, ...]
-    num_scales: int
-    largest_scale: float
-    same_weights: bool
-    dead: int
-    notes: tuple[str, ...] = ()
-
-
-def streamed_comparison(a: Folder, b: Folder, steps: Steps) -> StreamedComparison:
-    """Decide whether a rescaling joins the weights of two folders.
+def streamed_difference(a: Folder, b: Folder, steps: Steps) -> tuple[Difference, list[str]]:
+    """How the weights of two folders differ once scales are taken out, and what the user must know of that.
 
     Raises:
         EquinormError: if their models run different operations, or hold other tensors.
     """
+    check_same(a.checkpoint, b.checkpoint)
     if a.symmetries.fingerprint != b.symmetries.fingerprint:
         names = f"{a.checkpoint.folder} and {b.checkpoint.folder}"
         raise InputError(f"{names} run different operations: rescalings join networks of one architecture only.")
@@ -56,34 +38,35 @@ def streamed_comparison(a: Folder, b: Folder, steps: Steps) -> StreamedCompariso
     found = difference(task, b.checkpoint, held, meter.tick)
     if found.dead and found.different:
         notes.append(f"{found.dead:,} channels are dead: no weights tell their scales, which were taken for 1")
-    return StreamedComparison(
-        model_a=f"{a.checkpoint.folder} ({describe(a.loaded.model)})",
-        model_b=f"{b.checkpoint.folder} ({describe(b.loaded.model)})",
-        equivalent=found.largest <= found.tolerance,
-        difference=found.largest,
-        tolerance=found.tolerance,
-        different=tuple(TensorDifference(*pair) for pair in found.different),
-        num_scales=found.log_scales.numel(),
-        largest_scale=float(found.log_scales.abs().max().exp()) if found.log_scales.numel() else 1.0,
-        same_weights=found.largest == 0 and not bool(found.log_scales.any()),
-        dead=found.dead,
-        notes=tuple(notes),
+    return found, [*dict.fromkeys((*a.notes, *b.notes, *notes))]
+
+
+def unlike_settings(a: Path, b: Path) -> tuple[str, ...]:
+    """What config.json of two folders says otherwise, in a note: weights may be the same and outputs not."""
+    one, other = (described(folder) for folder in (a, b))
+    keys = sorted(key for key in {*one, *other} - _INERT if one.get(key) != other.get(key))
+    return (f"config.json differs in {shorten(keys)}",) if keys else ()
+
+
+def why_not_loaded(a: Checkpoint, b: Checkpoint) -> str:
+    """Why two folders are not loaded to look for more than scales; empty if there is memory for that."""
+    weights = sum(math.prod(entry.shape) for entry in a.entries.values())
+    needed, free = a.size + b.size + _BYTES_A_WEIGHT * weights + _BYTES_ELSE, _free_memory()
+    if free is not None and needed <= free:
+        return ""
+    there = "how much is free is not known without psutil" if free is None else f"{free / 1e9:.1f} are free"
+    return (
+        f"that takes {needed / 1e9:.1f} GB of memory, and {there}. Repeat this on a larger machine, or name hf:{a.folder} and "
+        f"hf:{b.folder} to load them all the same"
     )
 
 
-def shown_streamed(record: StreamedComparison) -> RenderableType:
-    """What `equinorm compare` prints for two folders."""
-    verdict = "rescaling-equivalent" if record.equivalent else "not rescaling-equivalent"
-    verdict = "the same" if record.same_weights else verdict
-    pairs = [
-        ("first", record.model_a),
-        ("second", record.model_b),
-        ("weights", f"{verdict}: once rescaled they differ by {record.difference:.1e}; tolerance {record.tolerance:g}"),
-    ]
-    if record.equivalent:
-        pairs.append(("scales", f"{record.num_scales:,}, the largest ×{record.largest_scale:.4g} or its inverse"))
-    pairs += [("note", note) for note in record.notes]
-    if not record.different:
-        return facts(pairs)
-    rows = [(row.tensor, f"{row.difference:.1e}") for row in record.different[:20]]
-    return Group(facts(pairs), Text(), table("Tensors that differ", [("tensor", False), ("difference", True)], rows))
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping, within the limit of a container; None if nothing tells."""
+    try:
+        psutil: Any = importlib.import_module("psutil")
+    except ModuleNotFoundError:
+        return None
+    limits = [path.read_text("ascii").strip() for path in _LIMITS if path.is_file()]
+    own = psutil.Process().memory_info().rss
+    return min([psutil.virtual_memory().available, *(int(limit) - own for limit in limits if limit.isdecimal())])
