@@ -61,8 +61,9 @@ def balance(
 ) -> None:
     """Write the rescaling-equivalent weights of least norm.
 
-    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused. A checkpoint's FOLDER is
-    read and written in parts instead, whatever its size, and every weight is verified.
+    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused.
+
+    A checkpoint's FOLDER is read and written in parts, whatever its size, and every weight is verified instead.
     """
 
     def work(steps: Steps) -> Result:
