@@ -69,6 +69,8 @@ def test_inspect_says_what_equalize_prepares():
     note = f"batch normalization and bounds pin {held} channels: `equinorm equalize` folds and frees what it can"
     assert found["notes"] == [note]
     assert record("inspect", "cli_models:convolutional", "--input", "2x3x12x12", "--train")["notes"] == []
+    (pin,) = record("inspect", "cli_models:bounded", "--input", "2x8")["notes"]
+    assert pin.startswith("batch normalization and bounds pin 16 channels")
 
 
 def test_opaque_submodules():

@@ -162,10 +162,11 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
 
 def _of_preparing(pins: Sequence[PinRow], trains: bool) -> list[str]:
     """What moves more, in a sentence, where normalization in evaluation mode or bounds pin channels."""
-    held = 0 if trains else sum(pin.channels for pin in pins if pin.operation in PREPARED)
+    held = 0 if trains else sum(pin.channels for pin in pins if pin.operation.rstrip("_") in PREPARED)
     if not held:
         return []
-    return [f"batch normalization and bounds pin {count(held, 'channel')}: `equinorm equalize` folds and frees what it can"]
+    channels = "1 channel" if held == 1 else f"{held:,} channels"
+    return [f"batch normalization and bounds pin {channels}: `equinorm equalize` folds and frees what it can"]
 
 
 def shown(record: Inspection) -> RenderableType:
