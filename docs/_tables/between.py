@@ -11,6 +11,9 @@ ALIGNMENTS = RESULTS.with_name("alignment.jsonl")
 
 PERMUTATIONS = RESULTS.with_name("permutations.jsonl")
 
+FEW = 100
+"""Reasons that hold fewer channels in all share a row."""
+
 Record = dict[str, Any]
 
 
@@ -57,8 +60,15 @@ def held() -> str:
             if reason not in ("model input", "model output"):
                 found.setdefault(reason, []).append((channels, r["model"]))
     rows = ["| Operation, and why | Channels | Models | Most of them in |", "|---|--:|--:|---|"]
-    for reason, models in sorted(found.items(), key=lambda item: -sum(channels for channels, _ in item[1])):
-        rows.append(f"| {reason} | {sum(channels for channels, _ in models)} | {len(models)} | {max(models)[1]} |")
+    number = {reason: sum(channels for channels, _ in models) for reason, models in found.items()}
+    many = sorted((reason for reason in number if number[reason] >= FEW), key=lambda reason: -number[reason])
+    for reason in many:
+        rows.append(f"| {reason} | {number[reason]:,} | {len(found[reason])} | {max(found[reason])[1]} |")
+    rest = [reason for reason in number if number[reason] < FEW]
+    models = {model for reason in rest for _, model in found[reason]}
+    rows.append(
+        f"| {len(rest)} others, of fewer than {FEW} each | {sum(number[reason] for reason in rest):,} | {len(models)} | |"
+    )
     return "\n".join(rows)
 
 

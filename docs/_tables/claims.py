@@ -72,6 +72,13 @@ def verdict(file: str, name: str, better: str, *worse: str) -> str:
     return f"**{word}**{rest}<br><small>{'; '.join(said)}</small>"
 
 
+def accuracy(file: str, name: str, place: str, *methods: str) -> str:
+    """Mean test accuracy in percent at one place of a preset, counted from 0; of several methods the held-out images choose."""
+    sweep = preset(name)
+    found = _find(_series(file, sweep), sweep, methods, list(_places(sweep))[int(place)])
+    return MISSING if found is None else f"{found.accuracies.mean():.1f}"
+
+
 def _series(file: str, sweep: Sweep) -> list[Series]:
     """Series of a file that belong to a preset's experiment."""
     path = RESULTS / file
@@ -124,4 +131,4 @@ def _error(series: Series) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.5
 
 
-MARKERS = {"results": table, "verdict": verdict}
+MARKERS = {"results": table, "verdict": verdict, "accuracy": accuracy}

@@ -58,7 +58,19 @@ def test_inspect_json_agrees_with_the_library():
 
 
 def test_inspect_without_free_class_says_so():
-    assert "No free class" in invoke("inspect", "cli_models:gelu", "--input", "2x8").stdout
+    said = invoke("inspect", "cli_models:gelu", "--input", "2x8").stdout
+    assert "No free class" in said
+    assert "equinorm equalize" not in said
+
+
+def test_inspect_says_what_equalize_prepares():
+    found = record("inspect", "cli_models:convolutional", "--input", "2x3x12x12")
+    held = sum(pin["channels"] for pin in found["pins"] if pin["operation"] in ("aten.batch_norm", "aten.hardtanh"))
+    note = f"batch normalization and bounds pin {held} channels: `equinorm equalize` folds and frees what it can"
+    assert found["notes"] == [note]
+    assert record("inspect", "cli_models:convolutional", "--input", "2x3x12x12", "--train")["notes"] == []
+    (pin,) = record("inspect", "cli_models:bounded", "--input", "2x8")["notes"]
+    assert pin.startswith("batch normalization and bounds pin 16 channels")
 
 
 def test_opaque_submodules():

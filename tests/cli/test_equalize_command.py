@@ -37,9 +37,11 @@ def test_exported_copy_has_its_normalization_folded(folder):
     arguments = ("--calibration", "images.pt", "--batch", "4", "--report", "report.html")
     said = invoke("equalize", "cli_models:convolutional", *arguments, "-o", "out.pt2").stdout
     assert "deviation" in said
+    assert "random inputs" not in said
     assert (folder / "report.html").stat().st_size > 1000
-    found = record("equalize", "cli_models:convolutional", "--calibration", "images.pt", "-o", "out.safetensors")
-    assert any("-o FILE.pt2 folds it" in note for note in found["notes"])
+    drawn, left = record("equalize", "cli_models:convolutional", "--input", "4x3x8x8", "-o", "out.safetensors")["notes"]
+    assert "random inputs" in drawn
+    assert "-o FILE.pt2 folds it" in left
     import cli_models
 
     program, images = torch.export.load("out.pt2").module(), torch.randn(4, 3, 8, 8)

@@ -88,6 +88,13 @@ def test_other_commands_refuse_inexact_results_in_the_same_words(folder, monkeyp
     assert os.listdir(folder) == []
 
 
+def test_a_folder_that_is_not_there_is_named_before_its_output(folder):
+    message = refusal("balance", "my-llama", "-o", "balanced", "--power-of-two")
+    assert "'my-llama' is no model, and there is no folder of this name" in message
+    (folder / "notes.md").touch()
+    assert "'notes.md' is no model. Write" in refusal("inspect", "notes.md")
+
+
 def test_keys_that_do_not_match_are_listed(folder):
     state = cli_models.mlp().state_dict()
     state["extra"] = torch.zeros(1)

@@ -144,13 +144,13 @@ def test_a_glance_is_at_the_first_quarter_and_nothing_is_measured_twice():
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (("", 0.5, 2), "0.5 of the log-scales are taken, then moved 2 times"),
-        (("the other", 1.0, 1), "the other is taken, then moved 1 time"),
-        (("the other", 0.25, 0), "0.25 of the other is taken"),
+        (("", 0.5, 2), "50% of these log-scales, moved 2 times"),
+        (("the other", 1.0, 1), "the other, moved 1 time"),
+        (("the other", 0.25, 0), "25% of the other"),
     ],
 )
 def test_the_record_says_what_was_chosen(monkeypatch, chosen, words):
     start, share, moves = chosen
     monkeypatch.setattr(solve, "choose", lambda trials, z, *_: real.Chosen(0.5 * z + 0.1, share, moves, start))
     net, x = perceptron()
-    assert equinorm.equalize_(net, x, calibration=[x]).reason.endswith(f"by measurement, {words}")
+    assert equinorm.equalize_(net, x, calibration=[x]).reason.endswith(f"best when rounded for real: {words}")

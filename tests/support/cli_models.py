@@ -128,6 +128,7 @@ def not_a_model():
 mlp = _seeded(lambda: _mlp(8, 16, 12, 4))
 double = _seeded(lambda: _mlp(8, 16, 12, 4).double())
 half = _seeded(lambda: _mlp(8, 16, 12, 4).half())
+bounded = _seeded(lambda: _mlp(8, 16, 4, activation=lambda: nn.ReLU6(inplace=True)))
 gelu = _seeded(lambda: _mlp(8, 16, 12, 4, activation=nn.GELU))
 convolutional = _seeded(_convolutional)
 branching = _seeded(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), Branching()))

@@ -18,7 +18,8 @@ def text(balance: "Balance") -> str:
     asymmetry = f", c = {balance.c:g}" if balance.c != 1 else ""
     return (
         f"{norm_name(balance.p)} norm {balance.norm_before:.6g} → {balance.norm_after:.6g}{asymmetry}, residual "
-        f"{balance.residual:.1e} after {count(balance.cycles, f'{balance.method} cycle')}: {balance.reason}"
+        f"{balance.residual:.1e} after {count(balance.cycles, f'{balance.method} cycle')}"
+        + ("" if balance.converged else f": {balance.reason}")
         + (f"; {count(len(balance.dead), 'dead channel')} left at scale 1" if balance.dead else "")
     )
 

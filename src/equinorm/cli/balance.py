@@ -13,6 +13,7 @@ from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli import report as reports
+from equinorm.cli.factories import parted
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Source, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
@@ -61,8 +62,9 @@ def balance(
 ) -> None:
     """Write the rescaling-equivalent weights of least norm.
 
-    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused. A checkpoint's FOLDER is
-    read and written in parts instead, whatever its size, and every weight is verified.
+    The deviation of outputs is verified first, in the model's dtype; more than rounding is refused.
+
+    A checkpoint's FOLDER is read and written in parts, whatever its size, and every weight is verified instead.
     """
 
     def work(steps: Steps) -> Result:
@@ -76,6 +78,8 @@ def balance(
             chosen = BalanceOptions(norm, c, cycles, tol, method, biases)
             streamed = streamed_balance(folder, chosen, power_of_two, outputs, steps)
             return streamed, shown_streamed(streamed), 0
+        if not model.endswith((".onnx", ".pt2")):
+            parted(model)
         if output is None or plan is not None:
             raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
         check_target(output, (".onnx",) if is_onnx(model) else (".safetensors",), force)

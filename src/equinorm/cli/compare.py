@@ -84,8 +84,9 @@ def compare(
 ) -> None:
     """Compare the outputs of two models, and tell what joins their weights: a rescaling, a permutation of channels, or both.
 
-    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason. Of
-    two checkpoints' FOLDERs the weights decide: they are read in parts, and loaded where no rescaling joins them.
+    Exit code 0 if the outputs are equal up to rounding, 1 if they differ, 2 if they could not be compared, for any reason.
+
+    Of two checkpoints' FOLDERs the weights decide: they are read in parts, and loaded where no rescaling joins them.
     """
 
     def work(steps: Steps) -> Result:

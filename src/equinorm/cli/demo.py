@@ -220,8 +220,9 @@ def shown(record: Demonstration) -> RenderableType:
         [
             ("predictions", f"{record.predictions_unchanged:,} of {record.images:,} unchanged"),
             ("deviation", f"{words.deviation(done.deviation)} with real scales; limit {done.limit:g} in {done.dtype}"),
-            ("powers of two", f"{exact}: {record.outputs_equal:,} of {record.outputs:,} outputs bitwise the same"),
+            ("powers of two", f"{record.outputs_equal:,} of {record.outputs:,} outputs bitwise the same, deviation {exact}"),
             ("balanced in", f"{done.cycles} cycles, {done.seconds:.2f} s: {done.reason}"),
+            ("in 8 bits", _in_words(record.integers)),
         ]
     )
     return Group(
@@ -235,8 +236,6 @@ def shown(record: Demonstration) -> RenderableType:
         stages,
         proof,
         Text(),
-        facts([("in 8 bits", _in_words(record.integers))]),
-        Text(),
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
         facts([("report", record.report)] if record.report else []),
     )
@@ -244,7 +243,7 @@ def shown(record: Demonstration) -> RenderableType:
 
 def _in_words(found: Integers) -> str:
     before, after = (words.percent(value, 1) for value in (found.accuracy_before, found.accuracy_after))
-    return f"test accuracy {before} unbalanced, {after} after equinorm.equalize, {found.seconds:.2f} s ({found.scheme})"
+    return f"test accuracy {before} unbalanced, {after} after equinorm.equalize ({found.scheme}, {found.seconds:.2f} s)"
 
 
 def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:

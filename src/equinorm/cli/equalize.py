@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from equinorm._deviation import deviation
 from equinorm._display import count
@@ -145,6 +146,8 @@ def equalize(
         apart = max(_verified(found, original, given, power_of_two) for given in (loaded, *_further(loaded, batches or [])))
         steps.say("writing")
         notes += _of_biases(found, bias_correction)
+        if batches is None:
+            notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
         files, written, further = _files(found, loaded, output, batches or [], original.state_dict().keys())
         if report is not None:
             content = draw(report, found)
@@ -173,7 +176,7 @@ def shown(record: Equalizing, found: Equalization) -> RenderableType:
     pairs += [("note", note) for note in record.notes]
     costly = sorted(zip(found.tensors, found.table, strict=True), key=lambda pair: pair[0].before)[:8]
     columns = [("costliest before", False), ("", False), ("before, dB", True), ("after, dB", True)]
-    return Group(facts(pairs), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
+    return Group(facts(pairs), Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
 
 
 def _loaded(

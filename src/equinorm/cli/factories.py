@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,22 @@ def settings_of(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def parted(name: str) -> tuple[str, str]:
+    """Module and factory of ``package.module:factory``.
+
+    Raises:
+        InputError: if it is not written so.
+    """
+    module_name, _, attribute = name.partition(":")
+    if module_name and attribute:
+        return module_name, attribute
+    way = "Write package.module:factory, timm:NAME, a checkpoint's FOLDER, or name an .onnx or an exported .pt2 file."
+    if name.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt")):
+        way = "Weights are given with --weights, beside the network that they belong to: package.module:factory, say."
+    what = "is no model" if ":" in name or Path(name).exists() else "is no model, and there is no folder of this name"
+    raise InputError(f"{name!r} {what}. {way}")
+
+
 def built(name: str, settings: Mapping[str, Any], device: str) -> nn.Module:
     """The module that a factory returns, or that a Python module holds.
 
@@ -47,12 +64,7 @@ def built(name: str, settings: Mapping[str, Any], device: str) -> nn.Module:
     Raises:
         InputError: if it cannot be imported or called, or returns something else.
     """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        way = "Write package.module:factory, timm:NAME, a checkpoint's FOLDER, or name an .onnx or an exported .pt2 file."
-        if name.endswith((".safetensors", ".pt", ".pth", ".bin", ".ckpt")):
-            way = "Weights are given with --weights, beside the network that they belong to: package.module:factory, say."
-        raise InputError(f"{name!r} is no model. {way}")
+    module_name, attribute = parted(name)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -1,5 +1,6 @@
 """`equinorm inspect`: which channels can be rescaled, and why the others cannot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -20,6 +21,9 @@ from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import worded
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import in_bytes, percent
+
+PREPARED = ("aten.batch_norm", "aten.clamp", "aten.hardtanh", "aten.relu6")
+"""Operations that `equinorm equalize` may fold, or set free, before it looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +156,17 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         tensors=tensors,
         seconds_export=symmetries.seconds[0],
         seconds_labels=symmetries.seconds[1],
-        notes=loaded.notes,
+        notes=(*loaded.notes, *_of_preparing(pins, loaded.model.training)),
     )
+
+
+def _of_preparing(pins: Sequence[PinRow], trains: bool) -> list[str]:
+    """What moves more, in a sentence, where normalization in evaluation mode or bounds pin channels."""
+    held = 0 if trains else sum(pin.channels for pin in pins if pin.operation.rstrip("_") in PREPARED)
+    if not held:
+        return []
+    channels = "1 channel" if held == 1 else f"{held:,} channels"
+    return [f"batch normalization and bounds pin {channels}: `equinorm equalize` folds and frees what it can"]
 
 
 def shown(record: Inspection) -> RenderableType:
@@ -181,7 +194,7 @@ def shown(record: Inspection) -> RenderableType:
             ("total", f"{record.num_free:,}", ""),
         )
     else:
-        families = Text("No free class: every channel is pinned.")
+        families = Text("No free class: every channel is pinned.\n")
     rows = []
     for role, label in (("weight", "weights"), ("bias", "biases")):
         chosen = [row for row in record.tensors if row.role == role]

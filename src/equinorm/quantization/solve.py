@@ -252,13 +252,13 @@ def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: 
     if options.power_of_two:
         found += ", before scales were rounded to powers of two"
     if not bool(chosen.z.any()):
-        return f"{found}; by measurement, the scales are left as they were"
-    kept = [f"{chosen.share:g} of the log-scales are taken"] if chosen.share < 1 else []
-    if chosen.start:
-        kept = [f"{chosen.start} is taken" if chosen.share == 1 else f"{chosen.share:g} of {chosen.start} is taken"]
+        return f"{found}; best when rounded for real: the scales as they were"
+    best = chosen.start or "these log-scales"
+    if chosen.share < 1:
+        best = f"{chosen.share:.0%} of {best}"
     if chosen.moves:
-        kept.append(f"{'then' if kept else 'scales are'} moved {count(chosen.moves, 'time')}")
-    return f"{found}; by measurement, {', '.join(kept)}" if kept else found
+        best += f", moved {count(chosen.moves, 'time')}"
+    return f"{found}; best when rounded for real: {best}"
 
 
 class _Clock:

@@ -33,7 +33,7 @@ def deviation(value: float) -> str:
 def energy_name(p: float, c: float) -> str:
     """The formula of a tensor's energy."""
     factor = "" if c == 1 else "c_k "
-    return f"{factor}‖W‖_∞" if math.isinf(p) else f"{factor}‖W‖_{p:g}^{p:g}"
+    return f"{factor}max |w|" if math.isinf(p) else f"{factor}Σ |w|" + ("" if p == 1 else f"^{p:g}")
 
 
 def solution(balance: Any) -> list[tuple[str, str]]:

@@ -92,7 +92,7 @@ class ENorm:
             as if their backward pass were linear. False saves the time where they are zeroed anyway.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights, and where the model itself casts what scales to fewer bits, as by h.bfloat16(); not for autocast.
-        compile: run the passes over the weights as compiled kernels, two to three times as fast on a CPU. None: on a CPU, if
+        compile: run the passes over the weights as compiled kernels, 1.4 to 2 times as fast on a CPU. None: on a CPU, if
             they came with the package. True: otherwise g++ or clang++ compiles them now, in a second or two; on a GPU
             torch.compile makes them at the first step. False: PyTorch's operations.
 
