@@ -12,7 +12,7 @@ from equinorm.cli.libraries import described
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError, shorten
 
-_BYTES_A_WEIGHT, _BYTES_ELSE = 56, 0.5e9
+_BYTES_A_WEIGHT, _BYTES_ELSE = 50, 0.5e9
 """What `equinorm.equivalence` takes beside both models: for each weight of one of them, and the exports."""
 
 _INERT = {"_name_or_path", "transformers_version", "use_cache"}
