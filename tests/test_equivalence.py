@@ -210,6 +210,21 @@ def test_channels_beside_complex_weights_are_matched():
     assert all(torch.equal(one, same) for one, same in zip(*forms, strict=True))
 
 
+def test_the_coarser_of_two_dtypes_sets_the_tolerance():
+    net, x = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3)), torch.tensor([[1, 2]])
+    half = copy.deepcopy(net).bfloat16()
+    with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight is float32 in the first .* bfloat16 in the second"):
+        equinorm.align(net, half, x)
+    tolerances = {equinorm.equivalence(*pair, x).tolerance for pair in ((net, half), (half, net))}
+    assert tolerances == {2e-2}
+
+
+def test_two_modes_are_named():
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2)), torch.randn(2, 4)
+    with pytest.raises(equinorm.EquivalenceError, match=r"first network is in training mode, the second in evaluation mode"):
+        equinorm.equivalence(net, copy.deepcopy(net).eval(), x)
+
+
 def test_counters_that_nothing_reads_do_not_matter():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5)).eval()
     other = copy.deepcopy(net)

@@ -1,13 +1,13 @@
 """What users give: refused in words where it is something else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._errors import EquinormError, RescaleError
+from equinorm._errors import EquinormError, EquivalenceError, RescaleError
 
 
 def real_numbers(log_scales: Any, num_free: int) -> Tensor:
@@ -35,6 +35,21 @@ def positional(args: Any) -> tuple:
         way = " Give inputs by name as the next argument, kwargs: model, (), inputs." if is_named else ""
         raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.{way}")
     return tuple(args)
+
+
+def batches_of(data: Any) -> Iterator[tuple]:
+    """Positional inputs of one batch after the other.
+
+    Raises:
+        EquivalenceError: if data are no batches, or hold none.
+    """
+    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise EquivalenceError(f"data must be batches of positional inputs, not {type(data).__name__}. For one: [x].")
+    count = 0
+    for count, batch in enumerate(data, 1):  # noqa: B007
+        yield positional(batch)
+    if not count:
+        raise EquivalenceError("data hold no batch.")
 
 
 def every_call(args: Any, kwargs: Any, also: Any) -> list[tuple[tuple, Mapping[str, Any] | None]]:

@@ -84,6 +84,8 @@ def check_model(model: Any) -> None:
         )
     elif isinstance(model, torch.export.ExportedProgram):
         way = "Give its .module()."
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        way = "Give its .model."
     else:
         way = "Wrap what it computes in a module's forward."
     raise EquivalenceError(f"a model to compare must be a torch.nn.Module, not {kind}. {way}")

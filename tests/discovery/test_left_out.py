@@ -44,13 +44,25 @@ class Last(Positions):
         return self.table[:, -length:]
 
 
+class Doubled(Positions):
+    """Cut after a product, a transposition and an axis more."""
+
+    def positions(self, length: int) -> Tensor:
+        return (self.table * 2).transpose(1, 2).unsqueeze(0)[..., :length].squeeze(0).transpose(1, 2)
+
+
+class Split(Positions):
+    def positions(self, length: int) -> Tensor:
+        return self.table[0].split([length, LONG - length])[0]
+
+
 class WithoutGradients(Positions):
     def positions(self, length: int) -> Tensor:
         with torch.no_grad():
             return self.table[:, :length] + 0
 
 
-@pytest.mark.parametrize("kind", [Positions, Narrowed, First, Last, WithoutGradients])
+@pytest.mark.parametrize("kind", [Positions, Narrowed, First, Last, Doubled, Split, WithoutGradients])
 def test_what_is_found_with_a_short_input_holds_with_a_longer_one(kind):
     torch.manual_seed(0)
     model = kind().double()
@@ -73,3 +85,32 @@ def test_a_table_that_is_read_in_parts_is_read_whole():
 
     permutations = equinorm.permutations(Parts(), torch.randint(7, (2, 4)))
     assert not [pin for pin in permutations.pins if pin.reason.detail.startswith("inputs of this size")]
+
+
+class Slim(nn.Module):
+    """Half of the hidden channels of a network that has more of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(12, 5)), nn.Parameter(torch.randn(3, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(nn.functional.linear(x, self.up[:6]).relu(), self.down[:, :6])
+
+
+def test_channels_that_are_read_keep_their_own_scales():
+    symmetries, permutations = equinorm.symmetries(Slim(), torch.randn(2, 5)), equinorm.permutations(Slim(), torch.randn(2, 5))
+    assert symmetries.num_free == 6
+    assert [family.size for family in permutations.families] == [6]
+
+
+def test_every_other_row_of_a_long_table():
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Parameter(torch.randn(1200, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out((x + self.table[::2].mean(0)).relu())
+
+    assert not [family for family in equinorm.permutations(Strided(), torch.randn(2, 4)).families if family.size == 1200]

@@ -46,3 +46,7 @@ def test_what_does_not_fit_is_refused():
         equinorm.interpolate(a, b, float("nan"))
     with pytest.raises(equinorm.EquivalenceError, match="no batch"):
         equinorm.interpolate(a, b, 0.5, data=[])
+    with pytest.raises(equinorm.EquivalenceError, match=r"must be batches of positional inputs, not Tensor. For one: \[x\]"):
+        equinorm.interpolate(a, b, 0.5, data=torch.randn(4, 3, 8, 8))
+    with pytest.raises(equinorm.EquivalenceError, match=r"does not run on batch 0 of data, .*without labels"):
+        equinorm.interpolate(a, b, 0.5, data=[(torch.randn(4, 3, 8, 8), torch.zeros(4))])

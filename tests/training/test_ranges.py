@@ -70,8 +70,6 @@ def test_steps_are_cut_where_a_state_would_overflow(value, monkeypatch):
     assert not torch.equal(net[0].weight, before[0].weight)
     looked = []
     monkeypatch.setattr(recorded, "room", lambda *given: looked.append(given) or room(*given))
-    hook.cycle_()
-    assert looked  # a state is still near overflow
     with torch.no_grad():
         for parameter in net.parameters():
             optimizer.state[parameter]["exp_avg_sq"].fill_(1.0)

@@ -58,7 +58,7 @@ def align(
         bool, typer.Option("--power-of-two", help="Round scales to powers of two, as half precision needs.")
     ] = False,
     starts: Annotated[int, typer.Option(min=1, help="From how many orders to start; the best result is taken.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of starts beyond the first, which are drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of starts beyond the second, which are drawn at random.")] = 0,
     train: Train = None,
     trust_remote_code: Trust = False,
     force: Force = False,

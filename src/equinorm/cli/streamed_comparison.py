@@ -31,7 +31,8 @@ def streamed_difference(a: Folder, b: Folder, steps: Steps) -> tuple[Difference,
     check_same(a.checkpoint, b.checkpoint)
     if a.symmetries.fingerprint != b.symmetries.fingerprint:
         names = f"{a.checkpoint.folder} and {b.checkpoint.folder}"
-        raise InputError(f"{names} run different operations: rescalings join networks of one architecture only.")
+        why = "".join(f" ({note})" for note in unlike_settings(a.checkpoint.folder, b.checkpoint.folder))
+        raise InputError(f"{names} run different operations{why}: rescalings join networks of one architecture only.")
     task = a.task(CANONICAL)
     held, notes = task.held()
     meter = Meter(steps, "comparing", a.checkpoint.size + b.checkpoint.size)

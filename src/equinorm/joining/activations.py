@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._arguments import positional
+from equinorm._arguments import batches_of, positional
 from equinorm._errors import EquivalenceError, describe, describe_inputs
 from equinorm._modules import duplicate
 from equinorm.joining.moves import Moves
@@ -74,17 +74,13 @@ def measured(
     Raises:
         EquivalenceError: if data hold no batch, or one of other shapes, or activations are NaN or inf.
     """
-    if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise EquivalenceError(f"data must be batches of positional inputs, not {type(data).__name__}. For one: [x].")
-    batches, wanted = [positional(batch) for batch in data], positional(args)
+    batches, wanted = [*batches_of(data)], positional(args)
     for number, batch in enumerate(batches):
         if _kinds(batch) != _kinds(wanted):
             raise EquivalenceError(
                 f"batch {number} of data has inputs {describe_inputs(batch, {})}: activations are looked up in the graph of "
                 f"{describe_inputs(wanted, {})}, so that every batch must have these shapes."
             )
-    if not batches:
-        raise EquivalenceError("data hold no batch to match activations on.")
     points = moves.group.points
     assert points is not None
     found = Activations(both[0], moves, points, batches, kwargs)

@@ -17,9 +17,9 @@ from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.activations import measured
-from equinorm.joining.equivalence import same_group, same_parameters
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search
+from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 
@@ -121,6 +121,7 @@ def align(
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
+    same_dtypes(model_a, model_b)
     graphs = asked(model_a, args, kwargs, opaque)
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)

@@ -19,6 +19,7 @@ from equinorm.joining.fitting import joining, levelling
 from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
+from equinorm.joining.same_architecture import same_group, same_parameters
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}
@@ -206,7 +207,8 @@ def equivalence(
                 "the networks before their weights are wrapped, or quantized."
             )
     default = max(
-        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for s in both[0].scalings), default=TOLERANCES[torch.float64]
+        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for found in both for s in found.scalings),
+        default=TOLERANCES[torch.float64],
     )
     tolerance = default if tolerance is None else float(tolerance)
     apart = deviation(model_a, model_b, args, kwargs)
@@ -284,35 +286,3 @@ def _by_rescaling(
     is_joined = worst <= verdict.tolerance and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
     return found, alone, z
-
-
-def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
-    """Refuse models of other parameters or buffers."""
-    shapes = [
-        {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
-        for m in (model_a, model_b)
-    ]
-    apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
-    if apart:
-        rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart[:8]]
-        more = f" and {len(apart) - 8} more" if len(apart) > 8 else ""
-        raise EquivalenceError(
-            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {'; '.join(rows)}{more}. "
-            "Rescalings join networks of one architecture only."
-        )
-
-
-def same_group(a: Symmetries, b: Symmetries) -> None:
-    """Refuse models that run other operations."""
-    if a.fingerprint != b.fingerprint:
-        raise EquivalenceError(
-            f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
-            "(other activations, constants or modes): rescalings join networks of one architecture only."
-        )
-    for one, other in zip(a.scalings, b.scalings, strict=True):
-        same = one.names == other.names and len(one.factors) == len(other.factors)
-        pairs = zip(one.factors, other.factors, strict=True) if same else ()
-        if not same or not all(e == f and torch.equal(i, j) for (e, i), (f, j) in pairs):
-            raise EquivalenceError(
-                f"{one.name} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
-            )

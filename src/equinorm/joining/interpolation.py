@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import positional
+from equinorm._arguments import batches_of
 from equinorm._deviation import check_model
-from equinorm._errors import EquivalenceError, describe
+from equinorm._errors import EquivalenceError, describe, describe_inputs
 from equinorm._modules import duplicate, unwrapped
-from equinorm.joining.equivalence import same_parameters
+from equinorm.joining.same_architecture import same_parameters
 
 
 def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Iterable[tuple | Tensor] | None = None) -> nn.Module:
@@ -65,18 +65,20 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
 def _measure_(model: nn.Module, data: Iterable[tuple | Tensor]) -> None:
     """Make running statistics those of these batches, all else in evaluation mode."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
-    batches = 0
     with _modes_kept(model), _momenta_kept(norms), torch.no_grad():
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
             norm.train()
-        for batch in data:
-            model(*positional(batch))
-            batches += 1
-    if not batches:
-        raise EquivalenceError(f"data hold no batch to measure the statistics of {describe(model)} on.")
+        for number, batch in enumerate(batches_of(data)):
+            try:
+                model(*batch)
+            except Exception as error:
+                raise EquivalenceError(
+                    f"{describe(model)} does not run on batch {number} of data, {describe_inputs(batch, {})}: "
+                    f"{type(error).__name__}: {error}. Give positional inputs alone, without labels."
+                ) from error
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from equinorm.permuting.atoms import Axis, fresh, pin
 from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.interpreter import Interpreter
-from equinorm.permuting.laws.movement import segment
+from equinorm.permuting.laws.movement import pieces
 from equinorm.permuting.own_orders import settle
 from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Laid, constant
@@ -64,10 +64,12 @@ def discover(read: Graphs) -> Found:
     used = {value for exported in graphs for value in _used(exported)}
     for source in laid.keys() - used:
         pin(laid[source].axes, UNUSED)
+    book.reason = LEFT_OUT
     for source, masks in left_out(graphs).items():
         for axis, mask in enumerate(masks):
-            for start, length in _runs(mask):
-                pin([segment(book, laid[source], axis, start, length).axes[axis]], LEFT_OUT)
+            runs = [(holds, len([*places])) for holds, places in itertools.groupby(mask.tolist())]
+            parts = pieces(book, laid[source], axis, [length for _, length in runs]) if bool(mask.any()) else []
+            pin([book.whole(part).axes[axis] for part, (holds, _) in zip(parts, runs, strict=False) if holds], LEFT_OUT)
     book.reason = Reason("storage")
     for exported in graphs:
         for source, why in exported.held.items():
@@ -78,16 +80,6 @@ def discover(read: Graphs) -> Found:
     settle(book.own_orders, dependence, [axis for own in axes.values() for axis in own])
     seconds = exporting, time.perf_counter() - started - exporting
     return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
-
-
-def _runs(mask: Tensor) -> Iterator[tuple[int, int]]:
-    """Start and length of consecutive places where a mask holds."""
-    start = 0
-    for holds, places in itertools.groupby(mask.tolist()):
-        length = len([*places])
-        if holds:
-            yield start, length
-        start += length
 
 
 def _used(exported: Exported) -> set[Source]:

@@ -24,9 +24,6 @@ from equinorm.rescaling.powers_of_two import LN2, unit_of_powers_of_two
 LONG = 2.0
 """Log-scale of a step from which on it is looked whether a state would overflow."""
 
-ROOM = 20.0
-"""Logarithm of the room below overflow from which on short steps are no longer looked at after a long one was cut."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Move:
@@ -102,7 +99,7 @@ class Mover:
         self._z = torch.zeros(1, device=device, dtype=dtype)
         longest = max((max(matrix.shape) for matrix in self._matrices if matrix is not None), default=1) if self._kernels else 1
         self._ones = torch.ones(longest, device=device, dtype=dtype)
-        self._is_cut = False
+        self._spare = math.inf  # by how much, as a logarithm, entries may grow until it is looked again; less after a cut
         self._journal = Journal()  # of the operation that runs
         self._recorded_of: Sequence[Move] = ()
         self.forget()
@@ -128,23 +125,24 @@ class Mover:
     def within(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
         """Log-scales with which every power of every scale stays finite and above zero: longer steps are cut.
 
-        On a CPU long steps are halved until nothing that moves overflows, and so are all after one that was cut, until there is
-        room again; elsewhere looking would cost a synchronisation.
+        On a CPU long steps are halved until nothing that moves overflows. After one that was cut, short steps are looked at too
+        once they have used half of the room that was seen last. Elsewhere looking would cost a synchronisation.
         """
         steepest = self._steepest * max(map(abs, exponents), default=1)
         limit = -0.9 * math.log(torch.finfo(z.dtype).tiny) / max(steepest, 1e-30)
         if z.device.type != "cpu":
             return z.clamp(-limit, limit)
         longest = float(torch.linalg.vector_norm(z, math.inf))
-        if longest <= min(LONG, limit) and not self._is_cut:
+        if longest <= min(LONG, limit) and longest * steepest <= self._spare:
+            self._spare -= longest * steepest
             return z
         z = z.clamp(-limit, limit)
         for _ in range(8):
             least = min((self._room(z, move) for move in moves), default=math.inf)
             if least >= 0:
-                self._is_cut &= least < ROOM
+                self._spare = least / 2 if self._spare < math.inf else math.inf
                 return z
-            z, self._is_cut = z / 2, True
+            z, self._spare = z / 2, 0.0
         return torch.zeros_like(z)
 
     def _room(self, z: Tensor, move: Move) -> float:

@@ -124,32 +124,32 @@ def stacked(book: Book, call: Call) -> Laid | Stacked:
     return Stacked(place, tuple(call.tensors))
 
 
-def _pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
+def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
     """A value cut along an axis; a stack that is cut along its own is taken apart."""
     if isinstance(value, Stacked) and place == value.dim and set(sizes) == {1}:
         return [Laid((*part.axes[:place], (), *part.axes[place:])) for part in value.parts]
     value = book.whole(value)
     axis = value.axes[place]
-    pieces = cut(axis, sizes, book.reason) if 0 not in sizes else None
-    if pieces is None:
+    parts = cut(axis, sizes, book.reason) if 0 not in sizes else None
+    if parts is None:
         book.pin_axis(axis, "cuts an axis in pieces that are no parts of it")
         book.mixes(value.axes, [place])
-        pieces = [book.fixed(size) for size in sizes]
-    return [Laid((*value.axes[:place], piece, *value.axes[place + 1 :])) for piece in pieces]
+        parts = [book.fixed(size) for size in sizes]
+    return [Laid((*value.axes[:place], part, *value.axes[place + 1 :])) for part in parts]
 
 
 @law("split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split", on_stacks=True)
 def cut_up(book: Book, call: Call) -> list[Laid | Stacked]:
     """Consecutive pieces of an axis."""
     place = call.dim % len(call.input.shape)
-    return _pieces(book, call.input, place, [int(part.shape[place]) for part in call.result])
+    return pieces(book, call.input, place, [int(part.shape[place]) for part in call.result])
 
 
 @law("unbind", on_stacks=True)
 def unbound(book: Book, call: Call) -> list[Laid]:
     """Every entry of an axis by itself."""
     place = call.dim % len(call.input.shape)
-    return [_without(book, piece, place) for piece in _pieces(book, call.input, place, [1] * call.input.shape[place])]
+    return [_without(book, piece, place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
 
 
 @law("select", on_stacks=True)
@@ -161,7 +161,7 @@ def selected(book: Book, call: Call) -> Laid:
     if isinstance(call.input, Stacked) and place == call.input.dim:
         return call.input.parts[index]
     sizes = [part for part in (index, 1, size - index - 1) if part]
-    return _without(book, _pieces(book, call.input, place, sizes)[1 if index else 0], place)
+    return _without(book, pieces(book, call.input, place, sizes)[1 if index else 0], place)
 
 
 def _without(book: Book, value: Laid | Stacked, place: int) -> Laid:
@@ -190,7 +190,7 @@ def sliced(book: Book, call: Call) -> Laid | Stacked:
 def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
     """Consecutive entries of an axis."""
     sizes = [part for part in (start, length, value.shape[place] - start - length) if part]
-    return _pieces(book, value, place, sizes)[1 if start else 0]
+    return pieces(book, value, place, sizes)[1 if start else 0]
 
 
 @law("slice_scatter")
@@ -206,8 +206,8 @@ def written_into(book: Book, call: Call) -> Laid:
     start = int(call.get("start") or 0)
     start = min(start + size if start < 0 else start, size)
     before, after = start, size - start - length
-    pieces = _pieces(book, value, place, [part for part in (before, length, after) if part])
-    kept = [book.whole(piece) for piece in pieces[: before > 0] + pieces[len(pieces) - (after > 0) :]]
+    cuts = pieces(book, value, place, [part for part in (before, length, after) if part])
+    kept = [book.whole(piece) for piece in cuts[: before > 0] + cuts[len(cuts) - (after > 0) :]]
     terms = [piece.axes[place] for piece in kept]
     terms.insert(before > 0, source.axes[place])
     joined = [Laid(tuple(() if at == place else a for at, a in enumerate(part.axes))) for part in (*kept, source)]

@@ -1,0 +1,58 @@
+"""Can two networks be compared at all: do they have the same parameters, in the same dtypes, and run the same operations?"""
+
+import torch
+from torch import nn
+
+from equinorm._errors import EquivalenceError, describe
+from equinorm._symmetries import Symmetries
+
+
+def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of other parameters or buffers."""
+    shapes = [
+        {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
+        for m in (model_a, model_b)
+    ]
+    apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
+    if apart:
+        rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart[:8]]
+        more = f" and {len(apart) - 8} more" if len(apart) > 8 else ""
+        raise EquivalenceError(
+            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {'; '.join(rows)}{more}. "
+            "Rescalings join networks of one architecture only."
+        )
+
+
+def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of which one holds a parameter in another dtype."""
+    theirs = dict(model_b.named_parameters(remove_duplicate=False))
+    for name, parameter in model_a.named_parameters(remove_duplicate=False):
+        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (parameter, theirs[name])]
+        if kinds[0] != kinds[1]:
+            raise EquivalenceError(
+                f"{name} is {kinds[0]} in the first network and {kinds[1]} in the second. Bring both to one dtype, as "
+                "model.float() does."
+            )
+
+
+def same_group(a: Symmetries, b: Symmetries) -> None:
+    """Refuse models that run other operations."""
+    if a.fingerprint != b.fingerprint:
+        modes = ["training" if model.training else "evaluation" for model in (a.model, b.model)]
+        if modes[0] != modes[1]:
+            raise EquivalenceError(
+                f"the first network is in {modes[0]} mode, the second in {modes[1]} mode, and they run different operations. "
+                "Bring both to one mode: model.eval()."
+            )
+        same_dtypes(a.model, b.model)
+        raise EquivalenceError(
+            f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
+            "(other activations, constants or modes): rescalings join networks of one architecture only."
+        )
+    for one, other in zip(a.scalings, b.scalings, strict=True):
+        same = one.names == other.names and len(one.factors) == len(other.factors)
+        pairs = zip(one.factors, other.factors, strict=True) if same else ()
+        if not same or not all(e == f and torch.equal(i, j) for (e, i), (f, j) in pairs):
+            raise EquivalenceError(
+                f"{one.name} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
+            )
