@@ -74,9 +74,8 @@ def test_the_same_weights_with_other_settings_are_told(folder, monkeypatch):
         save("gpt2", name)
         described = json.loads(Path(name, "config.json").read_text())
         Path(name, "config.json").write_text(json.dumps(described | {"n_ctx": width, "use_cache": width == 32}))
-    said = invoke("compare", "model", "twin").stdout
-    assert "the same: once rescaled they differ by 0.0e+00" in said
-    assert "config.json differs in n_ctx\n" in said
+    said = refusal("compare", "model", "twin")
+    assert "a rescaling joins the weights, but config.json differs in n_ctx, and whether outputs agree was not computed" in said
     assert "how much is free is not known without psutil" in said
 
 

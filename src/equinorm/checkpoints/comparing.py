@@ -91,9 +91,12 @@ def check_same(a: Checkpoint, b: Checkpoint) -> None:
     if apart:
         key = min(apart)
         said = " and ".join(f"{_facts(c, key)} in {c.folder}" for c in (a, b))
+        entries = [c.entries.get(key) for c in (a, b)]
+        is_kind = all(entries) and len({entry.shape for entry in entries if entry}) == 1
+        way = f"name hf:{a.folder} and hf:{b.folder} to compare what their models load"
         raise CheckpointError(
-            f"{len(apart)} tensors differ in name, kind or shape, as {key}: {said}. Save both alike with save_pretrained, or "
-            f"name hf:{a.folder} and hf:{b.folder} to compare what their models load."
+            f"{len(apart)} tensors differ in name, kind or shape, as {key}: {said}. Save both "
+            + ("in one dtype." if is_kind else f"alike with save_pretrained, or {way}.")
         )
 
 

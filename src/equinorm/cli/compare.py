@@ -144,6 +144,8 @@ def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequen
             note = loaded.note
         except EquinormError as error:
             note = worded(str(error))
+    if is_joined:
+        raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
     missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
     return replace(record, notes=(*record.notes, missed))
 
