@@ -20,7 +20,7 @@ LEFT_OUT = Reason("no operation", "inputs of this size leave these entries out, 
 _ENTRYWISE = "alias detach clone contiguous _to_copy to dropout relu neg mul add sub div"
 """Operations that, of one tensor, hand on something of every entry at its place."""
 
-_PARTS = "split split_with_sizes unbind"
+_PARTS = "split split_with_sizes chunk unbind"
 """Operations that return parts along an axis."""
 
 
@@ -56,20 +56,29 @@ class _Part:
         return _Part(axes, self.places if axis is None else {**self.places, axis: self.places[axis][kept]})
 
 
-def _follow(node: fx.Node, part: _Part, masks: Sequence[Tensor]) -> None:
-    """Enter in masks what is read of a part of a tensor."""
+def _follow(node: fx.Node, part: _Part, masks: Sequence[Tensor], callers: tuple[fx.Node, ...] = ()) -> None:
+    """Enter in masks what is read of a part of a tensor, in the graph of a node that these have called, the last one it."""
     for user in node.users:
         body, given = subgraph(user)
         if body is not None:
             inside = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
             for inner in (inner for inner, value in zip(inside, given, strict=True) if value is node):
-                _follow(inner, part, masks)
+                _follow(inner, part, masks, (*callers, user))
+        elif user.op == "output" and callers:
+            for inner in _returned(node, user, callers[-1]):
+                _follow(inner, part, masks, callers[:-1])
         elif (parts := _parts(user, node, part)) is not None:
             for inner, own in parts:
-                _follow(inner, own, masks)
+                _follow(inner, own, masks, callers)
         else:
             for axis, own in part.places.items():
                 masks[axis][own] = True
+
+
+def _returned(node: fx.Node, output: fx.Node, caller: fx.Node) -> list[fx.Node]:
+    """What a value of a subgraph is outside of it."""
+    places = [place for place, value in enumerate(output.args[0]) if value is node]  # pyright: ignore[reportArgumentType]
+    return [user for user in caller.users if user.target is operator.getitem and user.args[1] in places]
 
 
 def _parts(user: fx.Node, node: fx.Node, part: _Part) -> list[tuple[fx.Node, _Part]] | None:
@@ -88,8 +97,10 @@ def _result(name: str, given: Mapping[str, Any], part: _Part, number: Any) -> _P
     """One of the parts that an operation returns."""
     if name == "unbind":
         return part.cut(given["dim"], slice(number, number + 1), stays=False)
-    if name == "split":
-        return part.cut(given["dim"], slice(number * given["split_size"], (number + 1) * given["split_size"]))
+    if name in ("split", "chunk"):
+        axis = part.axes[given["dim"]]
+        size = given["split_size"] if name == "split" else 1 if axis is None else -(-len(part.places[axis]) // given["chunks"])
+        return part.cut(given["dim"], slice(number * size, (number + 1) * size))
     start = sum(given["split_sizes"][:number])
     return part.cut(given["dim"], slice(start, start + given["split_sizes"][number]))
 
@@ -115,6 +126,9 @@ def _moved(name: str, given: Mapping[str, Any], part: _Part) -> _Part | None:
         axes[one], axes[other] = axes[other], axes[one]
     elif name == "t":
         axes.reverse()
+    elif name == "expand":
+        new = len(given["size"]) - len(axes)
+        axes = [None] * new + [None if axis is None or len(part.places[axis]) == 1 else axis for axis in axes]
     elif name == "permute":
         axes = [axes[place] for place in given["dims"]]
     else:

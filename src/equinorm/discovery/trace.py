@@ -213,9 +213,8 @@ class Trace:
         """Ask that places along an axis scale as the others, where these are alike, and else not at all."""
         for factor in (factor for factor in label.factors if factor.varies([axis])):
             out, kept = (factor.ids.index_select(axis, own.nonzero()[:, 0]) for own in (mask, ~mask))
-            first = kept.narrow(axis, 0, 1)
-            classes = torch.from_numpy(self.classes.resolve(kept.numpy()))
-            are_alike = bool((classes == classes.narrow(axis, 0, 1)).all())
+            classes, first = torch.from_numpy(self.classes.resolve(kept.numpy())), kept.narrow(axis, 0, min(1, kept.size(axis)))
+            are_alike = first.numel() > 0 and bool((classes == classes.narrow(axis, 0, 1)).all())
             like = [Factor(-factor.exponent, first)] if are_alike else []
             self._vanish([Factor(factor.exponent, out), *like], self.reason)
 
