@@ -89,20 +89,29 @@ def test_a_table_that_is_read_in_parts_is_read_whole():
 
 
 class Slim(nn.Module):
-    """Half of the hidden channels of a network that has more of them."""
+    """Some of the hidden channels of a network that has more of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = nn.Parameter(torch.randn(12, 5)), nn.Parameter(torch.randn(3, 12))
+        self.up, self.middle, self.down = (nn.Parameter(torch.randn(*shape)) for shape in ((12, 5), (10, 12), (3, 10)))
+        self.width = 6
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(nn.functional.linear(x, self.up[:6]).relu(), self.down[:, :6])
+        x = nn.functional.linear(x, self.up[: self.width]).relu()
+        x = nn.functional.linear(x, self.middle[:, : self.width]).relu()
+        return nn.functional.linear(x, self.down)
 
 
-def test_channels_that_are_read_keep_their_own_scales():
-    symmetries, permutations = equinorm.symmetries(Slim(), torch.randn(2, 5)), equinorm.permutations(Slim(), torch.randn(2, 5))
-    assert symmetries.num_free == 6
-    assert [family.size for family in permutations.families] == [6]
+def test_what_is_found_in_a_part_of_a_network_holds_in_the_whole():
+    torch.manual_seed(0)
+    model, x = Slim().double(), torch.randn(2, 5, dtype=torch.float64)
+    twin, symmetries, permutations = copy.deepcopy(model), equinorm.symmetries(model, x), equinorm.permutations(model, x)
+    assert symmetries.num_free == 1 + 10  # channels of which some are left out have one scale
+    assert [family.size for family in permutations.families] == [6, 10]
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(0)))
+    model.width = twin.width = 12
+    assert equinorm.deviation(model, twin, x) <= 1e-12
 
 
 def test_every_other_row_of_a_long_table():

@@ -105,10 +105,9 @@ def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
         trace.pin(value)
     trace.settle()
     trace.reason = LEFT_OUT
-    for source, masks in left_out(graphs).items():
-        for axis, mask in enumerate(masks):
-            if source.label is not None and bool(mask.any()):
-                trace.leave_out(source.label, axis, mask)
+    for source, masks in left_out(graphs).items():  # what is not read can only scale as all that is
+        if source.label is not None:
+            trace.merge(source, [axis for axis, mask in enumerate(masks) if bool(mask.any())])
     trace.reason = Reason("storage")
     for exported in graphs:
         for source, why in exported.held.items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from equinorm._errors import dtype_name
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.aliasing import GraphAliases, written
 from equinorm.discovery.graph.nodes import bind, is_static, module_of, subgraph
@@ -115,7 +116,7 @@ class Interpreter:
             for given in _floats(argument.meta.get("val")) if isinstance(value, VALUES) else ():
                 lossy = next((dtype for dtype in results if loses(given.dtype, dtype)), None)
                 if lossy is not None and not is_pinned(value, self.trace):
-                    detail = f"rounds to {str(lossy).removeprefix('torch.')}"
+                    detail = f"rounds to {dtype_name(lossy)}"
                     self.trace.casts.append((value, lossy, replace(self.trace.reason, detail=detail), by_autocast))
 
     def _inside(self, node: fx.Node, body: fx.GraphModule, given: Any) -> tuple[list[Any], Origin]:

@@ -209,15 +209,6 @@ class Trace:
         self._vanish([*varying, Factor(-joint.exponent, joint.ids)], self.reason)
         return Label(shape, (*steady, Factor(joint.exponent, compact(joint.ids))))
 
-    def leave_out(self, label: Label, axis: int, mask: Tensor) -> None:
-        """Ask that places along an axis scale as the others, where these are alike, and else not at all."""
-        for factor in (factor for factor in label.factors if factor.varies([axis])):
-            out, kept = (factor.ids.index_select(axis, own.nonzero()[:, 0]) for own in (mask, ~mask))
-            classes, first = torch.from_numpy(self.classes.resolve(kept.numpy())), kept.narrow(axis, 0, min(1, kept.size(axis)))
-            are_alike = first.numel() > 0 and bool((classes == classes.narrow(axis, 0, 1)).all())
-            like = [Factor(-factor.exponent, first)] if are_alike else []
-            self._vanish([Factor(factor.exponent, out), *like], self.reason)
-
     def _fold(self, label: Label, shape: Sequence[int]) -> Label:
         """Ask that a label be constant along the axes on which a tensor of `shape` is broadcast to it."""
         lead = len(label.shape) - len(shape)

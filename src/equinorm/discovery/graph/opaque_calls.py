@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equinorm._errors import ExportError
+from equinorm._errors import ExportError, dtype_name
 from equinorm._memory import storage_of
 from equinorm.discovery.graph.snapshot import Snapshot
 
@@ -118,7 +118,7 @@ class _Memories:
         if memory not in self.numbers:
             self.numbers[memory] = self._first_made + len(self.made)
             entries = tensor.untyped_storage().nbytes() // tensor.element_size()
-            self.made.append((entries, str(tensor.dtype).removeprefix("torch."), str(tensor.device)))
+            self.made.append((entries, dtype_name(tensor.dtype), str(tensor.device)))
         return ResultView(self.numbers[memory], tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
 
