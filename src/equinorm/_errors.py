@@ -53,12 +53,17 @@ def describe(model: nn.Module) -> str:
     return type(model).__name__
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str:
     """Shapes and dtypes of a call's inputs."""
 
     def one(value: Any) -> str:
         if isinstance(value, Tensor):
-            return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(map(str, value.shape))}]"
+            return f"{dtype_name(value.dtype)}[{', '.join(map(str, value.shape))}]"
         return type(value).__name__
 
     parts = [one(value) for value in args] + [f"{name}={one(value)}" for name, value in (kwargs or {}).items()]

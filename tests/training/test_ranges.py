@@ -77,6 +77,12 @@ def test_steps_are_cut_where_a_state_would_overflow(value, monkeypatch):
     looked.clear()
     hook.cycle_()
     assert not looked
+    for _ in range(60):  # short steps, each of which uses some of the room that was seen
+        with torch.no_grad():
+            net[0].weight.mul_(4.0)
+            net[2].weight.div_(4.0)
+        hook.cycle_()
+    assert looked
 
 
 def test_ordinary_steps_are_not_cut():

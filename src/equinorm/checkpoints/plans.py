@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from equinorm._errors import dtype_name
 from equinorm._scaling import Cast, Reason, Scaling
 from equinorm.checkpoints.folder import open_checkpoint
 from equinorm.checkpoints.rewriting import Rewriting, moves_of, rewrite_file
@@ -113,7 +114,7 @@ def _described(scaling: Scaling, ids: _Ids) -> dict[str, Any]:
     return {
         "names": scaling.names,
         "shape": scaling.shape,
-        "dtype": str(scaling.dtype).removeprefix("torch."),
+        "dtype": dtype_name(scaling.dtype),
         "kind": scaling.kind,
         "role": scaling.role,
         "depth": scaling.depth,
@@ -140,7 +141,7 @@ def _scaling(found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Scaling
 def _described_cast(cast: Cast, ids: _Ids) -> dict[str, Any]:
     reason = cast.reason
     return {
-        "dtype": str(cast.dtype).removeprefix("torch."),
+        "dtype": dtype_name(cast.dtype),
         "reason": [reason.operation, reason.detail, reason.source, reason.code, reason.module],
         "factors": _factors(cast.factors, ids),
         "tensor": cast.tensor,

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from equinorm._deviation import deviation
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
+from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._scaling import HALVES
 from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
 from equinorm.cli.loading import Source
@@ -17,7 +17,7 @@ from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.weights import InputError, dtype_name
+from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.joining.alignment import align as aligned
 from equinorm.reporting import words

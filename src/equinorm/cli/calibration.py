@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._errors import dtype_name
 from equinorm.cli.weights import InputError, read, readable, shorten
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
@@ -84,7 +85,7 @@ class Samples:
             return f"{names[name]}={sizes}"
         if tensor.is_floating_point():  # which the model has its own of
             return f"{name}=" * isinstance(name, str) + sizes
-        return f"{name}=" * isinstance(name, str) + f"{str(tensor.dtype).removeprefix('torch.')}:{sizes}"
+        return f"{name}=" * isinstance(name, str) + f"{dtype_name(tensor.dtype)}:{sizes}"
 
 
 def _tensors(path: Path) -> dict[Any, Tensor]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from equinorm._deviation import deviation
 from equinorm._display import listed
-from equinorm._errors import EquinormError, describe, describe_inputs
+from equinorm._errors import EquinormError, describe, describe_inputs, dtype_name
 from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, Source
@@ -20,7 +20,7 @@ from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Se
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.weights import InputError, dtype_name
+from equinorm.cli.weights import InputError
 from equinorm.cli.wording import worded
 from equinorm.joining.differences import Change
 from equinorm.joining.equivalence import Equivalence, equivalence

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from equinorm._deviation import deviation
 from equinorm._display import count
-from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
 from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
@@ -223,16 +223,14 @@ def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
         if not isinstance(known, torch.Tensor) or known.dtype == value.dtype:
             return value
         if known.is_floating_point() != value.is_floating_point():
-            raise InputError(f"{path} holds {_name(value.dtype)} for input {key!r}, which takes {_name(known.dtype)}.")
+            raise InputError(
+                f"{path} holds {dtype_name(value.dtype)} for input {key!r}, which takes {dtype_name(known.dtype)}."
+            )
         return value.to(known.dtype)
 
     if isinstance(batch, dict):
         return {key: typed(key, value) for key, value in batch.items()}
     return tuple(typed(place, value) for place, value in enumerate(batch))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _further(loaded: Loaded, batches: Sequence[Batch]) -> list[Loaded]:

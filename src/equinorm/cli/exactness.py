@@ -3,8 +3,7 @@
 import torch
 
 from equinorm._deviation import LIMITS, coarsest
-from equinorm._errors import EquinormError
-from equinorm.cli.weights import dtype_name
+from equinorm._errors import EquinormError, dtype_name
 
 __all__ = ["LIMITS", "VERIFYING", "WIDER", "InexactError", "coarsest", "remedy", "verify"]
 

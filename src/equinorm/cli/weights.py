@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from equinorm._errors import EquinormError
+from equinorm._errors import EquinormError, dtype_name
 from equinorm._memory import place_of
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -276,8 +276,3 @@ def first_sentence(error: BaseException) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Such as float32."""
-    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,6 @@
 """Flips of sign, then a permutation: what must be found before the scales of two networks can be compared."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -9,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from equinorm.discovery.graph.export import Graphs
+from equinorm.joining.forms import Forms
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
 from equinorm.permuting.nearest import Activations, matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 
-Tensors = Mapping[str, Tensor]
 Orders = dict[str, Tensor]
 
 
@@ -26,7 +25,7 @@ _COPIES = 0.5
 """Networks whose weights have a larger cosine, once matched, come from one another."""
 
 
-def _square(tensors: Tensors) -> float:
+def _square(tensors: Forms) -> float:
     return sum(float(tensor.square().sum(dtype=torch.float64)) for tensor in tensors.values())
 
 
@@ -66,7 +65,7 @@ class Moves:
         """Is there nothing to move?"""
         return not self.flips.num_free and not self.group.num_families
 
-    def canonical_signs(self, tensors: Tensors) -> Tensor:
+    def canonical_signs(self, tensors: Forms) -> Tensor:
         """Signs that make Σ w³·r of every channel positive, r random along axes that no permutation moves.
 
         Permuted copies of a network get the same, permuted; flipped copies get those that make them equal.
@@ -85,7 +84,7 @@ class Moves:
             cubes[name] = weight
         return self.flips.fit(tensors, cubes)
 
-    def matched(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
+    def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
         alike = [
             self.flips.flipped(side, self.canonical_signs(side)) if self.flips.num_free else side for side in (ours, theirs)
@@ -93,20 +92,18 @@ class Moves:
         order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
-    def settled(self, ours: Tensors, theirs: Tensors) -> tuple[Tensor, Orders]:
+    def settled(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where most of them are copies."""
         layout = self.group.layout
         one, other = ({name: bounded(side[name], theirs[name]) for name in layout.names} for side in (ours, theirs))
         order = settled(Sides([*one.values()], [*other.values()], [*layout.axes.values()]), layout.atoms, layout.around)
         return self.fitted(one, other, layout.by_name(order)), layout.by_name(order)
 
-    def moved(self, tensors: Tensors, chosen: Tensor, order: Orders) -> Tensors:
+    def moved(self, tensors: Forms, chosen: Tensor, order: Orders) -> Forms:
         """Tensors after flips and a permutation; families that it does not name stay."""
         return self.group.layout.moved(self._flipped(tensors, chosen), order)
 
-    def assigned(
-        self, ours: Tensors, theirs: Tensors, search: "Search", seen: "Seen | None" = None
-    ) -> tuple[Tensor, Orders, int]:
+    def assigned(self, ours: Forms, theirs: Forms, search: "Search", seen: "Seen | None" = None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
 
         Args:
@@ -125,7 +122,7 @@ class Moves:
         return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
-        self, sides: tuple[Tensors, Tensors], start: tuple[Tensor, Orders], search: "Search", seen: "Seen | None"
+        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: "Search", seen: "Seen | None"
     ) -> tuple[tuple[Tensor, Orders, int], float]:
         """A fixed point, and how well it agrees."""
         (ours, theirs), (chosen, order), total, agreement = sides, start, 0, 0.0
@@ -140,21 +137,21 @@ class Moves:
             chosen = better
         return (chosen, order, total), agreement if seen is not None else self._agreement(ours, theirs, chosen, order)
 
-    def _agreement(self, ours: Tensors, theirs: Tensors, chosen: Tensor, order: Orders) -> float:
+    def _agreement(self, ours: Forms, theirs: Forms, chosen: Tensor, order: Orders) -> float:
         """⟨π(a), b⟩, the larger the nearer."""
         moved = self.moved(ours, chosen, order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
-    def _flipped(self, tensors: Tensors, chosen: Tensor) -> Tensors:
+    def _flipped(self, tensors: Forms, chosen: Tensor) -> Forms:
         return self.flips.flipped(tensors, chosen) if len(chosen) else tensors
 
-    def fitted(self, ours: Tensors, theirs: Tensors, order: Orders) -> Tensor:
+    def fitted(self, ours: Forms, theirs: Forms, order: Orders) -> Tensor:
         """The best signs before a given permutation."""
         if not self.flips.num_free:
             return torch.ones(0, dtype=torch.int64)
         return self.flips.fit(ours, self._back(theirs, order))
 
-    def _back(self, tensors: Tensors, order: Orders) -> dict[str, Tensor]:
+    def _back(self, tensors: Forms, order: Orders) -> dict[str, Tensor]:
         """Tensors before a permutation."""
         whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
         places = self.group.layout.moved({n: torch.arange(t.numel()).reshape(t.shape) for n, t in whole.items()}, order)

@@ -1,6 +1,6 @@
 """How near one network comes to another that no rescaling, permutation or flip of signs makes it: what is left, and where."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +9,9 @@ from torch import Tensor
 from equinorm._symmetries import Symmetries
 from equinorm.joining.differences import Change, changes
 from equinorm.joining.fitting import medians
-from equinorm.joining.forms import dtype_of, forms, real, rescaled
+from equinorm.joining.forms import Forms, dtype_of, forms, real, rescaled
 from equinorm.joining.moves import Moves, Orders
 
-Tensors = Mapping[str, Tensor]
 Both = tuple[Symmetries, Symmetries]
 
 
@@ -80,7 +79,7 @@ def _scaled(
     both: Both,
     moves: Moves,
     by: tuple[Tensor, Orders],
-    sides: tuple[Tensors, Tensors],
+    sides: tuple[Forms, Forms],
     scales: Sequence[Tensor],
     tolerance: float,
 ) -> Nearness:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from equinorm._errors import EquivalenceError, describe
+from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._symmetries import Symmetries
 
 
@@ -27,7 +27,7 @@ def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
     """Refuse models of which one holds a parameter in another dtype."""
     theirs = dict(model_b.named_parameters(remove_duplicate=False))
     for name, parameter in model_a.named_parameters(remove_duplicate=False):
-        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (parameter, theirs[name])]
+        kinds = [dtype_name(tensor.dtype) for tensor in (parameter, theirs[name])]
         if kinds[0] != kinds[1]:
             raise EquivalenceError(
                 f"{name} is {kinds[0]} in the first network and {kinds[1]} in the second. Bring both to one dtype, as "

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from equinorm._errors import RescaleError
+from equinorm._errors import RescaleError, dtype_name
 from equinorm._scaling import Cast, Scaling, joint_log_scales
 from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
 from equinorm.sharding.boxes import part_of
@@ -30,8 +30,8 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
             largest = torch.finfo(cast.dtype).max
             if bool(((after.abs() > largest) & (weight.abs() <= largest)).any()):
                 raise RescaleError(
-                    f"cannot rescale {cast.tensor}: the network casts it to {_name(cast.dtype)}, by {cast.reason}, where it "
-                    f"would overflow (largest number {largest:.1e}). Use smaller log-scales."
+                    f"cannot rescale {cast.tensor}: the network casts it to {dtype_name(cast.dtype)}, by {cast.reason}, "
+                    f"where it would overflow (largest number {largest:.1e}). Use smaller log-scales."
                 )
 
 
@@ -51,19 +51,15 @@ def check_training(found: Sequence[Cast], moving: Sequence[Scaling], power_of_tw
         if unit_of_powers_of_two([*moving, cast]) != unit_of_powers_of_two(moving):
             raise RescaleError(
                 f"cannot rescale exactly: the network rounds a value that moves with a fractional power of a scale to "
-                f"{_name(cast.dtype)}, by {cast.reason}. Leave its module out (modules=), or compute there in more bits."
+                f"{dtype_name(cast.dtype)}, by {cast.reason}. Leave its module out (modules=), or compute there in more bits."
             )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def refusal(cast: Cast) -> str:
     """Why real scales are refused, and what to do."""
     info = torch.finfo(cast.dtype)
     text = (
-        f"cannot rescale exactly by real scales: the network rounds a value that scales to {_name(cast.dtype)}, by "
+        f"cannot rescale exactly by real scales: the network rounds a value that scales to {dtype_name(cast.dtype)}, by "
         f"{cast.reason}. Only powers of two leave that as it is; others would change it by up to {info.eps / 2:.1e} of itself. "
         "Use powers of two (power_of_two=True)"
     )
@@ -81,5 +77,5 @@ def described(found: Sequence[Cast]) -> list[str]:
         places = len({cast.reason for cast in here}) - 1
         more = f" and {places} more" if places else ""
         classes = "1 class passes" if count == 1 else f"{count} classes pass"
-        lines.append(f"  {classes} a cast to {_name(dtype)}: {here[0].reason}{more}")
+        lines.append(f"  {classes} a cast to {dtype_name(dtype)}: {here[0].reason}{more}")
     return ["powers of two only:", *lines] if lines else []
