@@ -210,8 +210,8 @@ def test_what_holds_nan_is_named_with_its_network():
 def test_medians_reach_the_middle_of_a_deep_network():
     """From no first guess: a class is told once those around it are settled, and three turns by all weights are too few."""
     torch.manual_seed(0)
-    layers = [layer for _ in range(11) for layer in (nn.Linear(6, 6), nn.ReLU())]
-    net, x = nn.Sequential(*layers, nn.Linear(6, 6)).double(), torch.randn(2, 6, dtype=torch.float64)
+    layers = [layer for _ in range(11) for layer in (nn.Linear(6, 6, bias=False), nn.ReLU())]
+    net, x = nn.Sequential(*layers, nn.Linear(6, 6, bias=False)).double(), torch.randn(2, 6, dtype=torch.float64)
     symmetries = equinorm.symmetries(net, x)
     before, z = copy.deepcopy(net.state_dict()), torch.randn(symmetries.num_free, dtype=torch.float64)
     symmetries.rescale_(z)
