@@ -4,7 +4,7 @@
 #     benchmarks/gpu.sh [--dry] [--output FOLDER] [--data FOLDER] [--budget SECONDS]
 #
 # Each step runs by itself, with a limit, and writes FOLDER/STEP.log; results are lines of JSON in FOLDER/*.jsonl. A step that
-# has ended is not run again, and one that trains goes on from its last checkpoint: run the same command again for what is left.
+# has ended is not run again, and one that trains goes on where it was saved: run the same command again for what is left.
 # --dry tries every script on a CPU, on the smallest networks: about a minute of one core. PYTHON names another python.
 
 set -u
@@ -42,8 +42,8 @@ together() {
     local limit=$1 method
     shift
     for method in "$@"; do
-        (step "train-$method" "$limit" "$python" benchmarks/convolutional.py "$method" "${training[@]}" \
-            --checkpoints "$out/checkpoints" --output "$out/convolutional-$method.jsonl") &
+        (step "train-$method" "$limit" "$python" -m equinorm train --preset conv "${training[@]}" --methods "$method" --seeds 1 \
+            --select-epochs 0 --lrs 0.05 --workers 1 --results "$out/conv-$method.jsonl" --picture "$out/conv-$method.png") &
     done
     wait
     for method in "$@"; do [ -e "$out/train-$method.done" ] || failed+=("train-$method"); done
@@ -52,12 +52,12 @@ together() {
 if [ -n "$dry" ]; then
     device=cpu networks=(fc) rounds=2 batch=2 size=32 weights=1e5 normed=(resnet18) small=(--width 8)
     tests=(tests/training/test_optimizers.py -k "capturable and AdamW")
-    training=(--data digits --width 2 --epochs 1 --device cpu) methods=(baseline enorm_bn) forms=(--compile)
+    training=(--set data=digits --set width=2 --set augment=0 --epochs 1) methods=(baseline enorm_bn) forms=(--compile)
 else
     device=cuda networks=(fc conv resnet18 resnet50 vit) rounds=30 batch=64 size=224 weights=1e9 normed=(resnet18 resnet50) small=()
     tests=(tests/training/test_optimizers.py tests/training/test_optimizers_of_today.py tests/training/test_several_optimizers.py
         tests/training/test_enorm.py)
-    training=(--data "$data") methods=(baseline bn gn enorm enorm_bn) forms=("" --compile)
+    training=(--data "$data" --device cuda --set bfloat16=1 --set compiled=1) methods=(baseline bn gn enorm enorm_bn) forms=("" --compile)
 fi
 
 step tests 100 env EQUINORM_DEVICE=$device "$python" -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}"

@@ -11,7 +11,7 @@ from experiment_tools import TINY, Pretend, result
 from equinorm.experiments.config import DEFAULTS, ExperimentError, Run, Sweep, decade, parse, place
 from equinorm.experiments.protocol import compare, label
 from equinorm.experiments.results import Curves, Results, provenance, read
-from equinorm.experiments.workers import Pool
+from equinorm.experiments.workers import Place, Pool
 
 SWEEP = Sweep(TINY, ("baseline",), depths=(2,), batches=(128,), seeds=3, select_epochs=1, lrs=(0.01, 0.1))
 
@@ -240,12 +240,12 @@ def test_unknown_names_are_refused():
 
 
 def test_errors_in_processes_are_told(tmp_path):
-    pool = Pool(1, tmp_path, "cpu")
+    pool = Pool(1, Place(tmp_path))
     pool.start(Run(data="cifar10"))
     with pytest.raises(ExperimentError, match=r"^there is no .*data_batch_1"):
         pool.finish(print)
     pool.stop()
-    dead = Pool(1, tmp_path, "cpu")
+    dead = Pool(1, Place(tmp_path))
     dead.stop()
     with pytest.raises(ExperimentError, match="worker process ended"):
         dead.finish(print)

@@ -8,7 +8,7 @@ import pytest
 from cli_tools import folder, invoke, record, refusal
 from experiment_tools import TINY, result
 
-from equinorm.experiments import presets
+from equinorm.experiments import presets, trainer, unfinished
 from equinorm.experiments.config import Run, asymmetry
 from equinorm.experiments.figures import pictures
 from equinorm.experiments.results import Results, read
@@ -56,13 +56,34 @@ def test_table_shows_the_record():
         assert f" {cell['run']['lr']:g} " in line
 
 
-def test_several_processes(folder):
-    """Two processes give the curves of one, and of this one: a seed decides everything."""
+def test_several_processes(folder, monkeypatch):
+    """Two processes give the curves of one, and of this one: a seed decides everything. Nothing unfinished is left."""
     found = []
+    monkeypatch.setattr(unfinished, "SAVED_EVERY", 0.0)
     for name, workers in (("a.jsonl", "1"), ("b.jsonl", "2")):
         train("--methods", "baseline", "--results", name, "--workers", workers)
         found.append({entry.run: (entry.accuracy, entry.curves) for entry in read(folder / name)})
     assert found[0] == found[1]
+    assert not list(folder.glob("*.unfinished"))
+
+
+def test_an_interrupted_command_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(unfinished, "SAVED_EVERY", 0.0)
+    original, seen = trainer.Trainer.epoch, []
+
+    def epoch(self, *args):
+        seen.append(len(self.curves.loss))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(trainer.Trainer, "epoch", epoch)
+    arguments = ["--methods", "enorm", "--epochs", "4", "--seeds", "1", "--select-epochs", "0", "--results", "r.jsonl"]
+    invoke("train", *SMALL, *arguments, code=130)
+    assert len(list((folder / "r.unfinished").iterdir())) == 1
+    train(*arguments)
+    assert seen == [0, 1, 2, 2, 3]
+    assert not (folder / "r.unfinished").exists()
 
 
 def test_presets_from_files(folder):
@@ -112,7 +133,7 @@ def test_figures(folder):
     assert {path.name for path in (folder / "out").iterdir()} == {f"digits-fc-{name}.png" for name in names}
     assert sorted(found["pictures"]) == sorted(str(path.relative_to(folder)) for path in (folder / "out").iterdir())
     assert all(path.read_bytes().startswith(PNG) for path in (folder / "out").iterdir())
-    assert "exists" in refusal("figures", "r.jsonl", "-o", "out")
+    assert "exists by now. Use --force to replace it" in refusal("figures", "r.jsonl", "-o", "out")
     assert record("figures", "r.jsonl", "-o", "out", "--force") == found
 
 

@@ -10,8 +10,8 @@ from experiment_tools import TINY, digits, write_cifar10
 from torch import nn
 
 import equinorm
-from equinorm.experiments import networks, trainer
-from equinorm.experiments.config import METHODS, Run
+from equinorm.experiments import networks, trainer, unfinished
+from equinorm.experiments.config import METHODS, ExperimentError, Run
 from equinorm.experiments.datasets import in_memory
 from equinorm.experiments.path_norms import kappa
 from equinorm.experiments.thumbnails import decode
@@ -149,6 +149,64 @@ def test_runs_repeat_exactly():
     one, other = train(TINY, DATA), train(TINY, DATA)
     assert (one.curves, one.accuracy) == (other.curves, other.accuracy)
     assert one.curves.loss != train(replace(TINY, seed=1), DATA).curves.loss
+
+
+def interrupted(run, data, folder, monkeypatch, epoch=2):
+    """What comes of a run that ends behind an epoch, and goes on as a new one."""
+    monkeypatch.setattr(unfinished, "SAVED_EVERY", 0.0)
+
+    def progress(number, *_):
+        if number == epoch + 1:  # of what this epoch did nothing has been saved
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(run, data, progress=progress, unfinished=folder)
+    (kept,) = folder.iterdir()
+    assert run.method in kept.name
+    seen = []
+    found = train(run, data, progress=lambda number, *_: seen.append(number), unfinished=folder)
+    assert seen == [*range(epoch + 1, run.epochs + 1)]
+    return found
+
+
+DEEP = replace(TINY, epochs=4, momentum=0.9, weight_decay=0.01, lr=0.02)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        replace(DEEP, method="bn"),
+        replace(DEEP, method="path_sgd", path_every=7),
+        replace(DEEP, method="enorm", biases=True, c=1.4, c_end=1.0, every=3),
+        replace(DEEP, method="balanced", held_out=True),
+        Run(data="cifar10", network="conv", method="enorm_bn", width=8, batch=25, epochs=4, lr=0.01, augment=True),
+    ],
+    ids=lambda run: run.method,
+)
+def test_a_run_that_was_interrupted_ends_the_same(run, tmp_path, monkeypatch):
+    data = DATA
+    if run.data == "cifar10":
+        write_cifar10(tmp_path)
+        data = in_memory._memory.__wrapped__("cifar10", tmp_path, "cpu")
+    parts, whole = interrupted(run, data, tmp_path / "unfinished", monkeypatch), train(run, data)
+    times = {"seconds": 0.0, "images_per_second": 0.0}
+    assert parts.seconds > 0
+    assert replace(parts, **times) == replace(whole, **times)
+
+
+def test_an_unfinished_run_of_something_else_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "unfinished"
+    interrupted(DEEP, DATA, folder, monkeypatch)
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    with pytest.raises(ExperimentError, match=r"was begun with torch 2\..* here it is 9\.0.* Delete the file to start over"):
+        train(DEEP, DATA, unfinished=folder)
+    (kept,) = folder.iterdir()
+    for content in (b"", b"broken", kept.read_bytes()[:-100]):
+        kept.write_bytes(content)
+        with pytest.raises(ExperimentError, match=r"cannot read the unfinished run .*Delete it to start over"):
+            train(DEEP, DATA, unfinished=folder)
+    kept.unlink()
+    train(DEEP, DATA, unfinished=folder)
 
 
 @pytest.mark.parametrize("method", ["baseline", "enorm", "bn"])

@@ -9,9 +9,9 @@ import pytest
 
 PROGRAM = """
 import time
-from equinorm.experiments.workers import Pool
+from equinorm.experiments.workers import Place, Pool
 if __name__ == "__main__":
-    pool = Pool(2, None, "cpu")
+    pool = Pool(2, Place())
     print(*[process.pid for process in pool._processes], flush=True)
     time.sleep(120)
 """

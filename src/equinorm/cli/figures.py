@@ -10,6 +10,7 @@ from rich.console import RenderableType
 
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
+from equinorm.cli.wording import forced
 from equinorm.cli.writing import make_folder, write_atomically
 from equinorm.experiments.config import ExperimentError
 from equinorm.experiments.figures import pictures
@@ -50,7 +51,7 @@ def figures(
         write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
         return record, shown(record), 0
 
-    run(work, json, debug, str)
+    run(work, json, debug, forced)
 
 
 def draw_all(path: Path, folder: Path, say: Callable[[str], None]) -> tuple[Figures, list[tuple[Path, bytes]]]:

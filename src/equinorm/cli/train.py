@@ -12,8 +12,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from equinorm._display import count
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
+from equinorm.cli.wording import forced
 from equinorm.cli.writing import check_target, write_atomically
 from equinorm.experiments.config import DEFAULTS, METHODS, ExperimentError, Sweep, convert
 from equinorm.experiments.figures import overview_png
@@ -21,7 +23,7 @@ from equinorm.experiments.presets import PRESETS, preset
 from equinorm.experiments.protocol import Cell, Comparison, Report, compare
 from equinorm.experiments.results import Results
 from equinorm.experiments.series import experiments
-from equinorm.experiments.workers import Here, Pool
+from equinorm.experiments.workers import Here, Place, Pool
 from equinorm.reporting.tables import facts, table
 
 PICTURE = Path("equinorm-train.png")
@@ -66,7 +68,7 @@ def train(
         record = replace(record, picture=str(picture))
         return record, shown(record), 0
 
-    run(work, json, debug, str)
+    run(work, json, debug, forced)
 
 
 def sweep(name: str, options: Mapping[str, Any], settings: list[str]) -> Sweep:
@@ -130,7 +132,8 @@ def run_sweep(
         raise ExperimentError(f"results are lines of JSON: name a .jsonl file instead of {results}.")
     kept = Results(results)
     kept.check_writable()
-    pool = Pool(workers, folder, device) if workers > 1 else Here(folder, device)
+    place = Place(folder, device, kept.unfinished)
+    pool = Pool(workers, place) if workers > 1 else Here(place)
     try:
         cells, runs, repeated = compare(asked, kept, pool, report)
     finally:
@@ -177,7 +180,8 @@ def shown(record: Comparison) -> RenderableType:
         )
         for cell in record.cells
     ]
-    title = f"Final weights after {base.epochs} epochs, {record.sweep.seeds} seeds; learning rates from held-out images"
+    rates = "from held-out images" if record.sweep.select_epochs else "as given"
+    title = f"Final weights after {count(base.epochs, 'epoch')}, {count(record.sweep.seeds, 'seed')}; learning rates {rates}"
     return Group(head, Text(), table(title, columns, rows))
 
 

@@ -35,6 +35,11 @@ def worded(text: str) -> str:
     return re.sub(r"(?<=must be )None or |\bmath\.(?=inf\b)", "", text)
 
 
+def forced(text: str) -> str:
+    """A message of a command that passes on no argument but `force`: others may be settings that the user has typed."""
+    return text.replace("force=True", OPTIONS["force"])
+
+
 def _option(name: str, value: str) -> str:
     option = OPTIONS[name]
     if value in ("True", "False", "None"):

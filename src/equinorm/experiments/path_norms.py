@@ -10,7 +10,8 @@ w ← w − η·κ⁻¹·∂L/∂w commutes with every rescaling. Max-pooling pa
 Sources: Neyshabur, Salakhutdinov, Srebro, NeurIPS 2015 (path-SGD); PathCond, arXiv 2602.19799.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -55,9 +56,17 @@ class PathSGD:
         self._parameters = dict(model.named_parameters())
         self._every, self._steps = every, 0
         first = kappa(model, shape).values()
-        unit = sum(float(part.double().sum()) for part in first) / sum(part.numel() for part in first)
-        self._compute: Callable[[], dict[str, Tensor]] = lambda: kappa(model, shape, unit)
+        self._unit = sum(float(part.double().sum()) for part in first) / sum(part.numel() for part in first)
+        self._compute: Callable[[], dict[str, Tensor]] = lambda: kappa(model, shape, self._unit)
         self._kappa: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps made, the unit of κ, and κ where it is kept for further steps."""
+        return {"steps": self._steps, "unit": self._unit, "kappa": self._kappa if self._steps % self._every else []}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._steps, self._unit, self._kappa = state["steps"], state["unit"], state["kappa"]
 
     @torch.no_grad()
     def divide_(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from equinorm.experiments.config import ExperimentError, Run
+from equinorm.experiments.unfinished import Unfinished
 from equinorm.reporting.records import as_json
 
 
@@ -80,7 +81,7 @@ def provenance(device: str) -> dict[str, Any]:
         "commit": commit,
         "changed": changed,
         "equinorm": metadata.version("equinorm"),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
@@ -126,6 +127,11 @@ class Results:
         self.by_run: dict[Run, Result] = {}
         self.refresh()
 
+    @property
+    def unfinished(self) -> Path | None:
+        """Folder beside the file, of runs on their way."""
+        return None if self._path is None else self._path.with_suffix(".unfinished")
+
     def refresh(self) -> None:
         """Read the lines that were added since the last time.
 
@@ -156,7 +162,7 @@ class Results:
             _lock()
 
     def append(self, result: Result) -> None:
-        """Keep a result, and write it as one line.
+        """Keep a result, and write it as one line; then nothing of the run is unfinished.
 
         Raises:
             ExperimentError: if the file cannot be written.
@@ -179,6 +185,7 @@ class Results:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ExperimentError(f"cannot write {self._path}: {error.strerror}. Earlier results are as they were.") from error
+        Unfinished(self.unfinished, result.run).remove()
 
 
 def _lock() -> Callable[[BinaryIO], None]:

@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from equinorm.experiments.config import METHODS, Run
 from equinorm.experiments.datasets.in_memory import Data, Images
 from equinorm.experiments.path_norms import PathSGD, condition_
 from equinorm.experiments.results import Curves, Result, provenance, rounded
+from equinorm.experiments.unfinished import State, Unfinished
 
 Progress = Callable[[int, float, float], None]
 """Called after every epoch with its number, the training loss and the accuracy."""
@@ -25,18 +28,22 @@ _CHECK = 25
 _SCORED_AT_ONCE = {"fc": 2000}
 
 
-def train(run: Run, data: Data, device: str = "cpu", progress: Progress = lambda *_: None) -> Result:
+def train(
+    run: Run, data: Data, device: str = "cpu", progress: Progress = lambda *_: None, unfinished: Path | None = None
+) -> Result:
     """Train once, and score the final weights.
 
     The learning rate grows linearly during `warmup` and falls linearly to 0; weight decay acts on every parameter. All
     methods of one seed start from the same weights and see the same batches.
+
+    A run that was interrupted goes on from the folder `unfinished`, and ends in the same weights, bit for bit on a CPU.
     """
     torch.manual_seed(run.seed)
     model = networks.build(run, data.shape, data.classes).to(device)
     if run.network != "fc":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster
     trained, scored = (data.kept, data.held_out) if run.held_out else (data.train, data.test)
-    return Trainer(run, model, trained, scored, data, device).train(progress)
+    return Trainer(run, model, trained, scored, data, device).train(progress, Unfinished(unfinished, run))
 
 
 class Trainer:
@@ -60,6 +67,10 @@ class Trainer:
         self.optimizer = optim.SGD(parameters, run.lr, run.momentum, weight_decay=run.weight_decay, fused=True)
         self.paths = PathSGD(model, self.shape, run.path_every) if self.method.path else None
         self.hook = self._balancing(options) if self.method.balancing else None
+        self.forward = torch.compile(model) if run.compiled else model
+        self.order = torch.Generator().manual_seed(run.seed)
+        self.steps, self.seconds = 0, 0.0
+        self.source = provenance(device)
 
     def _balancing(self, options: dict[str, Any]) -> equinorm.ENorm:
         run = self.run
@@ -76,25 +87,30 @@ class Trainer:
             match_biases=run.match_biases,
             symmetric_biases=run.symmetric_biases,
             gradients=False,
+            compile=True if run.compiled else None,
             **options,
         )
 
-    def train(self, progress: Progress) -> Result:
-        """All epochs, and the score of the final weights."""
-        run, started = self.run, time.perf_counter()
+    def train(self, progress: Progress, unfinished: Unfinished | None = None) -> Result:
+        """All epochs that are left, and the score of the final weights."""
+        run, diverged = self.run, False
+        unfinished = unfinished or Unfinished(None, run)
         pictures = thumbnails.matrices(self.model) if run.seed == 0 and not run.held_out else {}
-        order = torch.Generator().manual_seed(run.seed)
         per_epoch = -(-len(self.trained) // run.batch)
-        seconds, steps, diverged = 0.0, 0, False
-        self._watch()
-        for epoch in range(run.epochs):
+        state = unfinished.load(self.device, self._maker())
+        if state is None:
+            self._watch()
+        else:
+            self._resume(state)
+        for epoch in range(len(self.curves.loss), run.epochs):
             self.model.train()
             if self.hook and run.c_end:
                 self.hook.c = run.c + (run.c_end - run.c) * epoch / max(run.epochs - 1, 1)
             started = time.perf_counter()
-            loss, taken = self.epoch(torch.randperm(len(self.trained), generator=order), steps, run.epochs * per_epoch)
-            seconds += time.perf_counter() - started
-            steps += taken
+            order = torch.randperm(len(self.trained), generator=self.order)
+            loss, taken = self.epoch(order, self.steps, run.epochs * per_epoch)
+            self.seconds += time.perf_counter() - started
+            self.steps += taken
             diverged = not math.isfinite(loss) or not self._finite()
             accuracy = 1 / self.data.classes if diverged else self._accuracy()
             self.curves.loss.append(*rounded([loss]))
@@ -103,22 +119,52 @@ class Trainer:
             progress(epoch + 1, loss, accuracy)
             if diverged:
                 break
+            unfinished.save(self._state)
         after = thumbnails.matrices(self.model) if pictures and not diverged else {}
         return Result(
             run=run,
             accuracy=self.curves.accuracy[-1] if self.curves.accuracy else self._accuracy(),
             diverged=diverged,
-            steps=steps,
+            steps=self.steps,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             num_free=None if self.symmetries is None else self.symmetries.num_free,
             curves=self.curves,
             pictures={name: [thumbnails.encode(pictures[name]), thumbnails.encode(last)] for name, last in after.items()},
-            seconds=round(seconds, 3),
-            images_per_second=round(steps * run.batch / seconds, 1) if seconds else 0.0,
+            seconds=round(self.seconds, 3),
+            images_per_second=round(self.steps * run.batch / self.seconds, 1) if self.seconds else 0.0,
             images=(len(self.trained), len(self.scored)),
             digest=self.data.digest,
-            source=provenance(self.device),
+            source=self.source,
         )
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "hook": self.hook, "paths": self.paths}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _state(self) -> State:
+        """All that the epochs to come depend on, and what is recorded so far."""
+        random = {"cpu": torch.get_rng_state(), "order": self.order.get_state()}
+        if self.device != "cpu":
+            random["device"] = torch.cuda.get_rng_state(self.device)
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        record = {"curves": asdict(self.curves), "steps": self.steps, "seconds": self.seconds}
+        return {**parts, **record, "random": random, "maker": self._maker()}
+
+    def _maker(self) -> dict[str, Any]:
+        """What all epochs of one run must share."""
+        return {name: self.source[name] for name in ("equinorm", "commit", "torch", "device")} | {"images": self.data.digest}
+
+    def _resume(self, state: State) -> None:
+        """Go on where this state was kept."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        random = {name: value.cpu() for name, value in state["random"].items()}
+        torch.set_rng_state(random["cpu"])
+        self.order.set_state(random["order"])
+        if self.device != "cpu":
+            torch.cuda.set_rng_state(random["device"], self.device)
+        self.curves, self.steps, self.seconds = Curves(**state["curves"]), state["steps"], state["seconds"]
 
     def epoch(self, order: Tensor, done: int, total: int) -> tuple[float, int]:
         """Mean loss and steps of one epoch; stops at a loss that is not finite."""
@@ -133,7 +179,7 @@ class Trainer:
                 group["lr"] = rate
             self.optimizer.zero_grad()
             with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=run.bfloat16):
-                outputs = self.model(images)
+                outputs = self.forward(images)
             loss = nn.functional.cross_entropy(outputs.float(), labels)
             loss.backward()
             if self.paths:

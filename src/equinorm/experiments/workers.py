@@ -41,13 +41,33 @@ class _Failure:
 Listen = Callable[[Epoch], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where runs are made.
+
+    Attributes:
+        images: folder of the images, but for digits.
+        device: of PyTorch.
+        unfinished: folder of the runs on their way; None keeps none.
+    """
+
+    images: Path | None = None
+    device: str = "cpu"
+    unfinished: Path | None = None
+
+    def train(self, run: Run, listen: Listen) -> Result:
+        """Make one run, or what is left of it."""
+        data = folders.load(run, self.images, self.device)
+        return train(run, data, self.device, lambda *state: listen(Epoch(run, *state)), self.unfinished)
+
+
 class Here:
     """Runs one after the other in this process, with the threads that it has."""
 
     workers = 1
 
-    def __init__(self, folder: Path | None, device: str) -> None:
-        self._folder, self._device, self._waiting = folder, device, queue.SimpleQueue[Run]()
+    def __init__(self, place: Place) -> None:
+        self._place, self._waiting = place, queue.SimpleQueue[Run]()
 
     def start(self, run: Run) -> None:
         """Put a run into the queue."""
@@ -55,9 +75,7 @@ class Here:
 
     def finish(self, listen: Listen) -> Result:
         """Do the next run."""
-        run = self._waiting.get()
-        data = folders.load(run, self._folder, self._device)
-        return train(run, data, self._device, lambda *state: listen(Epoch(run, *state)))
+        return self._place.train(self._waiting.get(), listen)
 
     def stop(self) -> None:
         """Nothing to end."""
@@ -66,11 +84,11 @@ class Here:
 class Pool:
     """Processes that take runs from a queue; they end with this program."""
 
-    def __init__(self, workers: int, folder: Path | None, device: str) -> None:
+    def __init__(self, workers: int, place: Place) -> None:
         context: Any = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, nor torch's threads
         self.workers = workers
         self._tasks, self._messages = context.SimpleQueue(), context.Queue()
-        arguments = (self._tasks, self._messages, folder, device)
+        arguments = (self._tasks, self._messages, place)
         self._processes = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
         with _interrupts_held():
             for process in self._processes:
@@ -103,22 +121,21 @@ class Pool:
             listen(message)
 
     def stop(self) -> None:
-        """End all processes at once: what is not finished is lost."""
+        """End all processes at once: of what is not finished, the epochs since it was last saved are lost."""
         for process in self._processes:
             process.terminate()
         for process in self._processes:
             process.join()
 
 
-def _work(tasks: Any, messages: Any, folder: Path | None, device: str) -> None:
+def _work(tasks: Any, messages: Any, place: Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         run = tasks.get()
         try:
-            data = folders.load(run, folder, device)
-            messages.put(train(run, data, device, lambda *state, run=run: messages.put(Epoch(run, *state))))
+            messages.put(place.train(run, messages.put))
         except ExperimentError as error:  # of the images or the settings, which all runs share
             messages.put(_Failure(str(error), traceback.format_exc()))
         except Exception as error:

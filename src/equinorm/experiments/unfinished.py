@@ -1,0 +1,80 @@
+"""Runs on their way, in files beside the results: one that was interrupted goes on behind its last saved epoch."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equinorm.experiments.config import ExperimentError, Run
+from equinorm.reporting.files import make_folder, write_atomically
+from equinorm.reporting.records import as_json
+
+SAVED_EVERY = 30.0
+"""Seconds between two saves, at least."""
+
+State = dict[str, Any]
+"""Tensors, numbers, and lists and dictionaries of them."""
+
+
+class Unfinished:
+    """The file of one run.
+
+    Args:
+        folder: that it lies in; None keeps nothing.
+        run: whose it is.
+    """
+
+    def __init__(self, folder: Path | None, run: Run) -> None:
+        name = hashlib.sha256(json.dumps(as_json(run), sort_keys=True).encode()).hexdigest()[:16]
+        self._path = None if folder is None else folder / f"{run.network}-{run.method}-{name}.pt"
+        self._saved = time.perf_counter()
+
+    def load(self, device: str, maker: Mapping[str, Any]) -> State | None:
+        """What was saved last; None where nothing was.
+
+        Args:
+            device: to load tensors to.
+            maker: what must not change on the way, such as versions; the state's entry "maker" is that of its time.
+
+        Raises:
+            ExperimentError: if the file cannot be read, or something else began the run.
+        """
+        if self._path is None or not self._path.exists():
+            return None
+        try:
+            state = torch.load(self._path, map_location=device, weights_only=True)
+            begun = state["maker"]
+        except Exception as error:  # of a file that is cut off, PyTorch raises almost any
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+            raise ExperimentError(f"cannot read the unfinished run {self._path}: {reason}. Delete it to start over.") from error
+        for name, value in maker.items():
+            if begun.get(name) != value:
+                raise ExperimentError(
+                    f"the unfinished run {self._path} was begun with {name} {begun.get(name)}, and here it is {value}. "
+                    "Delete the file to start over."
+                )
+        return state
+
+    def save(self, state: Callable[[], State]) -> None:
+        """Keep a state, unless one has just been kept.
+
+        Raises:
+            OutputError: if it cannot be written; the last one is as it was.
+        """
+        if self._path is None or time.perf_counter() - self._saved < SAVED_EVERY:
+            return
+        make_folder(self._path.parent)
+        write_atomically([(self._path, lambda path: torch.save(state(), path))], True)
+        self._saved = time.perf_counter()
+
+    def remove(self) -> None:
+        """Delete the file, and the folder with the last one."""
+        if self._path is not None and self._path.exists():
+            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others are still in it
+                self._path.parent.rmdir()
