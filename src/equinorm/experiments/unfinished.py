@@ -73,8 +73,10 @@ class Unfinished:
         self._saved = time.perf_counter()
 
     def remove(self) -> None:
-        """Delete the file, and the folder with the last one."""
-        if self._path is not None and self._path.exists():
-            self._path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # others are still in it
-                self._path.parent.rmdir()
+        """Delete the file, what a program that was killed left of it, and the folder with the last one."""
+        if self._path is None:
+            return
+        for path in (self._path, *self._path.parent.glob(f".{self._path.name}.*.tmp")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are still in it
+            self._path.parent.rmdir()
