@@ -119,7 +119,8 @@ class Flow:
         named, places = bind(target, node.args, node.kwargs), self._number(indices[0])
         axis = named["dim"] if "dim" in named else named["indices"].index(indices[0])
         size = table.meta["val"].shape[axis]
-        return places is not None and not places.is_floating_point() and len(torch.unique(places % size)) == size
+        is_whole_number = places is not None and places.dtype in (torch.int32, torch.int64)
+        return is_whole_number and len(torch.unique(places % size)) == size
 
     def _run(self, graph: fx.Graph, carried: dict[fx.Node, _Shown]) -> _Shown:
         """Follow what enters a graph; return what its results show."""
@@ -206,10 +207,11 @@ class Flow:
 
     def _met(self, node: fx.Node, argument: fx.Node, parts: list[_Part]) -> list[_Part]:
         """What is left of a factor where others are constants: what meets zeros only is not read."""
-        shape = argument.meta["val"].shape if isinstance(argument.meta.get("val"), Tensor) else ()
-        for number in self._zeros(node):
-            kept = number != 0
+        for factor, number in self._zeros(node):
+            shape, kept = argument.meta["val"].shape, number != 0
             if (axes := _CONTRACTIONS.get(key(node.target))) is not None:  # pyright: ignore[reportArgumentType]
+                if any(part not in (factor, argument) for part in node.args[:2]):
+                    continue
                 own, other = axes if argument is node.args[0] else axes[::-1]
                 own, other = max(own, -len(shape)) % len(shape), max(other, -number.dim()) % number.dim()
                 kept = _along(own, kept.movedim(other, 0).reshape(number.shape[other], -1).any(1), len(shape))
@@ -218,12 +220,12 @@ class Flow:
             ]
         return parts
 
-    def _zeros(self, node: fx.Node) -> list[Tensor]:
+    def _zeros(self, node: fx.Node) -> list[tuple[fx.Node, Tensor]]:
         """Constants among the factors of a product in which there are zeros."""
         name = key(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
         factors = node.all_input_nodes if name in (*_PRODUCTS.split(), *_CONTRACTIONS) else []
-        numbers = [number for number in map(self._number, factors) if number is not None]
-        return [number for number in numbers if not bool(number.all())]
+        numbers = [(factor, number) for factor in factors if (number := self._number(factor)) is not None]
+        return [(factor, number) for factor, number in numbers if not bool(number.all())]
 
     def _number(self, node: fx.Node) -> Tensor | None:
         """A value that no input and no weight can change, if its numbers are at hand."""
@@ -251,12 +253,12 @@ def _behind(node: fx.Node, argument: fx.Node, parts: list[_Part], masks: Sequenc
     axes = [axis for axis, mask in enumerate(masks) if bool(mask.any())]
     target: Any = node.target
     named, is_read = bind(target, node.args, node.kwargs), not any(bool(mask.all()) for mask in masks)
-    mixed = len(masks) - len(named.get("normalized_shape", "1"))
+    apart = len(masks) - len(named.get("normalized_shape", [-1]))
     if not axes or not is_read or key(target) not in _ROWS.split() or named.get("dim", -1) not in (-1, len(masks) - 1):
         return [] if axes else parts
     for axis in axes if argument is node.args[0] else ():
         parts = [(table, only(label, _along(axis, ~masks[axis], len(masks)))) for table, label in parts]
-    return parts if max(axes) < mixed else []
+    return parts if max(axes) < apart else []
 
 
 def _broadcasts(given: Tensor, result: Any) -> bool:
