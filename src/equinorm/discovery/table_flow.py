@@ -101,10 +101,10 @@ class Flow:
             node = waiting.pop()
             for user in node.users:
                 does = self._does(user, node) if user.op != "output" or user.graph is graph else _NOTHING  # of a subgraph
-                if does == _ALL and (user not in self._own or user in self.whole) and not self._zeros(user):
+                if does == _ALL and (user not in self._own or user in self.whole) and not self._met(user, node):
                     return True
                 following = [inner for inner, value in _entrances(user) if value is node]
-                if (does == _EACH and not self._zeros(user)) or (does == _MOVED and self._keeps(user)):
+                if (does == _EACH and not self._met(user, node)) or (does == _MOVED and self._keeps(user)):
                     following += [user] if user.meta["val"].numel() >= node.meta["val"].numel() else []
                 waiting += [after for after in following if after not in reached]
                 reached.update(following)
@@ -152,7 +152,11 @@ class Flow:
         found: list[_Part] = []
         several: dict[int, list[_Part]] = {}
         for argument, parts in given.items():
-            does, parts = self._does(node, argument), self._met(node, argument, _flat(parts))
+            does, parts = self._does(node, argument), _flat(parts)
+            for kept in self._met(node, argument):
+                parts = [
+                    (table, only(label.expand(torch.broadcast_shapes(label.shape, kept.shape)), kept)) for table, label in parts
+                ]
             if does == _ALL and node in self._own and node not in self.whole:
                 self._made.setdefault(node, {})[argument] = parts
             elif does == _ALL:
@@ -205,27 +209,23 @@ class Flow:
         law: Any = find(target)
         return law(self._trace, Call(target, bind(target, args, kwargs), node.meta["val"]))
 
-    def _met(self, node: fx.Node, argument: fx.Node, parts: list[_Part]) -> list[_Part]:
-        """What is left of a factor where others are constants: what meets zeros only is not read."""
-        for factor, number in self._zeros(node):
-            shape, kept = argument.meta["val"].shape, number != 0
-            if (axes := _CONTRACTIONS.get(key(node.target))) is not None:  # pyright: ignore[reportArgumentType]
-                if any(part not in (factor, argument) for part in node.args[:2]):
-                    continue
-                own, other = axes if argument is node.args[0] else axes[::-1]
-                own, other = max(own, -len(shape)) % len(shape), max(other, -number.dim()) % number.dim()
-                kept = _along(own, kept.movedim(other, 0).reshape(number.shape[other], -1).any(1), len(shape))
-            parts = [
-                (table, only(label.expand(torch.broadcast_shapes(label.shape, kept.shape)), kept)) for table, label in parts
-            ]
-        return parts
-
-    def _zeros(self, node: fx.Node) -> list[tuple[fx.Node, Tensor]]:
-        """Constants among the factors of a product in which there are zeros."""
+    def _met(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
+        """Where entries of a factor meet others than zeros of constants, if not everywhere: only these are read."""
         name = key(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
-        factors = node.all_input_nodes if name in (*_PRODUCTS.split(), *_CONTRACTIONS) else []
-        numbers = [(factor, number) for factor in factors if (number := self._number(factor)) is not None]
-        return [(factor, number) for factor, number in numbers if not bool(number.all())]
+        if name in _PRODUCTS.split():
+            numbers = map(self._number, node.all_input_nodes)
+            return [number != 0 for number in numbers if number is not None and not bool(number.all())]
+        if name not in _CONTRACTIONS or argument not in node.args[:2]:
+            return []
+        place = node.args.index(argument)
+        factor, own, other = node.args[1 - place], _CONTRACTIONS[name][place], _CONTRACTIONS[name][1 - place]
+        number = self._number(factor) if isinstance(factor, fx.Node) else None
+        if number is None or bool(number.all()):
+            return []
+        rank = argument.meta["val"].dim()
+        other = max(other, -number.dim()) % number.dim()
+        kept = (number != 0).movedim(other, 0).reshape(number.shape[other], -1).any(1)
+        return [] if bool(kept.all()) else [_along(max(own, -rank) % rank, kept, rank)]
 
     def _number(self, node: fx.Node) -> Tensor | None:
         """A value that no input and no weight can change, if its numbers are at hand."""
