@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
+from equinorm.discovery.graph.export import Graphs
+from equinorm.discovery.left_out import left_out
+from equinorm.discovery.table_entries import unread
 
-LONG, WIDTH = 9, 6
+LONG, WIDTH = 12, 6
 
 
 class Positions(nn.Module):
@@ -27,33 +30,11 @@ class Positions(nn.Module):
         return self.out((x + self.down(self.up(x).relu())).relu())
 
 
-class Narrowed(Positions):
-    def positions(self, length: int) -> Tensor:
-        return self.table[0].narrow(0, 0, length)
-
-
 class First(Positions):
     """The first row by itself, as a class token has it."""
 
     def positions(self, length: int) -> Tensor:
         return torch.cat([self.table[:, 0][:, None], self.table[:, 1:length].clone()], 1)
-
-
-class Last(Positions):
-    def positions(self, length: int) -> Tensor:
-        return self.table[:, -length:]
-
-
-class Doubled(Positions):
-    """Cut after a product, a transposition and an axis more."""
-
-    def positions(self, length: int) -> Tensor:
-        return (self.table * 2).transpose(1, 2).unsqueeze(0)[..., :length].squeeze(0).transpose(1, 2)
-
-
-class Split(Positions):
-    def positions(self, length: int) -> Tensor:
-        return torch.cat([self.table[0].chunk(2)[0][:3], self.table[0].split([length, LONG - length])[0][3:]])
 
 
 class WithoutGradients(Positions):
@@ -63,14 +44,26 @@ class WithoutGradients(Positions):
         return table.expand(2, -1, -1)[:, :length]
 
 
-@pytest.mark.parametrize("kind", [Positions, Narrowed, First, Last, Doubled, Split, WithoutGradients])
+class Transformed(Positions):
+    """Normalized and projected before it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.project = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def positions(self, length: int) -> Tensor:
+        return self.project(self.norm(self.table))[:, :length]
+
+
+@pytest.mark.parametrize("kind", [Positions, First, WithoutGradients, Transformed])
 def test_what_is_found_with_a_short_input_holds_with_a_longer_one(kind):
     torch.manual_seed(0)
     model = kind().double()
     twin, short, longer = copy.deepcopy(model), torch.randint(7, (2, 4)), torch.randint(7, (2, LONG))
     symmetries, permutations = equinorm.symmetries(model, short), equinorm.permutations(model, short)
-    assert symmetries.num_free == WIDTH + 8
-    assert sorted(family.size for family in permutations.families) == [WIDTH, 8]
+    norm = 0 if kind is not Transformed else WIDTH  # behind its normalization, gains may scale
+    assert symmetries.num_free == WIDTH + 8 + norm
+    assert sorted(family.size for family in permutations.families) == [*([WIDTH] * (1 + bool(norm))), 8]
     symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
     permutations.permute_(permutations.random(torch.Generator().manual_seed(0)))
     assert not torch.allclose(model.table, twin.table)
@@ -82,10 +75,104 @@ def test_what_is_found_with_a_short_input_holds_with_a_longer_one(kind):
 def test_a_table_that_is_read_in_parts_is_read_whole():
     class Parts(Positions):
         def positions(self, length: int) -> Tensor:
-            return torch.cat([self.table[:, :3], self.table[:, 3:]], 1)[:, :length]
+            return torch.cat([self.table[:, :3], self.table[:, 3:]], 1).flip(1).mean(1, keepdim=True)
 
     permutations = equinorm.permutations(Parts(), torch.randint(7, (2, 4)))
     assert not [pin for pin in permutations.pins if pin.reason.detail.startswith("inputs of this size")]
+
+
+WAYS = {
+    "narrowed": lambda table, length: table.narrow(0, 0, length),
+    "its end": lambda table, length: table[-length:],
+    "doubled": lambda table, length: (table * 2).T.unsqueeze(0)[..., :length].squeeze(0).T,
+    "split": lambda table, length: torch.cat([table.chunk(2)[0][:3], table.split([length, len(table) - length])[0][3:]]),
+    "picked": lambda table, length: table[torch.arange(length)],
+    "selected": lambda table, length: table.index_select(0, torch.arange(length)),
+    "gathered": lambda table, length: table.gather(0, torch.arange(length)[:, None].expand(length, WIDTH)),
+    "taken": lambda table, length: torch.take_along_dim(table, torch.arange(length)[:, None], 0),
+    "in threes": lambda table, length: table.view(-1, 3, WIDTH)[: length // 3].reshape(length, WIDTH),
+    "in columns": lambda table, length: table.view(3, -1, WIDTH)[:, : length // 3].reshape(length, WIDTH),
+    "flattened": lambda table, length: table.flatten()[: length * WIDTH].view(length, WIDTH),
+    "turned": lambda table, length: table.flip(0)[-length:],
+    "rolled": lambda table, length: table.roll(1, 0).roll(-1, 0)[:length],
+    "cropped": lambda table, length: nn.functional.pad(table, (0, 0, 0, length - len(table))),
+    "in windows": lambda table, length: table.unfold(0, length, 1)[0].T,
+    "joined": lambda table, length: torch.cat([table[:2], table[2:]])[:length],
+    "summed": lambda table, length: (table + table.relu())[:length],
+    "masked": lambda table, length: (table * (torch.arange(len(table)) < length)[:, None]).sum(0),
+    "one-hot": lambda table, length: nn.functional.one_hot(torch.arange(length), len(table)).to(table.dtype) @ table,
+}
+"""Rows of a table for an input of this length."""
+
+
+class Tables(nn.Module):
+    """Tables of which a part each is read in another way, and multiplied with hidden channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(torch.randn(LONG, WIDTH) for _ in WAYS)
+        self.up = nn.ModuleList(nn.Linear(4, WIDTH) for _ in WAYS)
+        self.down = nn.ModuleList(nn.Linear(WIDTH, 3) for _ in WAYS)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        parts = zip(WAYS.values(), self.tables, self.up, self.down, strict=True)
+        return [down(cut(table, x.shape[1]).relu() * up(x).relu()) for cut, table, up, down in parts]
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[Tables, Tables, Tables]:
+    """Networks as drawn, rescaled at random and permuted at random; what may be is found with a short input."""
+    torch.manual_seed(0)
+    drawn, short = Tables().double(), torch.randn(2, 6, 4, dtype=torch.float64)
+    rescaled, permuted = copy.deepcopy(drawn), copy.deepcopy(drawn)
+    symmetries, permutations = equinorm.symmetries(rescaled, short), equinorm.permutations(permuted, short)
+    assert symmetries.num_free == 2 * WIDTH * len(WAYS)
+    assert sorted(family.size for family in permutations.families) == [WIDTH] * len(WAYS)
+    symmetries.rescale_(torch.randn(symmetries.num_free, dtype=torch.float64))
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(0)))
+    return drawn, rescaled, permuted
+
+
+@pytest.mark.parametrize("length", [6, LONG])
+@pytest.mark.parametrize("way", WAYS)
+def test_whatever_way_a_table_is_cut_longer_inputs_find_it_as_it_was(tables, way, length):
+    drawn, *others = tables
+    number, x = [*WAYS].index(way), torch.randn(2, length, 4, dtype=torch.float64)
+    for other in others:
+        assert not torch.allclose(drawn.tables[number], other.tables[number])
+        assert (drawn(x)[number] - other(x)[number]).abs().max() <= 1e-12 * drawn(x)[number].abs().max()
+
+
+def test_a_large_table_is_not_written_down():
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.cut = (
+                nn.Parameter(torch.empty(*shape, device="meta")) for shape in ((3, 1 << 20, 1), (1 << 25, 2))
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, key, value = self.weight.unbind()
+            return (query * key * value * x).sum() + self.cut.T[:1].flip(1).sum()
+
+    (call,) = Graphs(Packed(), [((torch.empty(1 << 20, 1, device="meta"),), None)], [None], {})
+    found = left_out([(call.exported, lambda node: None)])
+    assert {source.names: [int(mask.sum()) for mask in masks] for source, masks in found.items()} == {("cut",): [1 << 25, 2]}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "left"),
+    [
+        ([((0, 1), (0, 1, 2))], ([2], [])),
+        ([((0,), (0, 1, 2)), ((2,), (0, 1, 2))], ([1], [])),
+        ([((0, 1), (0,)), ((0, 1, 2), (1, 2)), ((2,), (0,))], ([], [])),
+        ([((0, 1), (0, 1)), ((2,), (2,))], ([0, 1, 2], [0, 1, 2])),  # no box: some of every row, and of every column
+        ([], ([0, 1, 2], [0, 1, 2])),
+    ],
+)
+def test_what_boxes_leave(boxes, left):
+    masks = [[torch.isin(torch.arange(3), torch.tensor(places)) for places in part] for part in boxes]
+    assert tuple(mask.nonzero().flatten().tolist() for mask in unread((3, 3), masks)) == left
 
 
 class Slim(nn.Module):

@@ -105,7 +105,8 @@ def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
         trace.pin(value)
     trace.settle()
     trace.reason = LEFT_OUT
-    for source, masks in left_out(graphs).items():  # what is not read can only scale as all that is
+    runs = zip(graphs, (interpreter.constant for interpreter in interpreters), strict=True)
+    for source, masks in left_out(runs).items():  # what is not read can only scale as all that is
         if source.label is not None:
             trace.merge(source, [axis for axis, mask in enumerate(masks) if bool(mask.any())])
     trace.reason = Reason("storage")

@@ -74,6 +74,12 @@ class Interpreter:
                 return list(self._arguments(node.args[0])), self._joined(node)
         raise ValueError("graph without output")
 
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The numbers of a value, here or in a subgraph, that no input and no weight can change."""
+        value = self.values.get(node)
+        inner = (part.constant(node) for parts in self.bodies.values() for part in parts.values()) if value is None else ()
+        return value.value if isinstance(value, Constant) else next((found for found in inner if found is not None), None)
+
     def _arguments(self, arguments: Any) -> Any:
         return map_arg(arguments, self.values.__getitem__)
 

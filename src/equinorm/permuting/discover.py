@@ -65,7 +65,7 @@ def discover(read: Graphs) -> Found:
     for source in laid.keys() - used:
         pin(laid[source].axes, UNUSED)
     book.reason = LEFT_OUT
-    for source, masks in left_out(graphs).items():
+    for source, masks in left_out(zip(graphs, (part.constant for part in interpreters), strict=True)).items():
         for axis, mask in enumerate(masks):
             runs = [(holds, len([*places])) for holds, places in itertools.groupby(mask.tolist())]
             parts = pieces(book, laid[source], axis, [length for _, length in runs]) if bool(mask.any()) else []

@@ -78,6 +78,11 @@ class Interpreter:
             self._settle(node)
         raise ValueError("graph without output")
 
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The numbers of a value, here or in a subgraph, that no input and no weight can change."""
+        value = self.trail.values.get(node)
+        return value.number if isinstance(value, Laid) else None
+
     def _settle(self, node: fx.Node) -> None:
         """Note which axes a value has; pin what is changed in place while others look at it."""
         if self.roots[node] in self.unsteady:
