@@ -107,7 +107,7 @@ def test_folders_become_folders(folder, monkeypatch):
     found = record("canonical", "a", "--power-of-two", "-o", "b")
     assert found["families_moved"]
     assert "pytorch_model.bin" in found["notes"][0]
-    near = record("align", "a", "b", "--power-of-two", "-o", "near")
+    near = record("align", "a", "b", "--rescale", "--power-of-two", "-o", "near")
     assert near["distance_after"] < 1e-6 < near["distance_before"]
     assert near["output"] == "near"
     expected = logits("a")
