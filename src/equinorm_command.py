@@ -1,9 +1,10 @@
 """Entry point of the `equinorm` command, outside of the package: an interrupt while PyTorch is imported is one, too.
 
-What lists the commands, or says the version, does not import it.
+What lists the commands, explains one, or says the version, does not import it.
 """
 
 import ast
+import functools
 import importlib
 import importlib.util
 import io
@@ -25,8 +26,8 @@ INTERRUPTED = 128 + signal.SIGINT
 COMMANDS = ("inspect", "balance", "equalize", "apply", "compare", "align", "canonical", "demo", "train", "figures")
 """Each stands in a file of its name in `equinorm.cli`."""
 
-LIGHT = ([], ["--help"], ["--version"])
-"""Arguments for which the docstrings of the commands are enough."""
+LIGHT = ([], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS))
+"""Arguments for which the docstrings of the commands and their options are enough."""
 
 
 def main() -> None:
@@ -39,8 +40,8 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else it is ignored, as in the background of a shell
         signal.signal(signal.SIGINT, _leave)
-    if sys.argv[1:] in LIGHT and (described := _all_described()):
-        run(assembled(described))
+    if sys.argv[1:] in LIGHT and (commands := described([name for name in COMMANDS if name in sys.argv] or COMMANDS)):
+        run(assembled(commands))
         return
     app = application()
     signal.signal(signal.SIGINT, before)
@@ -102,25 +103,57 @@ def run(app: Callable[[], Any]) -> None:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _all_described() -> list[Callable[[], None]]:
-    """The commands; none in an archive, or where they are installed without sources."""
+def described(names: Iterable[str]) -> list[Callable[..., None]]:
+    """What has the name, the docstring and the options of each command, and nothing else of it.
+
+    None in an archive, or where they are installed without sources.
+    """
+    found: list[Callable[..., None]] = []
     try:
-        return [*map(_described, COMMANDS)]
+        for name in names:
+            command: Any = _statements(f"equinorm.cli.{name}")[name]
+            command.body = command.body[:1]
+            found.append(_part(f"equinorm.cli.{name}", name))
+        return found
     except OSError:
         return []
 
 
-def _described(name: str) -> Callable[[], None]:
-    """What has the name and the docstring of a command, and nothing else of it: its file is read, not imported."""
+@functools.cache
+def _part(module: str, name: str) -> Any:
+    """What a module of the package calls so, from those of its statements alone that it takes: PyTorch is for others."""
+    known, needed, names = _statements(module), set(), [name]
+    while names:
+        if (one := names.pop()) in known and one not in needed:
+            needed.add(one)
+            names += [part.id for part in ast.walk(known[one]) if isinstance(part, ast.Name)]
+    space: dict[str, Any] = {"__name__": module}
+    for one, statement in known.items():
+        if one not in needed or one in space:
+            continue
+        if isinstance(statement, ast.ImportFrom) and (source := statement.module or "").startswith("equinorm."):
+            space[one] = _part(source, next(part.name for part in statement.names if one in (part.name, part.asname)))
+        else:
+            exec(compile(ast.Module([statement], []), module, "exec"), space)
+    return space[name]
+
+
+@functools.cache
+def _statements(module: str) -> dict[str, ast.stmt]:
+    """The statements of a module by the names that they give; its file is read, not imported."""
     (folder,) = importlib.util.find_spec("equinorm").submodule_search_locations  # pyright: ignore
-    tree = ast.parse((Path(folder) / "cli" / f"{name}.py").read_text("utf-8"))
-    (own,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-
-    def command() -> None:
-        pass
-
-    command.__name__, command.__doc__ = name, ast.get_docstring(own)
-    return command
+    path = Path(folder, *module.split(".")[1:]).with_suffix(".py")
+    found: dict[str, ast.stmt] = {}
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [part.asname or part.name for part in node.names]
+        else:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+            names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+        found |= dict.fromkeys(names, node)
+    return found
 
 
 def _leave(number: int, frame: object) -> None:

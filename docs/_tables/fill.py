@@ -22,7 +22,7 @@ import discovery
 
 PAGES = Path(__file__).parents[1]
 
-RESULTS: dict[str, Callable[..., str]] = {
+MARKERS: dict[str, Callable[..., str]] = {
     **claims.MARKERS,
     **audited.MARKERS,
     **speed.MARKERS,
@@ -31,10 +31,8 @@ RESULTS: dict[str, Callable[..., str]] = {
     **rounding.MARKERS,
     **between.MARKERS,
     **beginnings.MARKERS,
+    **source.MARKERS,
 }
-"""Made from files of results alone."""
-
-MARKERS: dict[str, Callable[..., str]] = {**RESULTS, **source.MARKERS}
 
 OPENING = re.compile(r"<!-- (?!end )(\w+)[^>]*-->")
 """Name of each marker."""

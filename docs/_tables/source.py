@@ -1,6 +1,8 @@
 """What is written down in the source already: the rules, how the states of optimizers scale, and what commands print."""
 
+import functools
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -76,13 +78,31 @@ def _states(known: OptimizerLaw) -> str:
     )
 
 
+ALL_HELP = """
+import contextlib, io, json, sys
+from equinorm_command import COMMANDS, main
+found = {}
+for command in ("", *COMMANDS):
+    sys.argv = ["equinorm", *command.split(), "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+        main()
+    found[command] = text.getvalue().strip()
+json.dump(found, sys.stdout)
+"""
+"""Prints what all commands say of themselves."""
+
+
+@functools.cache
+def _all_help() -> dict[str, str]:
+    """In a process of its own, since the width is read where typer is imported."""
+    plain = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    ran = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, check=True, env=plain)
+    return json.loads(ran.stdout)
+
+
 def command_help(command: str = "") -> str:
     """Output of `equinorm COMMAND --help` as a text block."""
-    arguments = [*command.split(), "--help"]
-    plain = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    program = "import sys; sys.argv[0] = 'equinorm'; from equinorm_command import main; main()"
-    ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, env=plain)
-    return f"```text\n{ran.stdout.strip()}\n```\n"
+    return f"```text\n{_all_help()[command]}\n```\n"
 
 
 MARKERS = {"operations": operations, "optimizers": optimizers, "help": command_help}

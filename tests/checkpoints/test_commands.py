@@ -13,7 +13,7 @@ import equinorm
 from equinorm.checkpoints.comparing import check_same
 from equinorm.checkpoints.folder import open_checkpoint
 from equinorm.checkpoints.stored import CheckpointError
-from equinorm.cli import streamed_comparison
+from equinorm.cli import memory
 
 __all__ = ["folder"]
 
@@ -45,7 +45,7 @@ def test_inspect_balance_compare_and_apply(folder, monkeypatch):
     key = next(key for key, tensor in changed.items() if tensor.dim() == 2)
     changed[key][1, 2] += 7
     save_file(changed, shard, {"format": "pt"})
-    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(memory, "_free_memory", lambda: 1_000_000)
     said = invoke("compare", "model", "out", code=1).stdout
     assert "not rescaling-equivalent: once rescaled they differ by" in said
     assert "orders of channels and flips of sign were not looked for, and outputs not compared: that takes 0.5 GB" in said
@@ -69,7 +69,7 @@ def test_compare_loads_folders_that_no_rescaling_joins(folder):
 
 
 def test_the_same_weights_with_other_settings_are_told(folder, monkeypatch):
-    monkeypatch.setattr(streamed_comparison, "_free_memory", lambda: None)
+    monkeypatch.setattr(memory, "_free_memory", lambda: None)
     for name, width in (("model", 32), ("twin", 64)):
         save("gpt2", name)
         described = json.loads(Path(name, "config.json").read_text())

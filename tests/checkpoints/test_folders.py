@@ -123,7 +123,30 @@ def test_one_weight_that_differs_is_named(folders, tmp_path):
     changed[key][3, 5] += 10
     save_file(changed, tmp_path / "out" / "model.safetensors", {"format": "pt"})
     found = difference(task, open_checkpoint(tmp_path / "out"), held)
-    assert found.different[0][0] == key
+    assert found.different[0].key == key
+
+
+def test_a_little_training_is_told_from_rounding(folders, tmp_path):
+    """No channel moves by more than the tolerance of bfloat16 either way; small weights move far in training alone."""
+    folder = folders["llama"]
+    source, task = folder.checkpoint, folder.task(CANONICAL)
+    none = torch.zeros(folder.symmetries.num_free + 1, dtype=torch.bool)
+    torch.manual_seed(0)
+    rounded, trained = tensors(source.folder), tensors(source.folder)
+    for _ in range(4):
+        scales = torch.randn(48, 1).exp()
+        for key, by in (("up", scales), ("down", 1 / scales.T)):
+            rounded[f"model.layers.0.mlp.{key}_proj.weight"] *= by.bfloat16()
+    for tensor in trained.values():
+        tensor += 1e-3 * tensor.std() * torch.randn_like(tensor)
+    for name, held in (("rounded", rounded), ("trained", trained)):
+        (tmp_path / name).mkdir()
+        save_file(held, tmp_path / name / "model.safetensors")
+        found = difference(task, open_checkpoint(tmp_path / name), none)
+        assert 1e-3 < found.largest < found.tolerance
+        assert bool(found.different) == (name == "trained")
+    assert sum(part.entries for part in found.different) > 100
+    assert all(part.largest < found.tolerance for part in found.different)
 
 
 def test_gains_that_half_precision_would_round_stay_and_say_why(folders):

@@ -4,10 +4,15 @@ import copy
 
 import pytest
 import torch
+from checkpoint_models import logits, save
 from cli_tools import folder, invoke, record, refusal
 from safetensors.torch import load_file
 
 import equinorm
+from equinorm.checkpoints.folder import open_checkpoint
+from equinorm.checkpoints.saving import write_folder
+from equinorm.checkpoints.stored import CheckpointError
+from equinorm.cli import memory
 
 __all__ = ["folder"]
 
@@ -88,3 +93,55 @@ def test_what_cannot_be_is_refused(folder):
     assert "different operations" in refusal(*others)
     assert ".safetensors" in refusal("canonical", *MLP, "-o", "out.pt")
     assert not list(folder.glob("*.safetensors"))
+
+
+def names(path):
+    return sorted(part.name for part in path.iterdir())
+
+
+def test_folders_become_folders(folder, monkeypatch):
+    pytest.importorskip("scipy")
+    save("llama", "a", "60KB", torch.float32)
+    (folder / "a" / "tokenizer.json").write_text("{}")
+    (folder / "a" / "pytorch_model.bin").write_bytes(b"old")
+    found = record("canonical", "a", "--power-of-two", "-o", "b")
+    assert found["families_moved"]
+    assert "pytorch_model.bin" in found["notes"][0]
+    near = record("align", "a", "b", "--rescale", "--power-of-two", "-o", "near")
+    assert near["distance_after"] < 1e-6 < near["distance_before"]
+    assert near["output"] == "near"
+    expected = logits("a")
+    for name in ("b", "near"):
+        assert names(folder / "a") == sorted([*names(folder / name), "pytorch_model.bin"])
+        torch.testing.assert_close(logits(name), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert len([*(folder / "near").glob("*.safetensors")]) > 1
+    assert "near exists, and folders are not replaced" in refusal("align", "a", "b", "--force", "-o", "near")
+    assert "goes to a folder: name one with --output" in refusal("align", "a", "b", "-o", "near.safetensors")
+    assert "hf:a is loaded as a whole" in refusal("canonical", "a", "-o", "near.safetensors")
+    monkeypatch.setattr(memory, "_free_memory", lambda: 1_000_000)
+    assert "Go to a larger machine, or name hf:a and hf:b to try it" in refusal("align", "a", "b", "-o", "other")
+    assert not (folder / "other").exists()
+
+
+def test_files_of_another_form_than_the_model_are_written_back(folder):
+    """Experts that the model has in one tensor, and files apart."""
+    transformers = pytest.importorskip("transformers")
+    save("mixtral", "model", "15KB")
+    model = transformers.AutoModelForCausalLM.from_pretrained("model", dtype="auto")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    source = open_checkpoint(folder / "model")
+    write_folder(model, source, folder / "out")
+    written = open_checkpoint(folder / "out")
+    assert written.entries == source.entries
+    for key in source.entries:
+        assert torch.equal(written.where[key].mapped(key), -source.where[key].mapped(key)), key
+    wide = model.float()
+    write_folder(wide, source, folder / "again")
+    assert (folder / "again" / "model.safetensors.index.json").is_file()
+    with torch.no_grad():
+        wide.lm_head.weight[0, 0] *= 1.001
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is BF16 in the files and float32 in the model"):
+        write_folder(wide, source, folder / "rounded")
+    assert "rounded" not in names(folder)

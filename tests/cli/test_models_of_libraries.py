@@ -19,6 +19,17 @@ LLAMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 LLAMA |= {"num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 32, **TOKENS}
 VIT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 VIT |= {"image_size": 16, "patch_size": 4}
+AST = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+AST |= {"max_length": 24, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
+SPEECH = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "vocab_size": 64,
+}
+SPEECH |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "input_feat_per_channel": 8, "conv_channels": 16}
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 64, "decoder_start_token_id": 0}
 
 CUSTOM = """
@@ -100,7 +111,11 @@ def test_weights_and_dtype_are_those_of_the_folder(folder):
     ("name", "config", "options", "inputs"),
     [
         ("ViTForImageClassification", "ViTConfig", VIT, "pixel_values=float32[1, 3, 16, 16]"),
-        ("BertForMaskedLM", "BertConfig", LLAMA, "input_ids=int64[1, 8]"),
+        ("ASTModel", "ASTConfig", AST, "input_values=float32[1, 24, 16]"),
+        (
+            *("Speech2TextForConditionalGeneration", "Speech2TextConfig", SPEECH),
+            "input_features=float32[1, 32, 8], decoder_input_ids=int64[1, 8]",
+        ),
         ("T5ForConditionalGeneration", "T5Config", T5, "input_ids=int64[1, 8], decoder_input_ids=int64[1, 8]"),
         ("GPT2Model", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 64}, "input_ids=int64[1, 8]"),
     ],

@@ -95,6 +95,13 @@ def test_a_folder_that_is_not_there_is_named_before_its_output(folder):
     assert "'notes.md' is no model. Write" in refusal("inspect", "notes.md")
 
 
+def test_models_without_numbers_are_told(folder):
+    (folder / "bare.py").write_text("import torch\n\ndef net():\n    return torch.nn.Linear(8, 2, device='meta')\n")
+    assert "weight of bare:net is on the meta device" in refusal("balance", "bare:net", "--input", "2x8", "-o", "o.safetensors")
+    assert "--device meta" in refusal("compare", "bare:net", "bare:net", "--input", "2x8")
+    assert record("inspect", "bare:net", "--input", "2x8", "--device", "meta")["num_free"] == 0
+
+
 def test_keys_that_do_not_match_are_listed(folder):
     state = cli_models.mlp().state_dict()
     state["extra"] = torch.zeros(1)

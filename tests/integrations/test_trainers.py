@@ -270,6 +270,10 @@ def test_lightning_example_inputs_and_submodules():
     module.example_input_array = None
     with pytest.raises(equinorm.ExportError, match="no example inputs for Net"):
         fit(module, ENorm())
+    bare = lightning_module(forward=pl.LightningModule.forward)
+    bare.example_input_array = None
+    with pytest.raises(equinorm.ExportError, match=r"Net has no forward of its own.*as in ENorm\(module='body'\), or write"):
+        fit(bare, ENorm(torch.zeros(2, 5)))
     with pytest.raises(equinorm.ExportError, match="branches on the value of a tensor"):
         fit(lightning_module(forward=impossible), ENorm())
 

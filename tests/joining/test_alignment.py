@@ -223,7 +223,7 @@ def on_a_subspace(make: Callable[[int], nn.Module], x: Tensor) -> tuple[nn.Modul
 
 
 def image_network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     layers = [nn.Conv2d(4, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 8, 3, groups=2), nn.GELU()]
     return (
         nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), nn.Linear(6, 2))

@@ -22,7 +22,7 @@ def test_ends_and_middle():
         assert not middle.training
         for one, other in zip(middle.parameters(), expected.parameters(), strict=True):
             assert torch.equal(one, other)
-    middle = equinorm.interpolate(a, b, 0.25)
+    middle = equinorm.interpolate(a, b, 0.25)  # both with the statistics of no batch
     torch.testing.assert_close(middle[4].weight, 0.75 * a[4].weight + 0.25 * b[4].weight)
     assert all(torch.equal(value, before[name]) for name, value in a.state_dict().items())
 
@@ -38,8 +38,27 @@ def test_statistics_are_measured_again():
     assert not bool(b[1].running_mean.any())
 
 
+def test_interpolated_statistics_are_warned_of():
+    a, b = network(0), network(1)
+    b(torch.randn(50, 4).double())
+    for t in (0, 1):
+        equinorm.interpolate(a, b, t)
+    for t in (0.5, 1.5):
+        with pytest.warns(UserWarning, match=r"2 running statistics of batch normalization, such as 1\.running_mean") as seen:
+            middle = equinorm.interpolate(a, b, t)
+        assert seen[0].filename == __file__
+        assert torch.equal(middle[1].running_mean, (1 - t) * a[1].running_mean + t * b[1].running_mean)
+    equinorm.interpolate(a, b, 0.5, data=[torch.randn(50, 4).double()])
+
+
 def test_what_does_not_fit_is_refused():
     a, b = network(0), network(1)
+    with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight is float64 in the first network and float32 in the second"):
+        equinorm.interpolate(a, network(1).float(), 0.5)
+    b[1].running_var = b[1].running_var.float()
+    with pytest.raises(equinorm.EquivalenceError, match=r"1\.running_var is float64 in the first network and float32"):
+        equinorm.interpolate(a, b, 0.5)
+    b = network(1)
     with pytest.raises(equinorm.EquivalenceError, match="different parameters"):
         equinorm.interpolate(a, nn.Linear(4, 2), 0.5)
     with pytest.raises(equinorm.EquivalenceError, match="t must be a finite number"):

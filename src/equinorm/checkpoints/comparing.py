@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling
+from equinorm._scaling import HALVES, Scaling
 from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.folder import Checkpoint
@@ -27,6 +27,29 @@ _NEAR = 1e-6
 """Log-scales, in units of ln 2, that are so near to whole numbers are powers of two."""
 
 
+_ROUNDINGS = 8
+"""Of half a unit in the last place each. A copy that was rescaled and rounded once more has one, four times has three; the
+scales that are found are those of rounded weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How one tensor differs.
+
+    Attributes:
+        key: its name.
+        largest: relative difference of any of its channels, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
+        entries: how many differ by more than rounding explains: in half precision more than 2^-5 (float16: 2^-8) of the entry
+            itself, else more than the tolerance, in parts of the largest of their channel.
+        size: how many there are.
+    """
+
+    key: str
+    largest: float
+    entries: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Difference:
     """How the weights of two checkpoints differ once scales are taken out.
@@ -35,14 +58,15 @@ class Difference:
         log_scales: float64 natural logarithms that take the weights of the first to those of the second, as well as any do.
         largest: relative difference of any channel (slice along axis 0) of any tensor, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
         tolerance: for it, by the narrowest dtype.
-        different: tensors above the tolerance, worst first.
+        different: tensors above the tolerance, or of which entries differ by more than rounding; worst first. A little training
+            moves no channel far in half precision, but many small weights.
         dead: channels that no path of nonzero weights joins to an input and an output; their scales are taken for 1.
     """
 
     log_scales: Tensor = field(repr=False)
     largest: float
     tolerance: float
-    different: tuple[tuple[str, float], ...]
+    different: tuple[Apart, ...]
     dead: int
 
 
@@ -59,7 +83,9 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
         EquinormError: if a weight is not finite.
     """
     z = torch.zeros(task.orbit.num_free, dtype=torch.float64)
-    found: dict[str, float] = {}
+    dtypes = {entry.dtype for entry in task.checkpoint.entries.values() if entry.dtype in TOLERANCES}
+    tolerance = max((TOLERANCES[dtype] for dtype in dtypes), default=1e-9)
+    found: dict[str, Apart] = {}
     dead = 0
     for component in parts(task, held):
         sides = [balanced(component, Weights(c, component.scalings), CANONICAL, 0.0) for c in (task.checkpoint, other)]
@@ -68,17 +94,16 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
         dead += max(side.dead for side in sides)
         for scaling in component.scalings:
             for key in scaling.names:
-                found[key] = _apart(key, scaling, own, (task.checkpoint, other))
+                found[key] = _apart(key, scaling, own, (task.checkpoint, other), tolerance)
         tick(2 * size_of(component, task.checkpoint))
     for scaling in task.conversion.scalings:
         for key in scaling.names:
             if key not in found:
-                found[key] = _apart(key, scaling, z, (task.checkpoint, other))
+                found[key] = _apart(key, scaling, z, (task.checkpoint, other), tolerance)
                 tick(2 * task.checkpoint.entries[key].size)
-    dtypes = {entry.dtype for entry in task.checkpoint.entries.values() if entry.dtype in TOLERANCES}
-    tolerance = max((TOLERANCES[dtype] for dtype in dtypes), default=1e-9)
-    different = sorted(((key, apart) for key, apart in found.items() if apart > tolerance), key=lambda pair: -pair[1])
-    return Difference(z, max(found.values(), default=0.0), tolerance, tuple(different), dead)
+    different = [part for part in found.values() if part.entries or part.largest > tolerance]
+    different.sort(key=lambda part: (-part.largest, part.key))
+    return Difference(z, max((part.largest for part in found.values()), default=0.0), tolerance, tuple(different), dead)
 
 
 def check_same(a: Checkpoint, b: Checkpoint) -> None:
@@ -111,22 +136,24 @@ def _snapped(z: Tensor) -> Tensor:
     return twos * LN2 if bool(((z / LN2 - twos).abs() < _NEAR).all()) else z
 
 
-def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint]) -> float:
-    """Relative difference of one tensor, once the first is rescaled."""
+def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint], tolerance: float) -> Apart:
+    """How one tensor differs, once the first is rescaled."""
     tensors = [side.where[key].mapped(key) for side in sides]
-    if not tensors[0].numel() or (torch.equal(*tensors) and not does_move(scaling, z)):
-        return 0.0
-    logs = scaling.log_factors(z)
-    worst, shape = 0.0, tuple(tensors[0].shape)
+    worst, entries, shape, size = 0.0, 0, tuple(tensors[0].shape), tensors[0].numel()
+    if not size or (torch.equal(*tensors) and not does_move(scaling, z)):
+        return Apart(key, 0.0, 0, size)
+    logs, dtype = scaling.log_factors(z), tensors[0].dtype
     for places, _ in pieces(shape, max(_AT_ONCE, math.prod(shape[1:]))):
         here = [log[tuple(p if log.size(axis) > 1 else slice(None) for axis, p in enumerate(places))] for log in logs]
         a, b = (tensor[places].double() + scaling.offset for tensor in tensors)
-        worst = max(worst, _relative(scaled(a, here), b))
-    return worst
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    a, b = (x.reshape(x.shape[0] if x.dim() else 1, -1) for x in (a, b))
-    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).amax(1)
-    scale = torch.maximum(a.abs(), b.abs()).amax(1)
-    return float(torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf).max())
+        a, b = (x.reshape(x.shape[0] if x.dim() else 1, -1) for x in (scaled(a, here), b))
+        apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+        larger = torch.maximum(a.abs(), b.abs())
+        relative = torch.where(apart == 0, 0.0, apart / larger.amax(1, keepdim=True)).nan_to_num(nan=math.inf)
+        worst = max(worst, float(relative.max()))
+        if dtype in HALVES:
+            least = torch.finfo(dtype).tiny * math.exp(max(0.0, sum(float(log.max()) for log in here))) + abs(scaling.offset)
+            entries += int((apart > _ROUNDINGS * torch.finfo(dtype).eps / 2 * larger.clamp(min=least)).sum())
+        else:
+            entries += int((relative > tolerance).sum())
+    return Apart(key, worst, entries, size)

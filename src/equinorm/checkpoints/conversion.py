@@ -7,7 +7,7 @@ move it.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,6 +72,29 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
+
+
+def stored_tensors(model: nn.Module, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+    """What the files of a model that was changed hold, by key; keys that the model does not read are left out.
+
+    Args:
+        model: of transformers, with its weights.
+        entries: what the files hold, by key.
+
+    Raises:
+        CheckpointError: if transformers cannot tell how files hold a tensor, or it has another shape there.
+    """
+    own = model.state_dict()
+    direct, converted, _ = _named(model, own, entries)
+    found = {key: own[name] for key, name in direct.items()}
+    if converted:
+        made: dict[str, Tensor] = {}
+        for names in _layers(_missing(model, own, direct.values())):
+            made |= _reverted(model, {name: own[name] for name in names})
+        found |= {key: made[_under(model, key, converted[key], made)] for key in converted}
+    for key, tensor in found.items():
+        _check_shape(model, key, entries[key].shape, tensor.shape)
+    return found
 
 
 def _missing(model: nn.Module, own: Mapping[str, Tensor], present: Iterable[str]) -> dict[str, Tensor]:
@@ -154,15 +177,9 @@ class _Parts:
         found: dict[str, Scaling] = {}
         for names in _layers(own):
             found |= self._reverted([name for name in names if name in self._owner])
-        prefix = f"{getattr(self._model, 'base_model_prefix', '')}."
         stored: list[Scaling] = []
         for key in converted:
-            name = next((name for name in (key, key.removeprefix(prefix), prefix + key) if name in found), None)
-            if name is None:
-                raise CheckpointError(
-                    f"{key} becomes a part of {converted[key]} in {_name(self._model)}, but transformers does not save it so: "
-                    "how it moves cannot be told. Load the folder and save it again with save_pretrained."
-                )
+            name = _under(self._model, key, converted[key], found)
             _check_shape(self._model, key, entries[key].shape, found[name].shape)
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
@@ -173,23 +190,14 @@ class _Parts:
         """What files hold of some tensors of the model."""
         known = {name: self._scalings[self._owner[name]] for name in names}
         slots = max((len(scaling.factors) for scaling in known.values()), default=0)
-        parents = self._run({name: torch.full((), self._owner[name]).expand(s.shape) for name, s in known.items()})
-        runs = [self._run({name: self._codes(scaling, slot) for name, scaling in known.items()}) for slot in range(slots)]
+        owners = {name: torch.full((), self._owner[name]).expand(scaling.shape) for name, scaling in known.items()}
+        codes = ({name: self._codes(scaling, slot) for name, scaling in known.items()} for slot in range(slots))
+        with _InPlace():
+            parents, *runs = (_reverted(self._model, labels) for labels in (owners, *codes))
         return {
             key: self._joined(key, part.shape, torch.unique(_compact(part)).tolist(), [run[key] for run in runs])
             for key, part in parents.items()
         }
-
-    def _run(self, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        loading = _loading()
-        try:
-            with _InPlace():
-                return loading.revert_weight_conversion(self._model, dict(labels))
-        except Exception as error:
-            raise CheckpointError(
-                f"transformers cannot tell how files hold {_few(list(labels))} of {_name(self._model)}: "
-                f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
-            ) from error
 
     def _codes(self, scaling: Scaling, slot: int) -> Tensor:
         """Id and exponent of one factor in one number for each entry."""
@@ -218,6 +226,30 @@ class _Parts:
         role = "weight" if any(parent.role == "weight" for parent in parents) else "bias"
         depth = max(parent.depth for parent in parents)
         return replace(parents[0], names=(key,), shape=tuple(shape), role=role, factors=tuple(factors), depth=depth)
+
+
+def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers makes of a model's tensors when it saves them."""
+    loading = _loading()
+    try:
+        return loading.revert_weight_conversion(model, dict(tensors))
+    except Exception as error:
+        raise CheckpointError(
+            f"transformers cannot tell how files hold {_few(list(tensors))} of {_name(model)}: "
+            f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
+        ) from error
+
+
+def _under(model: nn.Module, key: str, name: str, reverted: Collection[str]) -> str:
+    """What transformers calls the tensor of a key when it saves it; `name` is the tensor that it becomes a part of."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for under in (key, key.removeprefix(prefix), prefix + key):
+        if under in reverted:
+            return under
+    raise CheckpointError(
+        f"{key} becomes a part of {name} in {_name(model)}, but transformers does not save it so: how it moves cannot be told. "
+        "Load the folder and save it again with save_pretrained."
+    )
 
 
 def _compact(ids: Tensor) -> Tensor:

@@ -94,19 +94,20 @@ def rewrite_file(stored: StoredFile, work: Rewriting, output: Path) -> int:
                 if entry.key in work.moves:
                     lost.append(_rescaled(stored, entry, work, source, file))
                 else:
-                    _copied(stored, entry, work, source, file)
+                    copied(stored, entry, work.tick, source, file)
 
     write_atomically([(output, write)], force=False)
     return sum(lost)
 
 
-def _copied(stored: StoredFile, entry: Entry, work: Rewriting, source: BinaryIO, file: BinaryIO) -> None:
+def copied(stored: StoredFile, entry: Entry, tick: Tick, source: BinaryIO, file: BinaryIO) -> None:
+    """Write one tensor as it is; the source stands where it begins."""
     buffer = torch.empty(min(entry.size, 4 * _AT_ONCE), dtype=torch.uint8)
     for first in range(0, entry.size, max(1, len(buffer))):
         part = buffer[: entry.size - first]
         read_into(source, stored.path, part)
         file.write(memoryview(part.numpy()))  # pyright: ignore[reportArgumentType]
-        work.tick(len(part))
+        tick(len(part))
 
 
 def _rescaled(stored: StoredFile, entry: Entry, work: Rewriting, source: BinaryIO, file: BinaryIO) -> int:

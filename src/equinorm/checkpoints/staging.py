@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError
 from equinorm.checkpoints.folder import Checkpoint
-from equinorm.checkpoints.rewriting import Rewriting, rewrite_file
+from equinorm.checkpoints.rewriting import Rewriting, Tick, rewrite_file
+from equinorm.checkpoints.stored import StoredFile
 from equinorm.reporting.files import OutputError, write_atomically
 
 _STATE, _COUNTS = "state.json", "counts.json"
@@ -41,6 +42,21 @@ def staging_of(output: Path) -> Path:
     return target.parent / f".{target.name}.equinorm"
 
 
+def check_output(checkpoint: Checkpoint, output: Path) -> None:
+    """Refuse early a folder that could not be written in the end.
+
+    Raises:
+        OutputError: if it exists, lies in the folder that is read, or in none.
+    """
+    target, source = output.resolve(), checkpoint.folder.resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{output} exists, and folders are not replaced. Remove it, or write to another name.")
+    if target == source or source in target.parents:
+        raise OutputError(f"{output} lies in the folder that is read. Write to another one.")
+    if not target.parent.is_dir():
+        raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
+
+
 def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Path:
     """Begin a folder, or go on with one that an earlier run has begun; nothing of the source is read.
 
@@ -52,15 +68,10 @@ def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Pat
     Raises:
         OutputError: if the output exists, cannot be created, has no room, or was begun otherwise.
     """
+    check_output(checkpoint, output)
     target, staging = output.resolve(), staging_of(output)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{output} exists, and folders are not replaced. Remove it, or write to another name.")
-    if target == checkpoint.folder.resolve() or checkpoint.folder.resolve() in target.parents:
-        raise OutputError(f"{output} lies in the folder that is read. Write to another one.")
     state = json.dumps({"source": _identity(checkpoint), **job}, sort_keys=True, default=str)
     begun, inside = staging / _STATE, staging / "out"
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
     try:
         if begun.exists() and begun.read_text("utf-8") != state:
             raise OutputError(
@@ -114,17 +125,39 @@ def kept(staging: Path | None) -> Iterator[None]:
 
 def finish(checkpoint: Checkpoint, work: Rewriting, output: Path, staging: Path) -> Rewritten:
     """The same in a folder that is prepared."""
+    return fill(checkpoint, lambda file, path: rewrite_file(file, work, path), output, staging, work.tick)
+
+
+def fill(
+    checkpoint: Checkpoint,
+    write: Callable[[StoredFile, Path], int],
+    output: Path,
+    staging: Path,
+    tick: Tick = lambda size: None,
+) -> Rewritten:
+    """Write the files of a folder that is prepared, and let it take its name.
+
+    Args:
+        checkpoint: whose files are written anew.
+        write: one of them under a path; returns how many entries underflowed.
+        output: folder to write.
+        staging: where it was prepared.
+        tick: told how many bytes an earlier run had written.
+
+    Raises:
+        EquinormError: as `write` does, or if the output cannot be written.
+    """
     target, inside = output.resolve(), staging / "out"
     lost, resumed = _read_counts(staging), 0
     for file in checkpoint.files:
         path = inside / file.path.name
         if path.exists() and file.path.name in lost:
             resumed += 1
-            work.tick(file.size)
+            tick(file.size)
             continue
         path.unlink(missing_ok=True)
         try:
-            lost[file.path.name] = rewrite_file(file, work, path)
+            lost[file.path.name] = write(file, path)
         except OutputError as error:
             raise OutputError(f"{error} {len(lost)} finished files are kept in {staging}: run again to go on.") from error
         counts = json.dumps(lost)

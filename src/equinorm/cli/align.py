@@ -11,14 +11,16 @@ from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._scaling import HALVES
+from equinorm.checkpoints.saving import fitted
 from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
 from equinorm.cli.loading import Source
+from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.cli.writing import save_like, source_of
 from equinorm.joining.alignment import align as aligned
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts
@@ -44,7 +46,10 @@ class Aligning:
 def align(
     model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
     model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write A's new weights to this .safetensors file.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Write A's new weights to this .safetensors file, a FOLDER's to this folder."),
+    ],
     weights: Weights = None,
     weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
     settings: Settings = None,
@@ -71,9 +76,12 @@ def align(
         for name in (model_a, model_b):
             if is_onnx(name):
                 raise InputError(f"{name} is an ONNX file: weights are aligned of PyTorch's models only.")
-        check_target(output, (".safetensors",), force)
+        like = source_of(model_a, output, force)
+        check_room((model_a, model_b), BYTES_A_WEIGHT)
         source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
+        if like is not None:
+            fitted(a.model, like)
         steps.say("aligning")
         options = {"rescale": rescale, "power_of_two": power_of_two, "starts": starts, "seed": seed, "opaque": opaque or ()}
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
@@ -82,7 +90,7 @@ def align(
         is_still = rescale is None and not power_of_two and dtype in HALVES
         stays = f"scales stay as they are, since {dtype_name(dtype)} would round them: --power-of-two moves them too"
         steps.say("writing")
-        write_atomically([(output, lambda path: save(found.model, path))], force)
+        left = save_like(like, found.model, output, force)
         record = Aligning(
             model_a=f"{a.name} ({describe(a.model)})",
             model_b=f"{b.name} ({describe(b.model)})",
@@ -94,7 +102,7 @@ def align(
             deviation=apart,
             limit=LIMITS[dtype],
             output=str(output),
-            notes=(*a.notes, *b.notes, *([stays] if is_still else [])),
+            notes=(*a.notes, *b.notes, *left, *([stays] if is_still else [])),
         )
         return record, shown(record), 0
 

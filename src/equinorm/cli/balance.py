@@ -69,11 +69,11 @@ def balance(
 
     def work(steps: Steps) -> Result:
         norm = _norm(p)
-        if is_folder(model) and (output is None or output.suffix != ".safetensors"):
+        if is_folder(model):
             if given := [name for name, value in (("--weights", weights), ("--set", settings), ("--report", report)) if value]:
                 raise InputError(f"{given[0]} does not go with a checkpoint's folder, which is never in memory as a whole.")
             outputs = Outputs(output, plan, force)
-            outputs.check()
+            outputs.check(model)
             folder = analysed(model, steps, inputs or (), opaque or (), trust_remote_code)
             chosen = BalanceOptions(norm, c, cycles, tol, method, biases)
             streamed = streamed_balance(folder, chosen, power_of_two, outputs, steps)

@@ -11,13 +11,15 @@ from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm._modules import duplicate
+from equinorm.checkpoints.saving import fitted
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Source, load
+from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.cli.writing import save_like, source_of
 from equinorm.joining.canonical import canonical_
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts
@@ -42,7 +44,9 @@ class Canonicalizing:
 
 def canonical(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Write to this .safetensors file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write to this .safetensors file, of a FOLDER to this folder.")
+    ],
     weights: Weights = None,
     settings: Settings = None,
     inputs: Inputs = None,
@@ -64,16 +68,19 @@ def canonical(
     def work(steps: Steps) -> Result:
         if is_onnx(model):
             raise InputError(f"{model} is an ONNX file: canonical weights are written of PyTorch's models only.")
-        check_target(output, (".safetensors",), force)
+        like = source_of(model, output, force)
+        check_room((model,), BYTES_A_WEIGHT)
         steps.say(f"loading {model}")
         loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
+        if like is not None:
+            fitted(loaded.model, like)
         original = duplicate(loaded.model, VERIFYING)
         steps.say("balancing and sorting")
         found = canonical_(loaded.model, loaded.args, loaded.kwargs, power_of_two=power_of_two, opaque=opaque or ())
         apart, dtype = deviation(loaded.model, original, loaded.args, loaded.kwargs), coarsest(original)
         verify("canonical", apart, dtype, remedy(power_of_two))
         steps.say("writing")
-        write_atomically([(output, lambda path: save(loaded.model, path))], force)
+        left = save_like(like, loaded.model, output, force)
         record = Canonicalizing(
             model=f"{loaded.name} ({describe(original)})",
             inputs=describe_inputs(loaded.args, loaded.kwargs),
@@ -85,7 +92,7 @@ def canonical(
             deviation=apart,
             limit=LIMITS[dtype],
             output=str(output),
-            notes=loaded.notes,
+            notes=(*loaded.notes, *left),
         )
         return record, shown(record), 0
 

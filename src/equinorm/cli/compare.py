@@ -11,8 +11,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._deviation import deviation
-from equinorm._display import listed
+from equinorm._display import count, listed
 from equinorm._errors import EquinormError, describe, describe_inputs, dtype_name
+from equinorm.checkpoints.comparing import Difference
 from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, Source
@@ -33,10 +34,16 @@ _ROWS = 20
 
 @dataclass(frozen=True, slots=True)
 class TensorDifference:
-    """A tensor whose channels differ once scales are taken out, relatively by this much."""
+    """A tensor whose channels differ once scales are taken out, relatively by this much, and so many of its entries.
+
+    In half precision entries count that differ by more than rounding. One large change moves the scales of its channels, and
+    all of their entries with them.
+    """
 
     tensor: str
     difference: float
+    entries: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequen
     found, notes = streamed_difference(a, b, steps)
     unlike = unlike_settings(a.checkpoint.folder, b.checkpoint.folder)
     largest = float(found.log_scales.abs().max()) if found.log_scales.numel() else 0.0
-    is_joined = found.largest <= found.tolerance
+    is_near, is_joined = found.largest <= found.tolerance, not found.different
     record = Comparison(
         model_a=f"{a.checkpoint.folder} ({describe(a.loaded.model)})",
         model_b=f"{b.checkpoint.folder} ({describe(b.loaded.model)})",
@@ -125,13 +132,13 @@ def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequen
         joined_by=("rescaling",) if is_joined and largest > found.tolerance else (),
         difference=found.largest,
         tolerance=found.tolerance,
-        different=tuple(TensorDifference(*pair) for pair in found.different),
+        different=tuple(TensorDifference(part.key, part.largest, part.entries, part.size) for part in found.different),
         num_scales=found.log_scales.numel(),
         largest_scale=math.exp(largest),
-        note="",
+        note="" if is_joined or not is_near else _tuned(found),
         notes=(*notes, *unlike),
     )
-    if is_joined and not unlike:
+    if is_near and not (is_joined and unlike):  # a little training leaves channels where they are
         return record
     note = why_not_loaded(a.checkpoint, b.checkpoint)
     if not note:
@@ -148,6 +155,13 @@ def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequen
         raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
     missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
     return replace(record, notes=(*record.notes, missed))
+
+
+def _tuned(found: Difference) -> str:
+    """What the entries say that differ where no channel does by more than the tolerance."""
+    entries, size = (sum(counts) for counts in zip(*((part.entries, part.size) for part in found.different), strict=True))
+    tensors = count(len(found.different), "tensor")
+    return f"{entries:,} of {size:,} entries in {tensors} differ by more than rounding, as after a little training."
 
 
 def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "") -> Comparison:
@@ -229,6 +243,8 @@ def shown(record: Comparison) -> RenderableType:
 def _verdict(record: Comparison) -> str:
     """What joins the weights, and of what the difference is told."""
     in_parts = record.deviation is None
+    if not record.equivalent and in_parts and record.note:
+        return "near, but not rescaling-equivalent: once rescaled they differ"
     if not record.equivalent:
         return f"not {'rescaling-equivalent: once rescaled' if in_parts else 'equivalent: brought together,'} they differ"
     joined = f"equivalent by {listed(record.joined_by or ())}"

@@ -171,8 +171,7 @@ def _of_preparing(pins: Sequence[PinRow], trains: bool) -> list[str]:
 
 def shown(record: Inspection) -> RenderableType:
     """What `equinorm inspect` prints."""
-    share, seconds = percent(record.moving, record.parameters), record.seconds_export + record.seconds_labels
-    number = len(record.families)
+    share, number = percent(record.moving, record.parameters), len(record.families)
     head = facts(
         [
             ("model", record.model),
@@ -182,7 +181,7 @@ def shown(record: Inspection) -> RenderableType:
                 f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}",
             ),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
-            ("seconds", f"{seconds:.2f} ({record.seconds_export:.2f} export, {record.seconds_labels:.2f} labels)"),
+            ("time", f"{record.seconds_export:.2f} s to export the model, {record.seconds_labels:.2f} s to find its classes"),
             *(("note", note) for note in record.notes),
         ]
     )

@@ -195,9 +195,14 @@ def examples(model: nn.Module, config: Any) -> dict[str, Tensor]:
         if isinstance(sizes, (list, tuple)) and len(sizes) == 2:
             shape = (1, getattr(config, "num_channels", 3), *sizes)
             return {name: _noise(model, shape)}
-    bands, places = (getattr(config, key, None) for key in ("num_mel_bins", "max_source_positions"))
+    bands, places, length = (getattr(config, key, None) for key in ("num_mel_bins", "max_source_positions", "max_length"))
     if name == "input_features" and isinstance(bands, int) and isinstance(places, int):  # a spectrum, halved in time
         return {name: _noise(model, (1, bands, 2 * places)), **more}
+    if name == "input_values" and isinstance(bands, int) and isinstance(length, int):  # a spectrum of one length
+        return {name: _noise(model, (1, length, bands))}
+    bands, halvings = (getattr(config, key, None) for key in ("input_feat_per_channel", "num_conv_layers"))
+    if name == "input_features" and isinstance(bands, int) and isinstance(halvings, int):
+        return {name: _noise(model, (1, _TOKENS << halvings, bands)), **more}
     kernels, strides = (getattr(config, key, None) for key in ("conv_kernel", "conv_stride"))
     if name == "input_values" and kernels and strides:  # a wave, of which convolutions make frames
         length = _TOKENS

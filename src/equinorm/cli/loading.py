@@ -78,6 +78,12 @@ def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Lo
     if source.device == "meta" and source.weights is not None:
         raise InputError(f"--device meta builds {source.name} without numbers. Leave out --weights, or --device.")
     model, args, kwargs, notes = _model(source)
+    held = [*model.named_parameters(), *model.named_buffers()]
+    if source.device == "cpu" and (empty := next((name for name, tensor in held if tensor.is_meta), None)):
+        raise InputError(
+            f"{empty} of {source.name} is on the meta device and holds no numbers. Let it be made on the cpu; "
+            "`equinorm inspect --device meta` needs no numbers."
+        )
     if source.weights is not None:
         notes = (*notes, *load_weights(model, source.weights))
     if inputs:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import RenderableType
 
 from equinorm import __version__
-from equinorm._display import count, shortened
+from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
@@ -16,7 +16,7 @@ from equinorm.checkpoints.solving import check_dtypes, norm_of, parts, size_of, 
 from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
-from equinorm.cli.writing import OutputError, check_target
+from equinorm.cli.writing import OutputError, check_is_folder, check_target, left_out
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import in_bytes, norm_name, number, percent
 
@@ -29,7 +29,7 @@ class Outputs:
     plan: Path | None
     force: bool
 
-    def check(self) -> None:
+    def check(self, model: str) -> None:
         """Refuse early what could not be written in the end.
 
         Raises:
@@ -37,6 +37,8 @@ class Outputs:
         """
         if self.folder is None and self.plan is None:
             raise OutputError("nothing would be written. Name a folder with --output, or a file with --plan.")
+        if self.folder is not None:
+            check_is_folder(model, self.folder)
         if self.plan is not None:
             check_target(self.plan, (".safetensors",), self.force)
 
@@ -109,9 +111,7 @@ def streamed_balance(
             write_plan(plan, outputs.plan)
         if outputs.folder is not None and staging is not None:
             done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
-    if done.left:
-        listed = ", ".join(shortened(list(done.left), 4, "of them"))
-        notes.append(f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {listed}")
+    notes += left_out(done)
     loaded = folder.loaded
     return StreamedBalancing(
         model=f"{loaded.name.removeprefix('hf:')} ({describe(loaded.model)})",

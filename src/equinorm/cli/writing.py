@@ -1,4 +1,4 @@
-"""Writing a model's weights."""
+"""Writing a model's weights: to one file, or to a folder like the one that they came from."""
 
 from pathlib import Path
 
@@ -6,10 +6,67 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from equinorm._display import count, shortened
 from equinorm._errors import describe
+from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
+from equinorm.checkpoints.saving import write_folder
+from equinorm.checkpoints.staging import Rewritten, check_output
+from equinorm.cli.folders import is_folder
 from equinorm.reporting.files import OutputError, check_target, make_folder, write_atomically
 
 __all__ = ["OutputError", "check_target", "make_folder", "save", "write_atomically"]
+
+
+def source_of(model: str, output: Path, force: bool) -> Checkpoint | None:
+    """The checkpoint that a folder is written like; None where one file is written. Weights are not read.
+
+    A FOLDER goes to a folder; hf:FOLDER to a folder, or to one file if the output's name says so; other models to one file.
+
+    Raises:
+        OutputError: if the output could not be written in the end.
+        CheckpointError: if the folder's files are damaged.
+    """
+    whole = model.removeprefix("hf:")
+    if not is_folder(whole) or (output.suffix == ".safetensors" and whole != model):
+        check_target(output, (".safetensors",), force)
+        return None
+    check_is_folder(model, output)
+    checkpoint = open_checkpoint(Path(whole).expanduser())
+    check_output(checkpoint, output)
+    return checkpoint
+
+
+def check_is_folder(model: str, output: Path) -> None:
+    """Refuse a file as what a checkpoint's folder goes to.
+
+    Raises:
+        OutputError: which says how to write one.
+    """
+    if output.suffix == ".safetensors":
+        raise OutputError(
+            f"{output} is a file, and {model} a checkpoint's folder, which goes to a folder: name one with --output, without "
+            f".safetensors. hf:{model} is loaded as a whole, and goes to one file."
+        )
+
+
+def save_like(checkpoint: Checkpoint | None, model: nn.Module, output: Path, force: bool) -> list[str]:
+    """Write a model's weights as `source_of` has it; returns what the user must know of that.
+
+    Raises:
+        EquinormError: if they cannot be written; nothing is there then.
+    """
+    if checkpoint is not None:
+        return left_out(write_folder(model, checkpoint, output))
+    write_atomically([(output, lambda path: save(model, path))], force)
+    return []
+
+
+def left_out(done: Rewritten) -> list[str]:
+    """Which files of a folder did not come along, in a note."""
+    if not done.left:
+        return []
+    listed = ", ".join(shortened(list(done.left), 4, "of them"))
+    return [f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {listed}"]
 
 
 def save(model: nn.Module, path: Path) -> None:

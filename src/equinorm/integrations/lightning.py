@@ -107,6 +107,13 @@ class ENorm(Callback):
 
     def _chosen(self, pl_module: nn.Module) -> nn.Module:
         if self._module is None:
+            if pl_module.forward.__module__.partition(".")[0] in ("lightning", "pytorch_lightning"):
+                names = [name for name, part in pl_module.named_children() if next(part.parameters(), None) is not None]
+                parts = " or ".join(f"ENorm(module={name!r})" for name in names)
+                raise equinorm.ExportError(
+                    f"{type(pl_module).__name__} has no forward of its own, by which ENorm would find its symmetries. Name the "
+                    f"submodule that it trains, as in {parts or 'ENorm(module=...)'}, or write a forward."
+                )
             return pl_module
         (model,) = chosen(pl_module, self._module, equinorm.ExportError, "module").values()
         return model

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from equinorm._arguments import batches_of
 from equinorm._deviation import check_model
-from equinorm._errors import EquivalenceError, describe, describe_inputs
+from equinorm._display import count
+from equinorm._errors import EquivalenceError, describe, describe_inputs, warn
 from equinorm._modules import duplicate, unwrapped
-from equinorm.joining.same_architecture import same_parameters
+from equinorm.joining.same_architecture import same_dtypes, same_parameters
 
 
 def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Iterable[tuple | Tensor] | None = None) -> nn.Module:
@@ -27,13 +28,14 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
         model_b: that at t = 1, with the same parameters and buffers; see `align`.
         t: any finite number; beyond 0 and 1 the line goes on.
         data: batches of positional inputs, each a tuple or one tensor, to measure the statistics on; None leaves them as they
-            come.
+            come: interpolated, which is warned of where they differ.
 
     Returns:
         The copy, in the mode of the first network.
 
     Raises:
-        EquivalenceError: if the two have different parameters or buffers, t is no finite number, or data hold no batch.
+        EquivalenceError: if the two have different parameters or buffers, or these in different dtypes, t is no finite number,
+            or data hold no batch.
 
     Source: statistics as in REPAIR, Jordan, Sedghi, Saukh, Entezari, Neyshabur, ICLR 2023.
 
@@ -51,6 +53,7 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
         raise EquivalenceError(f"t must be a finite number, 0 for the first network and 1 for the second, not {t!r}.")
     one, other = unwrapped(model_a), unwrapped(model_b)
     same_parameters(one, other)
+    same_dtypes(one, other)
     middle = duplicate(one, "to interpolate")
     theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     with torch.no_grad():
@@ -59,7 +62,20 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
                 tensor.copy_((1 - t) * tensor + t * theirs[name].to(tensor.device, tensor.dtype))
     if data is not None:
         _measure_(middle, data)
+    elif t not in (0, 1) and (apart := _moved_statistics(middle, theirs)):
+        warn(
+            f"{count(len(apart), 'running statistic')} of batch normalization, such as {apart[0]}, are interpolated: they do "
+            "not fit the activations in between, and outputs may be far off. Give data=, batches to measure them on again."
+        )
     return middle
+
+
+def _moved_statistics(middle: nn.Module, theirs: Mapping[str, Tensor]) -> list[str]:
+    """Names of running statistics that are no longer those of the second network; nor, then, of the first."""
+    norms = [name for name, module in middle.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    own = dict(middle.named_buffers())
+    names = [f"{name}.{key}".lstrip(".") for name in norms for key in ("running_mean", "running_var")]
+    return [n for n in names if n in own and not own[n].is_meta and not torch.equal(own[n], theirs[n].to(own[n]))]
 
 
 def _measure_(model: nn.Module, data: Iterable[tuple | Tensor]) -> None:

@@ -24,10 +24,13 @@ def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
 
 
 def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
-    """Refuse models of which one holds a parameter in another dtype."""
-    theirs = dict(model_b.named_parameters(remove_duplicate=False))
-    for name, parameter in model_a.named_parameters(remove_duplicate=False):
-        kinds = [dtype_name(tensor.dtype) for tensor in (parameter, theirs[name])]
+    """Refuse models of which one holds a parameter or buffer in another dtype."""
+    ours, theirs = (
+        {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+        for model in (model_a, model_b)
+    )
+    for name, tensor in ours.items():
+        kinds = [dtype_name(side.dtype) for side in (tensor, theirs[name])]
         if kinds[0] != kinds[1]:
             raise EquivalenceError(
                 f"{name} is {kinds[0]} in the first network and {kinds[1]} in the second. Bring both to one dtype, as "
