@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import BalanceError, EquinormError, ExportError, warn
-from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.asked import asked
@@ -17,6 +16,9 @@ from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
+from equinorm.modules.choosing import Choice, chosen, unwrapped
+from equinorm.modules.copying import duplicate
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling import description
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.sharding.modules import is_any_sharded

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, firsts_of_runs
-from equinorm.balancing.sides import GROUND, Side, family_of_classes
+from equinorm._class_ids import firsts_of_runs
+from equinorm._scaling import Scaling
+from equinorm.balancing.sides import GROUND, Side, family_of_classes, self_loops
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -310,11 +311,3 @@ def _where(codes: Tensor, code: int) -> Pick:
     places = (codes == code).nonzero().flatten()
     first, last = int(places[0]), int(places[-1]) + 1
     return slice(first, last) if last - first == len(places) else places
-
-
-def self_loops(rows: Side, columns: Side) -> Tensor | None:
-    """Where a matrix joins a class to itself, so that its energy never changes; None if nowhere."""
-    if rows.family == GROUND or rows.family != columns.family or rows.exponent != -columns.exponent:
-        return None
-    loops = rows.ids[:, None] == columns.ids[None, :]
-    return loops if bool(loops.any()) else None

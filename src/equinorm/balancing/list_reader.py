@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from equinorm import native
+from equinorm._class_ids import slices_at_once
 from equinorm._memory import STRIP, forget, has_memory, is_dense, memory_order
-from equinorm._scaling import batches
 from equinorm.balancing.layout import Layout
 from equinorm.balancing.norm import Norm
 
@@ -60,7 +60,7 @@ def energies_of_lists(ends: Sequence[Ends], sizes: Sequence[int], norm: Norm, dt
         dtype: of the energies; p = ∞ keeps to that of the tensors, or float32, both of which hold them.
     """
     if norm.is_max:
-        return torch.cat([_magnitudes(ends[here], sizes[here]) for here in batches([len(high) for high, _ in ends])])
+        return torch.cat([_magnitudes(ends[here], sizes[here]) for here in slices_at_once([len(high) for high, _ in ends])])
     magnitudes = torch.cat([vector for vector, _ in ends]).to(dtype).abs_()
     return magnitudes if norm.p == 1 else magnitudes.pow_(norm.p)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick, self_loops
-from equinorm.balancing.sides import Side
+from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
+from equinorm.balancing.sides import Side, self_loops
 from equinorm.sharding.boxes import Box
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import takes_one_size
 from equinorm._scaling import Scaling
+from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
 from equinorm.quantization.fake import Reference, Simulation

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._display import drawing
-from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
+from equinorm.modules.running import on_cpu
 from equinorm.quantization import description
 from equinorm.quantization.batches import Batch, calibration_batches
 from equinorm.quantization.fake import Reference, Simulation

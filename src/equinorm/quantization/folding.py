@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import Choice
 from equinorm._symmetries import symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
+from equinorm.modules.choosing import Choice
 from equinorm.quantization.freeing import has_hooks, module_at, put
 from equinorm.quantization.lifting import lift_norms_, lower_
 

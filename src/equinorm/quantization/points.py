@@ -10,10 +10,11 @@ from torch.utils import _pytree as pytree
 
 from equinorm._display import shortened
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import Choice, by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
+from equinorm.modules.choosing import Choice
+from equinorm.modules.running import by_default, undisturbed, without_cache
 from equinorm.quantization.calls import OPERATORS, Call, Calls
 from equinorm.quantization.quantized import check_floats
 from equinorm.quantization.scheme import Scheme

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, count
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, duplicate, is_exported, on_cpu, parts_in_training, unwrapped
+from equinorm.modules.choosing import Choice, chosen, unwrapped
+from equinorm.modules.copying import duplicate
+from equinorm.modules.exported import is_exported, parts_in_training
+from equinorm.modules.running import on_cpu
 from equinorm.quantization.folding import fold_
 from equinorm.quantization.freeing import free_
 from equinorm.quantization.quantized import check_floats

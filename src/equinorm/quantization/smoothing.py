@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import EqualizeError, describe
-from equinorm._modules import on_cpu, undisturbed
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
+from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
 from equinorm.quantization.calls import Call, Calls
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from equinorm._arguments import positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
-from equinorm._modules import Choice
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
+from equinorm.modules.choosing import Choice
 from equinorm.quantization.batches import Batch, calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import Chosen, Trials, choose, total

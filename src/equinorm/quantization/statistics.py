@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe
-from equinorm._modules import by_default, takes_one_size, undisturbed
+from equinorm.modules.exported import takes_one_size
+from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, parts, rows, watched
 from equinorm.quantization.calls import Call, Calls, Sum
 from equinorm.quantization.operands import Operand, Place

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from equinorm._class_ids import joint_log_scales
 from equinorm._errors import RescaleError, dtype_name
-from equinorm._scaling import Cast, Scaling, joint_log_scales
+from equinorm._scaling import Cast, Scaling
 from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
 from equinorm.sharding.boxes import part_of
 

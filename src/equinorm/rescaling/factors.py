@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, batches, firsts_of_runs, moving_log_factors
+from equinorm._class_ids import firsts_of_runs, moving_log_factors, slices_at_once
+from equinorm._scaling import Scaling
 from equinorm.rescaling.powers_of_two import are_powers_of_two, scale_of
 
 TABLES = 4
@@ -36,7 +37,7 @@ class Factor:
 
 def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
     """Scales from their natural logarithms in float64 on the CPU."""
-    return [factor for here in batches([log.numel() for log in logs]) for factor in _factors(logs[here])]
+    return [factor for here in slices_at_once([log.numel() for log in logs]) for factor in _factors(logs[here])]
 
 
 def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from equinorm._errors import RescaleError, warn
 from equinorm._memory import local
-from equinorm._modules import only_looks
+from equinorm.modules.hooks import only_looks
 
 CLASS = "its class"
 """What stands for the class of a module among the names of what it holds."""

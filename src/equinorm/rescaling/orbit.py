@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._modules import backward_hooks, on_cpu, walked
 from equinorm._scaling import Cast, Family, Pin, Scaling
+from equinorm.modules.choosing import walked
+from equinorm.modules.hooks import backward_hooks
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.factors import Moves
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_

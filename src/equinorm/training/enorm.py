@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 from torch import Tensor, nn, optim
 
 from equinorm._errors import BalanceError, EquinormError, RescaleError, describe, warn
-from equinorm._modules import Choice, on_cpu, unwrapped
 from equinorm._symmetries import symmetries
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import check_options
 from equinorm.balancing.scope import held_classes, nothing_moves
+from equinorm.modules.choosing import Choice, unwrapped
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.sharding.modules import is_any_sharded

@@ -7,8 +7,8 @@ import torch
 from torch import optim
 
 from equinorm._errors import EquinormError
-from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.writing import uninterrupted
 from equinorm.training.bound import Bindings
 from equinorm.training.frozen import Selection

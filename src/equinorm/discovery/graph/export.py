@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from equinorm._errors import ExportError
-from equinorm._modules import by_default, in_mode, own_backward, without_cache
 from equinorm.discovery.graph.aliasing import (
     GraphAliases,
     has_hidden_aliases,
@@ -31,6 +30,7 @@ from equinorm.discovery.graph.opaque import opaque as opaque_calls
 from equinorm.discovery.graph.side_effects import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm.discovery.graph.sources import ModelTensors
 from equinorm.discovery.values import Origin, Source, Value
+from equinorm.modules.running import by_default, in_mode, own_backward, without_cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
