@@ -21,13 +21,11 @@ def kept_layout(orbit: Orbit, scalings: Sequence[Scaling], held: Tensor) -> Netw
         held: mask over 0..num_free of classes that must not move.
     """
     key = (tuple(map(id, scalings)), held.numpy().tobytes())  # an orbit keeps its scalings alive
-    before, network = orbit.kept.get("layouts", (None, None))
-    if before != key or network is None:
-        network = lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
-        orbit.kept.pop("layouts", None)
-        if sum(map(_entries, network.layouts)) <= LARGEST:
-            orbit.kept["layouts"] = key, network
-    return network
+
+    def laid_out() -> NetworkLayout:
+        return lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
+
+    return orbit.kept.once(NetworkLayout, key, laid_out, lambda network: sum(map(_entries, network.layouts)) <= LARGEST)
 
 
 def _entries(layout: Layout) -> int:

@@ -9,9 +9,8 @@ cut where families of channels change. A training hook works this out once and r
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from equinorm._class_ids import firsts_of_runs
 from equinorm._scaling import Scaling
 from equinorm.balancing.sides import GROUND, Side, family_of_classes, self_loops
+from equinorm.rescaling.kept import Kept
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -115,7 +115,7 @@ class NetworkLayout:
     layouts: tuple[Layout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
-    kept: dict[Hashable, Any] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:

@@ -8,9 +8,9 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from equinorm._memory import STRIP
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import GROUND, Side
 from equinorm.balancing.singles import Singles
+from equinorm.rescaling.kept import Kept
 
 
 @dataclass(eq=False)
@@ -208,7 +209,7 @@ class Problem:
     norm: Norm
     streams: tuple["Precise", ...] = ()
     shared: Shared | None = None
-    kept: dict[Hashable, Any] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     singles: Singles | None = field(init=False)
     others: tuple[AnyBlock, ...] = field(init=False)
 

@@ -16,18 +16,12 @@ from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.factors import Moves
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
+from equinorm.rescaling.kept import Kept
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 from equinorm.sharding.modules import reshard
 from equinorm.sharding.processes import Processes, agreeing, processes_of
-
-
-class Kept(dict):
-    """What can be worked out again, and is neither copied nor pickled."""
-
-    def __reduce__(self) -> tuple:
-        return Kept, ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,9 +119,7 @@ class Orbit:
 
     def _moves(self) -> Moves:
         """How the tensors move that do: worked out once."""
-        if "moves" not in self.kept:
-            self.kept["moves"] = Moves([scaling for scaling in self.scalings if scaling.factors], self.num_free)
-        return self.kept["moves"]
+        return self.kept.once(Moves, None, lambda: Moves([s for s in self.scalings if s.factors], self.num_free))
 
 
 def _check_alike(processes: Processes, log_scales: Tensor) -> None:
