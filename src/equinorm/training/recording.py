@@ -11,7 +11,6 @@ from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.float32_range import fits_float32
-from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.sharding.processes import Processes
@@ -19,29 +18,10 @@ from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bound import Bindings, Place
 from equinorm.training.frozen import Selection
 from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.settings import StepOptions
 from equinorm.training.shared import LocalParts
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
-
-
-@dataclass(frozen=True, slots=True)
-class StepOptions:
-    """How a step balances and writes.
-
-    Attributes:
-        norm: whose minimum is followed.
-        method: "cyclic" or "two-level".
-        symmetric_biases: let biases take the steps that they would take at c = 1.
-        power_of_two: round scales to powers of two.
-        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere; None: where they came
-            with the package, on a CPU.
-    """
-
-    norm: Norm
-    method: str
-    symmetric_biases: bool
-    power_of_two: bool
-    compile: bool | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

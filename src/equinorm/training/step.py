@@ -13,7 +13,8 @@ from equinorm.rescaling.writing import uninterrupted
 from equinorm.training.bound import Bindings
 from equinorm.training.frozen import Selection
 from equinorm.training.moves import Moves
-from equinorm.training.recording import Recorder, StepOptions, full_precision
+from equinorm.training.recording import Recorder, full_precision
+from equinorm.training.settings import StepOptions
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.weight_decay import DecayParts
 
