@@ -12,7 +12,7 @@ from equinorm import native
 from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading, check_finite
 from equinorm.balancing.float32_range import are_safe
-from equinorm.balancing.layout import Layout, NetworkLayout, Part
+from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
 from equinorm.balancing.list_reader import Ends, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
@@ -69,7 +69,7 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
 
 
-def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
+def _block(index: int, layout: TensorLayout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
     """The energies of one part of a tensor."""
     if not layout.is_matrix:
         return Block(index, energies[part.picks[0]], (offsets[0][part.picks[0]],), part.sides)
@@ -79,7 +79,7 @@ def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Se
     return Block(index, energies[rows][:, columns], (offsets[0][rows], offsets[1][columns]), part.sides)
 
 
-def _lists(index: int, layout: Layout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
+def _lists(index: int, layout: TensorLayout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
     """The parts of a list."""
     if len(layout.parts) == 1:
         yield Block(index, energies, (offset,), layout.parts[0].sides[:1])
@@ -124,14 +124,14 @@ def _listed(
     yield from zip(lists, parts, strict=True)
 
 
-def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+def _is_streamable(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     """A matrix of two sides whose squares or magnitudes can be summed in float64 as they are."""
     if not (layout.is_matrix and len(layout.along) == 2 and norm.is_cheap and tensor.dtype != torch.float64):
         return False
     return Reading(layout, tensor, norm, torch.float32).has_strips
 
 
-def _read_energies(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
     if fits_float64(tensor, norm):
         energies = _summed(layout, tensor, norm, precision).cpu()
@@ -155,7 +155,7 @@ def _added(logs: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
+def _summed(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and norm.p <= 2:
         energies = Reading(layout, tensor, norm, torch.float32).read_energies()
@@ -166,7 +166,7 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     return energies
 
 
-def _scaled(layout: Layout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
+def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
     """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales by axis."""
     weight = layout.effective(tensor)
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])

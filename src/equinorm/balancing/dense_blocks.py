@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equinorm._memory import is_dense
 from equinorm.balancing.energy_reader import runs_of
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 
 FEW_COLUMNS = 8
 """Fewer make short rows, each of which costs some work of its own."""
@@ -56,7 +56,7 @@ class Dense:
     lines: tuple[Line, ...]
 
 
-def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | None:
+def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> Dense | None:
     """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
@@ -97,7 +97,7 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
     return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
 
 
-def stretches(layout: Layout, tensor: Tensor) -> tuple[int, int]:
+def stretches(layout: TensorLayout, tensor: Tensor) -> tuple[int, int]:
     """Number of channels of each side of a matrix that may be in one block: of transposed experts, those of one."""
     runs, sizes = runs_of(layout.view(tensor), layout.along), [*layout.sizes, 1]
     rows, columns = (runs.stretch if runs.is_sliced and runs.sides[0] == side else sizes[side] for side in (0, 1))

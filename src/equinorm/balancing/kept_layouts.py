@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.layout import Layout, NetworkLayout, lay_out
+from equinorm.balancing.layout import NetworkLayout, TensorLayout, lay_out
 from equinorm.rescaling.orbit import Orbit
 
 LARGEST = 1 << 22
@@ -28,7 +28,7 @@ def kept_layout(orbit: Orbit, scalings: Sequence[Scaling], held: Tensor) -> Netw
     return orbit.kept.once(NetworkLayout, key, laid_out, lambda network: sum(map(_entries, network.layouts)) <= LARGEST)
 
 
-def _entries(layout: Layout) -> int:
+def _entries(layout: TensorLayout) -> int:
     """How much it holds."""
     sides = sum(side.ids.numel() for part in layout.parts for side in part.sides)
     return sides + sum(part.loops.numel() for part in layout.parts if part.loops is not None)

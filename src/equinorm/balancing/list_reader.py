@@ -14,7 +14,7 @@ from torch import Tensor
 from equinorm import native
 from equinorm._class_ids import slices_at_once
 from equinorm._memory import STRIP, forget, has_memory, is_dense, memory_order
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
 
 SUMS = {torch.float64: torch.float64}
@@ -31,7 +31,7 @@ Ends = tuple[Tensor, Tensor]
 """The largest and the smallest entries of a tensor's channels: one of each, or a run of as many for all."""
 
 
-def is_list(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+def is_list(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     """Is it one, as biases and gains are, or as good as one, since its largest entries are?"""
     if not layout.is_matrix or len(layout.along) != 1 or layout.scaling.offset or tensor.device.type != "cpu":
         return False
@@ -45,7 +45,7 @@ def fits_float64(tensor: Tensor, norm: Norm) -> bool:
     return tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4)
 
 
-def ends_of(layout: Layout, tensor: Tensor, norm: Norm, compile: bool) -> Ends:
+def ends_of(layout: TensorLayout, tensor: Tensor, norm: Norm, compile: bool) -> Ends:
     """What `energies_of_lists` takes of a tensor that `is_list`, read by compiled kernels where these can."""
     return _extremes(layout.view(tensor), layout.axes[0], compile) if norm.is_max else (tensor.detach(), tensor.detach())
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equinorm.balancing.energy_reader import check_finite
 from equinorm.balancing.float32_range import are_safe_sums
-from equinorm.balancing.layout import Layout, Pick
+from equinorm.balancing.layout import Pick, TensorLayout
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.problem import log_sum
 from equinorm.balancing.sides import Side
@@ -75,7 +75,7 @@ class Stream:
         reader: how the weight is read.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, log_weight: float, compile: bool = False) -> None:
+    def __init__(self, layout: TensorLayout, tensor: Tensor, norm: Norm, log_weight: float, compile: bool = False) -> None:
         self.layout, self.precise = layout, False
         self._tensor, self._p, self._log_weight = tensor, norm.p, log_weight
         self._axes = [_Axis(size) for size in layout.sizes]
@@ -146,7 +146,7 @@ class Stream:
         return are_safe_sums([torch.where(mask, 1.0, total) for mask, total in zip(silent, sums, strict=True)])
 
 
-def _loops(layout: Layout) -> Tensor | None:
+def _loops(layout: TensorLayout) -> Tensor | None:
     """Mask of all entries that join a class to itself; None if there are none."""
     found: Tensor | None = None
     for part in layout.parts:

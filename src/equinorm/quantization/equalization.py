@@ -19,7 +19,7 @@ from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import Activation
+from equinorm.quantization.statistics import ActivationStatistics
 from equinorm.quantization.terms import by_name
 
 
@@ -101,7 +101,7 @@ class Equalization:
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
     points: tuple[Place, ...] = field(repr=False)
-    activations: Mapping[tuple[str, int], Activation] = field(repr=False)
+    activations: Mapping[tuple[str, int], ActivationStatistics] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
     preparation: Preparation | None = field(repr=False, default=None)
 

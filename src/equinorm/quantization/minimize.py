@@ -26,7 +26,7 @@ Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Minimum:
+class LeastNoise:
     """Where the noise is least.
 
     Attributes:
@@ -49,7 +49,7 @@ class Minimum:
         return math.expm1(max(self.value - self.bound, 0.0))
 
 
-def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = None) -> Minimum:
+def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = None) -> LeastNoise:
     """Minimise the noise over the box |z| ≤ limit.
 
     The maxima make N kinked where it is least: many numbers are largest together. Multipliers μ say with which weight: the
@@ -78,7 +78,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> Minimum:
+def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNoise:
     best, lowest = (float(np.log(noise.exact(z).sum())), z), -math.inf
     spent, rounds = 0, 0
     for beta in FRESH:
@@ -97,7 +97,7 @@ def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> Minimum
         gaps.append(best[0] - lowest)
         if gaps[-1] <= math.log1p(tol) or (rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]):
             break
-    return Minimum(best[1], best[0], min(lowest, best[0]), spent, rounds)
+    return LeastNoise(best[1], best[0], min(lowest, best[0]), spent, rounds)
 
 
 def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: int) -> tuple[np.ndarray, float, float, int]:

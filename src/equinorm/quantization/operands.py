@@ -10,7 +10,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import run_undisturbed
-from equinorm.quantization.calls import Calls, Sum
+from equinorm.quantization.calls import ActivationSum, CallWatch
 from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme
@@ -138,12 +138,12 @@ def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -
     """Every sum of two activations, in order."""
     seen: list[_Seen] = []
 
-    def note(added: Sum) -> Any:
+    def note(added: ActivationSum) -> Any:
         first, second = added.operands
         seen.append(_Seen(added.keys, (tuple(first.shape), tuple(second.shape)), (_is_mask(first), _is_mask(second))))
         return added.run(first, second)
 
-    run_undisturbed(model, args, kwargs, Calls(model, lambda call: call.run(), note))
+    run_undisturbed(model, args, kwargs, CallWatch(model, lambda call: call.run(), note))
     return seen
 
 

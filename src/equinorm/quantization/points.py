@@ -15,7 +15,7 @@ from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.modules.choosing import Choice
 from equinorm.modules.running import by_default, undisturbed, without_cache
-from equinorm.quantization.calls import OPERATORS, Call, Calls
+from equinorm.quantization.calls import OPERATORS, CallWatch, LayerCall
 from equinorm.quantization.quantized import check_floats
 from equinorm.quantization.scheme import Scheme
 
@@ -102,7 +102,7 @@ def find_points(
     return found, tuple(points)
 
 
-def _places(values: InnerValues, weight: str, calls: list[Call], owner: str) -> dict[int, InnerValue]:
+def _places(values: InnerValues, weight: str, calls: list[LayerCall], owner: str) -> dict[int, InnerValue]:
     """Where calls with a weight stand in the graph, by their numbers; the graph leaves out those on which no output depends.
 
     Raises:
@@ -142,12 +142,12 @@ def scaling_of_channels(value: InnerValue, spatial: int) -> Scaling:
     return Scaling((value.name,), channels, value.dtype, "value", "value", value.depth, along)
 
 
-def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Call]:
+def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[LayerCall]:
     """Every linear map in order, without its tensors, and whether an output depends on it as far as gradients tell."""
-    seen: list[Call] = []
+    seen: list[LayerCall] = []
     marks: list[Tensor] = []
 
-    def note(call: Call) -> Tensor:
+    def note(call: LayerCall) -> Tensor:
         result = call.run()
         marks.append(torch.zeros((), dtype=result.dtype, device=result.device, requires_grad=True))
         seen.append(replace(call, arguments={"groups": call.groups, "shape": tuple(result.shape)}))
@@ -155,7 +155,7 @@ def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -
 
     named = without_cache(model, args, dict(kwargs or {}))
     try:
-        with undisturbed(model), by_default(), torch.enable_grad(), Calls(model, note):
+        with undisturbed(model), by_default(), torch.enable_grad(), CallWatch(model, note):
             result = model(*args, **named)
     except Exception as error:
         raise EqualizeError(

@@ -11,7 +11,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
 from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
-from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.calls import CallWatch, LayerCall
 
 Axis = tuple[str, int]
 """A weight and its in-axis."""
@@ -99,7 +99,7 @@ def _largest(model: nn.Module, batches: list[Batch]) -> Mapping[str, Tensor]:
     """The largest magnitude of each channel that a weight reads, by the name of the weight."""
     found: dict[str, Tensor] = {}
 
-    def note(call: Call) -> Tensor:
+    def note(call: LayerCall) -> Tensor:
         read = call.arguments["input"].detach().abs().movedim(call.axis, 0).flatten(1)
         if read.size(1):
             seen = read.amax(1).to("cpu", torch.float64)
@@ -110,5 +110,5 @@ def _largest(model: nn.Module, batches: list[Batch]) -> Mapping[str, Tensor]:
 
     for number, batch in enumerate(batches):
         with undisturbed(model), torch.no_grad():
-            watched(model, batch, number, Calls(model, note))
+            watched(model, batch, number, CallWatch(model, note))
     return found

@@ -19,16 +19,16 @@ from equinorm.balancing.scope import nothing_moves
 from equinorm.modules.choosing import Choice
 from equinorm.quantization.batches import Batch, calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
-from equinorm.quantization.choosing import Chosen, Trials, choose, total
+from equinorm.quantization.choosing import ChosenScales, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
 from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
-from equinorm.quantization.minimize import Minimum, minimize
+from equinorm.quantization.minimize import LeastNoise, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
 from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import Activation, Statistics, gather
+from equinorm.quantization.statistics import ActivationStatistics, Statistics, gather
 from equinorm.quantization.terms import by_name, terms
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
@@ -162,7 +162,7 @@ def _measured(
     return _Network(model, symmetries, by_name(symmetries.scalings), points, {**left, **unbiased}, biases, batches, seen)
 
 
-def _chosen(network: _Network, minimum: Minimum, predicted: Noise, options: Options) -> tuple[Chosen, Trials]:
+def _chosen(network: _Network, minimum: LeastNoise, predicted: Noise, options: Options) -> tuple[ChosenScales, Trials]:
     """The log-scales that are as good as the best by measurement, and the trials that showed it."""
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
     trials = Trials(
@@ -230,7 +230,7 @@ def _corrected(
     return found, after
 
 
-def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tuple[str, int], Activation]:
+def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tuple[str, int], ActivationStatistics]:
     """The bounds of activations at other log-scales."""
     found = {}
     for point in points:
@@ -238,11 +238,11 @@ def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tupl
         was = seen.activations[point.key]
         squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
         low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
-        found[point.key] = Activation(low, high, (half[0], half[1]), lows, highs, *squares)
+        found[point.key] = ActivationStatistics(low, high, (half[0], half[1]), lows, highs, *squares)
     return found
 
 
-def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: Chosen) -> str:
+def _reason(symmetries: Symmetries, minimum: LeastNoise, options: Options, chosen: ChosenScales) -> str:
     """How it ended, in words."""
     if not symmetries.num_free:
         return nothing_moves(symmetries, None)

@@ -12,7 +12,7 @@ from equinorm._errors import EqualizeError, describe
 from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, parts, rows, watched
-from equinorm.quantization.calls import Call, Calls, Sum
+from equinorm.quantization.calls import ActivationSum, CallWatch, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 
@@ -28,7 +28,7 @@ TAIL, GROWTH = 8, 100.0
 
 
 @dataclass(slots=True, eq=False)
-class Activation:
+class ActivationStatistics:
     """What was seen at one point, for each channel.
 
     Attributes:
@@ -75,7 +75,7 @@ class Statistics:
         passes: backward passes.
     """
 
-    activations: dict[tuple[str, int], Activation] = field(default_factory=dict)
+    activations: dict[tuple[str, int], ActivationStatistics] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     signal: float = 0.0
     samples: int = 0
@@ -165,13 +165,13 @@ class _Pass:
 
     def _forward(self, part: Batch) -> list[Tensor]:
         sums = self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
-        result = watched(self.model, part, self.number, Calls(self.model, self._note, sums))
+        result = watched(self.model, part, self.number, CallWatch(self.model, self._note, sums))
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
         if not all(bool(output.isfinite().all()) for output in outputs):
             raise EqualizeError(f"{describe(self.model)} returns NaN or inf on calibration batch {self.number}.")
         return outputs
 
-    def _note(self, call: Call) -> Tensor:
+    def _note(self, call: LayerCall) -> Tensor:
         """Run a call on copies of its input and weight that gradients reach."""
         point = self.points.get((call.name, call.number))
         if point is None:
@@ -181,7 +181,7 @@ class _Pass:
         output = self.points.get(output_key(call.name, call.number))
         return self._noted(output, call.axis, output.fused(result)) if isinstance(output, Output) else result
 
-    def _sum(self, added: Sum) -> Tensor:
+    def _sum(self, added: ActivationSum) -> Tensor:
         """Add copies that gradients reach."""
         places = [self.points.get(key) for key in added.keys]
         pairs = zip(places, added.operands, strict=True)
@@ -219,7 +219,7 @@ class _Pass:
         seen = self.found.activations.get(point.key)
         if seen is None:
             tops = _top(lows, False), _top(highs, True)
-            self.found.activations[point.key] = Activation(low, high, (low, high), *tops, sensitivity, coherent)
+            self.found.activations[point.key] = ActivationStatistics(low, high, (low, high), *tops, sensitivity, coherent)
             return
         if seen.low.shape != low.shape:
             raise EqualizeError(

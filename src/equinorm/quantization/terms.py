@@ -10,7 +10,7 @@ from equinorm.quantization.noise import Map, Term, small
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
-from equinorm.quantization.statistics import Activation
+from equinorm.quantization.statistics import ActivationStatistics
 
 FLOOR = 1e-6
 """Least sensitivity and range of a channel, in parts of its tensor's mean or largest: none is free to vanish."""
@@ -43,7 +43,7 @@ def weight_term(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: Po
     return _term(sides, squares, factors, scheme.weight_granularity == "tensor", scheme.weight_levels)
 
 
-def activation_term(seen: Activation, scaling: Scaling, scheme: Scheme, is_expected: bool) -> Term:
+def activation_term(seen: ActivationStatistics, scaling: Scaling, scheme: Scheme, is_expected: bool) -> Term:
     """The noise of one activation: a step for the whole tensor, entries that are its channels.
 
     Args:
@@ -137,7 +137,7 @@ def terms(
     points: Sequence[Place],
     tensors: Mapping[str, Tensor],
     scalings: Mapping[str, Scaling],
-    activations: Mapping[tuple[str, int], Activation],
+    activations: Mapping[tuple[str, int], ActivationStatistics],
     sensitivities: Mapping[str, Tensor],
 ) -> tuple[list[Term], list[Term], list[tuple[str, str]]]:
     """The noise of every tensor, with bounds of activations as expected and as seen, and its name and kind.

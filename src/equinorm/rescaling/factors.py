@@ -52,7 +52,7 @@ def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:
     return map(Factor, logs, scales, low, high, are_exact)
 
 
-class Moves:
+class FactorTable:
     """How tensors move, as far as it can be said before log-scales are known.
 
     Most factors are runs of classes, one after the other, with one of a few exponents: they are cut out of a table of all

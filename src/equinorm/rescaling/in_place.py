@@ -13,7 +13,7 @@ from equinorm._memory import local
 from equinorm._scaling import HALVES
 from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
 from equinorm.rescaling.checks import check_in_place, check_unchanged
-from equinorm.rescaling.factors import Moves, factors_of
+from equinorm.rescaling.factors import FactorTable, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
@@ -31,7 +31,7 @@ WRITABLE = (*EXACT, *HALVES)
 
 def rescale_(
     tensors: Mapping[str, Tensor],
-    moves: Moves,
+    moves: FactorTable,
     log_scales: Tensor,
     optimizer: Optimizers | None = None,
     nonlinear: Sequence[str] = (),
@@ -61,7 +61,7 @@ def rescale_(
 
 def _writes(
     tensors: Mapping[str, Tensor],
-    moves: Moves,
+    moves: FactorTable,
     log_scales: Tensor,
     optimizer: Optimizers | None,
     nonlinear: Sequence[str],
@@ -122,7 +122,7 @@ def check_writable(what: str, tensor: Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class LogBounds:
     """Bounds on the logarithm of the largest entry of any row, while some of the factors are applied.
 
     Attributes:
@@ -161,7 +161,7 @@ def _check_all(writes: Sequence[Write]) -> list[bool]:
     return direct
 
 
-def check(write: Write, rows: Tensor | None = None) -> Reach | None:
+def check(write: Write, rows: Tensor | None = None) -> LogBounds | None:
     """Refuse what cannot be written or would not be exact.
 
     Args:
@@ -200,7 +200,7 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
     return reach
 
 
-def _is_direct(write: Write, reach: Reach | None) -> bool:
+def _is_direct(write: Write, reach: LogBounds | None) -> bool:
     """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
     dtype = write.tensor.dtype
     if reach is None or not reach.is_within(dtype) or _is_rounded(write):
@@ -214,21 +214,21 @@ def _is_rounded(write: Write) -> bool:
     return write.tensor.dtype in HALVES and not all(factor.is_exact for factor in write.factors)
 
 
-def _reach(write: Write, rows: Tensor) -> Reach:
+def _reach(write: Write, rows: Tensor) -> LogBounds:
     """From bounds on the largest entry of each row, and the factors of each."""
     slack = _slack(write.tensor)
     high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
-    return Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
+    return LogBounds(float(low.min()) if low.numel() else math.inf, float(high.max()))
 
 
-def _outer_reach(write: Write, least: float, most: float) -> Reach:
+def _outer_reach(write: Write, least: float, most: float) -> LogBounds:
     """From the smallest and the largest of these bounds, and of the factors."""
     low, high = -_slack(write.tensor), 0.0
     for factor in write.factors:
         low, high = low + min(factor.low, 0.0), high + max(factor.high, 0.0)
-    return Reach(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
+    return LogBounds(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
 
 
 def _slack(tensor: Tensor) -> float:
@@ -236,7 +236,7 @@ def _slack(tensor: Tensor) -> float:
     return 0.5 * math.log(tensor.numel() / tensor.size(0)) if tensor.dim() > 1 else 0.0
 
 
-def _check_squares(write: Write, reach: Reach) -> None:
+def _check_squares(write: Write, reach: LogBounds) -> None:
     """Norms of the tensor must stay in range, whose squares are summed in float32 at least."""
     info = torch.finfo(torch.promote_types(write.tensor.dtype, torch.float32))
     most = 0.5 * math.log(write.tensor.numel())

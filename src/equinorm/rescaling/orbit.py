@@ -14,7 +14,7 @@ from equinorm.modules.choosing import walked
 from equinorm.modules.hooks import backward_hooks
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
-from equinorm.rescaling.factors import Moves
+from equinorm.rescaling.factors import FactorTable
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
 from equinorm.rescaling.kept import Kept
 from equinorm.rescaling.model_guard import ModelGuard
@@ -117,9 +117,9 @@ class Orbit:
         nonlinear = (*self.backward, *backward_hooks(self.model))
         rescale_tensors_(tensors, moves, log_scales, optimizer, nonlinear)
 
-    def _moves(self) -> Moves:
+    def _moves(self) -> FactorTable:
         """How the tensors move that do: worked out once."""
-        return self.kept.once(Moves, None, lambda: Moves([s for s in self.scalings if s.factors], self.num_free))
+        return self.kept.once(FactorTable, None, lambda: FactorTable([s for s in self.scalings if s.factors], self.num_free))
 
 
 def _check_alike(processes: Processes, log_scales: Tensor) -> None:

@@ -17,7 +17,7 @@ from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bound import Bindings, Place
 from equinorm.training.frozen import Selection
-from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.recorded_cycle import RecordedCycle
 from equinorm.training.settings import StepOptions
 from equinorm.training.shared import LocalParts
 from equinorm.training.stepped import SteppedTogether
@@ -43,7 +43,7 @@ class Recording:
     place: Place
     compute: Compute
     held: Tensor | None
-    cycle: Cycle
+    cycle: RecordedCycle
     mover: Mover
     biases: BiasSteps
     run_cycles: Callable[[int], Tensor]
@@ -61,7 +61,7 @@ class Recording:
         self.biases.weigh(c)
 
 
-class Recorder:
+class StepRecorder:
     """Records steps.
 
     Args:
@@ -95,7 +95,7 @@ class Recorder:
         place = self._bindings.place
         compute, held = self._compute(place), self._selection.held
         parts = LocalParts(found.tensors)
-        cycle = Cycle(network, parts, options.norm, options.method, compute)
+        cycle = RecordedCycle(network, parts, options.norm, options.method, compute)
         cycle.weigh(c)
         biases = BiasSteps(self._biases(parts), network, options.norm)
         biases.weigh(c)

@@ -31,7 +31,7 @@ SWITCHES = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stepped:
+class _SteppedParameter:
     """A parameter that is about to be stepped.
 
     Attributes:
@@ -137,7 +137,7 @@ class DecayParts:
         self.is_following = False
         self._handle.remove()
 
-    def _stepped(self) -> Iterator[_Stepped]:
+    def _stepped(self) -> Iterator[_SteppedParameter]:
         """The parameters that the optimizer is about to step, but for those that are known to hold no weight decay."""
         for group in self._optimizer.param_groups:
             decay, kept = coupled_decay(self._optimizer, group), self._kept(group)
@@ -151,9 +151,9 @@ class DecayParts:
                 present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
                 if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
                     present = set()  # Adagrad makes its state, still zero, before the first step
-                yield _Stepped(name, parameter, group, decay, kept, frozenset(present))
+                yield _SteppedParameter(name, parameter, group, decay, kept, frozenset(present))
 
-    def _meet_(self, stepped: _Stepped) -> None:
+    def _meet_(self, stepped: _SteppedParameter) -> None:
         """Note what starts with this step: a parameter without averages is followed, an average that is gone is anew."""
         if stepped.name not in self._parts:
             if stepped.present:
@@ -163,7 +163,7 @@ class DecayParts:
         for key in stepped.laws.keys() - stepped.present:
             self._parts[stepped.name].pop(key, None)
 
-    def _entries(self, stepped: _Stepped) -> Iterator[tuple[str, Average]]:
+    def _entries(self, stepped: _SteppedParameter) -> Iterator[tuple[str, Average]]:
         """Key and recursion of each average that weight decay enters, or has entered."""
         for key, law in stepped.laws.items():
             self.check(stepped.group, law, key, stepped.name, key in stepped.present)
