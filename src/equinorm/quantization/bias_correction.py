@@ -10,12 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch, run_undisturbed
-from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, LayerCall
+from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall
 from equinorm.quantization.fake import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
-
-Key = tuple[str, int]
 
 
 def mean_shifts(simulation: Simulation, batches: Sequence[Batch], weights: Collection[str]) -> dict[str, Tensor]:

@@ -11,6 +11,9 @@ from torch import Tensor, nn, overrides
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+Key = tuple[str, int]
+"""What identifies a place where numbers are rounded: a weight and which of its calls, or a sum and which of its operands."""
+
 
 @dataclass(frozen=True, slots=True)
 class LinearMap:
@@ -125,7 +128,7 @@ class ActivationSum:
     is_in_place: bool
 
     @property
-    def keys(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    def keys(self) -> tuple[Key, Key]:
         """What identifies the operands."""
         return (f"{self.where}+{self.number}", 0), (f"{self.where}+{self.number}", 1)
 

@@ -11,6 +11,7 @@ from equinorm._scaling import Scaling
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
+from equinorm.quantization.calls import Key
 from equinorm.quantization.fake import Reference, Simulation
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place
@@ -27,7 +28,6 @@ SURE, VERY_SURE = 1.0, 2.5
 """By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
 Watch = Callable[[int, int], None]
-Key = tuple[str, int]
 
 TRIES = 16
 """Neighbours that are tried."""

@@ -14,6 +14,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
 from equinorm.quantization import description
 from equinorm.quantization.batches import Batch, calibration_batches
+from equinorm.quantization.calls import Key
 from equinorm.quantization.fake import Reference, Simulation
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
@@ -101,7 +102,7 @@ class Equalization:
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
     points: tuple[Place, ...] = field(repr=False)
-    activations: Mapping[tuple[str, int], ActivationStatistics] = field(repr=False)
+    activations: Mapping[Key, ActivationStatistics] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
     preparation: Preparation | None = field(repr=False, default=None)
 

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from equinorm._scaling import Scaling
 from equinorm.quantization.batches import Batch, rows, run_undisturbed
-from equinorm.quantization.calls import ActivationSum, CallWatch, LayerCall
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 from equinorm.quantization.points import Point
@@ -96,7 +96,7 @@ class Simulation:
         self,
         model: nn.Module,
         points: Sequence[Place],
-        activations: Mapping[tuple[str, int], ActivationStatistics],
+        activations: Mapping[Key, ActivationStatistics],
         scalings: Mapping[str, Scaling],
         z: Tensor,
         shifts: Mapping[str, Tensor] | None = None,

@@ -10,7 +10,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import run_undisturbed
-from equinorm.quantization.calls import ActivationSum, CallWatch
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key
 from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme
@@ -37,7 +37,7 @@ class Operand:
 
     module: str
     number: int
-    key: tuple[str, int]
+    key: Key
     axis: int | None
     scheme: Scheme
     scaling: Scaling
@@ -129,7 +129,7 @@ def _name(number: int, module: str = "") -> str:
 class _Seen:
     """A sum of the example: what identifies its operands, their shapes, and whether their numbers are those of masks."""
 
-    keys: tuple[tuple[str, int], tuple[str, int]]
+    keys: tuple[Key, Key]
     shapes: Shapes
     are_masks: tuple[bool, bool]
 

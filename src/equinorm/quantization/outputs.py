@@ -8,7 +8,7 @@ from torch import Tensor
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.calls import OPERATORS
+from equinorm.quantization.calls import OPERATORS, Key
 from equinorm.quantization.points import Point, scaling_of_channels
 from equinorm.quantization.scheme import Scheme
 
@@ -52,7 +52,7 @@ class Output:
         return f"output of {self.module or self.weight}" + (f" (call {self.number + 1})" if self.number else "")
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """What identifies it."""
         return output_key(self.weight, self.number)
 
@@ -61,7 +61,7 @@ class Output:
         return returned.relu() if self.is_rectified else returned
 
 
-def output_key(weight: str, number: int) -> tuple[str, int]:
+def output_key(weight: str, number: int) -> Key:
     """What identifies the output of a call."""
     return f"{weight}→", number
 

@@ -12,7 +12,7 @@ from equinorm._errors import EqualizeError, describe
 from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, parts, rows, watched
-from equinorm.quantization.calls import ActivationSum, CallWatch, LayerCall
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 
@@ -75,7 +75,7 @@ class Statistics:
         passes: backward passes.
     """
 
-    activations: dict[tuple[str, int], ActivationStatistics] = field(default_factory=dict)
+    activations: dict[Key, ActivationStatistics] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     signal: float = 0.0
     samples: int = 0
