@@ -106,18 +106,18 @@ class Orbit:
         self._guard.check()
         if optimizer is not None:
             check_trains(optimizer, self.model)
-        moves = self._moves()
+        table = self._factors()
         if power_of_two:
-            log_scales = round_to_powers_of_two(log_scales.double(), [*moves.scalings, *self.casts])
+            log_scales = round_to_powers_of_two(log_scales.double(), [*table.scalings, *self.casts])
         processes = processes_of(tensors)
         if processes is not None:
             _check_alike(processes, log_scales)
         with agreeing(processes):
-            check_casts(self.casts, moves.scalings, tensors, log_scales)
+            check_casts(self.casts, table.scalings, tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
-        rescale_tensors_(tensors, moves, log_scales, optimizer, nonlinear)
+        rescale_tensors_(tensors, table, log_scales, optimizer, nonlinear)
 
-    def _moves(self) -> FactorTable:
+    def _factors(self) -> FactorTable:
         """How the tensors move that do: worked out once."""
         return self.kept.once(FactorTable, None, lambda: FactorTable([s for s in self.scalings if s.factors], self.num_free))
 
