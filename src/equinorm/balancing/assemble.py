@@ -35,10 +35,9 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     """
     norm, is_compiled = options.norm, native.are_wanted(options.compile)
     blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
-    constants: dict[int, list[float]] = {}
+    constants: dict[int, Sequence[float]] = {}
     opened: list[Stream] = []
     lists: dict[int, Ends] = {}
-    start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     for index, layout in enumerate(network.layouts):
         tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
@@ -48,25 +47,40 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
         if is_list(layout, tensor, norm):
             lists[index] = ends_of(layout, tensor, norm, is_compiled)
         elif options.is_streamed and _is_streamable(layout, tensor, norm):
-            log_weight = norm.log_weight(layout.scaling.depth, options.c)
-            stream = Stream(layout, tensor, norm, log_weight, is_compiled)
+            stream = Stream(layout, tensor, norm, norm.log_weight(layout.scaling.depth, options.c), is_compiled)
             opened.append(stream)
             blocks[index] = [*streamed(index, stream)]
-            constants[index] = list(stream.still_logs(start))
+            constants[index] = [*stream.still_logs(torch.zeros(network.num_free + 1, dtype=torch.float64))]
         else:
-            energies, offsets = _read_energies(layout, tensor, norm, options.precision)
-            offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
-            found = [_block(index, layout, part, energies, offsets) for part in layout.parts]
-            blocks[index], constants[index] = _parted(found, layout.parts, norm)
-    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
-    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
-    for index, energies in _listed(network, lists, norm, options.precision):
-        layout = network.layouts[index]
-        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
-        blocks[index], constants[index] = _parted([*_lists(index, layout, energies, offset)], layout.parts, norm)
+            blocks[index], constants[index] = _read(index, layout, tensor, options)
+    for index, (moving, still) in _lists(network, lists, options):
+        blocks[index], constants[index] = moving, still
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
     found = tuple(itertools.chain(*blocks))
     return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
+
+
+_Parted = tuple[list[Block], list[float]]
+"""Blocks that move, and logarithms of the energies that do not."""
+
+
+def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOptions) -> _Parted:
+    """The energies of one tensor, read once."""
+    norm = options.norm
+    energies, offsets = _read_energies(layout, tensor, norm, options.precision)
+    offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
+    return _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
+
+
+def _lists(network: NetworkLayout, lists: Mapping[int, Ends], options: BalanceOptions) -> Iterator[tuple[int, _Parted]]:
+    """The energies of all lists, by the index of their layout."""
+    norm = options.norm
+    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
+    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
+    for index, energies in _list_energies(network, lists, norm, options.precision):
+        layout = network.layouts[index]
+        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
+        yield index, _parted([*_list_blocks(index, layout, energies, offset)], layout.parts, norm)
 
 
 def _block(index: int, layout: TensorLayout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
@@ -79,7 +93,7 @@ def _block(index: int, layout: TensorLayout, part: Part, energies: Tensor, offse
     return Block(index, energies[rows][:, columns], (offsets[0][rows], offsets[1][columns]), part.sides)
 
 
-def _lists(index: int, layout: TensorLayout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
+def _list_blocks(index: int, layout: TensorLayout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
     """The parts of a list."""
     if len(layout.parts) == 1:
         yield Block(index, energies, (offset,), layout.parts[0].sides[:1])
@@ -89,7 +103,7 @@ def _lists(index: int, layout: TensorLayout, energies: Tensor, offset: Tensor) -
         yield Block(index, energies[pick], (offset[pick],), part.sides[:1])
 
 
-def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple[list[Block], list[float]]:
+def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> _Parted:
     """What moves, and logarithms of what does not: whole blocks, and entries that join a class to itself."""
     if len(parts) == 1 and parts[0].loops is None and not parts[0].is_still:
         return [*blocks], []
@@ -106,7 +120,7 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple
     return moving, [_log_constant(block, norm) for block in still]
 
 
-def _listed(
+def _list_energies(
     network: NetworkLayout, lists: Mapping[int, Ends], norm: Norm, precision: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
     """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
