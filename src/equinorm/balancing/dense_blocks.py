@@ -20,7 +20,7 @@ LEAST = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DenseLine:
     """How the channels of one side lie along rows or columns: runs of `after` entries for each, all of that `before` times."""
 
     is_row: bool
@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class DenseMatrix:
     """A matrix in memory.
 
     Attributes:
@@ -53,10 +53,10 @@ class Dense:
     first: int
     shape: tuple[int, int]
     pitch: int
-    lines: tuple[Line, ...]
+    lines: tuple[DenseLine, ...]
 
 
-def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> Dense | None:
+def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> DenseMatrix | None:
     """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
@@ -90,11 +90,11 @@ def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> Dense
         first, last, _ = pick.indices(size)
         if last - first < size and before > 1:
             return None
-        lines.append(Line(is_row, before, last - first, after))
+        lines.append(DenseLine(is_row, before, last - first, after))
         start += first * after * (pitch if is_row else 1)
         if last - first < size:
             shape[not is_row] = (last - first) * after
-    return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
+    return DenseMatrix(start, (shape[0], shape[1]), pitch, tuple(lines))
 
 
 def stretches(layout: TensorLayout, tensor: Tensor) -> tuple[int, int]:
@@ -116,10 +116,10 @@ def runs_of_kinds(kinds: Tensor, most: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(starts)]
 
 
-def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> Dense | None:
+def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> DenseMatrix | None:
     """A row for every term: only where the axes that stay apart come first in memory, as they are numbered."""
     if list(places) not in ([], [0]):
         return None
     columns = math.prod(sizes[len(places) :])
     first, last, _ = pick.indices(math.prod(sizes[: len(places)]))
-    return Dense(first * columns, (last - first, columns), columns, (Line(True, 1, last - first, 1),))
+    return DenseMatrix(first * columns, (last - first, columns), columns, (DenseLine(True, 1, last - first, 1),))

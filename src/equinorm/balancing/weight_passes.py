@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._memory import has_memory
-from equinorm.balancing.dense_blocks import LEAST, Dense, dense, runs_of_kinds, stretches
+from equinorm.balancing.dense_blocks import LEAST, DenseMatrix, dense, runs_of_kinds, stretches
 from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
@@ -98,7 +98,7 @@ class GroupMatrix:
 
     picks: tuple[slice, slice]
     groups: tuple[int, int]
-    matrix: Dense
+    matrix: DenseMatrix
 
 
 class CompiledPass:

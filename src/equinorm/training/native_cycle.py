@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm.balancing.dense_blocks import LEAST, Dense, dense, stretches
+from equinorm.balancing.dense_blocks import LEAST, DenseMatrix, dense, stretches
 from equinorm.balancing.layout import NetworkLayout, Part, Pick, TensorLayout
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import GROUND, Side
@@ -50,7 +50,7 @@ class PartMatrix:
 
     part: int
     tensor: int
-    matrix: Dense
+    matrix: DenseMatrix
     sides: tuple[Side, ...]
 
 
@@ -165,7 +165,7 @@ def program(
     return NativeProgram(kernels, pieces, weights, network.families, norm, schedule)
 
 
-def _grouped(layout: TensorLayout, part: Part, weight: Tensor) -> list[tuple[Dense | None, tuple[Side, ...]]]:
+def _grouped(layout: TensorLayout, part: Part, weight: Tensor) -> list[tuple[DenseMatrix | None, tuple[Side, ...]]]:
     """The terms of a grouped convolution as a matrix for each group; nothing for other lists of terms."""
     if layout.is_matrix or len(layout.axes) != 2:
         return []

@@ -55,7 +55,7 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class ExportedCall:
     """An export of one call in one mode.
 
     Attributes:
@@ -108,7 +108,7 @@ class Graphs:
         self.model, self.calls, self.modes, self.opaque = model, calls, modes, opaque
         self._kept: dict[int, tuple[_Recorded, Mapping[str, None]]] = {}
 
-    def __iter__(self) -> Iterator[Call]:
+    def __iter__(self) -> Iterator[ExportedCall]:
         """Every call in every mode; all identify the model's tensors by the sources of the first.
 
         Raises:
@@ -124,7 +124,7 @@ class Graphs:
             recorded, called = self._kept[number]
             exported = recorded.read(self.model, known)
             known = exported.sources if known is None else known
-            yield Call(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
+            yield ExportedCall(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
 
     def forget(self) -> None:
         """Drop the graphs; a further reading would export them again."""
