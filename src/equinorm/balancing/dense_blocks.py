@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -77,11 +77,22 @@ def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> Dense
     sides = runs.sides[runs.is_sliced :]
     if len(set(sides)) < len(sides):
         return None
-    places = [place for _, place in sorted(zip(sides, places, strict=True))]
+    found = _matrix(sizes, [place for _, place in sorted(zip(sides, places, strict=True))], picks)
+    return found and replace(found, first=start + found.first)
+
+
+def _matrix(sizes: Sequence[int], places: Sequence[int], picks: Sequence[slice]) -> DenseMatrix | None:
+    """Rows and columns of memory.
+
+    Args:
+        sizes: of its runs.
+        places: of the run that each side is.
+        picks: channels along each side.
+    """
     cut = min(places) + 1
     if len(places) == 1 and math.prod(sizes[cut:]) < FEW_COLUMNS:
         cut -= 1
-    shape = [math.prod(sizes[:cut]), math.prod(sizes[cut:])]
+    shape, start = [math.prod(sizes[:cut]), math.prod(sizes[cut:])], 0
     pitch, lines = shape[1], []
     for place, pick in zip(places, picks, strict=False):  # the ground side of a single side has no place
         is_row, size = place < cut, sizes[place]

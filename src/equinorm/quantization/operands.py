@@ -86,12 +86,12 @@ def find_operands(
                 channels = None if is_mask else _channels(one)
                 if channels is not None:
                     found.append(Operand(value.module, number, key, channels[0], rounded, channels[1]))
-                    continue
-                why = "its numbers are those of a mask" if is_mask else "it scales along several axes"
-                left[f"{_name(number, value.module)} (operand {key[1] + 1})"] = why
-    missed = {place: value for place, (value, _) in enumerate(sums) if place not in places.values()}
+                else:
+                    why = "its numbers are those of a mask" if is_mask else "it scales along several axes"
+                    left[f"{_name(number, value.module)} (operand {key[1] + 1})"] = why
     if len(seen) < len(sums):
-        left |= {f"{value.name} of the exported graph": "nothing adds it as the model runs" for value in missed.values()}
+        missed = [value for place, (value, _) in enumerate(sums) if place not in places.values()]
+        left |= {f"{value.name} of the exported graph": "nothing adds it as the model runs" for value in missed}
     return tuple(found), left
 
 
