@@ -200,8 +200,14 @@ def symmetries_of(graphs: Graphs, batch_norm: str = "affine", *, inner: bool = T
     """
     found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm, inner=inner)
     return Symmetries(
-        *(graphs.model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds),
-        found.fingerprint,
+        model=graphs.model,
+        num_free=found.num_free,
+        scalings=found.scalings,
+        families=found.families,
+        pins=found.pins,
+        values=found.values,
+        seconds=found.seconds,
+        fingerprint=found.fingerprint,
         backward=found.backward,
         casts=found.casts,
     )

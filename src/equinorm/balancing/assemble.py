@@ -13,7 +13,7 @@ from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading, check_finite
 from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
-from equinorm.balancing.list_reader import Ends, ends_of, energies_of_lists, fits_float64, is_list
+from equinorm.balancing.list_reader import Extremes, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import AnyBlock, Block, Problem
@@ -37,7 +37,7 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
     constants: dict[int, Sequence[float]] = {}
     opened: list[Stream] = []
-    lists: dict[int, Ends] = {}
+    lists: dict[int, Extremes] = {}
     for index, layout in enumerate(network.layouts):
         tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
@@ -72,7 +72,7 @@ def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOpti
     return _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
 
 
-def _lists(network: NetworkLayout, lists: Mapping[int, Ends], options: BalanceOptions) -> Iterator[tuple[int, _Parted]]:
+def _lists(network: NetworkLayout, lists: Mapping[int, Extremes], options: BalanceOptions) -> Iterator[tuple[int, _Parted]]:
     """The energies of all lists, by the index of their layout."""
     norm = options.norm
     weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
@@ -121,7 +121,7 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> _Part
 
 
 def _list_energies(
-    network: NetworkLayout, lists: Mapping[int, Ends], norm: Norm, precision: torch.dtype
+    network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm, precision: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
     """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
     if not lists:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from equinorm.discovery.inner_values import InnerValues
-from equinorm.grouping.check import MappingCheck, Place, check
+from equinorm.grouping.check import AxisName, MappingCheck, check
 from equinorm.grouping.find import groups
 from equinorm.grouping.groups import ScaleGroups
 from equinorm.grouping.mappings import SmoothMappings, mappings
@@ -51,7 +51,7 @@ class GroupedOrbit(Orbit):
         return mappings(self.groups())
 
     @on_cpu()
-    def check(self, smooth: Place, balance: Iterable[Place]) -> MappingCheck:
+    def check(self, smooth: AxisName, balance: Iterable[AxisName]) -> MappingCheck:
         """Is it right to scale one axis and to make up for it on others?
 
         Args:

@@ -18,7 +18,7 @@ from equinorm.quantization.scheme import Scheme
 LARGEST = 1e30
 """Numbers beyond it are those of masks."""
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+ShapePair = tuple[tuple[int, ...], tuple[int, ...]]
 """Of both operands of a sum."""
 
 
@@ -130,7 +130,7 @@ class _Seen:
     """A sum of the example: what identifies its operands, their shapes, and whether their numbers are those of masks."""
 
     keys: tuple[Key, Key]
-    shapes: Shapes
+    shapes: ShapePair
     are_masks: tuple[bool, bool]
 
 

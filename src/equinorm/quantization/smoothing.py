@@ -13,7 +13,7 @@ from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
 from equinorm.quantization.calls import CallWatch, LayerCall
 
-Axis = tuple[str, int]
+WeightAxis = tuple[str, int]
 """A weight and its in-axis."""
 
 
@@ -76,15 +76,15 @@ def smooth(symmetries: Symmetries, calibration: Iterable[Any], alpha: float = 0.
     return symmetries.scales(wishes, reduce)
 
 
-def _readers(groups: ScaleGroups) -> list[tuple[Axis, ...]]:
+def _readers(groups: ScaleGroups) -> list[tuple[WeightAxis, ...]]:
     """In-axes that move alike, and so read the same channels."""
-    moves: dict[Axis, list[Any]] = {}
+    moves: dict[WeightAxis, list[Any]] = {}
     for number, group in enumerate(groups):
         for axis in group.down if not group.is_pinned else ():
             if len(axis.axes) == 1:
                 found = number, axis.channels.numpy().tobytes(), axis.exponents.flatten().numpy().tobytes()
                 moves.setdefault((axis.tensor, axis.axes[0]), []).append(found)
-    alike: dict[tuple, list[Axis]] = {}
+    alike: dict[tuple, list[WeightAxis]] = {}
     for place, found in moves.items():
         alike.setdefault(tuple(found), []).append(place)
     return [tuple(places) for places in alike.values()]

@@ -180,7 +180,13 @@ def _chosen(
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
     activations = Noise([one.expected for one in rounded if one.kind == "activation"], symmetries.num_free)
     trials = Trials(
-        *(network.model, network.points, network.seen, network.scalings, activations, network.batches), corrects=network.biases
+        network.model,
+        network.points,
+        network.seen,
+        network.scalings,
+        activations,
+        network.batches,
+        corrects=network.biases,
     )
     levels, watch = options.scheme.weight_levels, options.watch("measuring")
     return choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z)), trials

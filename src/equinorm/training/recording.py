@@ -15,7 +15,7 @@ from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
-from equinorm.training.bound import Bindings, Place
+from equinorm.training.bound import Bindings, Placement
 from equinorm.training.frozen import Selection
 from equinorm.training.recorded_cycle import RecordedCycle
 from equinorm.training.settings import StepOptions
@@ -40,7 +40,7 @@ class Recording:
         processes: that hold parts of the model; None where this one holds all.
     """
 
-    place: Place
+    place: Placement
     compute: Compute
     held: Tensor | None
     cycle: RecordedCycle
@@ -116,7 +116,7 @@ class StepRecorder:
             fits = all(fits_float32(layout, parts.tensors[layout.scaling.name], norm) for layout in layouts)
         return not parts.any(not fits)
 
-    def _compute(self, place: Place) -> Compute:
+    def _compute(self, place: Placement) -> Compute:
         """Where and how passes over these weights run."""
         devices, dtypes = {device for device, _, _ in place}, {dtype for _, dtype, _ in place}
         if len(devices) > 1:

@@ -110,7 +110,8 @@ def _check_rounding(module: OnnxModule) -> None:
     if not module.rounding <= limit:
         raise OnnxError(
             f"cannot read {module.path}: what was read deviates from onnxruntime by {module.rounding:.1e}, more than "
-            f"{limit:g}. The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant for."
+            f"{limit:g}. The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant "
+            "for."
         )
 
 
