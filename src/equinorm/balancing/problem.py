@@ -8,6 +8,7 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -161,6 +162,27 @@ class AnyBlock(Protocol):
     def without(self, dead: Tensor) -> "AnyBlock":
         """The same with no energy where a dead class takes part."""
         ...
+
+
+class ReadMatrix(ABC):
+    """A block that is a matrix, whose energies are read when they are needed."""
+
+    tensor: int
+    sides: tuple[Side, ...]
+    is_matrix = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Has it no entries?"""
+        return not all(side.ids.numel() for side in self.sides)
+
+    @abstractmethod
+    def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
+        """Logarithm of the energy of each channel along one side, at log-scales z."""
+
+    def log_total(self, z: Tensor, norm: Norm) -> float:
+        """Logarithm of the block's whole energy."""
+        return log_sum(self.log_energies(0, z, norm))
 
 
 class Precise(Protocol):
