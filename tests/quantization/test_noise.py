@@ -167,7 +167,7 @@ def test_descent_finds_the_minimum_of_a_quadratic_in_a_box():
     def function(z):
         return float((weights * (z - target) ** 2).sum()), 2 * weights * (z - target)
 
-    z, value, slack, _ = descend(function, np.zeros(3), 1.0, 1e-14, 200)
+    z, value, slack = descend(function, np.zeros(3), 1.0, 1e-14, 200)
     np.testing.assert_allclose(z, [1.0, -0.5, 0.1], atol=1e-6)
     assert value == pytest.approx(4.0)
     assert slack < 1e-10
