@@ -56,7 +56,7 @@ class SeparableDescent:
         return self._is_even
 
     def cycle(self) -> None:
-        """Go there."""
+        """Move every class to its middle."""
         step = (self._out - self._into) / 2
         self.z, self._is_even = torch.where(step.isfinite(), step, 0.0), True
         self.residual = self._gap()

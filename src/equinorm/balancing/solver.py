@@ -125,7 +125,7 @@ class _Descent(Protocol):
         ...
 
     def cycle(self) -> None:
-        """Run one."""
+        """Run one cycle."""
         ...
 
 

@@ -57,7 +57,7 @@ class _Piece:
         self.is_written = True
 
     def put_back_(self) -> None:
-        """Undo it."""
+        """Put back what was there: the copy of it, or by the inverse scales."""
         if self.original is not None:
             self.memory.copy_(self.original.view(self.memory.shape))
         elif self.is_written:

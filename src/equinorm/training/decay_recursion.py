@@ -39,7 +39,7 @@ class Entering:
 
     @property
     def plain(self) -> "Following":
-        """Of degree 1."""
+        """The recursion of an average of degree 1."""
         return Following(self.parts[1], self.parameter.detach(), self.keep, self.add)
 
     def enter_(self, optimizer: Any) -> None:
@@ -95,7 +95,7 @@ class CompiledFollow:
         self._everywhere, self._inner = everywhere, None
 
     def __call__(self, sums: Sequence[Following]) -> None:
-        """Do it."""
+        """part ← keep · part + add · weight, in place."""
         known = [_kernels(one.part, one.weight) for one in sums]
         for found, one in zip(known, sums, strict=True):
             if found is not None:

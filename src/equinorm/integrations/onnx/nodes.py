@@ -118,7 +118,7 @@ class Node(nn.Module):
         return self._memory[key]
 
     def _read(self, operator: Operator, values: Sequence[Any], floating: torch.dtype) -> list[Any]:
-        """By the table."""
+        """Its outputs, by the table of operators."""
         given: list[Any] = []
         for place, value in enumerate(values):
             if place in operator.settings and isinstance(value, Tensor):
