@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EquivalenceError, describe, describe_inputs
-from equinorm._modules import by_default, on_cpu, undisturbed, without_cache
+from equinorm.modules.running import by_default, on_cpu, undisturbed, without_cache
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 """Largest relative deviation of outputs that counts as exact, by the coarsest dtype of the parameters. In double and single

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import BalanceError, EquinormError, ExportError, warn
-from equinorm._modules import Choice, chosen, duplicate, on_cpu, unwrapped
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.asked import asked
@@ -17,6 +16,9 @@ from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
+from equinorm.modules.choosing import Choice, chosen, unwrapped
+from equinorm.modules.copying import duplicate
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling import description
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.sharding.modules import is_any_sharded
@@ -198,8 +200,14 @@ def symmetries_of(graphs: Graphs, batch_norm: str = "affine", *, inner: bool = T
     """
     found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm, inner=inner)
     return Symmetries(
-        *(graphs.model, found.num_free, found.scalings, found.families, found.pins, found.values, found.seconds),
-        found.fingerprint,
+        model=graphs.model,
+        num_free=found.num_free,
+        scalings=found.scalings,
+        families=found.families,
+        pins=found.pins,
+        values=found.values,
+        seconds=found.seconds,
+        fingerprint=found.fingerprint,
         backward=found.backward,
         casts=found.casts,
     )

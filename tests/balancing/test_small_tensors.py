@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 import equinorm
 from equinorm import BalanceError, RescaleError
-from equinorm._scaling import moving_log_factors
+from equinorm._class_ids import moving_log_factors
 from equinorm.balancing import least_maximum, solver
 from equinorm.rescaling import in_place
 from equinorm.rescaling.factors import factors_of

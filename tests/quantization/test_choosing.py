@@ -151,6 +151,6 @@ def test_a_glance_is_at_the_first_quarter_and_nothing_is_measured_twice():
 )
 def test_the_record_says_what_was_chosen(monkeypatch, chosen, words):
     start, share, moves = chosen
-    monkeypatch.setattr(solve, "choose", lambda trials, z, *_: real.Chosen(0.5 * z + 0.1, share, moves, start))
+    monkeypatch.setattr(solve, "choose", lambda trials, z, *_: real.ChosenScales(0.5 * z + 0.1, share, moves, start))
     net, x = perceptron()
     assert equinorm.equalize_(net, x, calibration=[x]).reason.endswith(f"best when rounded for real: {words}")

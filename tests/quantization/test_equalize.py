@@ -311,7 +311,7 @@ def test_what_is_worse_measured_is_not_taken(monkeypatch, uneven, found):
     from equinorm.quantization import solve as module
 
     _, x = uneven
-    wrong = module.Minimum(-found.log_scales.numpy(), -1.0, -1.0, 1, 1)
+    wrong = module.LeastNoise(-found.log_scales.numpy(), -1.0, -1.0, 1)
     monkeypatch.setattr(module, "minimize", lambda *_: wrong)
     back = equinorm.equalize(found.model, x, calibration=[x], scheme="w8a8-tensor")
     assert not bool(back.log_scales.any())

@@ -15,7 +15,7 @@ from equinorm.quantization.noise import Noise, logs
 from equinorm.quantization.points import find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import gather
-from equinorm.quantization.terms import by_name, terms
+from equinorm.quantization.terms import by_name, rounded_tensors
 
 SCHEMES = ["w8a8-tensor", "w8a8", "w4g2a8", Scheme(8, "tensor", False, 8, True), Scheme(8, "channel", sums=True)]
 
@@ -83,7 +83,7 @@ def test_prediction_is_what_rounding_costs(scheme):
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         seen = gather(net, points, [((x,), {})])
-        _, found, _ = terms(points, symmetries.tensors, scalings, seen.activations, seen.weights)
+        found = [one.observed for one in rounded_tensors(points, symmetries.tensors, scalings, seen)]
         predicted = decibels(seen.signal, Noise(found, len(z)).exact(z.numpy()).sum())
         measured = Reference(net, [((x,), {})]).signal_to_noise(Simulation(net, points, seen.activations, scalings, z))
         apart.append(measured - predicted)
@@ -167,7 +167,7 @@ def test_descent_finds_the_minimum_of_a_quadratic_in_a_box():
     def function(z):
         return float((weights * (z - target) ** 2).sum()), 2 * weights * (z - target)
 
-    z, value, slack, _ = descend(function, np.zeros(3), 1.0, 1e-14, 200)
+    z, value, slack = descend(function, np.zeros(3), 1.0, 1e-14, 200)
     np.testing.assert_allclose(z, [1.0, -0.5, 0.1], atol=1e-6)
     assert value == pytest.approx(4.0)
     assert slack < 1e-10

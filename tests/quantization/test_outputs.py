@@ -34,7 +34,7 @@ def case():
 
 def outputs(net, x, scheme):
     symmetries, points = find_points(net, (x,), None, scheme)
-    return [output.module for output in find_outputs(points, symmetries)]
+    return [output.point.module for output in find_outputs(points, symmetries)]
 
 
 def test_outputs_count_where_nothing_else_rounds_them(case):
@@ -92,7 +92,7 @@ def test_what_a_clamp_reads_is_rounded_where_tools_do_not_fuse_it():
     assert outputs(freed, x, ROUNDED) == ["4"]
     found = equinorm.equalize(freed, x, calibration=[x], scheme=apart)
     first, last = (one for one in found.points if isinstance(one, Output))
-    assert (first.module, first.is_rectified, last.is_rectified) == ("0", True, False)
+    assert (first.point.module, first.is_rectified, last.is_rectified) == ("0", True, False)
     seen, channels = found.activations[first.key], first.scaling.log_scales(found.log_scales).exp().flatten()
     torch.testing.assert_close(seen.high, (net[0](x).relu() * channels).amax(0).detach(), rtol=1e-9, atol=0)
     assert not bool(seen.low.any())

@@ -119,7 +119,7 @@ def test_strips_of_odd_sizes_are_all_kept(monkeypatch):
 
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
 def test_factors_in_any_batches_are_the_same(monkeypatch, at_once):
-    monkeypatch.setattr("equinorm._scaling.AT_ONCE", at_once)
+    monkeypatch.setattr("equinorm._class_ids.AT_ONCE", at_once)
     exact = torch.tensor([2 * math.log(2)], dtype=torch.float64)
     logs = [*(torch.randn(n, 1, dtype=torch.float64) for n in (3, 0, 5, 1)), exact]
     for log, factor in zip(logs, factors_of(logs), strict=True):

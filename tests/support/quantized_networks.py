@@ -11,7 +11,7 @@ from equinorm.quantization.operands import find_operands
 from equinorm.quantization.points import find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import gather
-from equinorm.quantization.terms import by_name, terms
+from equinorm.quantization.terms import by_name, rounded_tensors
 
 
 class Mixed(nn.Module):
@@ -63,5 +63,5 @@ def noise_of(net, x, scheme):
     symmetries, points = find_points(net, (x,), None, scheme)
     points = (*points, *find_operands(net, (x,), None, scheme, symmetries)[0])
     seen = gather(net, points, [((x,), {})])
-    _, found, _ = terms(points, symmetries.tensors, by_name(symmetries.scalings), seen.activations, seen.weights)
+    found = [one.observed for one in rounded_tensors(points, symmetries.tensors, by_name(symmetries.scalings), seen)]
     return Noise(found, symmetries.num_free), symmetries, seen

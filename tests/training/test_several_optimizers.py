@@ -155,7 +155,7 @@ def test_what_is_given_twice_or_not_at_all():
 
 
 def test_one_that_never_steps_is_told(monkeypatch):
-    monkeypatch.setattr(equinorm.training.enorm, "PATIENCE", 3)
+    monkeypatch.setattr(equinorm.training.turns, "PATIENCE", 3)
     model, inputs = unbalanced()
     matrices, vectors = halves(model)
     hook = ENorm([matrices, vectors], model, (inputs,))

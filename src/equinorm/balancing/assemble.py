@@ -12,8 +12,8 @@ from equinorm import native
 from equinorm._errors import BalanceError
 from equinorm.balancing.energy_reader import Reading, check_finite
 from equinorm.balancing.float32_range import are_safe
-from equinorm.balancing.layout import Layout, NetworkLayout, Part
-from equinorm.balancing.list_reader import Ends, ends_of, energies_of_lists, fits_float64, is_list
+from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
+from equinorm.balancing.list_reader import Extremes, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import AnyBlock, Block, Problem
@@ -35,10 +35,9 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
     """
     norm, is_compiled = options.norm, native.are_wanted(options.compile)
     blocks: list[Sequence[AnyBlock]] = [() for _ in network.layouts]
-    constants: dict[int, list[float]] = {}
+    constants: dict[int, Sequence[float]] = {}
     opened: list[Stream] = []
-    lists: dict[int, Ends] = {}
-    start = torch.zeros(network.num_free + 1, dtype=torch.float64)
+    lists: dict[int, Extremes] = {}
     for index, layout in enumerate(network.layouts):
         tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
@@ -48,28 +47,43 @@ def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: Bala
         if is_list(layout, tensor, norm):
             lists[index] = ends_of(layout, tensor, norm, is_compiled)
         elif options.is_streamed and _is_streamable(layout, tensor, norm):
-            log_weight = norm.log_weight(layout.scaling.depth, options.c)
-            stream = Stream(layout, tensor, norm, log_weight, is_compiled)
+            stream = Stream(layout, tensor, norm, norm.log_weight(layout.scaling.depth, options.c), is_compiled)
             opened.append(stream)
             blocks[index] = [*streamed(index, stream)]
-            constants[index] = list(stream.still_logs(start))
+            constants[index] = [*stream.still_logs(torch.zeros(network.num_free + 1, dtype=torch.float64))]
         else:
-            energies, offsets = _read_energies(layout, tensor, norm, options.precision)
-            offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
-            found = [_block(index, layout, part, energies, offsets) for part in layout.parts]
-            blocks[index], constants[index] = _parted(found, layout.parts, norm)
-    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
-    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
-    for index, energies in _listed(network, lists, norm, options.precision):
-        layout = network.layouts[index]
-        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
-        blocks[index], constants[index] = _parted([*_lists(index, layout, energies, offset)], layout.parts, norm)
+            blocks[index], constants[index] = _read(index, layout, tensor, options)
+    for index, (moving, still) in _lists(network, lists, options):
+        blocks[index], constants[index] = moving, still
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
     found = tuple(itertools.chain(*blocks))
     return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
 
 
-def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
+_Parted = tuple[list[Block], list[float]]
+"""Blocks that move, and logarithms of the energies that do not."""
+
+
+def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOptions) -> _Parted:
+    """The energies of one tensor, read once."""
+    norm = options.norm
+    energies, offsets = _read_energies(layout, tensor, norm, options.precision)
+    offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
+    return _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
+
+
+def _lists(network: NetworkLayout, lists: Mapping[int, Extremes], options: BalanceOptions) -> Iterator[tuple[int, _Parted]]:
+    """The energies of all lists, by the index of their layout."""
+    norm = options.norm
+    weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
+    offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
+    for index, energies in _list_energies(network, lists, norm, options.precision):
+        layout = network.layouts[index]
+        offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
+        yield index, _parted([*_list_blocks(index, layout, energies, offset)], layout.parts, norm)
+
+
+def _block(index: int, layout: TensorLayout, part: Part, energies: Tensor, offsets: Sequence[Tensor]) -> Block:
     """The energies of one part of a tensor."""
     if not layout.is_matrix:
         return Block(index, energies[part.picks[0]], (offsets[0][part.picks[0]],), part.sides)
@@ -79,7 +93,7 @@ def _block(index: int, layout: Layout, part: Part, energies: Tensor, offsets: Se
     return Block(index, energies[rows][:, columns], (offsets[0][rows], offsets[1][columns]), part.sides)
 
 
-def _lists(index: int, layout: Layout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
+def _list_blocks(index: int, layout: TensorLayout, energies: Tensor, offset: Tensor) -> Iterator[Block]:
     """The parts of a list."""
     if len(layout.parts) == 1:
         yield Block(index, energies, (offset,), layout.parts[0].sides[:1])
@@ -89,7 +103,7 @@ def _lists(index: int, layout: Layout, energies: Tensor, offset: Tensor) -> Iter
         yield Block(index, energies[pick], (offset[pick],), part.sides[:1])
 
 
-def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple[list[Block], list[float]]:
+def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> _Parted:
     """What moves, and logarithms of what does not: whole blocks, and entries that join a class to itself."""
     if len(parts) == 1 and parts[0].loops is None and not parts[0].is_still:
         return [*blocks], []
@@ -106,8 +120,8 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> tuple
     return moving, [_log_constant(block, norm) for block in still]
 
 
-def _listed(
-    network: NetworkLayout, lists: Mapping[int, Ends], norm: Norm, precision: torch.dtype
+def _list_energies(
+    network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm, precision: torch.dtype
 ) -> Iterator[tuple[int, Tensor]]:
     """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
     if not lists:
@@ -124,14 +138,14 @@ def _listed(
     yield from zip(lists, parts, strict=True)
 
 
-def _is_streamable(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+def _is_streamable(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     """A matrix of two sides whose squares or magnitudes can be summed in float64 as they are."""
     if not (layout.is_matrix and len(layout.along) == 2 and norm.is_cheap and tensor.dtype != torch.float64):
         return False
     return Reading(layout, tensor, norm, torch.float32).has_strips
 
 
-def _read_energies(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
     if fits_float64(tensor, norm):
         energies = _summed(layout, tensor, norm, precision).cpu()
@@ -155,7 +169,7 @@ def _added(logs: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
+def _summed(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
     """Energies as they are, in float32 where that is wanted and holds them."""
     if precision == torch.float32 and norm.p <= 2:
         energies = Reading(layout, tensor, norm, torch.float32).read_energies()
@@ -166,7 +180,7 @@ def _summed(layout: Layout, tensor: Tensor, norm: Norm, precision: torch.dtype) 
     return energies
 
 
-def _scaled(layout: Layout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
+def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
     """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales by axis."""
     weight = layout.effective(tensor)
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])

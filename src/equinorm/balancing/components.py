@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, distinct
+from equinorm._class_ids import distinct
+from equinorm._scaling import Scaling
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.minimum import minimum
 from equinorm.balancing.norm import exp

@@ -3,14 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from equinorm._memory import is_dense
 from equinorm.balancing.energy_reader import runs_of
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 
 FEW_COLUMNS = 8
 """Fewer make short rows, each of which costs some work of its own."""
@@ -20,7 +20,7 @@ LEAST = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class DenseLine:
     """How the channels of one side lie along rows or columns: runs of `after` entries for each, all of that `before` times."""
 
     is_row: bool
@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Dense:
+class DenseMatrix:
     """A matrix in memory.
 
     Attributes:
@@ -53,10 +53,10 @@ class Dense:
     first: int
     shape: tuple[int, int]
     pitch: int
-    lines: tuple[Line, ...]
+    lines: tuple[DenseLine, ...]
 
 
-def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | None:
+def dense(layout: TensorLayout, picks: Sequence[slice], tensor: Tensor) -> DenseMatrix | None:
     """How a block of contiguous channels of a weight is such a matrix; None if it is none."""
     if layout.scaling.offset or not is_dense(tensor):
         return None
@@ -77,11 +77,22 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
     sides = runs.sides[runs.is_sliced :]
     if len(set(sides)) < len(sides):
         return None
-    places = [place for _, place in sorted(zip(sides, places, strict=True))]
+    found = _matrix(sizes, [place for _, place in sorted(zip(sides, places, strict=True))], picks)
+    return found and replace(found, first=start + found.first)
+
+
+def _matrix(sizes: Sequence[int], places: Sequence[int], picks: Sequence[slice]) -> DenseMatrix | None:
+    """Rows and columns of memory.
+
+    Args:
+        sizes: of its runs.
+        places: of the run that each side is.
+        picks: channels along each side.
+    """
     cut = min(places) + 1
     if len(places) == 1 and math.prod(sizes[cut:]) < FEW_COLUMNS:
         cut -= 1
-    shape = [math.prod(sizes[:cut]), math.prod(sizes[cut:])]
+    shape, start = [math.prod(sizes[:cut]), math.prod(sizes[cut:])], 0
     pitch, lines = shape[1], []
     for place, pick in zip(places, picks, strict=False):  # the ground side of a single side has no place
         is_row, size = place < cut, sizes[place]
@@ -90,14 +101,14 @@ def dense(layout: Layout, picks: Sequence[slice], tensor: Tensor) -> Dense | Non
         first, last, _ = pick.indices(size)
         if last - first < size and before > 1:
             return None
-        lines.append(Line(is_row, before, last - first, after))
+        lines.append(DenseLine(is_row, before, last - first, after))
         start += first * after * (pitch if is_row else 1)
         if last - first < size:
             shape[not is_row] = (last - first) * after
-    return Dense(start, (shape[0], shape[1]), pitch, tuple(lines))
+    return DenseMatrix(start, (shape[0], shape[1]), pitch, tuple(lines))
 
 
-def stretches(layout: Layout, tensor: Tensor) -> tuple[int, int]:
+def stretches(layout: TensorLayout, tensor: Tensor) -> tuple[int, int]:
     """Number of channels of each side of a matrix that may be in one block: of transposed experts, those of one."""
     runs, sizes = runs_of(layout.view(tensor), layout.along), [*layout.sizes, 1]
     rows, columns = (runs.stretch if runs.is_sliced and runs.sides[0] == side else sizes[side] for side in (0, 1))
@@ -116,10 +127,10 @@ def runs_of_kinds(kinds: Tensor, most: int) -> list[slice]:
     return [slice(first, last) for first, last in itertools.pairwise(starts)]
 
 
-def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> Dense | None:
+def _terms(sizes: Sequence[int], places: Sequence[int], pick: slice) -> DenseMatrix | None:
     """A row for every term: only where the axes that stay apart come first in memory, as they are numbered."""
     if list(places) not in ([], [0]):
         return None
     columns = math.prod(sizes[len(places) :])
     first, last, _ = pick.indices(math.prod(sizes[: len(places)]))
-    return Dense(first * columns, (last - first, columns), columns, (Line(True, 1, last - first, 1),))
+    return DenseMatrix(first * columns, (last - first, columns), columns, (DenseLine(True, 1, last - first, 1),))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from equinorm._errors import BalanceError
 from equinorm._memory import STRIP, forget, is_dense, memory_order
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
 
 AT_ONCE = 1 << 20
@@ -114,7 +114,7 @@ class Reading:
         keeps: read into the same memory every time, which spares getting it where energies live for a whole step.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, dtype: torch.dtype, keeps: bool = False) -> None:
+    def __init__(self, layout: TensorLayout, tensor: Tensor, norm: Norm, dtype: torch.dtype, keeps: bool = False) -> None:
         self._layout, self._tensor, self._dtype = layout, tensor, dtype
         self._p, self._is_max, self._is_cheap = norm.p, norm.is_max, norm.is_cheap
         tensor = layout.view(tensor)

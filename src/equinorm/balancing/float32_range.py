@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.energy_reader import Reading
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
 
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -27,7 +27,7 @@ def are_safe_sums(sums: Iterable[Tensor]) -> bool:
     return _are_between(sums, LARGEST)
 
 
-def fits_float32(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+def fits_float32(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     """Are the energies of all channels of a tensor safe that have any?"""
     if are_safe_sums(_totals(Reading(layout, tensor, norm, torch.float32).read_energies())):
         return True

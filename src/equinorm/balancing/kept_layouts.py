@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from equinorm._scaling import Scaling
-from equinorm.balancing.layout import Layout, NetworkLayout, lay_out
+from equinorm.balancing.layout import NetworkLayout, TensorLayout, lay_out
 from equinorm.rescaling.orbit import Orbit
 
 LARGEST = 1 << 22
@@ -21,16 +21,14 @@ def kept_layout(orbit: Orbit, scalings: Sequence[Scaling], held: Tensor) -> Netw
         held: mask over 0..num_free of classes that must not move.
     """
     key = (tuple(map(id, scalings)), held.numpy().tobytes())  # an orbit keeps its scalings alive
-    before, network = orbit.kept.get("layouts", (None, None))
-    if before != key or network is None:
-        network = lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
-        orbit.kept.pop("layouts", None)
-        if sum(map(_entries, network.layouts)) <= LARGEST:
-            orbit.kept["layouts"] = key, network
-    return network
+
+    def laid_out() -> NetworkLayout:
+        return lay_out(scalings, orbit.family_ranges, orbit.num_free, held)
+
+    return orbit.kept.once(NetworkLayout, key, laid_out, lambda network: sum(map(_entries, network.layouts)) <= LARGEST)
 
 
-def _entries(layout: Layout) -> int:
+def _entries(layout: TensorLayout) -> int:
     """How much it holds."""
     sides = sum(side.ids.numel() for part in layout.parts for side in part.sides)
     return sides + sum(part.loops.numel() for part in layout.parts if part.loops is not None)

@@ -9,15 +9,16 @@ cut where families of channels change. A training hook works this out once and r
 
 import itertools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, firsts_of_runs
-from equinorm.balancing.sides import GROUND, Side, family_of_classes
+from equinorm._class_ids import firsts_of_runs
+from equinorm._scaling import Scaling
+from equinorm.balancing.sides import GROUND, Side, family_of_classes, self_loops
+from equinorm.rescaling.kept import Kept
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -47,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Layout:
+class TensorLayout:
     """How one tensor's energies are laid out.
 
     The second of three convolutions, of 16 outputs, 8 inputs and a kernel of 3 by 3, is a matrix of 16 rows and 8 columns, each
@@ -111,10 +112,10 @@ class NetworkLayout:
         kept: what solvers have worked out from this, for the next time.
     """
 
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TensorLayout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
-    kept: dict[Hashable, Any] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:
@@ -151,7 +152,7 @@ _Kind = tuple[int, float]
 """Family and exponent."""
 
 
-def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
+def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> TensorLayout:
     factors = [*scaling.factors]
     if not is_all_free:
         factors = [(exponent, torch.where(family_of[ids] == GROUND, 0, ids)) for exponent, ids in factors]
@@ -164,14 +165,14 @@ def _layout(scaling: Scaling, family_of: Tensor, is_all_free: bool) -> Layout:
         if len(along) == 1:
             one = torch.zeros(1, dtype=torch.float64)
             sides.append((one.long(), one))
-        return Layout(scaling, along, True, tuple(_matrix_parts(sides, family_of)))
+        return TensorLayout(scaling, along, True, tuple(_matrix_parts(sides, family_of)))
     axes = tuple(sorted(itertools.chain(*along)))
-    return Layout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
+    return TensorLayout(scaling, (axes,), False, tuple(_term_parts(_terms(scaling, factors, axes), family_of)))
 
 
-def _plain_layouts(scalings: Sequence[Scaling], family_of: Tensor) -> list[Layout | None]:
+def _plain_layouts(scalings: Sequence[Scaling], family_of: Tensor) -> list[TensorLayout | None]:
     """Those of tensors which one whole family moves along one axis, as most do in deep networks; None for others."""
-    families, found = family_of.numpy(), list[Layout | None]([None] * len(scalings))
+    families, found = family_of.numpy(), list[TensorLayout | None]([None] * len(scalings))
     ground = Side(GROUND, torch.zeros(1, dtype=torch.long), 1.0)
     alone = [(place, *scaling.factors[0]) for place, scaling in enumerate(scalings) if _is_along_one_axis(scaling)]
     for (place, exponent, ids), first in zip(alone, firsts_of_runs([ids for *_, ids in alone]), strict=True):
@@ -179,7 +180,7 @@ def _plain_layouts(scalings: Sequence[Scaling], family_of: Tensor) -> list[Layou
         if first is not None and families[first] == families[first + size - 1]:
             sides = (Side(int(families[first]), ids.reshape(-1), exponent), ground)
             part = Part((slice(0, size), slice(0, 1)), sides, None)
-            found[place] = Layout(scalings[place], ((ids.shape.index(size),),), True, (part,))
+            found[place] = TensorLayout(scalings[place], ((ids.shape.index(size),),), True, (part,))
     return found
 
 
@@ -310,11 +311,3 @@ def _where(codes: Tensor, code: int) -> Pick:
     places = (codes == code).nonzero().flatten()
     first, last = int(places[0]), int(places[-1]) + 1
     return slice(first, last) if last - first == len(places) else places
-
-
-def self_loops(rows: Side, columns: Side) -> Tensor | None:
-    """Where a matrix joins a class to itself, so that its energy never changes; None if nowhere."""
-    if rows.family == GROUND or rows.family != columns.family or rows.exponent != -columns.exponent:
-        return None
-    loops = rows.ids[:, None] == columns.ids[None, :]
-    return loops if bool(loops.any()) else None

@@ -23,7 +23,7 @@ from equinorm.balancing.policy_iteration import Differences, largest_ratio, lift
 from equinorm.balancing.problem import Block, Problem
 from equinorm.balancing.separable import is_separable, least_maximum_by_class
 from equinorm.balancing.sides import GROUND, HasSides, family_of_classes
-from equinorm.balancing.singles import Gather, Singles
+from equinorm.balancing.singles import ClassMaxima, Singles
 from equinorm.balancing.sweeps import imbalance
 
 MAX_NORM = Norm(math.inf)
@@ -83,6 +83,22 @@ def least_by_families(problem: Problem, z: Tensor) -> Tensor:
     return z + torch.from_numpy(shifts)[torch.from_numpy(_family_of(problem) + 1)]
 
 
+class SweepSchedule:
+    """Which classes move at once in a sweep, and how far: what the layouts tell, without a number of theirs.
+
+    Attributes:
+        masks: over 0..num_free of the classes of one colour.
+        steps: by what log(out / in) of each class is multiplied.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        blocks = [block for block in problem.blocks if not block.is_empty]
+        structure, owner = FamilyStructure(blocks, len(problem.families), problem.norm), _family_of(problem)
+        shades = np.array([*structure.colours, -1])[owner]
+        self.masks = [shades == shade for shade in range(shades.max() + 1)]
+        self.steps = np.array([*structure.steps, 0.0])[owner]
+
+
 class FlatSweeps:
     """Coordinate steps where all entries are few enough to stand in one list: all families of one colour at once.
 
@@ -95,22 +111,17 @@ class FlatSweeps:
         found = [_entries(block, torch.zeros(0)) for block in others]
         self._entries = _joined(found if problem.singles is None else [_entries_of(problem.singles), *found])
         exponents, ids = self._entries.exponents.ravel(), self._entries.ids.ravel()
-        self._gathers = [Gather(ids, keep, self._entries.ids.shape[1]) for keep in (exponents > 0, exponents < 0)]
-        if "flat sweeps" not in problem.kept:
-            blocks = [block for block in problem.blocks if not block.is_empty]
-            structure, owner = FamilyStructure(blocks, len(problem.families), problem.norm), _family_of(problem)
-            shades, steps = np.array([*structure.colours, -1])[owner], np.array([*structure.steps, 0.0])[owner]
-            problem.kept["flat sweeps"] = [shades == shade for shade in range(shades.max() + 1)], steps
-        self._masks, self._steps = problem.kept["flat sweeps"]
+        self._gathers = [ClassMaxima(ids, keep, self._entries.ids.shape[1]) for keep in (exponents > 0, exponents < 0)]
+        self._schedule = problem.kept.once(SweepSchedule, None, lambda: SweepSchedule(problem))
 
     def sweep(self, z: Tensor) -> tuple[Tensor, float]:
         """Log-scales after one sweep, and the imbalance ρ = ‖in − out‖₁ / ‖in + out‖₁ of channels when it met them."""
         moved, ends = z.numpy().copy(), []
-        for mask in self._masks:
+        for mask in self._schedule.masks:
             values = self._entries.logs + self._entries.moved(moved)
             into, out = (gather.maxima(values, len(moved)) for gather in self._gathers)
             is_live = mask & np.isfinite(into) & np.isfinite(out)
-            moved[is_live] += self._steps[is_live] * (out[is_live] - into[is_live])
+            moved[is_live] += self._schedule.steps[is_live] * (out[is_live] - into[is_live])
             ends.append(np.exp(np.stack([into[is_live], out[is_live]])))
         into, out = np.concatenate(ends, 1)
         return torch.from_numpy(moved), float(np.abs(into - out).sum() / max((into + out).sum(), 1e-300))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from equinorm import native
+from equinorm._class_ids import slices_at_once
 from equinorm._memory import STRIP, forget, has_memory, is_dense, memory_order
-from equinorm._scaling import batches
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
 
 SUMS = {torch.float64: torch.float64}
@@ -27,11 +27,11 @@ SHRUNK = 16
 """By so much larger tensors must shrink where they are read along their memory."""
 
 
-Ends = tuple[Tensor, Tensor]
+Extremes = tuple[Tensor, Tensor]
 """The largest and the smallest entries of a tensor's channels: one of each, or a run of as many for all."""
 
 
-def is_list(layout: Layout, tensor: Tensor, norm: Norm) -> bool:
+def is_list(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     """Is it one, as biases and gains are, or as good as one, since its largest entries are?"""
     if not layout.is_matrix or len(layout.along) != 1 or layout.scaling.offset or tensor.device.type != "cpu":
         return False
@@ -45,12 +45,12 @@ def fits_float64(tensor: Tensor, norm: Norm) -> bool:
     return tensor.dtype != torch.float64 and (norm.is_max or norm.p <= 4)
 
 
-def ends_of(layout: Layout, tensor: Tensor, norm: Norm, compile: bool) -> Ends:
+def ends_of(layout: TensorLayout, tensor: Tensor, norm: Norm, compile: bool) -> Extremes:
     """What `energies_of_lists` takes of a tensor that `is_list`, read by compiled kernels where these can."""
     return _extremes(layout.view(tensor), layout.axes[0], compile) if norm.is_max else (tensor.detach(), tensor.detach())
 
 
-def energies_of_lists(ends: Sequence[Ends], sizes: Sequence[int], norm: Norm, dtype: torch.dtype) -> Tensor:
+def energies_of_lists(ends: Sequence[Extremes], sizes: Sequence[int], norm: Norm, dtype: torch.dtype) -> Tensor:
     """|w|^p of each channel (the largest |w| for p = ∞), one tensor after the other.
 
     Args:
@@ -60,12 +60,12 @@ def energies_of_lists(ends: Sequence[Ends], sizes: Sequence[int], norm: Norm, dt
         dtype: of the energies; p = ∞ keeps to that of the tensors, or float32, both of which hold them.
     """
     if norm.is_max:
-        return torch.cat([_magnitudes(ends[here], sizes[here]) for here in batches([len(high) for high, _ in ends])])
+        return torch.cat([_magnitudes(ends[here], sizes[here]) for here in slices_at_once([len(high) for high, _ in ends])])
     magnitudes = torch.cat([vector for vector, _ in ends]).to(dtype).abs_()
     return magnitudes if norm.p == 1 else magnitudes.pow_(norm.p)
 
 
-def _magnitudes(ends: Sequence[Ends], sizes: Sequence[int]) -> Tensor:
+def _magnitudes(ends: Sequence[Extremes], sizes: Sequence[int]) -> Tensor:
     """The largest magnitude of each channel, of which there are `sizes` for each pair of ends."""
     high, low = (torch.cat(own) for own in zip(*ends, strict=True))
     magnitudes = torch.maximum(high, low.neg_())
@@ -77,7 +77,7 @@ def _magnitudes(ends: Sequence[Ends], sizes: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.maximum.reduceat(magnitudes.numpy(), np.cumsum(lengths) - lengths))
 
 
-def _extremes(weight: Tensor, axis: int, compile: bool) -> Ends:
+def _extremes(weight: Tensor, axis: int, compile: bool) -> Extremes:
     """Those of the channels along an axis."""
     if not weight.is_contiguous():
         order = memory_order(weight)
@@ -94,7 +94,7 @@ def _extremes(weight: Tensor, axis: int, compile: bool) -> Ends:
     return torch.cat([high for high, _ in ends]), torch.cat([low for _, low in ends])
 
 
-def _of_columns(matrix: Tensor, compile: bool) -> Ends:
+def _of_columns(matrix: Tensor, compile: bool) -> Extremes:
     """Those of each column."""
     kernels = native.kernels_for(matrix.dtype, SUMS.get(matrix.dtype, torch.float32)) if compile else None
     if kernels is not None:
@@ -107,7 +107,7 @@ def _of_columns(matrix: Tensor, compile: bool) -> Ends:
     return torch.stack([high for high, _ in ends]).amax(0), torch.stack([low for _, low in ends]).amin(0)
 
 
-def _ends(matrix: Tensor, axis: int) -> Ends:
+def _ends(matrix: Tensor, axis: int) -> Extremes:
     """The largest and the smallest entries along an axis; numpy finds them in half of the time."""
     if matrix.dtype not in (torch.float32, torch.float64):
         return matrix.amax(axis), matrix.amin(axis)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick, self_loops
-from equinorm.balancing.sides import Side
+from equinorm.balancing.layout import NetworkLayout, Part, Pick, TensorLayout
+from equinorm.balancing.sides import Side, self_loops
 from equinorm.sharding.boxes import Box
 
 
@@ -20,11 +20,11 @@ class LocalLayout:
         places: for each block and each of its sides (one for a list of terms) where in the whole block the part's channels are.
     """
 
-    layout: Layout
+    layout: TensorLayout
     places: tuple[tuple[Tensor, ...], ...]
 
 
-def localised(layout: Layout, shape: Sequence[int], box: Box | None) -> LocalLayout:
+def localised(layout: TensorLayout, shape: Sequence[int], box: Box | None) -> LocalLayout:
     """The layout of a part.
 
     Args:
@@ -69,7 +69,7 @@ def local_network(
     ]
 
 
-def _nothing(layout: Layout) -> LocalLayout:
+def _nothing(layout: TensorLayout) -> LocalLayout:
     """The layout of no part at all."""
     none = torch.zeros(0, dtype=torch.long)
     parts = []

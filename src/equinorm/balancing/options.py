@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from equinorm._errors import BalanceError
-from equinorm._modules import Choice
 from equinorm.balancing.norm import Norm
+from equinorm.modules.choosing import Choice
 
 METHODS = ("two-level", "cyclic")
 

@@ -8,9 +8,10 @@ solver sees blocks only; their energies are kept here, or read from the weights 
 """
 
 import math
-from collections.abc import Hashable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from equinorm._memory import STRIP
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import GROUND, Side
 from equinorm.balancing.singles import Singles
+from equinorm.rescaling.kept import Kept
 
 
 @dataclass(eq=False)
@@ -162,6 +164,27 @@ class AnyBlock(Protocol):
         ...
 
 
+class ReadMatrix(ABC):
+    """A block that is a matrix, whose energies are read when they are needed."""
+
+    tensor: int
+    sides: tuple[Side, ...]
+    is_matrix = True
+
+    @property
+    def is_empty(self) -> bool:
+        """Has it no entries?"""
+        return not all(side.ids.numel() for side in self.sides)
+
+    @abstractmethod
+    def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
+        """Logarithm of the energy of each channel along one side, at log-scales z."""
+
+    def log_total(self, z: Tensor, norm: Norm) -> float:
+        """Logarithm of the block's whole energy."""
+        return log_sum(self.log_energies(0, z, norm))
+
+
 class Precise(Protocol):
     """Something that sums in float64 if it is told to."""
 
@@ -208,7 +231,7 @@ class Problem:
     norm: Norm
     streams: tuple["Precise", ...] = ()
     shared: Shared | None = None
-    kept: dict[Hashable, Any] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
     singles: Singles | None = field(init=False)
     others: tuple[AnyBlock, ...] = field(init=False)
 

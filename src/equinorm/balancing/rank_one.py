@@ -42,10 +42,7 @@ class RankOne:
         # What a matrix holds between free channels and the ground is a list along the free side.
         self._lists = [block for block in blocks if not block.is_matrix or len(_moving(block)) < 2]
         lists = [*(() if singles is None else singles.blocks), *self._lists]
-        key = "rank-one", self._norm
-        if key not in problem.kept:
-            problem.kept[key] = _Structure(problem, self._matrices, lists)
-        structure: _Structure = problem.kept[key]
+        structure = problem.kept.once(RankOneStructure, self._norm, lambda: RankOneStructure(problem, self._matrices, lists))
         self._entries, self._levels, self._is_chained = structure.entries, structure.levels, structure.is_chained
         self._family, self._steps = structure.family, structure.steps
         self._masks = [self._live & (structure.shade == colour) for colour in range(structure.shade.max() + 1)]
@@ -129,7 +126,7 @@ class RankOne:
         return self._norm.q * self._entries.exponents * shift[self._entries.ids]
 
 
-class _Structure:
+class RankOneStructure:
     """What the layouts of the blocks tell, without a number of theirs."""
 
     def __init__(self, problem: Problem, matrices: Sequence[AnyBlock], lists: Sequence[AnyBlock]) -> None:
@@ -171,7 +168,7 @@ class _Entries:
         self.exponents = _joined([np.full(len(side.ids), _exponent(side)) for side in sides])
         with np.errstate(divide="ignore"):
             self._log_exponents = np.log(np.abs(self.exponents))
-        self._into, self._out = (_Gather(self.ids, keep) for keep in (self.exponents > 0, self.exponents < 0))
+        self._into, self._out = (_ClassSums(self.ids, keep) for keep in (self.exponents > 0, self.exponents < 0))
 
     def by_term(self, moves: np.ndarray) -> np.ndarray:
         """What moves of all entries do to each term."""
@@ -204,7 +201,7 @@ def _segments(lengths: Sequence[int]) -> _Segments:
     return _Segments(np.cumsum(counts) - counts, np.arange(len(counts)).repeat(counts))
 
 
-class _Gather:
+class _ClassSums:
     """Sums over the entries of each class."""
 
     def __init__(self, ids: np.ndarray, keep: np.ndarray) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from equinorm._display import count
 from equinorm._errors import BalanceError, describe
-from equinorm._modules import Choice, chosen
 from equinorm._scaling import Scaling
+from equinorm.modules.choosing import Choice, chosen
 from equinorm.rescaling.orbit import Orbit
 
 _NO_PARAMETERS = "it has no parameters (layers in a plain list or dict are its own only in an nn.ModuleList or nn.ModuleDict)"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.problem import Problem
-from equinorm.balancing.sweeps import imbalance
+from equinorm.balancing.sweeps import gap, imbalance
 
 EVEN = 1e-10
 """ρ of all classes from which on none of them needs to move."""
@@ -56,14 +56,13 @@ class SeparableDescent:
         return self._is_even
 
     def cycle(self) -> None:
-        """Go there."""
+        """Move every class to its middle."""
         step = (self._out - self._into) / 2
         self.z, self._is_even = torch.where(step.isfinite(), step, 0.0), True
         self.residual = self._gap()
 
     def _gap(self) -> float:
-        largest = float(torch.maximum(self._into + self.z, self._out - self.z).max())
-        return max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
+        return gap(self._bound, float(torch.maximum(self._into + self.z, self._out - self.z).max()))
 
 
 def _ends(problem: Problem, z: Tensor) -> tuple[Tensor, Tensor]:

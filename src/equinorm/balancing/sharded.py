@@ -18,7 +18,7 @@ from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.local_layout import local_network
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import AnyBlock, Block, Problem, log_sum
+from equinorm.balancing.problem import AnyBlock, Block, Problem, ReadMatrix
 from equinorm.balancing.sides import Side
 from equinorm.sharding.boxes import box_of
 from equinorm.sharding.processes import Processes
@@ -118,7 +118,7 @@ def _summed(processes: Processes, logs: Tensor, about: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class SharedBlock:
+class SharedBlock(ReadMatrix):
     """A matrix of which processes hold parts.
 
     Attributes:
@@ -135,20 +135,9 @@ class SharedBlock:
     reader: Reader
     first: int
 
-    is_matrix = True
-
-    @property
-    def is_empty(self) -> bool:
-        """Has it no entries?"""
-        return not all(side.ids.numel() for side in self.sides)
-
     def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
         """Logarithm of the energy of each channel along one side, at log-scales z."""
         return self.reader.side(self.first + side, z)
-
-    def log_total(self, z: Tensor, norm: Norm) -> float:
-        """Logarithm of the block's whole energy."""
-        return log_sum(self.log_energies(0, z, norm))
 
     def hits(self, place: int, ready: list[Tensor]) -> Tensor:
         """Which channels of one side a nonzero energy that this process holds joins to a channel of the other that is ready."""

@@ -42,3 +42,11 @@ def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Ten
     for number, (first, last) in enumerate(families):
         found[first:last] = number
     return torch.from_numpy(found)
+
+
+def self_loops(rows: Side, columns: Side) -> Tensor | None:
+    """Where a matrix joins a class to itself, so that its energy never changes; None if nowhere."""
+    if rows.family == GROUND or rows.family != columns.family or rows.exponent != -columns.exponent:
+        return None
+    loops = rows.ids[:, None] == columns.ids[None, :]
+    return loops if bool(loops.any()) else None

@@ -1,7 +1,7 @@
 """Lists of terms that one side moves, as one list: a network of many small tensors has hundreds."""
 
-from collections.abc import Hashable, MutableMapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import Side
+from equinorm.rescaling.kept import Kept
 
 
 class List(Protocol):
@@ -35,7 +36,7 @@ class List(Protocol):
         ...
 
 
-class Gather:
+class ClassMaxima:
     """The largest of some values for each class.
 
     Args:
@@ -59,7 +60,7 @@ class Gather:
         return found
 
 
-class _Structure:
+class SinglesStructure:
     """What the layouts of the lists tell, without a number of theirs."""
 
     def __init__(self, blocks: Sequence[List]) -> None:
@@ -70,7 +71,7 @@ class _Structure:
         self.exponents = exponents.repeat_interleave(torch.tensor(self.sizes))
         self.are_alike = bool((exponents.abs() == 1).all())
         ids, signs = self.ids.numpy(), self.exponents.numpy()
-        self.into, self.out = (Gather(ids, keep) for keep in (signs > 0, signs < 0))
+        self.into, self.out = (ClassMaxima(ids, keep) for keep in (signs > 0, signs < 0))
 
 
 class Singles:
@@ -89,10 +90,8 @@ class Singles:
         are_alike: are these 1 and −1?
     """
 
-    def __init__(self, blocks: Sequence[List], norm: Norm, kept: MutableMapping[Hashable, Any]) -> None:
-        if "singles" not in kept:
-            kept["singles"] = _Structure(blocks)
-        self._structure: _Structure = kept["singles"]
+    def __init__(self, blocks: Sequence[List], norm: Norm, kept: Kept) -> None:
+        self._structure = kept.once(SinglesStructure, None, lambda: SinglesStructure(blocks))
         self.blocks, self._norm = blocks, norm
         self.ids, self.exponents, self.are_alike = self._structure.ids, self._structure.exponents, self._structure.are_alike
         self.logs = torch.cat([block.energies for block in blocks]).double().log()

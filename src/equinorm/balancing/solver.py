@@ -26,7 +26,7 @@ from equinorm.balancing.model_descent import ROUNDING, ModelDescent
 from equinorm.balancing.options import LIMIT, BalanceOptions
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.separable import SeparableDescent, is_separable
-from equinorm.balancing.sweeps import System, imbalance
+from equinorm.balancing.sweeps import System, gap, imbalance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +125,7 @@ class _Descent(Protocol):
         ...
 
     def cycle(self) -> None:
-        """Run one."""
+        """Run one cycle."""
         ...
 
 
@@ -198,4 +198,4 @@ class _Least:
             largest = self._flat.largest(self.z)
         else:
             largest = max((block.log_total(self.z, self._system.norm) for block in self._system.blocks), default=-math.inf)
-        return max(0.0, -math.expm1(self._bound - largest)) if math.isfinite(largest) else 0.0
+        return gap(self._bound, largest)

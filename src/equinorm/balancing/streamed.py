@@ -6,16 +6,16 @@ log-scales. Sums are taken in float32 where that is precise enough and stays in 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from equinorm.balancing.energy_reader import check_finite
 from equinorm.balancing.float32_range import are_safe_sums
-from equinorm.balancing.layout import Layout, Pick
+from equinorm.balancing.layout import Pick, TensorLayout
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import log_sum
+from equinorm.balancing.problem import ReadMatrix, log_sum
 from equinorm.balancing.sides import Side
 from equinorm.balancing.weight_passes import Pass, StripPass, compiled_pass
 
@@ -75,7 +75,7 @@ class Stream:
         reader: how the weight is read.
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, log_weight: float, compile: bool = False) -> None:
+    def __init__(self, layout: TensorLayout, tensor: Tensor, norm: Norm, log_weight: float, compile: bool = False) -> None:
         self.layout, self.precise = layout, False
         self._tensor, self._p, self._log_weight = tensor, norm.p, log_weight
         self._axes = [_Axis(size) for size in layout.sizes]
@@ -146,7 +146,7 @@ class Stream:
         return are_safe_sums([torch.where(mask, 1.0, total) for mask, total in zip(silent, sums, strict=True)])
 
 
-def _loops(layout: Layout) -> Tensor | None:
+def _loops(layout: TensorLayout) -> Tensor | None:
     """Mask of all entries that join a class to itself; None if there are none."""
     found: Tensor | None = None
     for part in layout.parts:
@@ -158,27 +158,17 @@ def _loops(layout: Layout) -> Tensor | None:
 
 
 @dataclass(eq=False)
-class StreamedBlock:
+class StreamedBlock(ReadMatrix):
     """The same as a `Block` that is a matrix, read from the weight."""
 
     tensor: int
     stream: Stream
     picks: tuple[Pick, ...]
     sides: tuple[Side, ...]
-    is_matrix: bool = field(default=True, init=False)
-
-    @property
-    def is_empty(self) -> bool:
-        """Has it no entries?"""
-        return not all(side.ids.numel() for side in self.sides)
 
     def log_energies(self, side: int, z: Tensor, norm: Norm) -> Tensor:
         """Logarithm of the energy of each channel along one side, at log-scales z."""
         return self.stream.along(side, self.picks[side], self.sides[1 - side], z)
-
-    def log_total(self, z: Tensor, norm: Norm) -> float:
-        """Logarithm of the block's whole energy."""
-        return log_sum(self.log_energies(0, z, norm))
 
     def hits(self, place: int, ready: list[Tensor]) -> Tensor:
         """Which channels of one side a nonzero energy joins to a channel of the other that is ready."""

@@ -111,6 +111,11 @@ class System:
         return block.hits(place, ready)
 
 
+def gap(bound: float, largest: float) -> float:
+    """1 − exp(t* − t) of a largest log-entry t and the least t* that there can be; 0 where there are no entries."""
+    return max(0.0, -math.expm1(bound - largest)) if math.isfinite(largest) else 0.0
+
+
 def imbalance(ends: Sequence[tuple[Tensor, Tensor]]) -> float:
     """ρ = ‖in − out‖₁ / ‖in + out‖₁, from the logarithms of energies into and out of channels, family by family."""
     if not ends:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._memory import has_memory
-from equinorm.balancing.dense_blocks import LEAST, Dense, dense, runs_of_kinds, stretches
+from equinorm.balancing.dense_blocks import LEAST, DenseMatrix, dense, runs_of_kinds, stretches
 from equinorm.balancing.energy_reader import Reading
-from equinorm.balancing.layout import Layout
+from equinorm.balancing.layout import TensorLayout
 from equinorm.balancing.norm import Norm
 
 KEPT = 8
@@ -57,7 +57,7 @@ class StripPass:
         keeps: are energies in float32 kept after they were read once?
     """
 
-    def __init__(self, layout: Layout, tensor: Tensor, norm: Norm, loops: Tensor | None) -> None:
+    def __init__(self, layout: TensorLayout, tensor: Tensor, norm: Norm, loops: Tensor | None) -> None:
         self._readings = {dtype: Reading(layout, tensor, norm, dtype) for dtype in (torch.float32, torch.float64)}
         self._tensor, self._loops = tensor, loops
         self.keeps = are_kept(layout, tensor)
@@ -87,7 +87,7 @@ class StripPass:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GroupMatrix:
     """Channels of one group on each side, as a matrix in memory.
 
     Attributes:
@@ -98,7 +98,7 @@ class Piece:
 
     picks: tuple[slice, slice]
     groups: tuple[int, int]
-    matrix: Dense
+    matrix: DenseMatrix
 
 
 class CompiledPass:
@@ -110,7 +110,7 @@ class CompiledPass:
         norm: p = 1 or 2.
     """
 
-    def __init__(self, pieces: Sequence[Piece], tensor: Tensor, norm: Norm) -> None:
+    def __init__(self, pieces: Sequence[GroupMatrix], tensor: Tensor, norm: Norm) -> None:
         self._pieces, self._tensor, self._p = pieces, tensor, int(norm.p)
 
     def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -131,7 +131,7 @@ class CompiledPass:
         return found
 
 
-def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm, groups: Sequence[Tensor]) -> CompiledPass | None:
+def compiled_pass(layout: TensorLayout, tensor: Tensor, norm: Norm, groups: Sequence[Tensor]) -> CompiledPass | None:
     """The pass by compiled kernels; None where they do not know the weight, or where reading it once is enough.
 
     Args:
@@ -146,17 +146,17 @@ def compiled_pass(layout: Layout, tensor: Tensor, norm: Norm, groups: Sequence[T
     rows, columns = (runs_of_kinds(own, most) for own, most in zip(groups, stretches(layout, tensor), strict=True))
     if len(rows) * len(columns) > max(1, tensor.numel() // LEAST):
         return None
-    pieces: list[Piece] = []
+    pieces: list[GroupMatrix] = []
     for picks in itertools.product(rows, columns):
         matrix = dense(layout, picks, tensor)
         if matrix is None:
             return None
         first, second = (int(own[pick.start]) for own, pick in zip(groups, picks, strict=True))
-        pieces.append(Piece(picks, (first, second), matrix))
+        pieces.append(GroupMatrix(picks, (first, second), matrix))
     return CompiledPass(pieces, tensor, norm)
 
 
-def are_kept(layout: Layout, tensor: Tensor) -> bool:
+def are_kept(layout: TensorLayout, tensor: Tensor) -> bool:
     """Do energies take little memory beside the weight?"""
     entries = math.prod(layout.scaling.shape[axis] for axis in layout.axes)
     return entries * 4 * KEPT <= tensor.numel() * tensor.element_size()

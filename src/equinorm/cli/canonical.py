@@ -10,7 +10,6 @@ from rich.console import RenderableType
 from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
-from equinorm._modules import duplicate
 from equinorm.checkpoints.saving import fitted
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Source, load
@@ -21,6 +20,7 @@ from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import save_like, source_of
 from equinorm.joining.canonical import canonical_
+from equinorm.modules.copying import duplicate
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts
 

@@ -15,7 +15,6 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from equinorm._deviation import deviation
-from equinorm._modules import duplicate
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.cli import report as reports
 from equinorm.cli.exactness import VERIFYING
@@ -25,6 +24,7 @@ from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, write_atomically
+from equinorm.modules.copying import duplicate
 from equinorm.quantization.equalize import equalize
 from equinorm.reporting import words
 from equinorm.reporting.records import Weights

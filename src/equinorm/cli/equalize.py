@@ -14,7 +14,6 @@ from rich.text import Text
 from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
-from equinorm._modules import duplicate, takes_one_size
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded, Source, load
@@ -23,6 +22,8 @@ from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Repo
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.modules.copying import duplicate
+from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.bias_correction import correct_
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize_

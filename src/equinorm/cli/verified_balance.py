@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from equinorm._deviation import deviation
 from equinorm._errors import describe, describe_inputs, dtype_name
-from equinorm._modules import duplicate
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded
+from equinorm.modules.copying import duplicate
 from equinorm.reporting.pictures import pictured
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import table

@@ -9,8 +9,8 @@ from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import every_call
 from equinorm._errors import EquinormError, ExportError, describe
-from equinorm._modules import Choice, chosen, unwrapped
 from equinorm.discovery.graph.export import Graphs
+from equinorm.modules.choosing import Choice, chosen, unwrapped
 
 
 def asked(

@@ -3,9 +3,9 @@
 import torch
 
 from equinorm._errors import ExportError, describe
-from equinorm._modules import on_cpu
 from equinorm.discovery.discover import Discovery, discover
 from equinorm.discovery.graph.export import Graphs
+from equinorm.modules.running import on_cpu
 from equinorm.sharding.modules import on_meta, unsharded_twin
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Cast, Scaling, joint_log_scales
+from equinorm._class_ids import joint_log_scales
+from equinorm._scaling import Cast, Scaling
 from equinorm.discovery.resolve import factors
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import loses, source_of

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Family, Pin, Reason, Scaling, distinct
+from equinorm._class_ids import distinct
+from equinorm._scaling import Family, Pin, Reason, Scaling
 from equinorm.discovery.classes import PINNED, Classes
 from equinorm.discovery.labels import Label, compact
 from equinorm.discovery.values import Source

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
-from equinorm._modules import on_cpu
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.labels import Label
@@ -21,6 +20,7 @@ from equinorm.discovery.rules import TABLE, Call, find, qualified
 from equinorm.discovery.rules.registry import Rule
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Constant, Source
+from equinorm.modules.running import on_cpu
 
 MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""

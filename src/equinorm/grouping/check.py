@@ -11,7 +11,7 @@ from equinorm._scaling import Pin, Reason
 from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
 from equinorm.rescaling.orbit import Orbit
 
-Place = str | tuple[str, int]
+AxisName = str | tuple[str, int]
 """A tensor or a module by name, or a tensor and an axis."""
 
 NO_CLASS = Reason("the network", "no free scale moves it")
@@ -58,7 +58,7 @@ class MappingCheck:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def check(orbit: Orbit, groups: ScaleGroups, smooth: Place, balance: Iterable[Place]) -> MappingCheck:
+def check(orbit: Orbit, groups: ScaleGroups, smooth: AxisName, balance: Iterable[AxisName]) -> MappingCheck:
     """Compare a mapping with the groups; see `GroupedOrbit.check`."""
     if isinstance(balance, str):
         raise EquinormError(f"balance must be a list of names. For one: [{balance!r}].")
@@ -101,11 +101,11 @@ def _is_at(axis: ScaledAxis, here: Here) -> bool:
     return axis.tensor == here[0] and (here[1] is None or here[1] in axis.axes)
 
 
-def _is_named(axis: ScaledAxis, named: Sequence[tuple[str, Place]]) -> bool:
+def _is_named(axis: ScaledAxis, named: Sequence[tuple[str, AxisName]]) -> bool:
     return any(name == axis.tensor and (isinstance(place, str) or place[1] in axis.axes) for name, place in named)
 
 
-def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: Place) -> Here:
+def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: AxisName) -> Here:
     """The axis that a mapping is to scale: of a module that of its weight which brings scales in."""
     names = _tensors(orbit, smooth)
     if len(names) != 1:
@@ -120,7 +120,7 @@ def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: Place) -> Here:
     return name, found[-1] if found else None
 
 
-def _tensors(orbit: Orbit, place: Place) -> list[str]:
+def _tensors(orbit: Orbit, place: AxisName) -> list[str]:
     """The tensors that a name means: itself, or a module's weight, or what else the module has beside biases."""
     is_pair = isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str) and isinstance(place[1], int)
     if not isinstance(place, str) and not is_pair:
@@ -142,7 +142,7 @@ def _tensors(orbit: Orbit, place: Place) -> list[str]:
     return inside
 
 
-def _elsewhere(groups: ScaleGroups, name: str, place: Place, here: Here) -> str:
+def _elsewhere(groups: ScaleGroups, name: str, place: AxisName, here: Here) -> str:
     """What a tensor moves with that the mapping names in vain."""
     others = [group for group in groups.of(name) if any(axis.tensor == name for axis in group.down)]
     if not isinstance(place, str):

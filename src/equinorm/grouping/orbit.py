@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from equinorm._modules import on_cpu
 from equinorm.discovery.inner_values import InnerValues
-from equinorm.grouping.check import MappingCheck, Place, check
+from equinorm.grouping.check import AxisName, MappingCheck, check
 from equinorm.grouping.find import groups
 from equinorm.grouping.groups import ScaleGroups
 from equinorm.grouping.mappings import SmoothMappings, mappings
 from equinorm.grouping.wishes import Wishes, nearest
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.orbit import Orbit
 
 
@@ -51,7 +51,7 @@ class GroupedOrbit(Orbit):
         return mappings(self.groups())
 
     @on_cpu()
-    def check(self, smooth: Place, balance: Iterable[Place]) -> MappingCheck:
+    def check(self, smooth: AxisName, balance: Iterable[AxisName]) -> MappingCheck:
         """Is it right to scale one axis and to make up for it on others?
 
         Args:

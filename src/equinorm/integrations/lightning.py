@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm._modules import chosen, unwrapped
 from equinorm.integrations import first_installed
+from equinorm.modules.choosing import chosen, unwrapped
 
 Callback: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning").Callback
 

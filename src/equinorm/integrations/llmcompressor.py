@@ -54,7 +54,7 @@ def mappings(symmetries: "equinorm.Symmetries") -> Mappings:
         if why:
             result.left_out.append(f"{mapping}: {why}.")
             continue
-        for smooth, balance in _named(symmetries, mapping, apart):
+        for smooth, balance in _named(mapping, apart):
             result.awq.append(_AWQ.AWQMapping(smooth, balance))
             if mapping.is_gain:
                 result.smoothquant.append(_SMOOTHQUANT.LayerMap(balance_layers=[*balance], smooth_layers=smooth))
@@ -87,7 +87,7 @@ def _knows_offset(symmetries: "equinorm.Symmetries", module: str) -> bool:
     return name in (*_NORMS.registered_names(), *_NORMS.registered_aliases())
 
 
-def _named(symmetries: "equinorm.Symmetries", mapping: SmoothMapping, apart: set[str]) -> Iterator[tuple[str, list[str]]]:
+def _named(mapping: SmoothMapping, apart: set[str]) -> Iterator[tuple[str, list[str]]]:
     """The mapping in names and patterns of the model whose experts are modules; one for each expert if both are theirs."""
     holder, _, tensor = mapping.smooth.rpartition(".")
     if holder not in apart:

@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 
 from equinorm._arguments import batches_of, positional
 from equinorm._errors import EquivalenceError, describe, describe_inputs
-from equinorm._modules import duplicate
 from equinorm.joining.moves import Moves
+from equinorm.modules.copying import duplicate
 from equinorm.permuting.points import Points
 
 

@@ -12,7 +12,6 @@ from equinorm._arguments import check_count
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
-from equinorm._modules import duplicate, on_cpu
 from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
@@ -20,6 +19,8 @@ from equinorm.joining.activations import measured
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search
 from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
+from equinorm.modules.copying import duplicate
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
-from equinorm._modules import Choice, duplicate, on_cpu
 from equinorm._symmetries import symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
+from equinorm.modules.choosing import Choice
+from equinorm.modules.copying import duplicate
+from equinorm.modules.running import on_cpu
 from equinorm.permuting.nearest import sorting
 
 TOLERANCE = 1e-12

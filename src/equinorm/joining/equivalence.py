@@ -11,7 +11,6 @@ from equinorm._deviation import check_model, deviation
 from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import BalanceError, EquivalenceError, describe
 from equinorm._memory import is_wrapped
-from equinorm._modules import duplicate, on_cpu
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
 from equinorm.joining.differences import Change, changes
@@ -20,6 +19,8 @@ from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 from equinorm.joining.same_architecture import same_group, same_parameters
+from equinorm.modules.copying import duplicate
+from equinorm.modules.running import on_cpu
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 TOLERANCES |= {torch.complex64: 1e-4, torch.complex128: 1e-9}

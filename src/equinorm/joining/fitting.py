@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, add_to_classes_
+from equinorm._class_ids import add_to_classes_
+from equinorm._scaling import Scaling
 
 _PASSES = 3
 """Most turns of medians once every class has one."""

@@ -12,8 +12,9 @@ from equinorm._arguments import batches_of
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe, describe_inputs, warn
-from equinorm._modules import duplicate, unwrapped
 from equinorm.joining.same_architecture import same_dtypes, same_parameters
+from equinorm.modules.choosing import unwrapped
+from equinorm.modules.copying import duplicate
 
 
 def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Iterable[tuple | Tensor] | None = None) -> nn.Module:

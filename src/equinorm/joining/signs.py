@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from equinorm._class_ids import add_to_classes_
 from equinorm._display import count
 from equinorm._errors import RescaleError, describe
-from equinorm._modules import Choice, on_cpu
-from equinorm._scaling import Family, Pin, Scaling, add_to_classes_
+from equinorm._scaling import Family, Pin, Scaling
 from equinorm.discovery.asked import asked
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
+from equinorm.modules.choosing import Choice
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of

@@ -8,9 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from equinorm._errors import PermutationError
-from equinorm._modules import Choice, on_cpu
 from equinorm.discovery.asked import asked
 from equinorm.discovery.graph.export import Graphs
+from equinorm.modules.choosing import Choice
+from equinorm.modules.running import on_cpu
 from equinorm.permuting import description
 from equinorm.permuting.discover import discover
 from equinorm.permuting.families import AxisPin, ChannelFamily, PermutationSpec

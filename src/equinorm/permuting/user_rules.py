@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
-from equinorm._modules import on_cpu
 from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.rules import qualified
 from equinorm.discovery.user_rules import MOST, TOLERANCE, WrongRuleError, overload_of
+from equinorm.modules.running import on_cpu
 from equinorm.permuting.atoms import Axis
 from equinorm.permuting.book import Book
 from equinorm.permuting.laws import LAWS, Call, find

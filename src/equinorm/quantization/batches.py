@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import by_default, undisturbed, without_cache
+from equinorm.modules.running import by_default, undisturbed, without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
@@ -104,9 +104,13 @@ def watched(model: nn.Module, batch: Batch, number: int, watch: AbstractContextM
         ) from error
 
 
-def run_undisturbed(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, watch: AbstractContextManager[Any]) -> Any:
+def run_undisturbed(
+    model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, *watches: AbstractContextManager[Any]
+) -> Any:
     """What a model returns while something watches; its buffers are as before, and so are random numbers."""
-    with undisturbed(model), by_default(), watch:
+    with ExitStack() as stack:
+        for watch in (undisturbed(model), by_default(), *watches):
+            stack.enter_context(watch)
         return model(*args, **without_cache(model, args, dict(kwargs or {})))
 
 

@@ -10,12 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch, run_undisturbed
-from equinorm.quantization.calls import KINDS, OPERATORS, Call, Calls
+from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall
 from equinorm.quantization.fake import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
-
-Key = tuple[str, int]
 
 
 def mean_shifts(simulation: Simulation, batches: Sequence[Batch], weights: Collection[str]) -> dict[str, Tensor]:
@@ -29,18 +27,18 @@ def mean_shifts(simulation: Simulation, batches: Sequence[Batch], weights: Colle
     sums: dict[str, Tensor] = {}
     uses: dict[str, int] = {}
 
-    def mean(call: Call, result: Tensor) -> Tensor:
+    def mean(call: LayerCall, result: Tensor) -> Tensor:
         return result.detach().movedim(call.axis, 0).flatten(1).double().mean(1).cpu()
 
     for batch in batches:
         wanted: dict[Key, Tensor] = {}
 
-        def remember(call: Call, wanted: dict[Key, Tensor] = wanted) -> Tensor:
+        def remember(call: LayerCall, wanted: dict[Key, Tensor] = wanted) -> Tensor:
             result = call.run()
             wanted[call.name, call.number] = mean(call, result)
             return result
 
-        def correct(call: Call, wanted: dict[Key, Tensor] = wanted) -> Tensor:
+        def correct(call: LayerCall, wanted: dict[Key, Tensor] = wanted) -> Tensor:
             result = simulation.handle(call)
             if (call.name, call.number) not in simulation.points or call.name not in weights:
                 return result
@@ -91,7 +89,7 @@ def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, bia
             given[weight] = module, nn.Parameter(module.weight.new_zeros(size), requires_grad=False)
     unread: list[str] = []
 
-    def note(call: Call) -> Tensor:
+    def note(call: LayerCall) -> Tensor:
         if call.name in given and call.arguments.get("bias") is not given[call.name][1]:
             unread.append(call.name)
         return call.run()
@@ -101,7 +99,7 @@ def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, bia
     try:
         for module, zeros in given.values():
             module.bias = zeros
-        run_undisturbed(model, args, kwargs, Calls(model, note))
+        run_undisturbed(model, args, kwargs, CallWatch(model, note))
     finally:
         for module, _ in given.values():
             module.bias = None

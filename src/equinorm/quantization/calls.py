@@ -11,9 +11,12 @@ from torch import Tensor, nn, overrides
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+Key = tuple[str, int]
+"""What identifies a place where numbers are rounded: a weight and which of its calls, or a sum and which of its operands."""
+
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class LinearMap:
     """A linear map: axes that follow the channels of what it reads, and whether its weight is stored (in, out)."""
 
     spatial: int
@@ -35,14 +38,14 @@ def shifted_product(bias: Tensor, input: Tensor, weight: Tensor, *, beta: float 
     return torch.addmm(bias, input, weight, beta=beta, alpha=alpha)
 
 
-KINDS: dict[Any, Kind] = {
-    functional.linear: Kind(0, places=("input", "weight", "bias")),
-    torch.conv1d: Kind(1, places=_CONVOLUTION),
-    torch.conv2d: Kind(2, places=_CONVOLUTION),
-    torch.conv3d: Kind(3, places=_CONVOLUTION),
-    torch.conv_transpose1d: Kind(1, True, _TRANSPOSED),
-    torch.conv_transpose2d: Kind(2, True, _TRANSPOSED),
-    torch.conv_transpose3d: Kind(3, True, _TRANSPOSED),
+KINDS: dict[Any, LinearMap] = {
+    functional.linear: LinearMap(0, places=("input", "weight", "bias")),
+    torch.conv1d: LinearMap(1, places=_CONVOLUTION),
+    torch.conv2d: LinearMap(2, places=_CONVOLUTION),
+    torch.conv3d: LinearMap(3, places=_CONVOLUTION),
+    torch.conv_transpose1d: LinearMap(1, True, _TRANSPOSED),
+    torch.conv_transpose2d: LinearMap(2, True, _TRANSPOSED),
+    torch.conv_transpose3d: LinearMap(3, True, _TRANSPOSED),
 }
 KINDS |= {
     getattr(getattr(torch.ops.aten, function.__name__), overload): kind
@@ -52,7 +55,7 @@ KINDS |= {
 }
 """Functions that modules and users call, and operators of exported graphs."""
 
-_PRODUCT = Kind(0, True, ("input", "weight"))
+_PRODUCT = LinearMap(0, True, ("input", "weight"))
 PRODUCTS: dict[Any, Any] = dict.fromkeys(
     (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.ops.aten.matmul.default), product
 )
@@ -61,13 +64,13 @@ PRODUCTS |= dict.fromkeys((torch.addmm, torch.Tensor.addmm, torch.ops.aten.addmm
 
 _SET = {"input", "weight", "bias", "beta", "alpha"}
 _NAMES = {"other": "weight", "mat1": "input", "mat2": "weight", "self": "input"}
-KINDS |= {product: _PRODUCT, shifted_product: Kind(0, True, ("bias", "input", "weight"))}
+KINDS |= {product: _PRODUCT, shifted_product: LinearMap(0, True, ("bias", "input", "weight"))}
 OPERATORS = {f"aten.{function.__name__}" for function in KINDS} | {"aten.matmul", "aten.addmm"}
 """What linear maps are in graphs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class LayerCall:
     """One call of a linear map.
 
     Attributes:
@@ -83,7 +86,7 @@ class Call:
     number: int
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> LinearMap:
         """Which map it is."""
         return KINDS[self.function]
 
@@ -107,7 +110,7 @@ ADDITIONS_IN_PLACE = {Tensor.add_, Tensor.__iadd__, torch.ops.aten.add_.Tensor}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sum:
+class ActivationSum:
     """One sum of two activations.
 
     Attributes:
@@ -125,7 +128,7 @@ class Sum:
     is_in_place: bool
 
     @property
-    def keys(self) -> tuple[tuple[str, int], tuple[str, int]]:
+    def keys(self) -> tuple[Key, Key]:
         """What identifies the operands."""
         return (f"{self.where}+{self.number}", 0), (f"{self.where}+{self.number}", 1)
 
@@ -144,7 +147,7 @@ def _line() -> str:
     return "" if name.startswith("<") else f"{name}:{frame.f_lineno}"
 
 
-class Calls(TorchFunctionMode):
+class CallWatch(TorchFunctionMode):
     """While active, every linear map whose weight is a parameter of a model is handed to a function instead.
 
     Args:
@@ -153,7 +156,9 @@ class Calls(TorchFunctionMode):
         add: gets sums of two activations and returns their result; None leaves them alone.
     """
 
-    def __init__(self, model: nn.Module, handle: Callable[[Call], Any], add: Callable[[Sum], Any] | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, handle: Callable[[LayerCall], Any], add: Callable[[ActivationSum], Any] | None = None
+    ) -> None:
         super().__init__()
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
         self._constants = {*self._names, *(id(tensor) for tensor in model.buffers())}
@@ -168,7 +173,7 @@ class Calls(TorchFunctionMode):
                 number = self._numbers[where]
                 self._numbers[where] += 1
                 options = {key: value for key, value in kwargs.items() if key not in ("input", "other")}
-                return self._add(Sum((operands[0], operands[1]), options, where, number, func in ADDITIONS_IN_PLACE))
+                return self._add(ActivationSum((operands[0], operands[1]), options, where, number, func in ADDITIONS_IN_PLACE))
         kind = PRODUCTS.get(func, func)
         if kind not in KINDS:
             return func(*args, **kwargs)
@@ -180,7 +185,7 @@ class Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         number = self._numbers[name]
         self._numbers[name] += 1
-        return self._handle(Call(kind, arguments, name, number))
+        return self._handle(LayerCall(kind, arguments, name, number))
 
     def _are_activations(self, args: tuple) -> bool:
         """Are these two tensors of floating-point numbers with channels, none of them the model's own?"""

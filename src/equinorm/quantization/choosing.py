@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import takes_one_size
 from equinorm._scaling import Scaling
+from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
+from equinorm.quantization.calls import Key
 from equinorm.quantization.fake import Reference, Simulation
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
-from equinorm.quantization.statistics import Activation, Statistics
+from equinorm.quantization.statistics import ActivationStatistics, Statistics
 
 SHARES = (0.5, 0.75, 1.0)
 """Parts of the log-scales that are tried."""
@@ -27,7 +28,6 @@ SURE, VERY_SURE = 1.0, 2.5
 """By how many standard errors noise must be less: that of weights, and that of all, of which samples differ more."""
 
 Watch = Callable[[int, int], None]
-Key = tuple[str, int]
 
 TRIES = 16
 """Neighbours that are tried."""
@@ -40,7 +40,7 @@ MOVED, STEPS = 0.3, 2.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
+class ChosenScales:
     """The log-scales that are taken.
 
     Attributes:
@@ -107,14 +107,16 @@ class Trials:
         """What rounding all costs in the first samples."""
         return self.measured(z) if self.few is self.reference else self._once("few", z, self.seen, self.few)
 
-    def _once(self, kind: str, z: Tensor, bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
+    def _once(self, kind: str, z: Tensor, bounds: Mapping[Key, ActivationStatistics], reference: Reference) -> Tensor:
         """What was measured there is not measured again."""
         key = kind, (z + 0.0).numpy().tobytes()
         if key not in self._known:
             self._known[key] = self._measured(z, self.points, bounds, reference)
         return self._known[key]
 
-    def _measured(self, z: Tensor, points: Sequence[Place], bounds: Mapping[Key, Activation], reference: Reference) -> Tensor:
+    def _measured(
+        self, z: Tensor, points: Sequence[Place], bounds: Mapping[Key, ActivationStatistics], reference: Reference
+    ) -> Tensor:
         simulation = Simulation(self.model, points, bounds, self.scalings, z)
         if self.corrects:
             simulation = simulation.shifted(mean_shifts(simulation, reference.batches, self.corrects))
@@ -138,7 +140,7 @@ def choose(
     levels: int,
     watch: Watch | None = None,
     others: Mapping[str, Tensor] | None = None,
-) -> Chosen:
+) -> ChosenScales:
     """Log-scales at which rounding costs least, of parts of some, of others, and of neighbours.
 
     The formula tells what rounding costs on average. What it costs here is measured, on few samples. So of all parts of the
@@ -159,7 +161,7 @@ def choose(
     still = torch.zeros_like(z)
     parts = {tuple(part.tolist()): (share, part) for share in SHARES for part in [settled(share * z)] if part.any()}
     if not parts:
-        return Chosen(still, 0.0, 0)
+        return ChosenScales(still, 0.0, 0)
     at_rest, tried = trials.measured(still), [(trials.measured(part), share, part) for share, part in parts.values()]
     least = min(tried, key=lambda found: total(found[0]))[0]
     measured, share, chosen = next(found for found in tried if not sure(least, found[0], SURE))
@@ -173,8 +175,8 @@ def choose(
     for part in LEFT:
         less = settled(part * chosen) if part < 1 else chosen
         if total(trials.measured(less)) < total(at_rest) and total(trials.unseen(less)) < total(unseen):
-            return Chosen(less, share * part, moves, start)
-    return Chosen(still, 0.0, 0)
+            return ChosenScales(less, share * part, moves, start)
+    return ChosenScales(still, 0.0, 0)
 
 
 def _moved(

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._display import drawing
-from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
+from equinorm.modules.running import on_cpu
 from equinorm.quantization import description
 from equinorm.quantization.batches import Batch, calibration_batches
+from equinorm.quantization.calls import Key
 from equinorm.quantization.fake import Reference, Simulation
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import Activation
+from equinorm.quantization.statistics import ActivationStatistics
 from equinorm.quantization.terms import by_name
 
 
@@ -101,7 +102,7 @@ class Equalization:
     samples: int
     seconds: Mapping[str, float] = field(repr=False)
     points: tuple[Place, ...] = field(repr=False)
-    activations: Mapping[tuple[str, int], Activation] = field(repr=False)
+    activations: Mapping[Key, ActivationStatistics] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
     preparation: Preparation | None = field(repr=False, default=None)
 

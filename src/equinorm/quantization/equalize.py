@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, is_exported, on_cpu, unwrapped
+from equinorm.modules.choosing import Choice, chosen, unwrapped
+from equinorm.modules.exported import is_exported
+from equinorm.modules.running import on_cpu
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import prepare

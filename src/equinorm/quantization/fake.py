@@ -9,12 +9,12 @@ from torch.utils import _pytree as pytree
 
 from equinorm._scaling import Scaling
 from equinorm.quantization.batches import Batch, rows, run_undisturbed
-from equinorm.quantization.calls import Call, Calls, Sum
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
-from equinorm.quantization.statistics import Activation
+from equinorm.quantization.statistics import ActivationStatistics
 
 
 def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: bool) -> Tensor:
@@ -96,7 +96,7 @@ class Simulation:
         self,
         model: nn.Module,
         points: Sequence[Place],
-        activations: Mapping[tuple[str, int], Activation],
+        activations: Mapping[Key, ActivationStatistics],
         scalings: Mapping[str, Scaling],
         z: Tensor,
         shifts: Mapping[str, Tensor] | None = None,
@@ -114,7 +114,7 @@ class Simulation:
         """Floating-point outputs of the rounded network."""
         return outputs(self.model, batch, self.handle, self.add)
 
-    def handle(self, call: Call) -> Tensor:
+    def handle(self, call: LayerCall) -> Tensor:
         """A call, rounded if it is a point; what is added to a layer's bias is added in all of its calls."""
         point = self.points.get((call.name, call.number))
         changed = {}
@@ -127,16 +127,16 @@ class Simulation:
         return self.activation(output, output.fused(result)) if isinstance(output, Output) else result
 
     @property
-    def add(self) -> Callable[[Sum], Tensor] | None:
+    def add(self) -> Callable[[ActivationSum], Tensor] | None:
         """What adds rounded activations, if any sum reads such."""
 
-        def add(added: Sum) -> Tensor:
+        def add(added: ActivationSum) -> Tensor:
             places = zip((self.points.get(key) for key in added.keys), added.operands, strict=True)
             return added.run(*(value if place is None else self.activation(place, value) for place, value in places))
 
         return add if any(isinstance(place, Operand) for place in self.points.values()) else None
 
-    def weight(self, point: Point, call: Call) -> Tensor:
+    def weight(self, point: Point, call: LayerCall) -> Tensor:
         """The weight, rounded."""
         if point.weight not in self.weights:
             weight = call.arguments["weight"].detach()
@@ -158,16 +158,16 @@ class Simulation:
         return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
 
 
-def broadcast(channels: Tensor, call: Call, result: Tensor) -> Tensor:
+def broadcast(channels: Tensor, call: LayerCall, result: Tensor) -> Tensor:
     """Numbers for each channel, in the shape that fits what a call returns."""
     return channels.to(result.device, result.dtype).reshape(-1, *(1,) * call.kind.spatial)
 
 
 def outputs(
-    model: nn.Module, batch: Batch, handle: Callable[[Call], Tensor], add: Callable[[Sum], Tensor] | None = None
+    model: nn.Module, batch: Batch, handle: Callable[[LayerCall], Tensor], add: Callable[[ActivationSum], Tensor] | None = None
 ) -> list[Tensor]:
     """Floating-point outputs of a network, its linear maps handed to a function, and its sums to another if there is one."""
-    result = run_undisturbed(model, *batch, Calls(model, handle, add))
+    result = run_undisturbed(model, *batch, CallWatch(model, handle, add))
     return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
 
 
@@ -188,7 +188,7 @@ class Reference:
     def __init__(self, model: nn.Module, batches: Sequence[Batch], shifts: Mapping[str, Tensor] | None = None) -> None:
         moved = dict(shifts or {})
 
-        def shifted(call: Call) -> Tensor:
+        def shifted(call: LayerCall) -> Tensor:
             result = call.run()
             return result + broadcast(moved[call.name], call, result) if call.name in moved else result
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._modules import Choice
 from equinorm._symmetries import symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
+from equinorm.modules.choosing import Choice
 from equinorm.quantization.freeing import has_hooks, module_at, put
 from equinorm.quantization.lifting import lift_norms_, lower_
 
-Norm = nn.modules.batchnorm._BatchNorm
+BatchNorm = nn.modules.batchnorm._BatchNorm
 Layer = Any
 """A convolution or a linear layer."""
 
@@ -55,7 +55,7 @@ def _folded(
     model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The same for modules alone."""
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, Norm)}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm)}
     if not norms:
         return {}, {}
     graph = _Graph(model, symmetries(model, args, kwargs, opaque=opaque).values)
@@ -79,7 +79,7 @@ class _Graph:
         self.model, self.values = model, values
         self.names = {id(module): name for name, module in model.named_modules()}
 
-    def fold_(self, norm: Norm) -> str:
+    def fold_(self, norm: BatchNorm) -> str:
         """Fold one normalization; says into what.
 
         Raises:
@@ -176,7 +176,7 @@ def _is_unpadded(layer: Layer) -> bool:
     )
 
 
-def _fold_forward_(norm: Norm, layers: Sequence[Layer]) -> None:
+def _fold_forward_(norm: BatchNorm, layers: Sequence[Layer]) -> None:
     """Fold a normalization into the layers in front: a·(Wx + c) + b = (a·W)x + (a·c + b).
 
     PyTorch's own fusion does not know groups of transposed convolutions, nor linear layers in front of a normalization
@@ -210,7 +210,7 @@ def behind(weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, gr
     return scaled, shift if bias is None else bias.detach().double() * scale + shift
 
 
-def _fold_backward_(norm: Norm, layer: Layer) -> None:
+def _fold_backward_(norm: BatchNorm, layer: Layer) -> None:
     """Fold a normalization into a layer behind it: W·(a·x + b) = (W·a)·x + W·b."""
     scale, shift = _affine_map(norm)
     weight, groups = layer.weight.detach().double(), getattr(layer, "groups", 1)
@@ -220,7 +220,7 @@ def _fold_backward_(norm: Norm, layer: Layer) -> None:
     _set_(layer, scaled, bias if layer.bias is None else layer.bias.detach().double() + bias)
 
 
-def _affine_map(norm: Norm) -> tuple[Tensor, Tensor]:
+def _affine_map(norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """a and b of a normalization that is a·x + b, in double precision."""
     assert norm.running_mean is not None
     assert norm.running_var is not None

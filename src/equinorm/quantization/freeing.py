@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from equinorm._display import shortened
 from equinorm._errors import EqualizeError
-from equinorm._modules import Choice
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
+from equinorm.modules.choosing import Choice
 from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.lifting import lift_bounds_, lower_
 

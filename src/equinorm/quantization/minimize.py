@@ -26,21 +26,19 @@ Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Minimum:
+class LeastNoise:
     """Where the noise is least.
 
     Attributes:
         z: log-scales.
         value: ln N there.
         bound: ln N is at least this, whatever the log-scales.
-        evaluations: of the smooth noise.
         rounds: of multipliers.
     """
 
     z: np.ndarray
     value: float
     bound: float
-    evaluations: int
     rounds: int
 
     @property
@@ -49,7 +47,7 @@ class Minimum:
         return math.expm1(max(self.value - self.bound, 0.0))
 
 
-def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = None) -> Minimum:
+def minimize(noise: Noise, tol: float, limit: float, start: np.ndarray | None = None) -> LeastNoise:
     """Minimise the noise over the box |z| ≤ limit.
 
     The maxima make N kinked where it is least: many numbers are largest together. Multipliers μ say with which weight: the
@@ -78,37 +76,40 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> Minimum:
-    best, lowest = (float(np.log(noise.exact(z).sum())), z), -math.inf
-    spent, rounds = 0, 0
+def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNoise:
+    best, lowest = (_value(noise, z), z), -math.inf
+    rounds = 0
     for beta in FRESH:
         noise.sharpen(z, beta, None)
-        z, _, _, used = descend(noise.smooth, z, limit, 1e-3, STEPS)
-        spent += used
-    best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
+        z, _, _ = descend(noise.smooth, z, limit, 1e-3, STEPS)
+    best = min(best, (_value(noise, z), z), key=lambda pair: pair[0])
     gaps: list[float] = []
     for rounds in range(1, ROUNDS + 1):
         noise.sharpen(z, SHARP if rounds < LATE else SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
-        z, value, slack, used = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
-        spent += used
+        z, value, slack = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
         if rounds > 1:
             lowest = max(lowest, value - slack)
-        best = min(best, (float(np.log(noise.exact(z).sum())), z), key=lambda pair: pair[0])
+        best = min(best, (_value(noise, z), z), key=lambda pair: pair[0])
         gaps.append(best[0] - lowest)
         if gaps[-1] <= math.log1p(tol) or (rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]):
             break
-    return Minimum(best[1], best[0], min(lowest, best[0]), spent, rounds)
+    return LeastNoise(best[1], best[0], min(lowest, best[0]), rounds)
 
 
-def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: int) -> tuple[np.ndarray, float, float, int]:
+def _value(noise: Noise, z: np.ndarray) -> float:
+    """ln N."""
+    return float(np.log(noise.exact(z).sum()))
+
+
+def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: int) -> tuple[np.ndarray, float, float]:
     """L-BFGS in a box, on the coordinates that its bounds do not hold.
 
     Returns:
-        Where it ends, the value there, by how much the quadratic model says that it can still fall, and evaluations.
+        Where it ends, the value there, and by how much the quadratic model says that it can still fall.
     """
     value, gradient = function(z)
     pairs: list[tuple[np.ndarray, np.ndarray, float]] = []
-    spent, slack = 1, math.inf
+    slack = math.inf
     for _ in range(steps):
         is_held = ((z >= limit) & (gradient < 0)) | ((z <= -limit) & (gradient > 0))
         direction = np.where(is_held, 0.0, -_inverse(pairs, np.where(is_held, 0.0, gradient)))
@@ -126,7 +127,6 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
         for _ in range(25):
             moved = np.clip(z + length * direction, -limit, limit)
             after, new = function(moved)
-            spent += 1
             if after <= value + 1e-4 * dot(gradient, moved - z):
                 break
             length *= 0.4
@@ -140,7 +140,7 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
         if curvature > 1e-12 * dot(step, step):
             pairs = [*pairs[-MEMORY + 1 :], (step, change, curvature)]
         z, value, gradient = moved, after, new
-    return z, value, slack, spent
+    return z, value, slack
 
 
 def dot(one: np.ndarray, other: np.ndarray) -> float:

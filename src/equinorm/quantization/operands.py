@@ -10,7 +10,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import run_undisturbed
-from equinorm.quantization.calls import Calls, Sum
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key
 from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme
@@ -18,7 +18,7 @@ from equinorm.quantization.scheme import Scheme
 LARGEST = 1e30
 """Numbers beyond it are those of masks."""
 
-Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+ShapePair = tuple[tuple[int, ...], tuple[int, ...]]
 """Of both operands of a sum."""
 
 
@@ -37,7 +37,7 @@ class Operand:
 
     module: str
     number: int
-    key: tuple[str, int]
+    key: Key
     axis: int | None
     scheme: Scheme
     scaling: Scaling
@@ -86,12 +86,12 @@ def find_operands(
                 channels = None if is_mask else _channels(one)
                 if channels is not None:
                     found.append(Operand(value.module, number, key, channels[0], rounded, channels[1]))
-                    continue
-                why = "its numbers are those of a mask" if is_mask else "it scales along several axes"
-                left[f"{_name(number, value.module)} (operand {key[1] + 1})"] = why
-    missed = {place: value for place, (value, _) in enumerate(sums) if place not in places.values()}
+                else:
+                    why = "its numbers are those of a mask" if is_mask else "it scales along several axes"
+                    left[f"{_name(number, value.module)} (operand {key[1] + 1})"] = why
     if len(seen) < len(sums):
-        left |= {f"{value.name} of the exported graph": "nothing adds it as the model runs" for value in missed.values()}
+        missed = [value for place, (value, _) in enumerate(sums) if place not in places.values()]
+        left |= {f"{value.name} of the exported graph": "nothing adds it as the model runs" for value in missed}
     return tuple(found), left
 
 
@@ -129,8 +129,8 @@ def _name(number: int, module: str = "") -> str:
 class _Seen:
     """A sum of the example: what identifies its operands, their shapes, and whether their numbers are those of masks."""
 
-    keys: tuple[tuple[str, int], tuple[str, int]]
-    shapes: Shapes
+    keys: tuple[Key, Key]
+    shapes: ShapePair
     are_masks: tuple[bool, bool]
 
 
@@ -138,12 +138,12 @@ def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -
     """Every sum of two activations, in order."""
     seen: list[_Seen] = []
 
-    def note(added: Sum) -> Any:
+    def note(added: ActivationSum) -> Any:
         first, second = added.operands
         seen.append(_Seen(added.keys, (tuple(first.shape), tuple(second.shape)), (_is_mask(first), _is_mask(second))))
         return added.run(first, second)
 
-    run_undisturbed(model, args, kwargs, Calls(model, lambda call: call.run(), note))
+    run_undisturbed(model, args, kwargs, CallWatch(model, lambda call: call.run(), note))
     return seen
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.calls import OPERATORS
+from equinorm.quantization.calls import OPERATORS, Key
 from equinorm.quantization.points import Point, scaling_of_channels
 from equinorm.quantization.scheme import Scheme
 
@@ -31,37 +31,36 @@ class Output:
     """What one call of a linear layer or convolution returns.
 
     Attributes:
-        module: name of the module that holds the weight.
-        weight: name of the weight.
-        number: of calls with this weight before it.
-        scheme: how it is rounded.
+        point: the call.
         scaling: of its channels: a `Scaling` of shape (channels, 1, …).
         is_rectified: does only a fused ReLU read it? Then what the ReLU leaves is rounded.
     """
 
-    module: str
-    weight: str
-    number: int
-    scheme: Scheme
+    point: Point
     scaling: Scaling
     is_rectified: bool
 
     @property
     def name(self) -> str:
-        """The module's name, and which of its calls where it is called again."""
-        return f"output of {self.module or self.weight}" + (f" (call {self.number + 1})" if self.number else "")
+        """That of the call."""
+        return f"output of {self.point.name}"
 
     @property
-    def key(self) -> tuple[str, int]:
+    def scheme(self) -> Scheme:
+        """How it is rounded."""
+        return self.point.scheme
+
+    @property
+    def key(self) -> Key:
         """What identifies it."""
-        return output_key(self.weight, self.number)
+        return output_key(self.point.weight, self.point.number)
 
     def fused(self, returned: Tensor) -> Tensor:
         """What is rounded, of what the call returns."""
         return returned.relu() if self.is_rectified else returned
 
 
-def output_key(weight: str, number: int) -> tuple[str, int]:
+def output_key(weight: str, number: int) -> Key:
     """What identifies the output of a call."""
     return f"{weight}→", number
 
@@ -77,7 +76,7 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
             scaling = scaling_of_channels(value, len(point.scaling.shape) - 1)
             readers = symmetries.values.readers(value.name)
             is_rectified = len(readers) == 1 and not value.is_returned and readers[0].operator in RECTIFIERS
-            found.append(Output(point.module, point.weight, point.number, point.scheme, scaling, is_rectified))
+            found.append(Output(point, scaling, is_rectified))
     return tuple(found)
 
 

@@ -10,11 +10,13 @@ from torch.utils import _pytree as pytree
 
 from equinorm._display import shortened
 from equinorm._errors import EqualizeError, describe, describe_inputs
-from equinorm._modules import Choice, by_default, undisturbed, without_cache
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
-from equinorm.quantization.calls import OPERATORS, Call, Calls
+from equinorm.modules.choosing import Choice
+from equinorm.modules.running import without_cache
+from equinorm.quantization.batches import run_undisturbed
+from equinorm.quantization.calls import OPERATORS, CallWatch, Key, LayerCall, LinearMap
 from equinorm.quantization.quantized import check_floats
 from equinorm.quantization.scheme import Scheme
 
@@ -49,9 +51,30 @@ class Point:
         return (self.module or self.weight) + (f" (call {self.number + 1})" if self.number else "")
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """What identifies the call."""
         return self.weight, self.number
+
+
+@dataclass(frozen=True, slots=True)
+class _SeenCall:
+    """A call of the example.
+
+    Attributes:
+        weight: name of the weight.
+        number: of calls with this weight before it.
+        kind: which map it is.
+        groups: groups of channels that do not mix.
+        shape: of what it returns.
+        matters: does an output depend on it, as far as gradients tell?
+    """
+
+    weight: str
+    number: int
+    kind: LinearMap
+    groups: int
+    shape: tuple[int, ...]
+    matters: bool
 
 
 def find_points(
@@ -74,7 +97,7 @@ def find_points(
     """
     check_floats(model)
     seen = _run_once(model, args, kwargs)
-    owners = {call.name: call.name.rpartition(".")[0] for call in seen}
+    owners = {call.weight: call.weight.rpartition(".")[0] for call in seen}
     if idle := scheme.idle_patterns(owners.values()):
         layers = list(dict.fromkeys(owners.values()))
         raise EqualizeError(
@@ -86,14 +109,14 @@ def find_points(
         why = "all its layers stay in float" if owners else "it calls no linear layer or convolution with a parameter as weight"
         raise EqualizeError(f"{describe(model)} has nothing to quantize: {why}.")
     found = symmetries(model, args, kwargs, batch_norm="evaluation", opaque=opaque)
-    places = {name: _places(found.values, name, [c for c in seen if c.name == name], owners[name]) for name in schemes}
+    places = {name: _places(found.values, name, [c for c in seen if c.weight == name], owners[name]) for name in schemes}
     points = []
     for call in seen:
-        use = places[call.name].get(call.number) if call.name in schemes else None
+        use = places[call.weight].get(call.number) if call.weight in schemes else None
         if use is not None:
             read = scaling_of_channels(_read(found.values, use), call.kind.spatial)
-            numbers = owners[call.name], call.name, call.number, call.groups, call.kind.is_transposed
-            points.append(Point(*numbers, schemes[call.name], read, use.name))
+            numbers = owners[call.weight], call.weight, call.number, call.groups, call.kind.is_transposed
+            points.append(Point(*numbers, schemes[call.weight], read, use.name))
     if not points:
         raise EqualizeError(
             f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
@@ -101,15 +124,15 @@ def find_points(
     return found, tuple(points)
 
 
-def _places(values: InnerValues, weight: str, calls: list[Call], owner: str) -> dict[int, InnerValue]:
+def _places(values: InnerValues, weight: str, calls: list[_SeenCall], owner: str) -> dict[int, InnerValue]:
     """Where calls with a weight stand in the graph, by their numbers; the graph leaves out those on which no output depends.
 
     Raises:
         EqualizeError: if it cannot be told which these are.
     """
     uses = [use for use in values.uses(weight) if use.operator in OPERATORS]
-    for chosen in (calls, [call for call in calls if call.arguments["matters"]]):
-        if [call.arguments["shape"] for call in chosen] == [use.shape for use in uses]:
+    for chosen in (calls, [call for call in calls if call.matters]):
+        if [call.shape for call in chosen] == [use.shape for use in uses]:
             return {call.number: use for call, use in zip(chosen, uses, strict=True)}
     if not uses:
         return {}
@@ -141,29 +164,25 @@ def scaling_of_channels(value: InnerValue, spatial: int) -> Scaling:
     return Scaling((value.name,), channels, value.dtype, "value", "value", value.depth, along)
 
 
-def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[Call]:
-    """Every linear map in order, without its tensors, and whether an output depends on it as far as gradients tell."""
-    seen: list[Call] = []
+def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[_SeenCall]:
+    """Every linear map in order."""
+    seen: list[_SeenCall] = []
     marks: list[Tensor] = []
 
-    def note(call: Call) -> Tensor:
+    def note(call: LayerCall) -> Tensor:
         result = call.run()
         marks.append(torch.zeros((), dtype=result.dtype, device=result.device, requires_grad=True))
-        seen.append(replace(call, arguments={"groups": call.groups, "shape": tuple(result.shape)}))
+        seen.append(_SeenCall(call.name, call.number, call.kind, call.groups, tuple(result.shape), matters=False))
         return result + marks[-1]
 
     named = without_cache(model, args, dict(kwargs or {}))
     try:
-        with undisturbed(model), by_default(), torch.enable_grad(), Calls(model, note):
-            result = model(*args, **named)
+        result = run_undisturbed(model, args, named, torch.enable_grad(), CallWatch(model, note))
     except Exception as error:
         raise EqualizeError(
             f"{describe(model)} does not run on inputs {describe_inputs(args, named)}: {type(error).__name__}: {error}"
         ) from error
-    return [
-        replace(call, arguments={**call.arguments, "matters": matters})
-        for call, matters in zip(seen, _matter(result, marks), strict=True)
-    ]
+    return [replace(call, matters=matters) for call, matters in zip(seen, _matter(result, marks), strict=True)]
 
 
 def _matter(result: Any, marks: list[Tensor]) -> list[bool]:

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, count
 from equinorm._errors import EqualizeError, ExportError, describe
-from equinorm._modules import Choice, chosen, duplicate, is_exported, on_cpu, parts_in_training, unwrapped
+from equinorm.modules.choosing import Choice, chosen, unwrapped
+from equinorm.modules.copying import duplicate
+from equinorm.modules.exported import is_exported, parts_in_training
+from equinorm.modules.running import on_cpu
 from equinorm.quantization.folding import fold_
 from equinorm.quantization.freeing import free_
 from equinorm.quantization.quantized import check_floats
@@ -116,24 +119,33 @@ def prepare(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
-    check_floats(model)
-    if trained := parts_in_training(model):
-        where = f", as {trained[0]}" if trained[0] else ""
-        raise EqualizeError(
-            f"{describe(model)} is in training mode{where}, and what is quantized runs in evaluation mode: model.eval()."
-        )
+    _check_state(model)
     hidden = list(chosen(model, opaque, ExportError, "opaque"))
     prepared = duplicate(model, "to prepare the copy")
     folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
     freed, bound = free_(prepared, args, kwargs, hidden, patterns(free)) if free else ({}, {})
     if not is_exported(prepared):
         prepared.eval()  # also what was put in
-    apart = deviation(model, prepared, args, kwargs)
-    limit = LIMITS[coarsest(model)] if limit is None else limit
-    if not apart <= limit:
+    found = Preparation(describe(model), folded, freed, left | bound, deviation(model, prepared, args, kwargs))
+    _check_deviation(found, LIMITS[coarsest(model)] if limit is None else limit)
+    return prepared, found
+
+
+def _check_state(model: nn.Module) -> None:
+    """Refuse a model that is quantized already, or in training mode."""
+    check_floats(model)
+    if trained := parts_in_training(model):
+        where = f", as {trained[0]}" if trained[0] else ""
         raise EqualizeError(
-            f"the prepared copy of {describe(model)} deviates by {apart:.1e}, more than {limit:.0e}: {len(folded)} batch "
-            f"normalizations were folded and {len(freed)} activations set free. Take double precision, fold=False, free=False "
-            "or a larger limit; inplace=False for activations whose input is read again."
+            f"{describe(model)} is in training mode{where}, and what is quantized runs in evaluation mode: model.eval()."
         )
-    return prepared, Preparation(describe(model), folded, freed, left | bound, apart)
+
+
+def _check_deviation(found: Preparation, limit: float) -> None:
+    """Refuse a copy that computes something else."""
+    if not found.deviation <= limit:
+        raise EqualizeError(
+            f"the prepared copy of {found.model} deviates by {found.deviation:.1e}, more than {limit:.0e}: {len(found.folded)} "
+            f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, fold=False, "
+            "free=False or a larger limit; inplace=False for activations whose input is read again."
+        )

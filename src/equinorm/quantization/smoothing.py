@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import EqualizeError, describe
-from equinorm._modules import on_cpu, undisturbed
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
+from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
-from equinorm.quantization.calls import Call, Calls
+from equinorm.quantization.calls import CallWatch, LayerCall
 
-Axis = tuple[str, int]
+WeightAxis = tuple[str, int]
 """A weight and its in-axis."""
 
 
@@ -76,15 +76,15 @@ def smooth(symmetries: Symmetries, calibration: Iterable[Any], alpha: float = 0.
     return symmetries.scales(wishes, reduce)
 
 
-def _readers(groups: ScaleGroups) -> list[tuple[Axis, ...]]:
+def _readers(groups: ScaleGroups) -> list[tuple[WeightAxis, ...]]:
     """In-axes that move alike, and so read the same channels."""
-    moves: dict[Axis, list[Any]] = {}
+    moves: dict[WeightAxis, list[Any]] = {}
     for number, group in enumerate(groups):
         for axis in group.down if not group.is_pinned else ():
             if len(axis.axes) == 1:
                 found = number, axis.channels.numpy().tobytes(), axis.exponents.flatten().numpy().tobytes()
                 moves.setdefault((axis.tensor, axis.axes[0]), []).append(found)
-    alike: dict[tuple, list[Axis]] = {}
+    alike: dict[tuple, list[WeightAxis]] = {}
     for place, found in moves.items():
         alike.setdefault(tuple(found), []).append(place)
     return [tuple(places) for places in alike.values()]
@@ -99,7 +99,7 @@ def _largest(model: nn.Module, batches: list[Batch]) -> Mapping[str, Tensor]:
     """The largest magnitude of each channel that a weight reads, by the name of the weight."""
     found: dict[str, Tensor] = {}
 
-    def note(call: Call) -> Tensor:
+    def note(call: LayerCall) -> Tensor:
         read = call.arguments["input"].detach().abs().movedim(call.axis, 0).flatten(1)
         if read.size(1):
             seen = read.amax(1).to("cpu", torch.float64)
@@ -110,5 +110,5 @@ def _largest(model: nn.Module, batches: list[Batch]) -> Mapping[str, Tensor]:
 
     for number, batch in enumerate(batches):
         with undisturbed(model), torch.no_grad():
-            watched(model, batch, number, Calls(model, note))
+            watched(model, batch, number, CallWatch(model, note))
     return found

@@ -13,23 +13,24 @@ from torch import Tensor, nn
 from equinorm._arguments import positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
-from equinorm._modules import Choice
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
+from equinorm.modules.choosing import Choice
 from equinorm.quantization.batches import Batch, calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
-from equinorm.quantization.choosing import Chosen, Trials, choose, total
+from equinorm.quantization.calls import Key
+from equinorm.quantization.choosing import ChosenScales, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
 from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
-from equinorm.quantization.minimize import Minimum, minimize
+from equinorm.quantization.minimize import LeastNoise, minimize
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.operands import Place, find_operands
 from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import Activation, Statistics, gather
-from equinorm.quantization.terms import by_name, terms
+from equinorm.quantization.statistics import ActivationStatistics, Statistics, gather
+from equinorm.quantization.terms import RoundedTensor, by_name, rounded_tensors
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
 Progress = Callable[[str, int, int], None]
@@ -90,42 +91,52 @@ class _Network:
         return Simulation(self.model, self.points, self.seen.activations, self.scalings, z)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cost:
+    """What rounding costs at some log-scales.
+
+    Attributes:
+        measured: signal over noise in dB.
+        predicted: noise of every tensor that is rounded.
+    """
+
+    measured: float
+    predicted: np.ndarray
+
+
 def solve_(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options, opaque: Choice
 ) -> Equalization:
     """Equalize a network in place."""
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
-    network = _measured(model, args, kwargs, batches, options, opaque=opaque, clock=clock)
+    network = _analysed(model, args, kwargs, batches, options, opaque=opaque, clock=clock)
     symmetries, seen = network.symmetries, network.seen
-    expected, observed, names = terms(network.points, symmetries.tensors, network.scalings, seen.activations, seen.weights)
-    minimum = minimize(Noise(expected, symmetries.num_free), options.tol, math.log(options.largest))
+    rounded = rounded_tensors(network.points, symmetries.tensors, network.scalings, seen)
+    expected = Noise([one.expected for one in rounded], symmetries.num_free)
+    minimum = minimize(expected, options.tol, math.log(options.largest))
     clock.lap("minimum")
-    of_activations = [term for term, (_, kind) in zip(expected, names, strict=True) if kind == "activation"]
-    chosen, trials = _chosen(network, minimum, Noise(of_activations, symmetries.num_free), options)
+    chosen, trials = _chosen(network, minimum, rounded, options)
     reference, still = trials.reference if trials.is_whole else Reference(model, batches), torch.zeros_like(chosen.z)
-    before, after = (_signal_to_noise(network, trials, reference, z) for z in (still, chosen.z))
-    costs = _costs(Noise(observed, symmetries.num_free), names, network)
-    one, other = costs(still), costs(chosen.z)
+    before, after = (_cost(network, rounded, trials, reference, z) for z in (still, chosen.z))
     symmetries.rescale_(chosen.z)
-    bounds, corrections = _scaled(seen, network.points, chosen.z), {}
-    if network.biases:
-        moved = Simulation(model, network.points, bounds, network.scalings, still)
-        corrections, after = _corrected(moved, after, reference, network.biases)
+    bounds = _scaled(seen, network.points, chosen.z)
+    moved = Simulation(model, network.points, bounds, network.scalings, still)
+    corrections, measured = _corrected(moved, after.measured, reference, network.biases)
     clock.lap("measuring")
     return Equalization(
         model=model,
         scheme=options.scheme,
         log_scales=chosen.z,
         symmetries=symmetries,
-        noise_before=decibels(seen.signal, float(one.sum())),
-        noise_after=decibels(seen.signal, float(other.sum())),
-        measured_before=before,
-        measured_after=after,
+        noise_before=decibels(seen.signal, float(before.predicted.sum())),
+        noise_after=decibels(seen.signal, float(after.predicted.sum())),
+        measured_before=before.measured,
+        measured_after=measured,
         gap=minimum.gap,
         converged=minimum.gap <= options.tol,
         reason=_reason(symmetries, minimum, options, chosen),
-        tensors=_noises(names, seen.signal, one, other),
+        tensors=_noises(rounded, seen.signal, before, after),
         corrections=corrections,
         left=network.left,
         biases=network.biases,
@@ -137,7 +148,7 @@ def solve_(
     )
 
 
-def _measured(
+def _analysed(
     model: nn.Module,
     args: tuple,
     kwargs: Mapping[str, Any] | None,
@@ -162,43 +173,53 @@ def _measured(
     return _Network(model, symmetries, by_name(symmetries.scalings), points, {**left, **unbiased}, biases, batches, seen)
 
 
-def _chosen(network: _Network, minimum: Minimum, predicted: Noise, options: Options) -> tuple[Chosen, Trials]:
+def _chosen(
+    network: _Network, minimum: LeastNoise, rounded: Sequence[RoundedTensor], options: Options
+) -> tuple[ChosenScales, Trials]:
     """The log-scales that are as good as the best by measurement, and the trials that showed it."""
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
+    activations = Noise([one.expected for one in rounded if one.kind == "activation"], symmetries.num_free)
     trials = Trials(
-        *(network.model, network.points, network.seen, network.scalings, predicted, network.batches), corrects=network.biases
+        network.model,
+        network.points,
+        network.seen,
+        network.scalings,
+        activations,
+        network.batches,
+        corrects=network.biases,
     )
     levels, watch = options.scheme.weight_levels, options.watch("measuring")
     return choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z)), trials
 
 
-def _signal_to_noise(network: _Network, trials: Trials, reference: Reference, z: Tensor) -> float:
-    """In dB at log-scales z, as the trials measured it if they took all samples as they are."""
+def _cost(network: _Network, rounded: Sequence[RoundedTensor], trials: Trials, reference: Reference, z: Tensor) -> _Cost:
+    """At log-scales z; measured by the trials if they took all samples as they are."""
     if trials.is_whole and not trials.corrects:
-        return decibels(reference.signal, total(trials.measured(z)))
-    return reference.signal_to_noise(network.simulated(z))
+        measured = decibels(reference.signal, total(trials.measured(z)))
+    else:
+        measured = reference.signal_to_noise(network.simulated(z))
+    return _Cost(measured, _predicted(network, rounded, z))
 
 
-def _noises(names: Sequence[tuple[str, str]], signal: float, before: np.ndarray, after: np.ndarray) -> tuple[TensorNoise, ...]:
-    """What each tensor's rounding costs, in dB."""
-    costs = zip(names, before, after, strict=True)
-    return tuple(TensorNoise(*name, decibels(signal, float(one)), decibels(signal, float(other))) for name, one, other in costs)
-
-
-def _costs(noise: Noise, names: Sequence[tuple[str, str]], network: _Network) -> Callable[[Tensor], np.ndarray]:
-    """What rounding each tensor costs at log-scales: by the formula, or by its errors where its range is clipped."""
+def _predicted(network: _Network, rounded: Sequence[RoundedTensor], z: Tensor) -> np.ndarray:
+    """What rounding each tensor costs: by the formula, or by its errors where its range is clipped."""
     scalings, seen, tensors = network.scalings, network.seen, network.symmetries.tensors
     clipped = {point.weight: point for point in network.points if isinstance(point, Point) and point.scheme.clip}
+    found = Noise([one.observed for one in rounded], network.symmetries.num_free).exact(z.numpy())
+    for place, one in enumerate(rounded):
+        if one.kind == "weight" and one.name in clipped:
+            weight = tensors[one.name], seen.weights[one.name], scalings[one.name]
+            found[place] = weight_noise(*weight, clipped[one.name], z)
+    return found
 
-    def costs(z: Tensor) -> np.ndarray:
-        found = noise.exact(z.numpy())
-        for place, (name, kind) in enumerate(names):
-            if kind == "weight" and name in clipped:
-                weight = tensors[name], seen.weights[name], scalings[name]
-                found[place] = weight_noise(*weight, clipped[name], z)
-        return found
 
-    return costs
+def _noises(rounded: Sequence[RoundedTensor], signal: float, before: _Cost, after: _Cost) -> tuple[TensorNoise, ...]:
+    """What each tensor's rounding costs, in dB."""
+    costs = zip(rounded, before.predicted, after.predicted, strict=True)
+    return tuple(
+        TensorNoise(tensor.name, tensor.kind, decibels(signal, float(one)), decibels(signal, float(other)))
+        for tensor, one, other in costs
+    )
 
 
 def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
@@ -221,7 +242,9 @@ def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Te
 def _corrected(
     simulation: Simulation, before: float, reference: Reference, biases: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], float]:
-    """Correct a model's biases where that helps; returns what was added, and signal over noise in dB."""
+    """Correct a model's biases where there are any and that helps; returns what was added, and signal over noise in dB."""
+    if not biases:
+        return {}, before
     found = mean_shifts(simulation, reference.batches, biases)
     after = reference.signal_to_noise(simulation.shifted(found))
     if not after > before:
@@ -230,7 +253,7 @@ def _corrected(
     return found, after
 
 
-def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tuple[str, int], Activation]:
+def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[Key, ActivationStatistics]:
     """The bounds of activations at other log-scales."""
     found = {}
     for point in points:
@@ -238,11 +261,11 @@ def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[tupl
         was = seen.activations[point.key]
         squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
         low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
-        found[point.key] = Activation(low, high, (half[0], half[1]), lows, highs, *squares)
+        found[point.key] = ActivationStatistics(low, high, (half[0], half[1]), lows, highs, *squares)
     return found
 
 
-def _reason(symmetries: Symmetries, minimum: Minimum, options: Options, chosen: Chosen) -> str:
+def _reason(symmetries: Symmetries, minimum: LeastNoise, options: Options, chosen: ChosenScales) -> str:
     """How it ended, in words."""
     if not symmetries.num_free:
         return nothing_moves(symmetries, None)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe
-from equinorm._modules import by_default, takes_one_size, undisturbed
+from equinorm.modules.exported import takes_one_size
+from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, parts, rows, watched
-from equinorm.quantization.calls import Call, Calls, Sum
+from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 
@@ -27,7 +28,7 @@ TAIL, GROWTH = 8, 100.0
 
 
 @dataclass(slots=True, eq=False)
-class Activation:
+class ActivationStatistics:
     """What was seen at one point, for each channel.
 
     Attributes:
@@ -56,6 +57,23 @@ class Activation:
         """
         return self.low - _beyond(-self.lows), self.high + _beyond(self.highs)
 
+    def add_(self, other: "ActivationStatistics", is_in_half: bool) -> None:
+        """Add what another pass shows.
+
+        Args:
+            other: of that pass alone.
+            is_in_half: does that pass count for `half`?
+        """
+        self.lows, self.highs = (
+            _top(torch.cat([self.lows, other.lows]), False),
+            _top(torch.cat([self.highs, other.highs]), True),
+        )
+        if is_in_half:
+            self.half = torch.minimum(self.half[0], other.low), torch.maximum(self.half[1], other.high)
+        self.low, self.high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        self.sensitivity += other.sensitivity
+        self.coherent += other.coherent
+
 
 def _beyond(tops: Tensor) -> Tensor:
     """By how much more samples would exceed the largest."""
@@ -74,7 +92,7 @@ class Statistics:
         passes: backward passes.
     """
 
-    activations: dict[tuple[str, int], Activation] = field(default_factory=dict)
+    activations: dict[Key, ActivationStatistics] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     signal: float = 0.0
     samples: int = 0
@@ -164,13 +182,13 @@ class _Pass:
 
     def _forward(self, part: Batch) -> list[Tensor]:
         sums = self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
-        result = watched(self.model, part, self.number, Calls(self.model, self._note, sums))
+        result = watched(self.model, part, self.number, CallWatch(self.model, self._note, sums))
         outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
         if not all(bool(output.isfinite().all()) for output in outputs):
             raise EqualizeError(f"{describe(self.model)} returns NaN or inf on calibration batch {self.number}.")
         return outputs
 
-    def _note(self, call: Call) -> Tensor:
+    def _note(self, call: LayerCall) -> Tensor:
         """Run a call on copies of its input and weight that gradients reach."""
         point = self.points.get((call.name, call.number))
         if point is None:
@@ -180,7 +198,7 @@ class _Pass:
         output = self.points.get(output_key(call.name, call.number))
         return self._noted(output, call.axis, output.fused(result)) if isinstance(output, Output) else result
 
-    def _sum(self, added: Sum) -> Tensor:
+    def _sum(self, added: ActivationSum) -> Tensor:
         """Add copies that gradients reach."""
         places = [self.points.get(key) for key in added.keys]
         pairs = zip(places, added.operands, strict=True)
@@ -196,41 +214,46 @@ class _Pass:
         self.inputs.append((place, axis, value))
         return value
 
-    def _add(self, point: Place, axis: int | None, value: Tensor, gradient: Tensor) -> None:
+    def _add(self, place: Place, axis: int | None, value: Tensor, gradient: Tensor) -> None:
+        """Add what one place shows."""
         if axis is None:  # all of it is one channel
             axis, value, gradient = -1, value[..., None], gradient[..., None]
         lows, highs = _by_sample(value, axis)
         value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
         if not bool((low.isfinite() & high.isfinite()).all()):
-            raise EqualizeError(f"what {point.name} reads has NaN or inf on calibration batch {self.number}.")
-        coherent = torch.zeros(len(value), dtype=torch.float64)
-        alone = gradient.masked_fill(value == 0, 0.0)  # zero is rounded to itself
-        for bound in (low, high) if point.scheme.activation_bits is not None else ():
-            same = value == bound[:, None]
-            shared = (same.sum(1) > MASS * same.shape[1]) & (bound != 0)
-            if bool(shared.any()):
-                same &= shared[:, None]
-                coherent += (alone * same).sum(1).double().square().cpu()
-                alone = alone.masked_fill(same, 0.0)
-        sensitivity = coherent + alone.square().sum(1).double().cpu()
+            raise EqualizeError(f"what {place.name} reads has NaN or inf on calibration batch {self.number}.")
+        matters = _sensitivity(value, gradient, (low, high) if place.scheme.activation_bits is not None else ())
         low, high = low.double().clamp(max=0).cpu(), high.double().clamp(min=0).cpu()
-        seen = self.found.activations.get(point.key)
-        if seen is None:
-            tops = _top(lows, False), _top(highs, True)
-            self.found.activations[point.key] = Activation(low, high, (low, high), *tops, sensitivity, coherent)
-            return
+        new = ActivationStatistics(low, high, (low, high), _top(lows, False), _top(highs, True), *matters)
+        seen = self.found.activations.setdefault(place.key, new)
         if seen.low.shape != low.shape:
             raise EqualizeError(
-                f"{point.name} has {len(low)} channels on calibration batch {self.number}, and {len(seen.low)} before: give "
+                f"{place.name} has {len(low)} channels on calibration batch {self.number}, and {len(seen.low)} before: give "
                 "batches of the same sizes, or leave sums=True out of the scheme."
             )
-        seen.lows, seen.highs = _top(torch.cat([seen.lows, lows]), False), _top(torch.cat([seen.highs, highs]), True)
-        if self.found.passes % 2 == 0:
-            seen.half = torch.minimum(seen.half[0], low), torch.maximum(seen.half[1], high)
-        seen.low, seen.high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
-        seen.sensitivity += sensitivity
-        seen.coherent += coherent
+        if seen is not new:
+            seen.add_(new, is_in_half=self.found.passes % 2 == 0)
+
+
+def _sensitivity(value: Tensor, gradient: Tensor, shared_values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`ActivationStatistics.sensitivity` and `coherent` of one pass.
+
+    Args:
+        value: of shape (channels, entries).
+        gradient: likewise.
+        shared_values: of each channel, which many of its entries may have.
+    """
+    coherent = torch.zeros(len(value), dtype=torch.float64)
+    alone = gradient.masked_fill(value == 0, 0.0)  # zero is rounded to itself
+    for bound in shared_values:
+        same = value == bound[:, None]
+        shared = (same.sum(1) > MASS * same.shape[1]) & (bound != 0)
+        if bool(shared.any()):
+            same &= shared[:, None]
+            coherent += (alone * same).sum(1).double().square().cpu()
+            alone = alone.masked_fill(same, 0.0)
+    return coherent + alone.square().sum(1).double().cpu(), coherent
 
 
 def _by_sample(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:

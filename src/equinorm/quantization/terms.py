@@ -1,6 +1,7 @@
 """Terms: the tensors that a scheme rounds, brought into the form in which their noise is summed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +11,7 @@ from equinorm.quantization.noise import Map, Term, small
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
-from equinorm.quantization.statistics import Activation
+from equinorm.quantization.statistics import ActivationStatistics, Statistics
 
 FLOOR = 1e-6
 """Least sensitivity and range of a channel, in parts of its tensor's mean or largest: none is free to vanish."""
@@ -43,7 +44,7 @@ def weight_term(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: Po
     return _term(sides, squares, factors, scheme.weight_granularity == "tensor", scheme.weight_levels)
 
 
-def activation_term(seen: Activation, scaling: Scaling, scheme: Scheme, is_expected: bool) -> Term:
+def activation_term(seen: ActivationStatistics, scaling: Scaling, scheme: Scheme, is_expected: bool) -> Term:
     """The noise of one activation: a step for the whole tensor, entries that are its channels.
 
     Args:
@@ -133,31 +134,46 @@ def _blocks(
     return [blocks(side) for side in sides], blocks(squares), ids
 
 
-def terms(
-    points: Sequence[Place],
-    tensors: Mapping[str, Tensor],
-    scalings: Mapping[str, Scaling],
-    activations: Mapping[tuple[str, int], Activation],
-    sensitivities: Mapping[str, Tensor],
-) -> tuple[list[Term], list[Term], list[tuple[str, str]]]:
-    """The noise of every tensor, with bounds of activations as expected and as seen, and its name and kind.
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedTensor:
+    """A tensor that is rounded.
 
-    A weight that is used again counts once.
+    Attributes:
+        name: of the weight, or of the module whose input it is.
+        kind: "weight" or "activation".
+        expected: its noise, with the bounds that more samples should keep.
+        observed: its noise, with the bounds that were seen.
     """
-    found: list[Term] = []
-    observed: list[Term] = []
-    names: list[tuple[str, str]] = []
+
+    name: str
+    kind: str
+    expected: Term
+    observed: Term
+
+
+def rounded_tensors(
+    points: Sequence[Place], tensors: Mapping[str, Tensor], scalings: Mapping[str, Scaling], seen: Statistics
+) -> list[RoundedTensor]:
+    """Every tensor that is rounded. A weight that is used again counts once.
+
+    Args:
+        points: where a network is rounded.
+        tensors: its weights, by name.
+        scalings: of these, by name.
+        seen: what calibration says of it.
+    """
+    found: list[RoundedTensor] = []
+    known: set[str] = set()
     for point in points:
-        if isinstance(point, Point) and not any(name == (point.weight, "weight") for name in names):
-            found.append(weight_term(tensors[point.weight], sensitivities[point.weight], scalings[point.weight], point))
-            observed.append(found[-1])
-            names.append((point.weight, "weight"))
+        if isinstance(point, Point) and point.weight not in known:
+            known.add(point.weight)
+            term = weight_term(tensors[point.weight], seen.weights[point.weight], scalings[point.weight], point)
+            found.append(RoundedTensor(point.weight, "weight", term, term))
         if point.scheme.activation_bits is not None:
-            both = (activation_term(activations[point.key], point.scaling, point.scheme, kind) for kind in (True, False))
-            for terms_of, term in zip((found, observed), both, strict=True):
-                terms_of.append(term)
-            names.append((f"input of {point.name}" if isinstance(point, Point) else point.name, "activation"))
-    return found, observed, names
+            name = f"input of {point.name}" if isinstance(point, Point) else point.name
+            both = (activation_term(seen.activations[point.key], point.scaling, point.scheme, kind) for kind in (True, False))
+            found.append(RoundedTensor(name, "activation", *both))
+    return found
 
 
 def by_name(scalings: Sequence[Scaling]) -> dict[str, Scaling]:

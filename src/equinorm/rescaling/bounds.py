@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import batches
+from equinorm._class_ids import slices_at_once
 
 SAFE = 1e-15, 1e15
 """Beyond these, squares in float32 may have under- or overflowed."""
@@ -15,7 +15,7 @@ SAFE = 1e-15, 1e15
 
 def bounds_of(tensors: Sequence[Tensor]) -> Iterator[tuple[float, float, float]]:
     """The least of the bounds on the magnitudes in each slice along axis 0, the least that is not 0, and the largest."""
-    for here in batches([tensor.numel() if tensor.dim() < 2 else len(tensor) for tensor in tensors]):
+    for here in slices_at_once([tensor.numel() if tensor.dim() < 2 else len(tensor) for tensor in tensors]):
         with torch.no_grad():
             parts = [norms(tensor) if tensor.dim() > 1 else tensor.reshape(-1) for tensor in tensors[here]]
             parts = [part if part.is_cpu else part.cpu() for part in parts]

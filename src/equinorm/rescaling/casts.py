@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from equinorm._class_ids import joint_log_scales
 from equinorm._errors import RescaleError, dtype_name
-from equinorm._scaling import Cast, Scaling, joint_log_scales
+from equinorm._scaling import Cast, Scaling
 from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
 from equinorm.sharding.boxes import part_of
 
@@ -35,16 +36,22 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
                 )
 
 
-def check_training(found: Sequence[Cast], moving: Sequence[Scaling], power_of_two: bool) -> None:
+def check_training(found: Sequence[Cast], held: Tensor, moving: Sequence[Scaling], power_of_two: bool) -> None:
     """Refuse to rescale at every step what a cast does not keep.
 
     Under autocast steps go on: weights are exact in their own dtype, and outputs as exact as autocast takes them to be.
+
+    Args:
+        found: the casts.
+        held: mask over 0..num_free of classes that do not move.
+        moving: scalings of what does.
+        power_of_two: are scales rounded to powers of two?
 
     Raises:
         RescaleError: naming the first cast that the network itself asks for.
     """
     for cast in found:
-        if cast.by_autocast:
+        if cast.by_autocast or bool(held[cast.free()].all()):
             continue
         if not power_of_two:
             raise RescaleError(refusal(cast))

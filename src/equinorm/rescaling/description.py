@@ -6,7 +6,6 @@ from torch import Tensor
 
 from equinorm._display import as_html, count, percent, shortened
 from equinorm._errors import describe
-from equinorm._scaling import Scaling
 from equinorm.rescaling.casts import described
 from equinorm.rescaling.orbit import Orbit
 
@@ -29,7 +28,7 @@ def details(orbit: Orbit) -> str:
     lines = [_heading(orbit)]
     for scaling in orbit.scalings:
         if scaling.factors:
-            parts = [_factor(scaling, exponent, ids, place) for exponent, ids in scaling.factors]
+            parts = [_factor(exponent, ids, place) for exponent, ids in scaling.factors]
             shift = f" + {scaling.offset:g}" if scaling.offset else ""
             lines.append(f"  {' = '.join(scaling.names)}{shift} {list(scaling.shape)}: {', '.join(parts)}")
     lines += described(orbit.casts)
@@ -91,7 +90,7 @@ def _reasons(orbit: Orbit) -> list[tuple[str, int, int, str]]:
     return sorted(((name, *rest) for name, rest in found.items()), key=lambda row: -row[1])
 
 
-def _factor(scaling: Scaling, exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:
+def _factor(exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:
     """How one axis of a tensor moves, in words."""
     axes = [axis for axis in range(ids.dim()) if ids.size(axis) > 1]
     free = ids[ids > 0]

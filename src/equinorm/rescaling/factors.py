@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import Scaling, batches, firsts_of_runs, moving_log_factors
+from equinorm._class_ids import firsts_of_runs, moving_log_factors, slices_at_once
+from equinorm._scaling import Scaling
 from equinorm.rescaling.powers_of_two import are_powers_of_two, scale_of
 
 TABLES = 4
@@ -16,7 +17,7 @@ TABLES = 4
 
 
 @dataclass(slots=True, eq=False)
-class Factor:
+class ScaleFactor:
     """Scales that broadcast to a tensor.
 
     Attributes:
@@ -34,12 +35,12 @@ class Factor:
     is_exact: bool
 
 
-def factors_of(logs: Sequence[Tensor]) -> list[Factor]:
+def factors_of(logs: Sequence[Tensor]) -> list[ScaleFactor]:
     """Scales from their natural logarithms in float64 on the CPU."""
-    return [factor for here in batches([log.numel() for log in logs]) for factor in _factors(logs[here])]
+    return [factor for here in slices_at_once([log.numel() for log in logs]) for factor in _factors(logs[here])]
 
 
-def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:
+def _factors(logs: Sequence[Tensor]) -> Iterator[ScaleFactor]:
     """The same, all at once."""
     sizes = [log.numel() for log in logs]
     flat = torch.cat([*(log.reshape(-1) for log in logs), torch.zeros(1, dtype=torch.float64)])
@@ -48,10 +49,10 @@ def _factors(logs: Sequence[Tensor]) -> Iterator[Factor]:
     exact = are_powers_of_two(flat)
     are_exact = np.logical_and.reduceat(exact.numpy(), starts)[:-1].tolist()
     scales = [scale.view(log.shape) for scale, log in zip(scale_of(flat, exact).split([*sizes, 1]), logs, strict=False)]
-    return map(Factor, logs, scales, low, high, are_exact)
+    return map(ScaleFactor, logs, scales, low, high, are_exact)
 
 
-class Moves:
+class FactorTable:
     """How tensors move, as far as it can be said before log-scales are known.
 
     Most factors are runs of classes, one after the other, with one of a few exponents: they are cut out of a table of all
@@ -87,7 +88,7 @@ class Moves:
             found.append(self._runs.setdefault((exponent, first, tuple(ids.shape)), len(self._runs)))
         return found
 
-    def factors(self, z: Tensor) -> list[list[Factor]]:
+    def factors(self, z: Tensor) -> list[list[ScaleFactor]]:
         """The scales of each tensor, without factors that are all 1.
 
         Args:
@@ -100,7 +101,7 @@ class Moves:
         found = ([runs[place] for place in places] if places is not None else next(rest) for places in self._places_of)
         return [[factor for factor in factors if factor.low or factor.high] for factors in found]
 
-    def _cut(self, z: Tensor) -> list[Factor]:
+    def _cut(self, z: Tensor) -> list[ScaleFactor]:
         """The runs, out of a table of all classes for each exponent."""
         if not self._runs:
             return []
@@ -112,7 +113,7 @@ class Moves:
         low, high = (how.reduceat(logs.numpy(), bounds)[::2].tolist() for how in (np.minimum, np.maximum))
         are_exact = np.logical_and.reduceat(exact.numpy(), bounds)[::2].tolist()
         found = zip(self._starts, self._shapes, low, high, are_exact, strict=True)
-        return [Factor(logs.as_strided(*s, start), scales.as_strided(*s, start), *more) for start, s, *more in found]
+        return [ScaleFactor(logs.as_strided(*s, start), scales.as_strided(*s, start), *more) for start, s, *more in found]
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:

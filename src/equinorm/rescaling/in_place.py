@@ -13,9 +13,9 @@ from equinorm._memory import local
 from equinorm._scaling import HALVES
 from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
 from equinorm.rescaling.checks import check_in_place, check_unchanged
-from equinorm.rescaling.factors import Moves, factors_of
+from equinorm.rescaling.factors import FactorTable, factors_of
 from equinorm.rescaling.flat_state import renew_
-from equinorm.rescaling.optimizer_state import scaled_state, unaveraged
+from equinorm.rescaling.optimizer_state import Moving, scaled_state, unaveraged
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.rescaling.tensor_write import Write, scaled
 from equinorm.rescaling.writing import uninterrupted, write_
@@ -31,7 +31,7 @@ WRITABLE = (*EXACT, *HALVES)
 
 def rescale_(
     tensors: Mapping[str, Tensor],
-    moves: Moves,
+    table: FactorTable,
     log_scales: Tensor,
     optimizer: Optimizers | None = None,
     nonlinear: Sequence[str] = (),
@@ -42,7 +42,7 @@ def rescale_(
 
     Args:
         tensors: the model's tensors by the first name of their scaling.
-        moves: how they move.
+        table: how they move.
         log_scales: float64 natural logarithms, one for each free class.
         optimizer: one or several, whose state to move along.
         nonlinear: what may keep gradients from scaling by the inverse.
@@ -51,7 +51,7 @@ def rescale_(
         RescaleError: if a tensor is not finite, cannot be written, would overflow, or would lose a channel to underflow.
     """
     with agreeing(processes_of(tensors)):
-        writes = _writes(tensors, moves, log_scales, optimizer, nonlinear)
+        writes = _writes(tensors, table, log_scales, optimizer, nonlinear)
         direct = _check_all(writes)
     with uninterrupted():
         write_(writes, direct)
@@ -61,42 +61,44 @@ def rescale_(
 
 def _writes(
     tensors: Mapping[str, Tensor],
-    moves: Moves,
+    table: FactorTable,
     log_scales: Tensor,
     optimizer: Optimizers | None,
     nonlinear: Sequence[str],
 ) -> list[Write]:
     """Everything that moves; of what is sharded the part that this process holds."""
     found: list[tuple[Write, Sequence[Tensor]]] = []  # and logarithms, if its factors are still to be made from them
-    moving: dict[int, tuple[str, float]] = {}
-    logs_of: dict[int, list[Tensor]] = {}
+    moving: dict[int, Moving] = {}
     z = log_scales.detach().to("cpu", torch.float64)
-    for scaling, factors in zip(moves.scalings, moves.factors(z), strict=True):
+    for scaling, factors in zip(table.scalings, table.factors(z), strict=True):
         if not factors:
             continue
         named = [tensors[name] for name in scaling.names if name in tensors]
         check_unchanged(scaling.names, scaling.shape, named)
-        logs = [factor.log for factor in factors]
-        for tensor in named if len(named) == 1 else {id(own): own for own in named}.values():
+        own = Moving(scaling.name, scaling.offset, [factor.log for factor in factors])
+        for tensor in {id(tensor): tensor for tensor in named}.values():
             # one memory, but gradients and optimizer state of their own
-            moving[id(tensor)], logs_of[id(tensor)] = (scaling.name, scaling.offset), logs
+            moving[id(tensor)] = own
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
-                what = f"gradient of {scaling.name}"
-                part, own = part_of(what, tensor.grad, [-log for log in logs])
-                found.append((Write(what, part), own))
-        part, own = part_of(scaling.name, named[0], logs)
-        known, unmade = (factors, ()) if part is named[0] else ((), own)
+                found.append(_write(f"gradient of {scaling.name}", tensor.grad, [-log for log in own.logs]))
+        part, logs = part_of(scaling.name, named[0], own.logs)
+        known, unmade = (factors, ()) if part is named[0] else ((), logs)
         found.append((Write(scaling.name, part, known, True, scaling.offset, scaling.is_squared), unmade))
-    if optimizer is not None:
-        for what, parameter, state, exponent, offset, averaged in scaled_state(optimizer, moving):
-            own = logs_of[id(parameter)]
-            part, logs = part_of(what, state, own if averaged is None else unaveraged(own, averaged, what))
-            found.append((Write(what, part, offset=offset), [exponent * log for log in logs]))
+    for state in () if optimizer is None else scaled_state(optimizer, moving):
+        own = moving[id(state.parameter)].logs
+        own = own if state.averaged is None else unaveraged(own, state.averaged, state.what)
+        found.append(_write(state.what, state.tensor, [state.exponent * log for log in own], state.offset))
     made = iter(factors_of([log for _, unmade in found for log in unmade]))
     for write, unmade in found:
         write.factors = [*write.factors, *(next(made) for _ in unmade)]
     return [write for write, _ in found]
+
+
+def _write(what: str, tensor: Tensor, logs: Sequence[Tensor], offset: float = 0.0) -> tuple[Write, Sequence[Tensor]]:
+    """What belongs to a weight, and the logarithms of which its factors are still to be made."""
+    part, own = part_of(what, tensor, logs)
+    return Write(what, part, offset=offset), own
 
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
@@ -122,7 +124,7 @@ def check_writable(what: str, tensor: Tensor) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class LogBounds:
     """Bounds on the logarithm of the largest entry of any row, while some of the factors are applied.
 
     Attributes:
@@ -161,7 +163,7 @@ def _check_all(writes: Sequence[Write]) -> list[bool]:
     return direct
 
 
-def check(write: Write, rows: Tensor | None = None) -> Reach | None:
+def check(write: Write, rows: Tensor | None = None) -> LogBounds | None:
     """Refuse what cannot be written or would not be exact.
 
     Args:
@@ -200,7 +202,7 @@ def check(write: Write, rows: Tensor | None = None) -> Reach | None:
     return reach
 
 
-def _is_direct(write: Write, reach: Reach | None) -> bool:
+def _is_direct(write: Write, reach: LogBounds | None) -> bool:
     """Can it be multiplied by one factor after the other? Factors that are no powers of two would be rounded twice in half."""
     dtype = write.tensor.dtype
     if reach is None or not reach.is_within(dtype) or _is_rounded(write):
@@ -214,21 +216,21 @@ def _is_rounded(write: Write) -> bool:
     return write.tensor.dtype in HALVES and not all(factor.is_exact for factor in write.factors)
 
 
-def _reach(write: Write, rows: Tensor) -> Reach:
+def _reach(write: Write, rows: Tensor) -> LogBounds:
     """From bounds on the largest entry of each row, and the factors of each."""
     slack = _slack(write.tensor)
     high = rows.log() + sum(reduced(log, "amax").clamp_min(0.0) for log in write.logs)
     low = rows.log() - slack + sum(reduced(log, "amin").clamp_max(0.0) for log in write.logs)
     low = low[rows.expand_as(low) > 0]
-    return Reach(float(low.min()) if low.numel() else math.inf, float(high.max()))
+    return LogBounds(float(low.min()) if low.numel() else math.inf, float(high.max()))
 
 
-def _outer_reach(write: Write, least: float, most: float) -> Reach:
+def _outer_reach(write: Write, least: float, most: float) -> LogBounds:
     """From the smallest and the largest of these bounds, and of the factors."""
     low, high = -_slack(write.tensor), 0.0
     for factor in write.factors:
         low, high = low + min(factor.low, 0.0), high + max(factor.high, 0.0)
-    return Reach(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
+    return LogBounds(low + math.log(least) if least else -math.inf, high + math.log(most) if most else -math.inf)
 
 
 def _slack(tensor: Tensor) -> float:
@@ -236,7 +238,7 @@ def _slack(tensor: Tensor) -> float:
     return 0.5 * math.log(tensor.numel() / tensor.size(0)) if tensor.dim() > 1 else 0.0
 
 
-def _check_squares(write: Write, reach: Reach) -> None:
+def _check_squares(write: Write, reach: LogBounds) -> None:
     """Norms of the tensor must stay in range, whose squares are summed in float32 at least."""
     info = torch.finfo(torch.promote_types(write.tensor.dtype, torch.float32))
     most = 0.5 * math.log(write.tensor.numel())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from equinorm._errors import RescaleError, warn
 from equinorm._memory import local
-from equinorm._modules import only_looks
+from equinorm.modules.hooks import only_looks
 
 CLASS = "its class"
 """What stands for the class of a module among the names of what it holds."""
@@ -56,6 +56,13 @@ class ModelGuard:
         Raises:
             RescaleError: naming the module or tensor that changed.
         """
+        self._check_modules()
+        if not self._same_tensors:
+            self._find_tensors()
+        self._check_tensors()
+
+    def _check_modules(self) -> None:
+        """Refuse a module that consists of something else; warn of hooks."""
         for number, (name, module, before, ids) in enumerate(self._modules):
             if (found := self._ids(module)) == ids:
                 continue
@@ -72,12 +79,15 @@ class ModelGuard:
                 harmless = "If it changes nothing that the module takes or returns, nothing needs to be done."
                 warn(f"a forward hook was added to {where} {self._advice} {harmless}")
             self._modules[number] = (name, module, before, found)
-        if not self._same_tensors:
-            named = [(f"{name}." if name else "", module._parameters) for name, module, *_ in self._modules]
-            now = {
-                prefix + key: parameter for prefix, held in named for key, parameter in held.items() if parameter is not None
-            }
-            self._tensors = [(name, now[name]) for name, _ in self._tensors if name in now]
+
+    def _find_tensors(self) -> None:
+        """Look where the parameters are now."""
+        named = [(f"{name}." if name else "", module._parameters) for name, module, *_ in self._modules]
+        now = {prefix + key: parameter for prefix, held in named for key, parameter in held.items() if parameter is not None}
+        self._tensors = [(name, now[name]) for name, _ in self._tensors if name in now]
+
+    def _check_tensors(self) -> None:
+        """Refuse tensors of other shapes, or tied otherwise."""
         for (name, tensor), shape in zip(self._tensors, self._shapes, strict=True):
             if tensor.shape != shape:
                 self._refuse(f"{name} of {self._owner} got shape {tuple(tensor.shape)} instead of {tuple(shape)}")

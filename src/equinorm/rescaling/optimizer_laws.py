@@ -233,26 +233,38 @@ def register_optimizer(
     ...     pass
     >>> equinorm.register_optimizer(Signs, {"momentum": -1}, update=0, decoupled_weight_decay=True)
     """
-    if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
-        raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
-    if (known := law_of(kind)) is not None and not known.is_registered:
-        raise EquinormError(f"the state of {kind.__name__} is known already; register a subclass of it for another law.")
+    _check_kind(kind)
     other = law_of(like) if isinstance(like, type) else None
     if like is not None and other is None:
         raise EquinormError(f"like must be a class of optimizers that is known, such as torch.optim.SGD, not {like!r}.")
     if like is None and exponents is None:
         raise EquinormError("give exponents of the states, or an optimizer that this one is like: like=torch.optim.SGD.")
-    if exponents is not None and not isinstance(exponents, Mapping):
-        raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
     base = other or OptimizerLaw({}, update=-1)
     update = base.update if update is None else update
-    for key, exponent in [*(exponents or {}).items(), ("update", update)]:
-        if isinstance(exponent, bool) or not isinstance(exponent, int):
-            raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
+    own = _own_laws(exponents, update)
     LAWS[kind] = replace(
         base,
-        states={**base.states, **{key: Law(exponent) for key, exponent in (exponents or {}).items()}},
+        states={**base.states, **own},
         update=update,
         is_decoupled=base.is_decoupled if decoupled_weight_decay is None else decoupled_weight_decay,
         is_registered=True,
     )
+
+
+def _check_kind(kind: Any) -> None:
+    """Refuse what is no class of optimizers, or one that is known."""
+    if not (isinstance(kind, type) and issubclass(kind, optim.Optimizer)):
+        raise EquinormError(f"kind must be a subclass of torch.optim.Optimizer, not {kind!r}.")
+    if (known := law_of(kind)) is not None and not known.is_registered:
+        raise EquinormError(f"the state of {kind.__name__} is known already; register a subclass of it for another law.")
+
+
+def _own_laws(exponents: Any, update: Any) -> dict[str, Law]:
+    """Laws of the states that are told; refuses exponents that are none, that of updates too."""
+    if exponents is not None and not isinstance(exponents, Mapping):
+        raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
+    told = dict(exponents or {})
+    for key, exponent in [*told.items(), ("update", update)]:
+        if isinstance(exponent, bool) or not isinstance(exponent, int):
+            raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
+    return {key: Law(exponent) for key, exponent in told.items()}

@@ -89,6 +89,20 @@ def refusal(optimizer: optim.Optimizer, key: str, name: str, decay: float, remed
     )
 
 
+class Moving(NamedTuple):
+    """A parameter that moves.
+
+    Attributes:
+        name: of its tensor.
+        offset: number that the network adds before it uses the tensor.
+        logs: natural logarithms of its scales.
+    """
+
+    name: str
+    offset: float
+    logs: Sequence[Tensor]
+
+
 class Scaled(NamedTuple):
     """A state tensor that scales.
 
@@ -109,12 +123,12 @@ class Scaled(NamedTuple):
     averaged: int | None
 
 
-def scaled_state(optimizer: Any, parameters: Mapping[int, tuple[str, float]]) -> Iterator[Scaled]:
+def scaled_state(optimizer: Any, moving: Mapping[int, Moving]) -> Iterator[Scaled]:
     """Every state tensor that scales.
 
     Args:
         optimizer: one of the known classes, or several.
-        parameters: name and offset by `id` of every parameter that moves.
+        moving: every parameter that does, by `id`.
 
     Raises:
         RescaleError: if the optimizer or one of its states is unknown, or one contains coupled weight decay.
@@ -122,15 +136,16 @@ def scaled_state(optimizer: Any, parameters: Mapping[int, tuple[str, float]]) ->
     for inner, wrappers in unwrapped_optimizers(optimizer):
         for group in inner.param_groups:
             for parameter in group["params"]:
-                if id(parameter) in parameters:
-                    name, offset = parameters[id(parameter)]
-                    check_group(inner, group, name)
+                if id(parameter) in moving:
+                    own = moving[id(parameter)]
+                    check_group(inner, group, own.name)
                     for holder in (inner, *wrappers):
-                        yield from _scaled(holder, coupled_decay(inner, group), parameter, name, offset)
+                        yield from _scaled(holder, coupled_decay(inner, group), parameter, own)
 
 
-def _scaled(holder: Any, decay: float, parameter: Tensor, name: str, offset: float) -> Iterator[Scaled]:
+def _scaled(holder: Any, decay: float, parameter: Tensor, moving: Moving) -> Iterator[Scaled]:
     """Of one parameter."""
+    name = moving.name
     for key, value, law in state_of(holder, parameter, name):
         if decay and not law.is_copy:
             remedy = (
@@ -140,8 +155,8 @@ def _scaled(holder: Any, decay: float, parameter: Tensor, name: str, offset: flo
             raise refusal(holder, key, name, decay, remedy)
         if law.exponent:
             averaged = law.averaged if parameter.dim() > 1 else None
-            own = shift(holder, law, key, name, offset)
-            yield Scaled(f"{key} of {name}", parameter, value, law.exponent, own, averaged)
+            offset = shift(holder, law, key, name, moving.offset)
+            yield Scaled(f"{key} of {name}", parameter, value, law.exponent, offset, averaged)
 
 
 def shift(optimizer: optim.Optimizer, law: Law, key: str, name: str, offset: float) -> float:

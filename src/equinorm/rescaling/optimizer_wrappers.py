@@ -57,35 +57,44 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
     while law_of(type(optimizer)) is None:
         kinds = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(optimizer).__mro__[:2]]
         place, keeps = next((_WRAPPERS[kind] for kind in kinds if kind in _WRAPPERS), (None, False))
-        found = [inner for name in _INSIDE if isinstance(inner := getattr(optimizer, name, None), optim.Optimizer)]
-        kind = type(optimizer).__name__
-        if kind == "ZeroRedundancyOptimizer":
-            raise RescaleError(
-                "ZeroRedundancyOptimizer keeps the state of each parameter in one process only, where it cannot be followed. "
-                "Shard the model with torch.distributed.fsdp.fully_shard instead, whose optimizers are known."
-            )
-        if place is None and found and found[0] is not optimizer:
-            raise RescaleError(
-                f"{kind} wraps {type(found[0]).__name__}, and what it does to weights and gradients is not known. If it keeps "
-                "no copies of weights and no averages of gradients itself, give the optimizer inside of it instead."
-            )
         if place is None:
+            _check_wraps_nothing(optimizer)
             break
-        if getattr(optimizer, "pullback_momentum", "none") != "none":
-            raise RescaleError(
-                f"{kind} with pullback_momentum={optimizer.pullback_momentum!r} writes into the momentum of the optimizer that "
-                "it wraps, which would have to be followed. Use pullback_momentum='none'."
-            )
-        inner = getattr(optimizer, place)
+        _check_pullback(optimizer)
         if keeps:
             wrappers.append(optimizer)
-        optimizer = inner
+        optimizer = getattr(optimizer, place)
     if not isinstance(optimizer, optim.Optimizer):
         raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
     laws(optimizer)
     if not isinstance(getattr(optimizer, "_optimizer_step_post_hooks", None), Mapping):
         raise RescaleError(f"{type(optimizer).__name__} was made without Optimizer.__init__, and takes no hooks on its steps.")
     return optimizer, wrappers
+
+
+def _check_wraps_nothing(optimizer: Any) -> None:
+    """Refuse what is no known wrapper, and has an optimizer inside."""
+    kind = type(optimizer).__name__
+    if kind == "ZeroRedundancyOptimizer":
+        raise RescaleError(
+            "ZeroRedundancyOptimizer keeps the state of each parameter in one process only, where it cannot be followed. "
+            "Shard the model with torch.distributed.fsdp.fully_shard instead, whose optimizers are known."
+        )
+    found = [inner for name in _INSIDE if isinstance(inner := getattr(optimizer, name, None), optim.Optimizer)]
+    if found and found[0] is not optimizer:
+        raise RescaleError(
+            f"{kind} wraps {type(found[0]).__name__}, and what it does to weights and gradients is not known. If it keeps "
+            "no copies of weights and no averages of gradients itself, give the optimizer inside of it instead."
+        )
+
+
+def _check_pullback(wrapper: Any) -> None:
+    """Refuse a Lookahead that writes into the momentum of the optimizer inside."""
+    if getattr(wrapper, "pullback_momentum", "none") != "none":
+        raise RescaleError(
+            f"{type(wrapper).__name__} with pullback_momentum={wrapper.pullback_momentum!r} writes into the momentum of the "
+            "optimizer that it wraps, which would have to be followed. Use pullback_momentum='none'."
+        )
 
 
 def check_trains(optimizer: Any, model: nn.Module) -> None:

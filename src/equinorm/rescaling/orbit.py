@@ -9,23 +9,19 @@ from torch import Tensor, nn
 from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
 from equinorm._memory import local
-from equinorm._modules import backward_hooks, on_cpu, walked
 from equinorm._scaling import Cast, Family, Pin, Scaling
+from equinorm.modules.choosing import walked
+from equinorm.modules.hooks import backward_hooks
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
-from equinorm.rescaling.factors import Moves
+from equinorm.rescaling.factors import FactorTable
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
+from equinorm.rescaling.kept import Kept
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 from equinorm.sharding.modules import reshard
 from equinorm.sharding.processes import Processes, agreeing, processes_of
-
-
-class Kept(dict):
-    """What can be worked out again, and is neither copied nor pickled."""
-
-    def __reduce__(self) -> tuple:
-        return Kept, ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,22 +106,20 @@ class Orbit:
         self._guard.check()
         if optimizer is not None:
             check_trains(optimizer, self.model)
-        moves = self._moves()
+        table = self._factors()
         if power_of_two:
-            log_scales = round_to_powers_of_two(log_scales.double(), [*moves.scalings, *self.casts])
+            log_scales = round_to_powers_of_two(log_scales.double(), [*table.scalings, *self.casts])
         processes = processes_of(tensors)
         if processes is not None:
             _check_alike(processes, log_scales)
         with agreeing(processes):
-            check_casts(self.casts, moves.scalings, tensors, log_scales)
+            check_casts(self.casts, table.scalings, tensors, log_scales)
         nonlinear = (*self.backward, *backward_hooks(self.model))
-        rescale_tensors_(tensors, moves, log_scales, optimizer, nonlinear)
+        rescale_tensors_(tensors, table, log_scales, optimizer, nonlinear)
 
-    def _moves(self) -> Moves:
+    def _factors(self) -> FactorTable:
         """How the tensors move that do: worked out once."""
-        if "moves" not in self.kept:
-            self.kept["moves"] = Moves([scaling for scaling in self.scalings if scaling.factors], self.num_free)
-        return self.kept["moves"]
+        return self.kept.once(FactorTable, None, lambda: FactorTable([s for s in self.scalings if s.factors], self.num_free))
 
 
 def _check_alike(processes: Processes, log_scales: Tensor) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from equinorm._display import count, shortened, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
-from equinorm._modules import unwrapped
 from equinorm._scaling import Cast, Scaling
+from equinorm.modules.choosing import unwrapped
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two

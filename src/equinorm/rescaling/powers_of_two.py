@@ -29,7 +29,7 @@ def are_powers_of_two(log: Tensor) -> Tensor:
 
 
 def is_power_of_two(log: Tensor) -> bool:
-    """Are they all?"""
+    """Are all of these logarithms multiples of ln 2?"""
     return bool(are_powers_of_two(log).all())
 
 

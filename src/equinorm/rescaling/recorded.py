@@ -57,7 +57,7 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Recorded:
+class _KernelMoves:
     """Moves as the compiled kernels take them, by dtype; the same moves; the tensors that these write; and the others."""
 
     arrays: dict[torch.dtype, ctypes.Array]
@@ -242,9 +242,9 @@ class Mover:
 
     def forget(self) -> None:
         """Keep no moves."""
-        self._recorded_of, self._recorded = (), _Recorded({}, {}, [], [])
+        self._recorded_of, self._recorded = (), _KernelMoves({}, {}, [], [])
 
-    def _record(self, moves: Sequence[Move]) -> _Recorded:
+    def _record(self, moves: Sequence[Move]) -> _KernelMoves:
         """Tell apart what the compiled kernels move."""
         found: dict[torch.dtype, list[native.Move]] = {}
         written: list[Tensor] = []
@@ -258,9 +258,9 @@ class Mover:
             else:
                 others.append(move)
         arrays = {dtype: native.array(native.Move, records) for dtype, records in found.items()}
-        return _Recorded(arrays, known, written, others)
+        return _KernelMoves(arrays, known, written, others)
 
-    def _move_natively_(self, recorded: _Recorded, done: list[Move]) -> list[Move]:
+    def _move_natively_(self, recorded: _KernelMoves, done: list[Move]) -> list[Move]:
         """Run the kernels; returns what is left to do."""
         for dtype, records in recorded.arrays.items():
             self._kernels[dtype].scale_(records)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm.rescaling.factors import Factor
+from equinorm.rescaling.factors import ScaleFactor
 from equinorm.rescaling.powers_of_two import LN2, scale_of
 
 _STEP, _END = 1000 * LN2, 2200 * LN2
@@ -28,7 +28,7 @@ class Write:
 
     what: str
     tensor: Tensor
-    factors: Sequence[Factor] = ()
+    factors: Sequence[ScaleFactor] = ()
     is_weight: bool = False
     offset: float = 0.0
     is_squared: bool = False

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._class_ids import slices_at_once
 from equinorm._errors import RescaleError
 from equinorm._memory import STRIP
-from equinorm._scaling import batches
 from equinorm.rescaling.compiled import FEW, Compiled
 from equinorm.rescaling.powers_of_two import is_power_of_two
 from equinorm.rescaling.tensor_write import Write, scaled, shifted
@@ -57,7 +57,7 @@ class _Piece:
         self.is_written = True
 
     def put_back_(self) -> None:
-        """Undo it."""
+        """Put back what was there: the copy of it, or by the inverse scales."""
         if self.original is not None:
             self.memory.copy_(self.original.view(self.memory.shape))
         elif self.is_written:
@@ -172,7 +172,7 @@ def write_(writes: Sequence[Write], direct: Sequence[bool]) -> None:
     with torch.no_grad(), uninterrupted():
         try:
             pieces = [piece for write, is_direct in rest for piece in _pieces(write, is_direct)]
-            for here in batches([piece.memory.numel() for piece in pieces]):
+            for here in slices_at_once([piece.memory.numel() for piece in pieces]):
                 originals.keep(pieces[here])
                 for piece in pieces[here]:
                     begun.append(piece)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError, describe
-from equinorm._modules import unwrapped
+from equinorm.modules.choosing import unwrapped
 
 _INSIDE = ("module", "ema_model", "ema")
 """Where modules that average hold the copy."""

@@ -18,7 +18,7 @@ from equinorm.sharding.modules import reshard
 from equinorm.training.averages import by_names, inner_module
 from equinorm.training.frozen import Selection
 
-Place = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
+Placement = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
 
 
@@ -88,7 +88,7 @@ class Bindings:
         return [*self.own, *self.averaged]
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Placement:
         """Where all that moves now is."""
         return tuple((bound.tensor.device, bound.tensor.dtype, local(bound.tensor).stride()) for bound in self.moving)
 

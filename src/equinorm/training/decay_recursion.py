@@ -1,6 +1,8 @@
-"""The recursion of weight decay inside averages of degree 1: part ← keep · part + add · weight, for many at once."""
+"""The recursion of weight decay inside averages: of degree 1, part ← keep · part + add · weight, for many at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +11,74 @@ from equinorm import native
 from equinorm._memory import is_dense, local
 from equinorm.training.torch_compile import compiled
 
+Parts = dict[int, Tensor]
+"""Exponent of s → part of a state tensor."""
 
-def follow(sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entering:
+    """Weight decay that enters an average in one step.
+
+    Attributes:
+        parts: of the average.
+        parameter: whose it is.
+        keep: of the old parts.
+        add: of the weight.
+        decay: the weight decay.
+        is_ascent: does the optimizer maximize?
+        is_plain: is it part ← keep · part + add · weight, and surely done?
+    """
+
+    parts: Parts
+    parameter: Tensor
+    keep: float
+    add: float
+    decay: float
+    is_ascent: bool
+    is_plain: bool
+
+    @property
+    def plain(self) -> "Following":
+        """The recursion of an average of degree 1."""
+        return Following(self.parts[1], self.parameter.detach(), self.keep, self.add)
+
+    def enter_(self, optimizer: Any) -> None:
+        """part ← keep · part + add · new, in place; as it was where a fused optimizer skips its step on the device."""
+        assert self.parameter.grad is not None
+        weight, gradient = local(self.parameter.detach()), local(self.parameter.grad)
+        parts = {exponent: local(part) for exponent, part in self.parts.items()}
+        skipped = getattr(optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
+        before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
+        for part in parts.values():
+            part.mul_(self.keep)
+        if 1 in parts:
+            parts[1].add_(weight, alpha=self.add)
+        else:
+            scale = getattr(optimizer, "grad_scale", None)  # and divide gradients inside of it
+            gradient = gradient.to(weight.dtype) if scale is None else gradient.to(weight.dtype) / scale
+            parts[0].addcmul_(weight, gradient, value=(-2 if self.is_ascent else 2) * self.add)
+            parts[2].addcmul_(weight, weight, value=self.add * self.decay)
+        for exponent, part in before.items():
+            parts[exponent].copy_(torch.where(torch.as_tensor(skipped) > 0, part, parts[exponent]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Following:
+    """part ← keep · part + add · weight."""
+
+    part: Tensor
+    weight: Tensor
+    keep: float
+    add: float
+
+
+def follow(sums: Sequence[Following]) -> None:
     """part ← keep · part + add · weight, in place."""
     alike: dict[tuple[float, float], tuple[list[Tensor], list[Tensor]]] = {}
-    for part, weight, keep, add in sums:
-        for known, tensor in zip(alike.setdefault((keep, add), ([], [])), (part, weight), strict=True):
-            known.append(local(tensor))
+    for one in sums:
+        parts, weights = alike.setdefault((one.keep, one.add), ([], []))
+        parts.append(local(one.part))
+        weights.append(local(one.weight))
     for (keep, add), (parts, weights) in alike.items():
         torch._foreach_mul_(parts, keep)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(parts, weights, alpha=add)  # pyright: ignore[reportPrivateImportUsage]
@@ -31,20 +94,20 @@ class CompiledFollow:
     def __init__(self, everywhere: bool) -> None:
         self._everywhere, self._inner = everywhere, None
 
-    def __call__(self, sums: Sequence[tuple[Tensor, Tensor, float, float]]) -> None:
-        """Do it."""
-        known = [_kernels(part, weight) for part, weight, *_ in sums]
-        for found, (part, weight, keep, add) in zip(known, sums, strict=True):
+    def __call__(self, sums: Sequence[Following]) -> None:
+        """part ← keep · part + add · weight, in place."""
+        known = [_kernels(one.part, one.weight) for one in sums]
+        for found, one in zip(known, sums, strict=True):
             if found is not None:
-                found.follow_(part, weight, keep, add)
-        rest = [entry for found, entry in zip(known, sums, strict=True) if found is None]
-        if rest and (not self._everywhere or all(part.device.type in native.DEVICES for part, *_ in rest)):
+                found.follow_(one.part, one.weight, one.keep, one.add)
+        rest = [one for found, one in zip(known, sums, strict=True) if found is None]
+        if rest and (not self._everywhere or all(one.part.device.type in native.DEVICES for one in rest)):
             follow(rest)
         elif rest:
             self._inner = self._inner or compiled(_follow_each)
             # numbers go in as a tensor, so that schedules do not compile again
-            numbers = torch.tensor([[keep, add] for _, _, keep, add in rest], dtype=torch.float64)
-            self._inner([part for part, *_ in rest], [weight for _, weight, *_ in rest], numbers)
+            numbers = torch.tensor([[one.keep, one.add] for one in rest], dtype=torch.float64)
+            self._inner([one.part for one in rest], [one.weight for one in rest], numbers)
 
 
 def _follow_each(parts: list[Tensor], weights: list[Tensor], numbers: Tensor) -> None:

@@ -1,51 +1,25 @@
 """ENorm while training: a few cycles after every optimizer step, and everything that belongs to the weights moves along."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from torch import Tensor, nn, optim
 
-from equinorm._errors import BalanceError, EquinormError, RescaleError, describe, warn
-from equinorm._modules import Choice, on_cpu, unwrapped
+from equinorm._errors import EquinormError, RescaleError, describe
 from equinorm._symmetries import symmetries
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.options import check_options
-from equinorm.balancing.scope import held_classes, nothing_moves
+from equinorm.balancing.scope import held_classes
+from equinorm.modules.choosing import Choice, unwrapped
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.sharding.modules import is_any_sharded
 from equinorm.training.averages import listed
-from equinorm.training.frozen import Selection, shown
-from equinorm.training.recording import StepOptions
+from equinorm.training.frozen import Selection
+from equinorm.training.settings import SelectionOptions, Settings, StepOptions
 from equinorm.training.step import Step
-
-PATIENCE = 100
-"""Steps of one optimizer without another before that is told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a hook does: the norm p, asymmetry c, how many cycles, after every how many steps, and the method.
-
-    Raises:
-        BalanceError: for values out of range.
-    """
-
-    p: float
-    c: float
-    cycles: int
-    every: int
-    method: str
-
-    def __post_init__(self) -> None:
-        check_options(self.p, self.c, self.cycles, 0.0, self.method)
-        for name in ("cycles", "every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
-        if Norm(self.p).is_max and self.method == "two-level":
-            raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
+from equinorm.training.turns import Turns
 
 
 class ENorm:
@@ -149,40 +123,24 @@ class ENorm:
     ) -> None:
         stepped = unwrapped_optimizers(optimizer)
         self.settings = Settings(p, c, cycles, every, method)
-        if biases and not match_biases:
-            raise BalanceError("biases=True counts what match_biases=False leaves where it is; choose one of them.")
+        wanted = SelectionOptions(biases, match_biases, frozen)
+        options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
         self.optimizers, self.model = tuple(one for one, _ in stepped), unwrapped(model)
-        self.steps = 0
-        self._done: dict[int, int] = {}  # optimizers that have stepped since the last step was over, and how often
-        self._gradients = gradients
+        self.steps, self._turns, self._gradients = 0, Turns(self.optimizers), gradients
         self.symmetries = found = symmetries(
             self.model, args, kwargs, batch_norm=batch_norm, both_modes=True, opaque=opaque, also=also
         )
         held = held_classes(found, modules)
-        selection = Selection(found, held, biases, match_biases, frozen)
-        self._check_selection(selection, modules)
-        casts = [cast for cast in found.casts if bool((~held[cast.free()]).any())]
-        check_training(casts, selection.candidates, power_of_two)
-        options = StepOptions(Norm(p), method, symmetric_biases, power_of_two, compile)
+        selection = Selection(found, held, wanted)
+        selection.check(modules)
+        check_training(found.casts, held, selection.candidates, power_of_two)
         copies = listed(averages)
-        if is_any_sharded(self.model):
-            _check_sharded(copies, compile)
-            options = replace(options, compile=False)
+        options = options.sharded(copies) if is_any_sharded(self.model) else options
         self._step = Step(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
         self._handles = [one.register_step_pre_hook(self._before_step) for one in self.optimizers]
         self._handles += [one.register_step_post_hook(self._after_step) for one in self.optimizers]
-
-    def _check_selection(self, selection: Selection, modules: Choice | None) -> None:
-        """Refuse a model in which nothing moves."""
-        if not selection.candidates:
-            raise BalanceError(f"{nothing_moves(self.symmetries, modules)}.")
-        if not selection.moving:
-            raise BalanceError(
-                f"every hidden channel of {describe(self.model)} that can be rescaled would move a frozen parameter, as "
-                f"{shown(selection.frozen)}. Unfreeze them before ENorm is made, or let them move: ENorm(..., frozen='move')."
-            )
 
     def _check_hooks(self) -> None:
         """Refuse an optimizer after whose steps another hook moves the same tensors."""
@@ -238,7 +196,7 @@ class ENorm:
 
         Tensors are references, as in `torch.optim`. Between the steps of several optimizers it also says which have stepped.
         """
-        between = {"stepped": [self._done.get(place, 0) for place in range(len(self.optimizers))]} if self._done else {}
+        between = {"stepped": [*self._turns.counts]} if any(self._turns.counts) else {}
         return {"steps": self.steps, "c": self.c, "decay": self._step.optimizers.state_dict(), **between}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,13 +210,10 @@ class ENorm:
             raise RescaleError(f"not a state of ENorm, which holds steps, c and decay: {what}.")
         if not isinstance(state["steps"], int) or state["steps"] < 0:
             raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")
-        done = state.get("stepped", [0] * len(self.optimizers))
-        if not isinstance(done, (tuple, list)) or len(done) != len(self.optimizers):
-            raise RescaleError(f"the state is of a hook on other optimizers: it says {done!r} of {len(self.optimizers)}.")
+        turns = Turns(self.optimizers, state.get("stepped"))
         Settings(**{**asdict(self.settings), "c": state["c"]})
         self._step.optimizers.load_state_dict(state["decay"])
-        self.steps, self.c = state["steps"], state["c"]
-        self._done = {place: count for place, count in enumerate(done) if count}
+        self.steps, self.c, self._turns = state["steps"], state["c"], turns
 
     def __reduce__(self) -> NoReturn:
         raise EquinormError(
@@ -286,31 +241,7 @@ class ENorm:
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
         self._step.after_step(optimizer)
-        place = next(place for place, one in enumerate(self.optimizers) if one is optimizer)
-        self._done[place] = self._done.get(place, 0) + 1
-        if len(self._done) < len(self.optimizers):
-            self._tell_of_waiting(self._done[place])
-            return
-        self._done = {}
-        self.steps += 1
-        if self.steps % self.settings.every == 0:
-            self.cycle_()
-
-    def _tell_of_waiting(self, count: int) -> None:
-        """Warn where one optimizer goes on and on without another: nothing is balanced meanwhile."""
-        if count == PATIENCE:
-            waiting = [f"{type(one).__name__} {place}" for place, one in enumerate(self.optimizers) if place not in self._done]
-            warn(
-                f"ENorm waits for {', '.join(waiting[:3])}, counted from 0, which made no step in {PATIENCE} steps of another "
-                "optimizer. The weights are balanced when all have stepped; leave out those that do not train them."
-            )
-
-
-def _check_sharded(averages: Sequence[nn.Module], compile: bool | None) -> None:
-    """Refuse what sharded models do not have yet."""
-    if compile:
-        raise RescaleError("compile=True is for models that one process holds: train a sharded one without it.")
-    if averages:
-        raise RescaleError(
-            "averages of a sharded model are not followed: average its weights with ENorm removed, or train it unsharded."
-        )
+        if self._turns.take(optimizer):
+            self.steps += 1
+            if self.steps % self.settings.every == 0:
+                self.cycle_()

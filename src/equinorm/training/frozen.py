@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from equinorm._errors import BalanceError, warn
+from equinorm._errors import BalanceError, describe, warn
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.layout import NetworkLayout, lay_out
-from equinorm.balancing.scope import counted
-
-FROZEN = ("hold", "move")
+from equinorm.balancing.scope import counted, nothing_moves
+from equinorm.modules.choosing import Choice
+from equinorm.training.settings import SelectionOptions
 
 
 class Selection:
@@ -20,9 +20,7 @@ class Selection:
     Args:
         symmetries: of the model.
         held: mask over 0..num_free of classes that must not move in any case.
-        biases: count biases in the norm.
-        match_biases: do biases move?
-        frozen: "hold" the classes that would move a frozen parameter, or "move" them.
+        options: what else decides which move.
 
     Attributes:
         candidates: scalings of what moves where nothing is frozen.
@@ -30,17 +28,12 @@ class Selection:
         network: the layouts of the tensors whose norm counts now.
         frozen: scalings of what is frozen and would move otherwise.
         held: mask over 0..num_free of classes that do not move now.
-
-    Raises:
-        BalanceError: for another word than these.
     """
 
-    def __init__(self, symmetries: Symmetries, held: Tensor, biases: bool, match_biases: bool, frozen: str) -> None:
-        if frozen not in FROZEN:
-            raise BalanceError(f"frozen must be 'hold' or 'move', not {frozen!r}.")
-        self._symmetries, self._always, self._biases, self._match_biases = symmetries, held, biases, match_biases
-        self._holds, self._is_told, self._pattern = frozen == "hold", False, ()
-        self.candidates = [scaling for scaling in self._within(held) if match_biases or scaling.role != "bias"]
+    def __init__(self, symmetries: Symmetries, held: Tensor, options: SelectionOptions) -> None:
+        self._symmetries, self._always, self._options = symmetries, held, options
+        self._holds, self._is_told, self._pattern = options.frozen == "hold", False, ()
+        self.candidates = self._within(held)
         tensors = symmetries.tensors
         self._tied = [_parameters(scaling, tensors) for scaling in self.candidates]
         self._flat = [tensor for tied in self._tied for tensor in tied]
@@ -49,6 +42,24 @@ class Selection:
         self.network: NetworkLayout
         self.frozen: list[Scaling] = []
         self._choose(self._frozen())
+
+    def check(self, modules: Choice | None) -> None:
+        """Refuse a model in which nothing moves.
+
+        Args:
+            modules: outside of which nothing may.
+
+        Raises:
+            BalanceError: which says why.
+        """
+        if not self.candidates:
+            raise BalanceError(f"{nothing_moves(self._symmetries, modules)}.")
+        if not self.moving:
+            raise BalanceError(
+                f"every hidden channel of {describe(self._symmetries.model)} that can be rescaled would move a frozen "
+                f"parameter, as {shown(self.frozen)}. Unfreeze them before ENorm is made, or let them move: "
+                "ENorm(..., frozen='move')."
+            )
 
     def renew(self) -> bool:
         """Look again; says whether anything was frozen or unfrozen since."""
@@ -86,15 +97,14 @@ class Selection:
         now = self._always.clone()
         for scaling in self.frozen:
             now[scaling.free()] = True
-        within = self._within(now)
-        found = self._symmetries
-        self.network = lay_out(counted(within, self._biases), found.family_ranges, found.num_free, now)
-        self.moving = [scaling for scaling in within if self._match_biases or scaling.role != "bias"]
+        self.moving, found = self._within(now), self._symmetries
+        self.network = lay_out(counted(self.moving, self._options.biases), found.family_ranges, found.num_free, now)
         self._pattern, self.held = pattern, now
 
     def _within(self, held: Tensor) -> list[Scaling]:
-        """Scalings of the tensors that a class moves which is not held."""
-        return [s for s in self._symmetries.scalings if s.factors and s.numel and bool((~held[s.free()]).any())]
+        """Scalings of the tensors that move with a class which is not held."""
+        tensors = [s for s in self._symmetries.scalings if self._options.match_biases or s.role != "bias"]
+        return [s for s in tensors if s.factors and s.numel and bool((~held[s.free()]).any())]
 
 
 def _parameters(scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from equinorm.training.bound import Bindings, Bound
 from equinorm.training.stepped import SteppedTogether
 
 
-class Moves:
+class StepMoves:
     """What moves with the weights.
 
     Args:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm.balancing.dense_blocks import LEAST, Dense, dense, stretches
-from equinorm.balancing.layout import Layout, NetworkLayout, Part, Pick
+from equinorm.balancing.dense_blocks import LEAST, DenseMatrix, dense, stretches
+from equinorm.balancing.layout import NetworkLayout, Part, Pick, TensorLayout
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import GROUND, Side
 
@@ -38,7 +38,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class PartMatrix:
     """A part of the layouts, or a piece of one, as a matrix in memory.
 
     Attributes:
@@ -50,11 +50,11 @@ class Piece:
 
     part: int
     tensor: int
-    matrix: Dense
+    matrix: DenseMatrix
     sides: tuple[Side, ...]
 
 
-class Program:
+class NativeProgram:
     """Cycles of Algorithm 1 or of the two-level method.
 
     Args:
@@ -69,7 +69,7 @@ class Program:
     def __init__(
         self,
         kernels: native.Kernels,
-        pieces: Sequence[Piece],
+        pieces: Sequence[PartMatrix],
         tensors: Sequence[Tensor],
         families: Sequence[tuple[int, int]],
         norm: Norm,
@@ -102,7 +102,7 @@ class Program:
         self._kernels.cycle(self._program, pointers, weights, z, cycles, self._levels)
         return z
 
-    def _block(self, number: int, piece: Piece) -> native.Block:
+    def _block(self, number: int, piece: PartMatrix) -> native.Block:
         matrix = piece.matrix
         factors: tuple[list[native.Factor], list[native.Factor]] = ([], [])
         for place, side in enumerate(piece.sides):
@@ -132,7 +132,7 @@ class Program:
 
 def program(
     network: NetworkLayout, tensors: Mapping[str, Tensor], norm: Norm, dtype: torch.dtype, schedule: Schedule
-) -> Program | None:
+) -> NativeProgram | None:
     """Record the cycles of a problem; None where the kernels do not know its norm, a dtype, or how a weight lies in memory.
 
     Args:
@@ -150,7 +150,7 @@ def program(
     kernels = native.kernels_for(dtypes.pop(), dtype) if norm.is_cheap and len(dtypes) == 1 else None
     if kernels is None:
         return None
-    pieces: list[Piece] = []
+    pieces: list[PartMatrix] = []
     for number, (index, part) in enumerate(network.moving):
         layout, weight = network.layouts[index], weights[index]
         found = _grouped(layout, part, weight)
@@ -161,11 +161,11 @@ def program(
         for matrix, sides in found:
             if matrix is None:
                 return None
-            pieces.append(Piece(number, index, matrix, sides))
-    return Program(kernels, pieces, weights, network.families, norm, schedule)
+            pieces.append(PartMatrix(number, index, matrix, sides))
+    return NativeProgram(kernels, pieces, weights, network.families, norm, schedule)
 
 
-def _grouped(layout: Layout, part: Part, weight: Tensor) -> list[tuple[Dense | None, tuple[Side, ...]]]:
+def _grouped(layout: TensorLayout, part: Part, weight: Tensor) -> list[tuple[DenseMatrix | None, tuple[Side, ...]]]:
     """The terms of a grouped convolution as a matrix for each group; nothing for other lists of terms."""
     if layout.is_matrix or len(layout.axes) != 2:
         return []
@@ -194,7 +194,7 @@ _Cut = tuple[tuple[slice, ...], tuple[Side, ...]]
 """Contiguous channels along each side, and who moves them."""
 
 
-def _pieces(layout: Layout, part: Part, weight: Tensor) -> list[_Cut]:
+def _pieces(layout: TensorLayout, part: Part, weight: Tensor) -> list[_Cut]:
     """A block, cut where its channels are not contiguous in the weight."""
     if not layout.is_matrix:  # terms, of all sides
         return [((pick,), tuple(_some(side, here) for side in part.sides)) for pick, here in _runs(part.picks[0])]

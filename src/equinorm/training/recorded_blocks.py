@@ -36,7 +36,7 @@ class RecordedBlock:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Edge:
+class SweepEdge:
     """One side of one block, as a sweep over its family reads it.
 
     Attributes:
@@ -52,6 +52,10 @@ class Edge:
     mask: Tensor | None
 
 
+Edges = tuple[list[SweepEdge], list[SweepEdge]]
+"""Into a family, and out of it."""
+
+
 def recorded(tensor: int, part: Part, network: NetworkLayout, device: torch.device) -> RecordedBlock:
     """One part that moves, on the device."""
     moved, layout = _moved(part, device), network.layouts[tensor]
@@ -62,13 +66,15 @@ def recorded(tensor: int, part: Part, network: NetworkLayout, device: torch.devi
     return RecordedBlock(tensor, moved, tuple(_places(side, network.families) for side in moved.sides), tuple(scattered))
 
 
-def edges_of(blocks: Sequence[RecordedBlock], families: Sequence[tuple[int, int]]) -> list[tuple[list[Edge], list[Edge]]]:
+def edges_of(
+    blocks: Sequence[RecordedBlock], families: Sequence[tuple[int, int]]
+) -> list[tuple[list[SweepEdge], list[SweepEdge]]]:
     """What enters each family, and what leaves it."""
-    edges: list[tuple[list[Edge], list[Edge]]] = [([], []) for _ in families]
+    edges: list[Edges] = [([], []) for _ in families]
     for number, block in enumerate(blocks):
         for place, side in enumerate(block.part.sides):
             if side.family != GROUND and not block.is_empty:
-                edge = Edge(number, place, *_gathering(block.places[place], *families[side.family]))
+                edge = SweepEdge(number, place, *_gathering(block.places[place], *families[side.family]))
                 edges[side.family][side.exponent < 0].append(edge)
     return edges
 

@@ -44,7 +44,7 @@ class _State:
     scales: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
 
-class Cycle:
+class RecordedCycle:
     """Cycles of Algorithm 1, or of the two-level method.
 
     Args:

@@ -11,37 +11,17 @@ from equinorm import native
 from equinorm._errors import RescaleError
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.float32_range import fits_float32
-from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
-from equinorm.training.bound import Bindings, Place
+from equinorm.training.bound import Bindings, Placement
 from equinorm.training.frozen import Selection
-from equinorm.training.recorded_cycle import Cycle
+from equinorm.training.recorded_cycle import RecordedCycle
+from equinorm.training.settings import StepOptions
 from equinorm.training.shared import LocalParts
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
-
-
-@dataclass(frozen=True, slots=True)
-class StepOptions:
-    """How a step balances and writes.
-
-    Attributes:
-        norm: whose minimum is followed.
-        method: "cyclic" or "two-level".
-        symmetric_biases: let biases take the steps that they would take at c = 1.
-        power_of_two: round scales to powers of two.
-        compile: passes over the weights as compiled kernels: in C++ on a CPU, by torch.compile elsewhere; None: where they came
-            with the package, on a CPU.
-    """
-
-    norm: Norm
-    method: str
-    symmetric_biases: bool
-    power_of_two: bool
-    compile: bool | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +40,10 @@ class Recording:
         processes: that hold parts of the model; None where this one holds all.
     """
 
-    place: Place
+    place: Placement
     compute: Compute
     held: Tensor | None
-    cycle: Cycle
+    cycle: RecordedCycle
     mover: Mover
     biases: BiasSteps
     run_cycles: Callable[[int], Tensor]
@@ -81,7 +61,7 @@ class Recording:
         self.biases.weigh(c)
 
 
-class Recorder:
+class StepRecorder:
     """Records steps.
 
     Args:
@@ -115,7 +95,7 @@ class Recorder:
         place = self._bindings.place
         compute, held = self._compute(place), self._selection.held
         parts = LocalParts(found.tensors)
-        cycle = Cycle(network, parts, options.norm, options.method, compute)
+        cycle = RecordedCycle(network, parts, options.norm, options.method, compute)
         cycle.weigh(c)
         biases = BiasSteps(self._biases(parts), network, options.norm)
         biases.weigh(c)
@@ -136,7 +116,7 @@ class Recorder:
             fits = all(fits_float32(layout, parts.tensors[layout.scaling.name], norm) for layout in layouts)
         return not parts.any(not fits)
 
-    def _compute(self, place: Place) -> Compute:
+    def _compute(self, place: Placement) -> Compute:
         """Where and how passes over these weights run."""
         devices, dtypes = {device for device, _, _ in place}, {dtype for _, dtype, _ in place}
         if len(devices) > 1:

@@ -7,13 +7,14 @@ import torch
 from torch import optim
 
 from equinorm._errors import EquinormError
-from equinorm._modules import on_cpu
 from equinorm._symmetries import Symmetries
+from equinorm.modules.running import on_cpu
 from equinorm.rescaling.writing import uninterrupted
 from equinorm.training.bound import Bindings
 from equinorm.training.frozen import Selection
-from equinorm.training.moves import Moves
-from equinorm.training.recording import Recorder, StepOptions, full_precision
+from equinorm.training.moves import StepMoves
+from equinorm.training.recording import StepRecorder, full_precision
+from equinorm.training.settings import StepOptions
 from equinorm.training.stepped import SteppedTogether
 from equinorm.training.weight_decay import DecayParts
 
@@ -50,8 +51,8 @@ class Step:
         offsets = {bound.name: bound.scaling.offset for bound in self._bindings.all if bound.scaling.offset}
         names = {id(bound.tensor): bound.name for bound in self._bindings.all}
         self.optimizers = SteppedTogether(stepped, lambda one: DecayParts(one, names, offsets, options.compile))
-        self._recorder = Recorder(symmetries, selection, self._bindings, self.optimizers, options)
-        self._moves = Moves(self._bindings, self.optimizers)
+        self._recorder = StepRecorder(symmetries, selection, self._bindings, self.optimizers, options)
+        self._moves = StepMoves(self._bindings, self.optimizers)
         self._select()
         self._bindings.check_trained(self.optimizers.owners())
         self._moves.check_averages()

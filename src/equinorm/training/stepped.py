@@ -10,7 +10,8 @@ from torch import Tensor, optim
 from equinorm._errors import RescaleError
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_laws import Group
-from equinorm.training.weight_decay import DecayParts, Parts, items
+from equinorm.training.decay_recursion import Parts
+from equinorm.training.weight_decay import DecayParts, items
 
 
 @dataclass(frozen=True, slots=True, eq=False)

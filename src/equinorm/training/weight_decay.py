@@ -18,20 +18,16 @@ from torch import Tensor, optim
 
 from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
-from equinorm._memory import local
 from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
 from equinorm.rescaling.optimizer_state import check_group, refusal, state_of
-from equinorm.training.decay_recursion import CompiledFollow, follow
-
-Parts = dict[int, Tensor]
-"""Exponent of s → part of a state tensor."""
+from equinorm.training.decay_recursion import CompiledFollow, Entering, Parts, follow
 
 SWITCHES = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
 """States that PyTorch's optimizers keep only where a setting is neither False nor 0, and that setting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Stepped:
+class _SteppedParameter:
     """A parameter that is about to be stepped.
 
     Attributes:
@@ -107,26 +103,15 @@ class DecayParts:
             self._meet_(one)
         entries = [(one, key, average) for one in stepped for key, average in self._entries(one)]  # refuses first
         self._entered = bool(entries)
-        sums: list[tuple[Tensor, Tensor, float, float]] = []
-        others: list[tuple[Parts, Tensor, float, float, float, bool]] = []
-        for one, key, average in entries:
-            group, parameter = one.group, one.parameter
-            parts = self._parts.setdefault(one.name, {}).setdefault(key, {})
-            starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
-            keep, add = average.keep(group), 1.0 if starts else average.add(group)
-            for exponent in (1,) if average.degree == 1 else (0, 2):
-                parts.setdefault(exponent, torch.zeros_like(parameter))
-            if average.degree == 2 or getattr(self._optimizer, "found_inf", None) is not None:
-                others.append((parts, parameter, keep, add * one.decay, one.decay, bool(group.get("maximize", False))))
-            else:
-                sums.append((parts[1], parameter.detach(), keep, add * one.decay))
+        entering = [self._entering(*entry) for entry in entries]
         try:
-            self._follow(sums)
+            self._follow([one.plain for one in entering if one.is_plain])
         except EquinormError:  # it cannot be compiled: nothing was done
             self._entered = False
             raise
-        for other in others:
-            self._enter(*other)
+        for one in entering:
+            if not one.is_plain:
+                one.enter_(self._optimizer)
 
     def after_step(self) -> None:
         """The step has ended."""
@@ -137,7 +122,7 @@ class DecayParts:
         self.is_following = False
         self._handle.remove()
 
-    def _stepped(self) -> Iterator[_Stepped]:
+    def _stepped(self) -> Iterator[_SteppedParameter]:
         """The parameters that the optimizer is about to step, but for those that are known to hold no weight decay."""
         for group in self._optimizer.param_groups:
             decay, kept = coupled_decay(self._optimizer, group), self._kept(group)
@@ -151,9 +136,9 @@ class DecayParts:
                 present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
                 if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
                     present = set()  # Adagrad makes its state, still zero, before the first step
-                yield _Stepped(name, parameter, group, decay, kept, frozenset(present))
+                yield _SteppedParameter(name, parameter, group, decay, kept, frozenset(present))
 
-    def _meet_(self, stepped: _Stepped) -> None:
+    def _meet_(self, stepped: _SteppedParameter) -> None:
         """Note what starts with this step: a parameter without averages is followed, an average that is gone is anew."""
         if stepped.name not in self._parts:
             if stepped.present:
@@ -163,12 +148,24 @@ class DecayParts:
         for key in stepped.laws.keys() - stepped.present:
             self._parts[stepped.name].pop(key, None)
 
-    def _entries(self, stepped: _Stepped) -> Iterator[tuple[str, Average]]:
+    def _entries(self, stepped: _SteppedParameter) -> Iterator[tuple[str, Average]]:
         """Key and recursion of each average that weight decay enters, or has entered."""
         for key, law in stepped.laws.items():
             self.check(stepped.group, law, key, stepped.name, key in stepped.present)
             if law.average is not None and (stepped.decay or self.of(stepped.name, key)):
                 yield key, law.average
+
+    def _entering(self, stepped: _SteppedParameter, key: str, average: Average) -> Entering:
+        """What this step does to one average, whose parts are there from now on."""
+        group, parameter = stepped.group, stepped.parameter
+        parts = self._parts.setdefault(stepped.name, {}).setdefault(key, {})
+        for exponent in (1,) if average.degree == 1 else (0, 2):
+            parts.setdefault(exponent, torch.zeros_like(parameter))
+        starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
+        add = (1.0 if starts else average.add(group)) * stepped.decay
+        is_plain = average.degree == 1 and getattr(self._optimizer, "found_inf", None) is None
+        is_ascent = bool(group.get("maximize", False))
+        return Entering(parts, parameter, average.keep(group), add, stepped.decay, is_ascent, is_plain)
 
     def _kept(self, group: Group) -> dict[str, Law]:
         """Laws of the states that an optimizer with these settings keeps: all but those that a setting has switched off."""
@@ -218,25 +215,6 @@ class DecayParts:
                     f"{kind} was registered to keep {key!r} as another optimizer does, whose setting {error} it has not. "
                     "Register the exponents of its states instead."
                 ) from None
-
-    def _enter(self, parts: Parts, parameter: Tensor, keep: float, add: float, decay: float, maximize: bool) -> None:
-        """part ← keep · part + add · new, in place."""
-        assert parameter.grad is not None
-        weight, gradient = local(parameter.detach()), local(parameter.grad)
-        parts = {exponent: local(part) for exponent, part in parts.items()}
-        skipped = getattr(self._optimizer, "found_inf", None)  # fused optimizers skip a step that is not finite
-        before = {exponent: part.clone() for exponent, part in parts.items()} if isinstance(skipped, Tensor) else {}
-        for part in parts.values():
-            part.mul_(keep)
-        if 1 in parts:
-            parts[1].add_(weight, alpha=add)
-        else:
-            scale = getattr(self._optimizer, "grad_scale", None)  # and divide gradients inside of it
-            gradient = gradient.to(weight.dtype) if scale is None else gradient.to(weight.dtype) / scale
-            parts[0].addcmul_(weight, gradient, value=(-2 if maximize else 2) * add)
-            parts[2].addcmul_(weight, weight, value=add * decay)
-        for exponent, part in before.items():
-            parts[exponent].copy_(torch.where(torch.as_tensor(skipped) > 0, part, parts[exponent]))
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 

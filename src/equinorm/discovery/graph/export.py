@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from equinorm._errors import ExportError
-from equinorm._modules import by_default, in_mode, own_backward, without_cache
 from equinorm.discovery.graph.aliasing import (
     GraphAliases,
     has_hidden_aliases,
@@ -31,6 +30,7 @@ from equinorm.discovery.graph.opaque import opaque as opaque_calls
 from equinorm.discovery.graph.side_effects import LIBRARY, observed_hooks, run_once, unchanged_attributes
 from equinorm.discovery.graph.sources import ModelTensors
 from equinorm.discovery.values import Origin, Source, Value
+from equinorm.modules.running import by_default, in_mode, own_backward, without_cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +55,7 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class ExportedCall:
     """An export of one call in one mode.
 
     Attributes:
@@ -108,7 +108,7 @@ class Graphs:
         self.model, self.calls, self.modes, self.opaque = model, calls, modes, opaque
         self._kept: dict[int, tuple[_Recorded, Mapping[str, None]]] = {}
 
-    def __iter__(self) -> Iterator[Call]:
+    def __iter__(self) -> Iterator[ExportedCall]:
         """Every call in every mode; all identify the model's tensors by the sources of the first.
 
         Raises:
@@ -124,7 +124,7 @@ class Graphs:
             recorded, called = self._kept[number]
             exported = recorded.read(self.model, known)
             known = exported.sources if known is None else known
-            yield Call(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
+            yield ExportedCall(exported, 0.0 if is_kept else time.perf_counter() - entered, called)
 
     def forget(self) -> None:
         """Drop the graphs; a further reading would export them again."""

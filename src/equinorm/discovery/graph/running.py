@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from equinorm._modules import without_cache
 from equinorm.discovery.graph.aliasing import GraphAliases
+from equinorm.modules.running import without_cache
 
 
 class _Runner(fx.Interpreter):

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
-from equinorm._modules import by_default, only_looks, recomputed, undisturbed
 from equinorm.discovery.graph.snapshot import Snapshot
+from equinorm.modules.copying import recomputed
+from equinorm.modules.hooks import only_looks
+from equinorm.modules.running import by_default, undisturbed
 
 
 class Attributes:

@@ -113,7 +113,7 @@ def settle_(file: Stored, freed: list[Freed]) -> int:
         if (low, high) != (part.was.low, part.was.high):
             dtype = _known(surgery, next(iter(part.bounds.values()))).dtype
             clip = _clip(surgery, part.was, low, high, dtype)
-        for name in _chain(surgery, part):
+        for name in _chain(part):
             surgery.swap(surgery.makers[name], [clip] if name == part.first else [])
         idle += part.bounds.values()
     surgery.done(idle)
@@ -147,7 +147,7 @@ def _limit(surgery: Surgery, part: Freed, largest: Tensor) -> None:
     surgery.swap(relu, [clip])
 
 
-def _chain(surgery: Surgery, part: Freed) -> list[str]:
+def _chain(part: Freed) -> list[str]:
     """What the nodes in the place of a Clip make."""
     return [part.first] if part.first == part.was.output else [part.first, part.was.output]
 

@@ -1,6 +1,6 @@
 """What an ONNX file holds: its graph, and the numbers stored in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,16 @@ def stored(path: Path) -> Stored:
     Raises:
         OnnxError: if it is no ONNX file, holds operators of an unknown version, or was quantized.
     """
+    model = _loaded(path)
+    opsets = {"" if entry.domain in ONNX_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+    _check_operators(model.graph, opsets, path)
+    file = Stored(path, model, model.graph, opsets)
+    file.refresh()
+    return file
+
+
+def _loaded(path: Path) -> Any:
+    """The ModelProto."""
     onnx = library("onnx")
     if not path.is_file():
         raise OnnxError(f"there is no file {path}." if not path.exists() else f"{path} is a folder, not a file.")
@@ -85,26 +95,26 @@ def stored(path: Path) -> Stored:
         ) from error
     if not model.graph.node or not model.opset_import:
         raise OnnxError(f"cannot read {path} as an ONNX file: it holds no graph of operators.")
-    opsets = {"" if entry.domain in ONNX_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
+    return model
+
+
+def _check_operators(graph: Any, opsets: Mapping[str, int], path: Path) -> None:
+    """Refuse what is of an unknown version, quantized, or stored in a form that is not read."""
+    onnx = library("onnx")
     newest = onnx.defs.onnx_opset_version()
     if opsets.get("", 1) > newest:
         raise OnnxError(
             f"{path} uses version {opsets['']} of ONNX's operators, and onnx {onnx.__version__} knows them up to {newest}. "
             "Install a newer onnx."
         )
-    quantized = [node.op_type for _, node in nodes(model.graph) if node.op_type in QUANTIZED]
+    quantized = [node.op_type for _, node in nodes(graph) if node.op_type in QUANTIZED]
     if quantized:
         raise OnnxError(
             f"{path} is quantized already ({len(quantized)} nodes such as {quantized[0]}): rescaling integers loses bits. "
             "Name the file in floating point that it was made from."
         )
-    if model.graph.sparse_initializer:
-        raise OnnxError(
-            f"{path} holds sparse initializers ({model.graph.sparse_initializer[0].values.name}), which are not read."
-        )
-    file = Stored(path, model, model.graph, opsets)
-    file.refresh()
-    return file
+    if graph.sparse_initializer:
+        raise OnnxError(f"{path} holds sparse initializers ({graph.sparse_initializer[0].values.name}), which are not read.")
 
 
 def nodes(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from torch import nn
 
 
-class Part(nn.Module):
+class TensorHolder(nn.Module):
     """Holds tensors and further parts; computes nothing."""
 
 
@@ -25,9 +25,9 @@ def place(root: nn.Module, name: str) -> tuple[nn.Module, str]:
     holder = root
     for part in parts:
         child = holder._modules.get(part)
-        if not isinstance(child, Part):
+        if not isinstance(child, TensorHolder):
             part = free(holder, part)
-            child = Part()
+            child = TensorHolder()
             holder.add_module(part, child)
         holder = child
     return holder, free(holder, last)

@@ -12,7 +12,7 @@ from equinorm.integrations.onnx.errors import OnnxError, first_line, library
 from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, captured
 from equinorm.integrations.onnx.numbers import to_tensor
 from equinorm.integrations.onnx.opaque import Opaque
-from equinorm.integrations.onnx.operators import TABLE, Call, Operator, UnreadError
+from equinorm.integrations.onnx.operators import TABLE, NodeCall, Operator, UnreadError
 from equinorm.integrations.onnx.operators.registry import NEWEST
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -73,7 +73,7 @@ class Node(nn.Module):
     def __init__(self, node: Any, stored: Stored) -> None:
         super().__init__()
         self.proto, self.stored = node, stored
-        self.call = Call(node.op_type, stored.opsets.get("", 1), attributes(node), len(node.output))
+        self.call = NodeCall(node.op_type, stored.opsets.get("", 1), attributes(node), len(node.output))
         self.operator, self.unread = _found(self.call, node)
         self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored.opsets, stored.model.ir_version)
         self._memory: dict[Any, list[np.ndarray]] = {}
@@ -118,7 +118,7 @@ class Node(nn.Module):
         return self._memory[key]
 
     def _read(self, operator: Operator, values: Sequence[Any], floating: torch.dtype) -> list[Any]:
-        """By the table."""
+        """Its outputs, by the table of operators."""
         given: list[Any] = []
         for place, value in enumerate(values):
             if place in operator.settings and isinstance(value, Tensor):
@@ -131,7 +131,7 @@ class Node(nn.Module):
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def _found(call: Call, node: Any) -> tuple[Operator | None, str]:
+def _found(call: NodeCall, node: Any) -> tuple[Operator | None, str]:
     """The operator of a node in the table, or why it is not read."""
     if node.domain not in ONNX_DOMAINS:
         return None, f"of the domain {node.domain}"

@@ -36,7 +36,7 @@ class Opaque:
         return self  # nothing in it changes but what it remembers
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Its outputs."""
+        """The outputs of the node."""
         return torch.ops.equinorm.onnx_node(list(values), self.number)
 
     def run(self, values: Sequence[Tensor]) -> list[Tensor]:

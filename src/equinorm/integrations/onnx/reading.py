@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,18 +92,27 @@ def read(
         raise OnnxError(f"cannot read {path}: {error}") from error
     except Exception as error:
         raise OnnxError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}.") from error
-    arrays = [to_array(value) for value in (found if isinstance(found, tuple) else (found,))]
-    deviation = apart(arrays, wanted, FLOOR)
-    limit = max((READING[tensor.dtype] for tensor in module.state_dict().values()), default=READING[torch.float32])
-    if not deviation <= limit:
-        raise OnnxError(
-            f"cannot read {path}: what was read deviates from onnxruntime by {deviation:.1e}, more than {limit:g}. "
-            "The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant for."
-        )
-    module.rounding = deviation
+    module.rounding = apart(_arrays(found), wanted, FLOOR)
+    _check_rounding(module)
     nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
     unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
-    return OnnxFile(path, module, args, deviation, unread, tuple(module.fed), preparation)
+    return OnnxFile(path, module, args, module.rounding, unread, tuple(module.fed), preparation)
+
+
+def _arrays(found: Any) -> list[np.ndarray]:
+    """The outputs of a module."""
+    return [to_array(value) for value in (found if isinstance(found, tuple) else (found,))]
+
+
+def _check_rounding(module: OnnxModule) -> None:
+    """Refuse a module that computes something else than onnxruntime."""
+    limit = max((READING[tensor.dtype] for tensor in module.state_dict().values()), default=READING[torch.float32])
+    if not module.rounding <= limit:
+        raise OnnxError(
+            f"cannot read {module.path}: what was read deviates from onnxruntime by {module.rounding:.1e}, more than "
+            f"{limit:g}. The file may read its inputs otherwise than as numbers drawn at random: give inputs that it is meant "
+            "for."
+        )
 
 
 def _prepared(
@@ -132,8 +142,7 @@ def _prepared(
     plan = planned(stored(path), *asked, module_of, args)
     module = module_of(plan.apply(stored(path)))
     module.preparing = plan
-    found, before = (value if isinstance(value, tuple) else (value,) for value in (module(*args), wanted))
-    deviation = apart([*map(to_array, found)], [*map(to_array, before)], FLOOR)
+    deviation = apart(_arrays(module(*args)), _arrays(wanted), FLOOR)
     return module, Preparation(path.name, plan.folded, plan.freed, plan.left, deviation)
 
 

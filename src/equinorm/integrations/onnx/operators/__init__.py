@@ -13,11 +13,11 @@ from equinorm.integrations.onnx.operators import (
     reduction,
     resizing,
 )
-from equinorm.integrations.onnx.operators.registry import TABLE, Call, Operator, UnreadError
+from equinorm.integrations.onnx.operators.registry import TABLE, NodeCall, Operator, UnreadError
 
 __all__ = [
     "TABLE",
-    "Call",
+    "NodeCall",
     "Operator",
     "UnreadError",
     "contraction",

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def window(
-    call: Call, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    call: NodeCall, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[tuple[int, int]]:
     """Padding before and after each axis, of a window that slides over these sizes."""
     mode = call.get("auto_pad", "NOTSET") or "NOTSET"
@@ -39,13 +39,13 @@ def symmetric(x: Tensor, pads: Sequence[tuple[int, int]], fill: float = 0.0) -> 
 
 
 @operator("MatMul", weights=(0, 1))
-def matmul(call: Call, left: Tensor, right: Tensor) -> Tensor:
+def matmul(call: NodeCall, left: Tensor, right: Tensor) -> Tensor:
     """A matrix product with broadcast batch axes."""
     return torch.matmul(left, right)
 
 
 @operator("Gemm", "alpha beta transA transB", weights=(0, 1, 2))
-def gemm(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+def gemm(call: NodeCall, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """α·A·B + β·C."""
     call.need(call.opset >= 7, "an old definition")
     alpha, beta = call.get("alpha", 1.0), call.get("beta", 1.0)
@@ -60,7 +60,7 @@ def gemm(call: Call, left: Tensor, right: Tensor, bias: Tensor | None = None) ->
 
 
 @operator("Conv", "auto_pad dilations group kernel_shape pads strides", weights=(1, 2))
-def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution over one to three axes."""
     kernel = list(weight.shape[2:])
     call.need(1 <= len(kernel) <= 3, f"a convolution over {len(kernel)} axes")
@@ -70,7 +70,7 @@ def convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = Non
 
 
 @operator("ConvTranspose", "auto_pad dilations group kernel_shape output_padding output_shape pads strides", weights=(1, 2))
-def transposed_convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def transposed_convolution(call: NodeCall, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The transposed convolution: all of what it reaches, then cut by the padding."""
     kernel = list(weight.shape[2:])
     rank = len(kernel)
@@ -93,6 +93,6 @@ def transposed_convolution(call: Call, x: Tensor, weight: Tensor, bias: Tensor |
 
 
 @operator("Einsum", "equation")
-def einsum(call: Call, *parts: Tensor) -> Tensor:
+def einsum(call: NodeCall, *parts: Tensor) -> Tensor:
     """Sums of products over named axes."""
     return torch.einsum(call.get("equation"), *parts)

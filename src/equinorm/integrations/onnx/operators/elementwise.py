@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,
@@ -83,25 +83,25 @@ for _name, _function in VARIADIC.items():
 
 
 @operator("Mean")
-def mean(call: Call, *parts: Tensor) -> Tensor:
+def mean(call: NodeCall, *parts: Tensor) -> Tensor:
     """The mean of several tensors."""
     return functools.reduce(torch.add, parts) / len(parts)
 
 
 @operator("Div")
-def divide(call: Call, left: Tensor, right: Tensor) -> Tensor:
+def divide(call: NodeCall, left: Tensor, right: Tensor) -> Tensor:
     """x / y; of integers, rounded towards zero."""
     return torch.div(left, right, rounding_mode=None if left.is_floating_point() else "trunc")
 
 
 @operator("Mod", "fmod")
-def modulo(call: Call, left: Tensor, right: Tensor) -> Tensor:
+def modulo(call: NodeCall, left: Tensor, right: Tensor) -> Tensor:
     """The remainder, with the sign of the divisor, or of the dividend if `fmod` is set."""
     return torch.fmod(left, right) if call.get("fmod", 0) else torch.remainder(left, right)
 
 
 @operator("Pow")
-def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
+def power(call: NodeCall, base: Tensor, exponent: Tensor) -> Tensor:
     """x^k, in the dtype of x."""
     if exponent.dim() == 1 and exponent.numel() == 1:
         exponent = exponent.reshape(())
@@ -109,19 +109,19 @@ def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
 
 
 @operator("Where")
-def where(call: Call, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+def where(call: NodeCall, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
     """A choice between two."""
     return torch.where(condition, chosen, other)
 
 
 @operator("LeakyRelu", "alpha")
-def leaky_relu(call: Call, x: Tensor) -> Tensor:
+def leaky_relu(call: NodeCall, x: Tensor) -> Tensor:
     """x where it is positive, else α·x."""
     return F.leaky_relu(x, call.get("alpha", 0.01))
 
 
 @operator("PRelu", weights=(1,))
-def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
+def prelu(call: NodeCall, x: Tensor, slope: Tensor) -> Tensor:
     """x where it is positive, else slope·x, the slope broadcast to x."""
     if slope.numel() == 1:
         return F.prelu(x, slope.reshape(1))
@@ -132,44 +132,44 @@ def prelu(call: Call, x: Tensor, slope: Tensor) -> Tensor:
 
 
 @operator("ThresholdedRelu", "alpha")
-def thresholded_relu(call: Call, x: Tensor) -> Tensor:
+def thresholded_relu(call: NodeCall, x: Tensor) -> Tensor:
     """x where it is above α, else 0."""
     return F.threshold(x, call.get("alpha", 1.0), 0.0)
 
 
 @operator("Elu", "alpha")
-def elu(call: Call, x: Tensor) -> Tensor:
+def elu(call: NodeCall, x: Tensor) -> Tensor:
     """x where it is positive, else α·(e^x − 1)."""
     return F.elu(x, call.get("alpha", 1.0))
 
 
 @operator("Celu", "alpha")
-def celu(call: Call, x: Tensor) -> Tensor:
+def celu(call: NodeCall, x: Tensor) -> Tensor:
     """max(x, 0) + min(0, α·(e^(x/α) − 1))."""
     return F.celu(x, call.get("alpha", 1.0))
 
 
 @operator("Selu", "alpha gamma")
-def selu(call: Call, x: Tensor) -> Tensor:
+def selu(call: NodeCall, x: Tensor) -> Tensor:
     """γ·x where it is positive, else γ·α·(e^x − 1)."""
     gamma, alpha = call.get("gamma", 1.0507009873554805), call.get("alpha", 1.6732632423543772)
     return gamma * F.elu(x, alpha)
 
 
 @operator("Gelu", "approximate")
-def gelu(call: Call, x: Tensor) -> Tensor:
+def gelu(call: NodeCall, x: Tensor) -> Tensor:
     """x·Φ(x), or its approximation by tanh."""
     return F.gelu(x, approximate=call.get("approximate", "none"))
 
 
 @operator("HardSigmoid", "alpha beta")
-def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
+def hard_sigmoid(call: NodeCall, x: Tensor) -> Tensor:
     """α·x + β between 0 and 1."""
     return torch.clamp(call.get("alpha", 0.2) * x + call.get("beta", 0.5), 0, 1)
 
 
 @operator("Clip", "min max")
-def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def clip(call: NodeCall, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """x between two bounds, each of which may be absent; attributes before version 11."""
     if call.opset < 11:
         call.need(low is None and high is None, "bounds that are inputs")
@@ -181,7 +181,7 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
 
 
 @operator("Dropout", "ratio seed", settings=(1, 2))
-def dropout(call: Call, x: Tensor, ratio: Any = None, training: Any = None) -> Tensor:
+def dropout(call: NodeCall, x: Tensor, ratio: Any = None, training: Any = None) -> Tensor:
     """Its input, as nothing is dropped at inference."""
     call.need(training is None or not bool(training), "drops entries")
     call.need(call.outputs == 1, "returns its mask")
@@ -190,7 +190,7 @@ def dropout(call: Call, x: Tensor, ratio: Any = None, training: Any = None) -> T
 
 
 @operator("Cast", "to saturate round_mode")
-def cast(call: Call, x: Tensor) -> Tensor:
+def cast(call: NodeCall, x: Tensor) -> Tensor:
     """Another dtype."""
     wanted = DTYPES.get(call.get("to"))
     if wanted is None:
@@ -199,7 +199,7 @@ def cast(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("CastLike", "saturate round_mode")
-def cast_like(call: Call, x: Tensor, other: Tensor) -> Tensor:
+def cast_like(call: NodeCall, x: Tensor, other: Tensor) -> Tensor:
     """The dtype of another tensor."""
     return x.to(other.dtype)
 

@@ -8,7 +8,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional as F
 
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 
 def numbers(values: Any) -> list[int]:
@@ -17,7 +17,7 @@ def numbers(values: Any) -> list[int]:
 
 
 @operator("Reshape", "allowzero", settings=(1,))
-def reshape(call: Call, x: Tensor, shape: ndarray) -> Tensor:
+def reshape(call: NodeCall, x: Tensor, shape: ndarray) -> Tensor:
     """Another shape; 0 keeps an axis, −1 is what remains."""
     sizes = numbers(shape)
     if not call.get("allowzero", 0):
@@ -26,7 +26,7 @@ def reshape(call: Call, x: Tensor, shape: ndarray) -> Tensor:
 
 
 @operator("Flatten", "axis")
-def flatten(call: Call, x: Tensor) -> Tensor:
+def flatten(call: NodeCall, x: Tensor) -> Tensor:
     """Two axes: those before `axis`, and the others."""
     axis = call.get("axis", 1)
     axis = axis + x.dim() if axis < 0 else axis
@@ -35,12 +35,12 @@ def flatten(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("Transpose", "perm")
-def transpose(call: Call, x: Tensor) -> Tensor:
+def transpose(call: NodeCall, x: Tensor) -> Tensor:
     """Axes in another order; reversed by default."""
     return x.permute(call.get("perm") or [*reversed(range(x.dim()))])
 
 
-def _axes(call: Call, given: ndarray | None) -> list[int] | None:
+def _axes(call: NodeCall, given: ndarray | None) -> list[int] | None:
     """Axes that an attribute names before version 13, an input from then on."""
     if call.opset < 13:
         call.need(given is None, "axes that are an input")
@@ -50,14 +50,14 @@ def _axes(call: Call, given: ndarray | None) -> list[int] | None:
 
 
 @operator("Squeeze", "axes", settings=(1,))
-def squeeze(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
+def squeeze(call: NodeCall, x: Tensor, axes: ndarray | None = None) -> Tensor:
     """Without these axes of size 1; without all of them by default."""
     chosen = _axes(call, axes)
     return x.squeeze() if chosen is None else x.squeeze(chosen)
 
 
 @operator("Unsqueeze", "axes", settings=(1,))
-def unsqueeze(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
+def unsqueeze(call: NodeCall, x: Tensor, axes: ndarray | None = None) -> Tensor:
     """With new axes of size 1 at these places of the result."""
     chosen = _axes(call, axes) or []
     for axis in sorted(axis % (x.dim() + len(chosen)) for axis in chosen):
@@ -66,13 +66,13 @@ def unsqueeze(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
 
 
 @operator("Concat", "axis")
-def concat(call: Call, *parts: Tensor) -> Tensor:
+def concat(call: NodeCall, *parts: Tensor) -> Tensor:
     """Tensors one after another along an axis."""
     return torch.cat(parts, call.get("axis", 1))
 
 
 @operator("Split", "axis split num_outputs", settings=(1,))
-def split(call: Call, x: Tensor, sizes: ndarray | None = None) -> list[Tensor]:
+def split(call: NodeCall, x: Tensor, sizes: ndarray | None = None) -> list[Tensor]:
     """Parts along an axis: of these sizes, or as equal as can be with a smaller last one."""
     axis = call.get("axis", 0)
     given = call.get("split") if call.opset < 13 else sizes
@@ -86,7 +86,7 @@ def split(call: Call, x: Tensor, sizes: ndarray | None = None) -> list[Tensor]:
 
 
 @operator("Slice", "starts ends axes", settings=(1, 2, 3, 4))
-def cut(call: Call, x: Tensor, *given: ndarray | None) -> Tensor:
+def cut(call: NodeCall, x: Tensor, *given: ndarray | None) -> Tensor:
     """From start to end in steps along some axes; backwards if a step is negative."""
     if call.opset < 10:
         starts, ends, axes, steps = call.get("starts"), call.get("ends"), call.get("axes"), None
@@ -109,7 +109,7 @@ def cut(call: Call, x: Tensor, *given: ndarray | None) -> Tensor:
 
 
 @operator("Gather", "axis")
-def gather(call: Call, x: Tensor, index: Tensor) -> Tensor:
+def gather(call: NodeCall, x: Tensor, index: Tensor) -> Tensor:
     """Entries at an index of one axis; in place of the axis stand those of the index."""
     axis = call.get("axis", 0) % max(x.dim(), 1)
     rows = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
@@ -118,7 +118,7 @@ def gather(call: Call, x: Tensor, index: Tensor) -> Tensor:
 
 
 @operator("GatherElements", "axis")
-def gather_elements(call: Call, x: Tensor, index: Tensor) -> Tensor:
+def gather_elements(call: NodeCall, x: Tensor, index: Tensor) -> Tensor:
     """For each place the entry at an index along an axis."""
     axis = call.get("axis", 0)
     rows = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
@@ -126,20 +126,20 @@ def gather_elements(call: Call, x: Tensor, index: Tensor) -> Tensor:
 
 
 @operator("Expand", settings=(1,))
-def expand(call: Call, x: Tensor, shape: ndarray) -> Tensor:
+def expand(call: NodeCall, x: Tensor, shape: ndarray) -> Tensor:
     """Broadcast to a shape, in both directions."""
     return x.expand(torch.broadcast_shapes(x.shape, tuple(numbers(shape))))
 
 
 @operator("Tile", settings=(1,))
-def tile(call: Call, x: Tensor, repeats: ndarray) -> Tensor:
+def tile(call: NodeCall, x: Tensor, repeats: ndarray) -> Tensor:
     """Repeated along every axis."""
     call.need(call.opset >= 6, "an old definition")
     return x.repeat(numbers(repeats))
 
 
 @operator("Pad", "mode pads value", settings=(1, 2, 3))
-def pad(call: Call, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
+def pad(call: NodeCall, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
     """Around: a constant, the reflection, or the edge repeated. Negative amounts cut."""
     mode = call.get("mode", "constant")
     amounts = numbers(call.get("pads") if call.opset < 11 else pads)
@@ -159,7 +159,7 @@ def pad(call: Call, x: Tensor, pads: Any = None, value: Any = None, axes: Any = 
 
 
 @operator("DepthToSpace", "blocksize mode")
-def depth_to_space(call: Call, x: Tensor) -> Tensor:
+def depth_to_space(call: NodeCall, x: Tensor) -> Tensor:
     """Channels to places in blocks; the order of channels is depth last (DCR) or depth first (CRD)."""
     batch, channels, height, width = x.shape
     size = call.get("blocksize")
@@ -171,7 +171,7 @@ def depth_to_space(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("SpaceToDepth", "blocksize")
-def space_to_depth(call: Call, x: Tensor) -> Tensor:
+def space_to_depth(call: NodeCall, x: Tensor) -> Tensor:
     """Places in blocks to channels."""
     batch, channels, height, width = x.shape
     size = call.get("blocksize")
@@ -180,7 +180,7 @@ def space_to_depth(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("Trilu", "upper", settings=(1,))
-def triangle(call: Call, x: Tensor, diagonal: ndarray | None = None) -> Tensor:
+def triangle(call: NodeCall, x: Tensor, diagonal: ndarray | None = None) -> Tensor:
     """The upper or lower triangle of matrices."""
     offset = 0 if diagonal is None else int(diagonal)
     return torch.triu(x, offset) if call.get("upper", 1) else torch.tril(x, offset)

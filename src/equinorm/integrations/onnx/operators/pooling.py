@@ -5,13 +5,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from equinorm.integrations.onnx.operators.contraction import symmetric, window
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 MAXIMA = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 
 
 @operator("MaxPool", "auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
-def max_pool(call: Call, x: Tensor) -> Tensor:
+def max_pool(call: NodeCall, x: Tensor) -> Tensor:
     """The largest entry of each window."""
     kernel = call.get("kernel_shape")
     call.need(call.outputs == 1, "returns the places of its maxima")
@@ -25,7 +25,7 @@ def max_pool(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("AveragePool", "auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
-def average_pool(call: Call, x: Tensor) -> Tensor:
+def average_pool(call: NodeCall, x: Tensor) -> Tensor:
     """The mean of each window, with or without what pads it."""
     kernel = call.get("kernel_shape")
     rank = len(kernel)
@@ -42,12 +42,12 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("GlobalAveragePool")
-def global_average_pool(call: Call, x: Tensor) -> Tensor:
+def global_average_pool(call: NodeCall, x: Tensor) -> Tensor:
     """The mean of each map."""
     return x.mean([*range(2, x.dim())], keepdim=True)
 
 
 @operator("GlobalMaxPool")
-def global_max_pool(call: Call, x: Tensor) -> Tensor:
+def global_max_pool(call: NodeCall, x: Tensor) -> Tensor:
     """The largest entry of each map."""
     return torch.amax(x, [*range(2, x.dim())], keepdim=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """PyTorch's gates by their places in ONNX: i f g o of i o f c, r z n of z r h."""
@@ -20,7 +20,7 @@ ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], 
     settings=(4,),
     weights=(1, 2, 3),
 )
-def recurrent(call: Call, x: Tensor, weight: Tensor, again: Tensor, *rest: Tensor | None) -> list[Tensor]:
+def recurrent(call: NodeCall, x: Tensor, weight: Tensor, again: Tensor, *rest: Tensor | None) -> list[Tensor]:
     """One layer in one or two directions over (steps, batch, channels)."""
     bias, lengths, state, cell, peepholes = (*rest, *[None] * (5 - len(rest)))
     name, directions = call.operator, weight.shape[0]

@@ -7,7 +7,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equinorm.integrations.onnx.operators.movement import numbers
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 REDUCTIONS: dict[str, Callable[..., Tensor]] = {
     "ReduceL1": lambda x, axes, keep: x.abs().sum(axes, keep),
@@ -26,7 +26,7 @@ _SINCE = {"ReduceSum": 13}
 
 
 def _reduction(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def reduced(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
+    def reduced(call: NodeCall, x: Tensor, axes: ndarray | None = None) -> Tensor:
         is_input = call.opset >= _SINCE.get(name, 18)
         call.need(axes is None or is_input, "axes that are an input")
         call.need(x.is_floating_point() or name in ("ReduceMax", "ReduceMin", "ReduceSum"), "a reduction of integers")
@@ -46,7 +46,7 @@ for _name, _function in REDUCTIONS.items():
 
 
 @operator("ReduceProd", "axes keepdims noop_with_empty_axes", settings=(1,))
-def product(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
+def product(call: NodeCall, x: Tensor, axes: ndarray | None = None) -> Tensor:
     """The product along one axis."""
     chosen = call.get("axes") if call.opset < 18 else None if axes is None else numbers(axes)
     call.need(chosen is not None and len(chosen) == 1, "a product along several axes")
@@ -55,7 +55,7 @@ def product(call: Call, x: Tensor, axes: ndarray | None = None) -> Tensor:
 
 
 @operator("ArgMax ArgMin", "axis keepdims select_last_index")
-def place(call: Call, x: Tensor) -> Tensor:
+def place(call: NodeCall, x: Tensor) -> Tensor:
     """Where the largest or smallest entry along an axis is, the first of equals."""
     call.need(not call.get("select_last_index", 0), "the last of equal entries")
     function = torch.argmax if call.operator == "ArgMax" else torch.argmin
@@ -63,7 +63,7 @@ def place(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("TopK", "axis largest sorted k", settings=(1,))
-def largest(call: Call, x: Tensor, count: ndarray | None = None) -> list[Tensor]:
+def largest(call: NodeCall, x: Tensor, count: ndarray | None = None) -> list[Tensor]:
     """The largest or smallest entries along an axis, and where they are."""
     wanted = call.get("k") if count is None else numbers(count)[0]
     call.need(wanted is not None, "a number of entries that data decide")
@@ -73,14 +73,14 @@ def largest(call: Call, x: Tensor, count: ndarray | None = None) -> list[Tensor]
 
 
 @operator("CumSum", "exclusive reverse", settings=(1,))
-def running_sum(call: Call, x: Tensor, axis: ndarray) -> Tensor:
+def running_sum(call: NodeCall, x: Tensor, axis: ndarray) -> Tensor:
     """Sums of the entries up to each along an axis."""
     call.need(not call.get("exclusive", 0) and not call.get("reverse", 0), "sums without the entry itself, or from the end")
     return x.cumsum(numbers(axis)[0], dtype=x.dtype)
 
 
 @operator("Softmax LogSoftmax", "axis")
-def softmax(call: Call, x: Tensor) -> Tensor:
+def softmax(call: NodeCall, x: Tensor) -> Tensor:
     """Along one axis; before version 13 along this and all later ones together."""
     function = torch.softmax if call.operator == "Softmax" else torch.log_softmax
     if call.opset >= 13:

@@ -15,7 +15,7 @@ class UnreadError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class NodeCall:
     """One node.
 
     Attributes:

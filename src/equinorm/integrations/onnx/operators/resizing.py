@@ -8,7 +8,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from equinorm.integrations.onnx.operators.movement import numbers
-from equinorm.integrations.onnx.operators.registry import Call, operator
+from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 
 def _places(mode: str, size: int, new: int, scale: float) -> ndarray:
@@ -49,7 +49,7 @@ def _mixing(places: ndarray, size: int) -> ndarray:
     "keep_aspect_ratio_policy mode nearest_mode",
     settings=(1, 2, 3),
 )
-def resize(call: Call, x: Tensor, *given: ndarray | None) -> Tensor:
+def resize(call: NodeCall, x: Tensor, *given: ndarray | None) -> Tensor:
     """Another size by nearest or linear interpolation."""
     _, scales, sizes = (None, *given, None) if call.opset < 11 else (*given, *[None] * (3 - len(given)))
     coordinates = call.get("coordinate_transformation_mode", "half_pixel" if call.opset >= 11 else "asymmetric")
@@ -84,7 +84,7 @@ def _resized(x: Tensor, axis: int, places: ndarray, rounding: str) -> Tensor:
 
 
 @operator("Upsample", "mode scales", settings=(1,))
-def upsample(call: Call, x: Tensor, scales: Any = None) -> Tensor:
+def upsample(call: NodeCall, x: Tensor, scales: Any = None) -> Tensor:
     """What Resize was before version 10."""
     factors = call.get("scales") if scales is None else scales
-    return resize(Call("Resize", 10, {"mode": call.get("mode", "nearest")}), x, np.asarray(factors))
+    return resize(NodeCall("Resize", 10, {"mode": call.get("mode", "nearest")}), x, np.asarray(factors))

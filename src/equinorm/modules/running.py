@@ -1,0 +1,94 @@
+"""How a model is run: without a trace of it, in which mode, by which default device, and what it calls meanwhile."""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run a model without gradients, on random numbers of their own; its buffers are put back."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        try:
+            yield
+        finally:
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+_default = threading.local()
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Make tensors of our own on the CPU, whatever `torch.set_default_device` says. Also a decorator."""
+    device = torch.get_default_device()
+    if device.type == "cpu":
+        yield
+        return
+    before, _default.device = getattr(_default, "device", None), device
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _default.device = before
+
+
+@contextlib.contextmanager
+def by_default() -> Iterator[None]:
+    """Within `on_cpu`: the default device that the user's code expects."""
+    device = getattr(_default, "device", None)
+    with contextlib.nullcontext() if device is None else device:
+        yield
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Put every module into training or evaluation mode, and back; None: leave them as they are."""
+    before = [(module, module.training) for module in model.modules()]
+    if training is not None:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def own_backward() -> Iterator[dict[str, None]]:
+    """Names of the autograd functions, torch's own aside, that are called within."""
+    found: dict[str, None] = {}
+    before = Function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            found[f"the autograd function {cls.__name__}"] = None
+        return before.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(apply)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield found
+    finally:
+        Function.apply = before
+
+
+def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Keyword inputs with use_cache=False, where a model of transformers would return a cache that nobody has asked for.
+
+    Keys and values that later calls reuse scale as those of one call do.
+    """
+    bases = (str(kind.__module__) for kind in type(model).__mro__)
+    if not any(name.startswith("transformers.") for name in bases):
+        return kwargs
+    names = list(inspect.signature(model.forward).parameters)
+    given = {*kwargs, *names[: len(args)]}
+    return kwargs if "use_cache" not in names or given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
