@@ -10,7 +10,8 @@ import equinorm
 from equinorm.integrations import first_installed
 from equinorm.modules.choosing import chosen, unwrapped
 
-Callback: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning").Callback
+_PACKAGE: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning")
+Callback: Any = _PACKAGE.Callback
 
 AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 """Callbacks that keep a copy of the module with averaged weights."""
@@ -107,7 +108,7 @@ class ENorm(Callback):
 
     def _chosen(self, pl_module: nn.Module) -> nn.Module:
         if self._module is None:
-            if pl_module.forward.__module__.partition(".")[0] in ("lightning", "pytorch_lightning"):
+            if getattr(pl_module.forward, "__func__", None) is _PACKAGE.LightningModule.forward:
                 names = [name for name, part in pl_module.named_children() if next(part.parameters(), None) is not None]
                 parts = " or ".join(f"ENorm(module={name!r})" for name in names)
                 raise equinorm.ExportError(
