@@ -18,22 +18,13 @@ from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve
 from equinorm.discovery.rules import TABLE, Call, find, qualified
 from equinorm.discovery.rules.registry import Rule
+from equinorm.discovery.taught import MOST, TOLERANCE, Trials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Constant, Source
 from equinorm.modules.running import on_cpu
 
 MAGNITUDES = 0.1, 1.0, 15.0
 """Standard deviations of the log-scales that a rule is checked with."""
-
-MOST = 1 << 18
-"""Entries of the tensors of a call that a rule is still checked on."""
-
-TOLERANCE = 1e-9
-"""Relative to the largest entry, in float64: operators may lose digits, wrong rules lose all."""
-
-
-class WrongRuleError(EquinormError):
-    """A rule allows a rescaling that changes its operator's results."""
 
 
 def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[Rule], Rule]:
@@ -73,21 +64,14 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
     known = find(overload)
     if known is not None:
         raise EquinormError(f"{name} has a rule already: {known.__qualname__}.")
-    if overload._schema.is_mutable:
-        raise EquinormError(f"{name} writes into its inputs ({overload._schema}). Only functional operators can have a rule.")
     if any("Tensor" in str(a.type) and "List" in str(a.type) for a in overload._schema.arguments):
         raise EquinormError(
             f"{name} takes a list of tensors ({overload._schema}). Only operators that take each by itself can have one."
         )
-    arguments = list(samples)
-    if not arguments:
-        raise EquinormError(f"the rule for {name} needs samples: positional arguments of at least one call.")
-    for sample in arguments:
-        if not isinstance(sample, (tuple, list)):
-            raise EquinormError(f"each sample of {name} must be a tuple of positional arguments, not {type(sample).__name__}.")
+    arguments = checked_samples(samples, name)
 
     def register(rule: Rule) -> Rule:
-        TABLE[name] = _guarded(rule, overload, name, [_check(rule, overload, name, tuple(sample)) for sample in arguments])
+        TABLE[name] = _guarded(rule, overload, name, [_check(rule, overload, name, sample) for sample in arguments])
         return rule
 
     return register
@@ -96,40 +80,18 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
 def _guarded(rule: Rule, operator: Any, name: str, shown: Sequence[Mapping[str, Any]]) -> Rule:
     """A rule that pins instead where it holds neither by a trial nor, if none can be made, for arguments that samples show."""
     dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
-    settings = [_setting(inputs) for inputs in shown]
-    confirmed: dict[str, bool | None] = {}
+    trials = Trials(VALUES, shown)
 
     @functools.wraps(rule)
     def checked(trace: Trace, call: Call) -> Any:
         tensors = {argument: value for argument, value in call.arguments.items() if isinstance(value, VALUES)}
-        if tensors.keys() <= dtypes.keys():
-            setting = _setting(call.arguments)
-            use = setting + str({key: value.shape for key, value in tensors.items()})
-            if use not in confirmed:
-                confirmed[use] = _confirmed(rule, operator, name, call, dtypes)
-            if confirmed[use] or (confirmed[use] is None and setting in settings):
-                return _apply_rule(rule, trace, call)
+        if tensors.keys() <= dtypes.keys() and trials.hold(call.arguments, lambda: _try(rule, operator, name, call, dtypes)):
+            return _apply_rule(rule, trace, call)
         for value in tensors.values():
             trace.pin(value, "its rule could not be confirmed for these arguments")
         return pinned(call.result)
 
     return checked
-
-
-def overload_of(operator: Any) -> torch._ops.OpOverload:
-    """An operator of torch.ops, or of torch.library.custom_op, as its only overload.
-
-    Raises:
-        EquinormError: if it is none.
-    """
-    found = getattr(operator, "_opoverload", operator)  # of torch.library.custom_op
-    if isinstance(found, torch._ops.OpOverloadPacket) and len(found.overloads()) == 1:
-        found = getattr(found, found.overloads()[0])
-    if not isinstance(found, torch._ops.OpOverload):
-        raise EquinormError(
-            f"operator must be an operator of torch.ops with one overload, or one of torch.library.custom_op, not {operator!r}."
-        )
-    return found
 
 
 _Labelled = tuple[Trace, dict[str, Source], list[Any]]
@@ -151,7 +113,7 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
     for parameter, magnitude, signs in itertools.product([None, *floats], MAGNITUDES, (False, True)):
         trial = {key: _redrawn(value, generator, signs) if key in floats else value for key, value in inputs.items()}
         call = Call(operator, trial, operator(**trial))
-        results = _list(call.result)
+        results = results_of(call.result)
         if not all(isinstance(result, Tensor) for result in results):
             raise EquinormError(f"{name} returns what is no tensor. Only operators that return tensors can have a rule.")
         if not all(bool(result.isfinite().all()) for result in results):
@@ -177,45 +139,39 @@ def _check(rule: Rule, operator: Any, name: str, sample: tuple) -> dict[str, Any
 def _errors(call: Call, labelled: _Labelled, magnitude: float, generator: torch.Generator) -> Iterator[float]:
     """How far each result is off, of its largest entry, once tensors are rescaled as the labels allow."""
     trace, sources, labels = labelled
-    results = _list(call.result)
+    results = results_of(call.result)
     outs = [Source((), tuple(r.shape), "buffer", r.dtype, trace.label(x)) for r, x in zip(results, labels, strict=True)]
     scalings, roots = resolve([*sources.values(), *outs], trace.classes)
     logs = magnitude * torch.randn(len(roots), generator=generator, dtype=torch.float64)
     scales = [scaling.log_scales(logs).exp() for scaling in scalings]
     scaled = {key: call.arguments[key] * scale for key, scale in zip(sources, scales, strict=False)}
-    for place, result in enumerate(_list(call.operator(**{**call.arguments, **scaled}))):
+    for place, result in enumerate(results_of(call.operator(**{**call.arguments, **scaled}))):
         target = results[place] * scales[len(sources) + place]
         yield float((result - target).abs().max() / target.abs().max().clamp(min=1e-300)) if target.numel() else 0.0
 
 
-def _setting(arguments: Mapping[str, Any]) -> str:
-    """What is no tensor, told apart by type and sign too."""
-    return repr({key: value for key, value in arguments.items() if not isinstance(value, (Tensor, *VALUES))})
+def _try(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Check a rule for the shapes and other arguments of a call.
 
-
-def _confirmed(rule: Rule, operator: Any, name: str, call: Call, dtypes: Mapping[str, torch.dtype]) -> bool | None:
-    """Does a rule hold for the shapes and other arguments of a call? None if that cannot be tried."""
+    Raises:
+        WrongRuleError: if it does not hold.
+        Exception: if that cannot be tried.
+    """
     if sum(math.prod(value.shape) for value in call.arguments.values() if isinstance(value, VALUES)) > MOST:
-        return None
+        raise ValueError("too large")
+    if any(call.arguments[a.name] != a.default_value for a in operator._schema.arguments if a.kwarg_only):
+        raise ValueError("samples show no keywords")
     generator = torch.Generator().manual_seed(0)
 
-    def shown(key: str, value: Any) -> Any:
+    def drawn(key: str, value: Any) -> Any:
         if isinstance(value, Constant):
             return value.value
         if isinstance(value, VALUES) and dtypes[key].is_floating_point:
             return torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5
         return value  # integers of unknown range remain labels, with which no operator runs
 
-    if any(call.arguments[a.name] != a.default_value for a in operator._schema.arguments if a.kwarg_only):
-        return None
-    arguments = {key: shown(key, value) for key, value in call.arguments.items()}
-    try:
-        _check(rule, operator, name, tuple(arguments[a.name] for a in operator._schema.arguments if not a.kwarg_only))
-    except WrongRuleError:
-        return False
-    except Exception:
-        return None
-    return True
+    arguments = {key: drawn(key, value) for key, value in call.arguments.items()}
+    _check(rule, operator, name, tuple(arguments[a.name] for a in operator._schema.arguments if not a.kwarg_only))
 
 
 def _labelled(rule: Rule, call: Call, floats: Sequence[str], parameter: str | None) -> _Labelled:
@@ -227,7 +183,7 @@ def _labelled(rule: Rule, call: Call, floats: Sequence[str], parameter: str | No
             source.label = trace.fresh(source.shape, range(len(source.shape)))
     given: dict[str, Any] = {name: source.label or source for name, source in sources.items()}
     whole = {name: Label(tuple(v.shape)) if isinstance(v, Tensor) else v for name, v in call.arguments.items()}
-    labels = _list(_apply_rule(rule, trace, replace(call, arguments=whole | given)))
+    labels = results_of(_apply_rule(rule, trace, replace(call, arguments=whole | given)))
     for source in sources.values():
         trace.label(source)
     return trace, sources, labels
@@ -252,7 +208,3 @@ def _redrawn(tensor: Tensor, generator: torch.Generator, signs: bool) -> Tensor:
 
 def _double(value: Any) -> Any:
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]

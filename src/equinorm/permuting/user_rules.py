@@ -12,7 +12,7 @@ from torch import Tensor
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.rules import qualified
-from equinorm.discovery.user_rules import MOST, TOLERANCE, WrongRuleError, overload_of
+from equinorm.discovery.taught import MOST, TOLERANCE, Trials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.atoms import Axis
 from equinorm.permuting.book import Book
@@ -89,27 +89,16 @@ def register_axes(operator: Any, equation: str, samples: Iterable[Sequence[Any]]
     name = qualified(overload)
     if find(overload) is not None:
         raise EquinormError(f"{name} has a law for permutations already.")
-    if overload._schema.is_mutable:
-        raise EquinormError(f"{name} writes into its inputs ({overload._schema}). Only functional operators can have a law.")
     letters = None if equation == ELEMENTWISE else _Letters.of(equation, name)
-    shown = list(samples)
-    if not shown or not all(isinstance(sample, (tuple, list)) for sample in shown):
-        raise EquinormError(f"the law for {name} needs samples: tuples of positional arguments of at least one call.")
-    generator, settings = torch.Generator().manual_seed(0), set[str]()
-    for sample in shown:
-        inputs = bind(overload, tuple(sample), {})
-        _check(overload, letters, {key: _redrawn(value, generator, overload) for key, value in inputs.items()})
-        settings.add(_setting(inputs))
-    confirmed: dict[str, bool] = {}
+    generator, shown = torch.Generator().manual_seed(0), []
+    for sample in checked_samples(samples, name):
+        shown.append(bind(overload, sample, {}))
+        _check(overload, letters, {key: _redrawn(value, generator, overload) for key, value in shown[-1].items()})
+    trials = Trials((Laid,), shown)
 
     def law(book: Book, call: Call) -> Any:
         tensors = _tensors(call.arguments)
-        setting = _setting(call.arguments)
-        use = setting + str([value.shape for value in tensors.values()])
-        if use not in confirmed:
-            answer = _is_confirmed(overload, letters, call)
-            confirmed[use] = setting in settings if answer is None else answer
-        if not confirmed[use]:
+        if not trials.hold(call.arguments, lambda: _try(overload, letters, call)):
             book.pin(list(tensors.values()), "its law could not be confirmed for these arguments")
             return pinned(call.result, book.because("its law could not be confirmed for these arguments"))
         return _laid(book, letters, list(tensors.values()), call.result)
@@ -132,7 +121,7 @@ def _laid(book: Book, letters: _Letters | None, tensors: Sequence[Laid], result:
     for axis in found.values():
         book.see((axis,))  # one order at all places: of more the equation says nothing
     made: list[Laid] = []
-    for term, part in zip(letters.results, _list(result), strict=True):
+    for term, part in zip(letters.results, results_of(result), strict=True):
         sizes = zip(term, part.shape, strict=True)
         made.append(Laid(tuple(found[letter] if letter in found else book.fixed(size) for letter, size in sizes)))
     return made[0] if isinstance(result, Tensor) else made
@@ -148,7 +137,7 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
     """
     given, tensors = dict(arguments), _tensors(arguments)
     shown = f"{qualified(operator)}{describe_inputs(tuple(tensors.values()), {})}"
-    before = _list(operator(**given))
+    before = results_of(operator(**given))
     if not tensors or not all(isinstance(part, Tensor) for part in before):
         raise EquinormError(f"{shown} takes or returns what is no tensor: it can have no law.")
     is_elementwise = letters is None
@@ -166,7 +155,7 @@ def _check(operator: Any, letters: _Letters | None, arguments: Mapping[str, Any]
     swapped = {letter: torch.tensor([1, 0, *range(2, size)][:size]) for letter, size in sizes.items() if size > 1}
     for chosen in [*({letter: order} for orders in (swapped, rolled) for letter, order in orders.items()), rolled]:
         moved = {key: _permuted(v, term, chosen) for (key, v), term in zip(tensors.items(), letters.terms, strict=True)}
-        for place, (result, term) in enumerate(zip(_list(operator(**{**given, **moved})), letters.results, strict=True)):
+        for place, (result, term) in enumerate(zip(results_of(operator(**{**given, **moved})), letters.results, strict=True)):
             error = _apart(result, _permuted(before[place], term, chosen))
             if not error <= TOLERANCE:
                 raise WrongRuleError(
@@ -187,7 +176,7 @@ def _check_local(operator: Any, shown: str, given: Mapping[str, Any], before: Se
             continue
         first = torch.zeros(value.shape, dtype=torch.bool)
         first[(0,) * value.dim()] = True
-        for place, result in enumerate(_list(operator(**{**given, key: torch.where(first, 0.7 * value, value)}))):
+        for place, result in enumerate(results_of(operator(**{**given, key: torch.where(first, 0.7 * value, value)}))):
             elsewhere = ~first.expand_as(result)
             error = _apart(result[elsewhere], before[place][elsewhere])
             if not error <= TOLERANCE:
@@ -223,32 +212,26 @@ def _permuted(tensor: Tensor, term: str, orders: Mapping[str, Tensor]) -> Tensor
     return tensor
 
 
-def _is_confirmed(operator: Any, letters: _Letters | None, call: Call) -> bool | None:
-    """Does a law hold for the shapes and other arguments of a call, on random tensors? None if that cannot be tried."""
+def _try(operator: Any, letters: _Letters | None, call: Call) -> None:
+    """Check a law for the shapes and other arguments of a call, on random tensors.
+
+    Raises:
+        WrongRuleError: if it does not hold.
+        Exception: if that cannot be tried.
+    """
     tensors = _tensors(call.arguments)
-    shapes = [value.shape for value in (*tensors.values(), *_list(call.result))]
+    shapes = [value.shape for value in (*tensors.values(), *results_of(call.result))]
     if letters is not None and letters.sizes(shapes, (*letters.terms, *letters.results)) is None:
-        return False
+        raise WrongRuleError("other shapes than the letters say")
     if sum(math.prod(value.shape) for value in tensors.values()) > MOST:
-        return None
+        raise ValueError("too large")
     generator = torch.Generator().manual_seed(0)
     drawn = {key: torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5 for key, value in tensors.items()}
-    try:
-        _check(operator, letters, {**call.arguments, **drawn})
-    except WrongRuleError:
-        return False
-    except Exception:  # on integers of unknown range, say
-        return None
-    return True
+    _check(operator, letters, {**call.arguments, **drawn})
 
 
 def _tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if isinstance(value, (Tensor, Laid))}
-
-
-def _setting(arguments: Mapping[str, Any]) -> str:
-    """What is no tensor."""
-    return repr({key: value for key, value in arguments.items() if not isinstance(value, (Tensor, Laid))})
 
 
 def _redrawn(value: Any, generator: torch.Generator, operator: Any) -> Any:
@@ -258,7 +241,3 @@ def _redrawn(value: Any, generator: torch.Generator, operator: Any) -> Any:
     if not bool(value.any()):
         raise EquinormError(f"a tensor of the samples of {qualified(operator)} is empty or zero throughout: it says nothing.")
     return value.detach().double() * (torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5)
-
-
-def _list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
