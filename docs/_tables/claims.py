@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from equinorm.experiments.config import Run, Sweep
+from equinorm.experiments.config import METHODS, Run, Sweep
 from equinorm.experiments.presets import WITH_EXTRAS, preset
 from equinorm.experiments.results import read
 from equinorm.experiments.series import Series, experiments
@@ -26,7 +26,7 @@ def table(file: str, name: str) -> str:
     if not series:
         return f"*{MISSING.capitalize()}.*"
     places = list(_places(sweep))
-    labels = list(dict.fromkeys(s.label for s in series))
+    labels = list(dict.fromkeys(s.label for s in sorted(series, key=lambda s: [*METHODS].index(s.method))))
     rows = [f"| | {' | '.join(_at(sweep, [place]) for place in places)} |", "| --- |" + " ---: |" * len(places)]
     for label in labels:
         cells = []
@@ -84,7 +84,7 @@ def _series(file: str, sweep: Sweep) -> list[Series]:
     path = RESULTS / file
     if not path.exists():
         return []
-    same = ("data", "network", "width", "epochs", "augment")
+    same = ("data", "network", "width", "epochs", "augment", "bfloat16")
     found = [series for part in experiments(read(path)) for series in part.series]
     return [s for s in found if all(getattr(s.run, key) == getattr(sweep.base, key) for key in same)]
 

@@ -9,7 +9,7 @@ import numpy as np
 from equinorm.experiments.config import DEFAULTS, EXTRAS, METHODS, Run, asymmetry
 from equinorm.experiments.results import Result
 
-_SHARED = ("data", "network", "width", "epochs", "augment")
+_SHARED = ("data", "network", "width", "epochs", "augment", "bfloat16")
 _APART = (*_SHARED, "method", "depth", "batch", "lr", "held_out", "seed")
 
 
@@ -49,7 +49,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Experiment:
-    """Series that may be compared: the same data, network and number of epochs.
+    """Series that may be compared: the same data, network, number of epochs, and dtype of products.
 
     Attributes:
         name: for file names.
