@@ -246,3 +246,29 @@ def test_a_weight_between_dead_channels_is_joined_along_both_sides():
     assert found.equivalent, found
     equinorm.symmetries(net, x).rescale_(found.log_scales)
     torch.testing.assert_close(net[2].weight, twin[2].weight, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [(torch.bfloat16, 2e-3), (torch.float16, 3e-4)])
+def test_a_little_training_in_half_precision_is_told_from_rounding(dtype, noise):
+    """Rounding changes an entry by a share of itself; training changes small ones by more, which a channel's largest hide."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).to(dtype)
+    x, twin, tuned = (torch.randn(4, 32, dtype=dtype),), copy.deepcopy(net), copy.deepcopy(net)
+    for _ in range(2):
+        found = equinorm.symmetries(twin, x)
+        logs = 0.5 * torch.randn(found.num_free, dtype=torch.float64)
+        with torch.no_grad():
+            for scaling in found.scalings:
+                tensor = found.tensors[scaling.name]
+                tensor.copy_(tensor.double() * scaling.log_scales(logs).exp())
+        assert equinorm.equivalence(net, twin, x).equivalent
+    with torch.no_grad():
+        for layer in (tuned[0], tuned[2], tuned[4]):
+            layer.weight += noise * layer.weight.float().std() * torch.randn(layer.weight.shape)
+    found = equinorm.equivalence(twin, tuned, x)
+    assert not found.equivalent
+    assert found.difference <= found.tolerance
+    assert {change.tensor for change in found.changes} == {"0.weight", "2.weight", "4.weight"}
+    assert 0 < sum(change.entries for change in found.changes) < found.size / 2
+    assert "more than rounding to half precision" in str(found)
+    assert equinorm.equivalence(twin, tuned, x, tolerance=found.tolerance).equivalent

@@ -14,6 +14,7 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import Task, Weights, parts, size_of
 from equinorm.checkpoints.stored import CheckpointError, pieces
+from equinorm.joining.differences import beyond_rounding
 from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
 from equinorm.rescaling.tensor_write import scaled
@@ -25,11 +26,6 @@ _AT_ONCE = 1 << 20
 
 _NEAR = 1e-6
 """Log-scales, in units of ln 2, that are so near to whole numbers are powers of two."""
-
-
-_ROUNDINGS = 8
-"""Of half a unit in the last place each. A copy that was rescaled and rounded once more has one, four times has three; the
-scales that are found are those of rounded weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +149,7 @@ def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint], t
         worst = max(worst, float(relative.max()))
         if dtype in HALVES:
             least = torch.finfo(dtype).tiny * math.exp(max(0.0, sum(float(log.max()) for log in here))) + abs(scaling.offset)
-            entries += int((apart > _ROUNDINGS * torch.finfo(dtype).eps / 2 * larger.clamp(min=least)).sum())
+            entries += int(beyond_rounding(a, b, dtype, least).sum())
         else:
             entries += int((relative > tolerance).sum())
     return Apart(key, worst, entries, size)

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from equinorm._scaling import Scaling
 
+ROUNDINGS = 8
+"""Of half a unit in the last place each. A copy that was rescaled and rounded once more has one, four times has three; the
+scales that are found are those of rounded weights."""
+
 _FEW = 4
 """Places along an axis that are named one by one."""
 
@@ -21,7 +25,8 @@ class Change:
         tensor: its name.
         difference: the largest over its channels (slices along axis 0), ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞), both at the canonical
             scales of the second network.
-        entries: how many differ by more than the tolerance, in parts of the largest of their channel.
+        entries: how many differ by more than the tolerance, in parts of the largest of their channel; in half precision those,
+            too, that differ by more than eight roundings of their own.
         size: how many there are.
         index: of the entry that differs most.
         first: what the first network has there, moved and at the scale at which the second is stored.
@@ -66,28 +71,58 @@ class Change:
         return f"{self.tensor}: {self.difference:.1e}, {extent}; {self.entry} went from {self.first:.4g} to {self.second:.4g}"
 
 
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What two copies may differ by.
+
+    Attributes:
+        relative: for every entry, in parts of the largest of its channel.
+        halves: for each tensor the half precision that it is stored in; None for others, and where any entry may differ so far.
+    """
+
+    relative: float
+    halves: Sequence[torch.dtype | None]
+
+
 def changes(
-    scalings: Sequence[Scaling], forms: Iterable[tuple[Tensor, Tensor]], scales: Tensor, tolerance: float
+    scalings: Sequence[Scaling], forms: Iterable[tuple[Tensor, Tensor]], scales: Sequence[Tensor], tolerance: Tolerance
 ) -> tuple[float, tuple[Change, ...]]:
     """The largest difference of all tensors, and where those above the tolerance differ, worst first.
 
     Args:
         scalings: how they move.
         forms: each tensor of both networks, dense and with offsets, at canonical scales.
-        scales: log-scales that brought the second one there.
-        tolerance: on relative differences.
+        scales: log-scales that brought each network there.
+        tolerance: on differences.
     """
     found: list[Change] = []
     worst = 0.0
-    for scaling, (one, other) in zip(scalings, forms, strict=True):
+    for scaling, half, (one, other) in zip(scalings, tolerance.halves, forms, strict=True):
         if not one.numel():
             continue
         apart = _relative(one, other)
-        largest = float(apart.max())
-        worst = max(worst, largest)
-        if largest > tolerance:
-            found.append(_change(scaling, apart, (one, other), scales, tolerance))
+        mask = apart > tolerance.relative
+        if half is not None and not one.is_complex():
+            largest = torch.maximum(*(scaling.log_scales(z) for z in scales)).exp()
+            mask = mask | beyond_rounding(one, other, half, (torch.finfo(half).tiny + abs(scaling.offset)) * largest)
+        worst = max(worst, float(apart.max()))
+        if bool(mask.any()):
+            found.append(_change(scaling, apart, mask, (one, other), scales[1]))
     return worst, tuple(sorted(found, key=lambda change: -change.difference))
+
+
+def beyond_rounding(one: Tensor, other: Tensor, dtype: torch.dtype, least: Tensor | float) -> Tensor:
+    """Entries that differ by more than a few roundings to a dtype explain.
+
+    Args:
+        one: some numbers.
+        other: to compare them with.
+        dtype: that both were rounded to.
+        least: magnitude below which roundings are as large as there.
+    """
+    larger = torch.maximum(one.abs(), other.abs())
+    larger = torch.maximum(larger, torch.as_tensor(least, dtype=larger.dtype))
+    return torch.where(one == other, 0.0, (one - other).abs()) > ROUNDINGS * torch.finfo(dtype).eps / 2 * larger
 
 
 def _relative(a: Tensor, b: Tensor) -> Tensor:
@@ -99,10 +134,10 @@ def _relative(a: Tensor, b: Tensor) -> Tensor:
     return torch.nan_to_num(torch.where(apart == 0, 0.0, apart / scale), nan=math.inf)
 
 
-def _change(scaling: Scaling, apart: Tensor, sides: tuple[Tensor, Tensor], scales: Tensor, tolerance: float) -> Change:
-    """Where one tensor differs."""
-    mask = apart > tolerance
-    index = tuple(int(place) for place in torch.unravel_index(apart.argmax(), apart.shape)) if apart.dim() else ()
+def _change(scaling: Scaling, apart: Tensor, mask: Tensor, sides: tuple[Tensor, Tensor], scales: Tensor) -> Change:
+    """Where one tensor differs: most among those entries that differ by too much."""
+    worst = torch.where(mask, apart, -1.0).argmax()
+    index = tuple(int(place) for place in torch.unravel_index(worst, apart.shape)) if apart.dim() else ()
     scale = scaling.log_scales(scales).expand(scaling.shape)[index].exp()
     first, second = ((side[index] / scale - scaling.offset).item() for side in sides)
     places = tuple(_places(mask, axis) for axis in range(len(scaling.shape)))

@@ -1,6 +1,6 @@
 """Functional equivalence: do flips of sign, a permutation and a rescaling of channels join the weights of two models?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -11,9 +11,10 @@ from equinorm._deviation import check_model, deviation
 from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import BalanceError, EquivalenceError, describe
 from equinorm._memory import is_wrapped
+from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.asked import asked
-from equinorm.joining.differences import Change, changes
+from equinorm.joining.differences import Change, Tolerance, changes
 from equinorm.joining.fitting import joining, levelling
 from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
@@ -32,16 +33,18 @@ class Equivalence:
     """Are two networks equivalent, and by which scales and permutation?
 
     Attributes:
-        equivalent: is `difference` at most `tolerance`, and do the outputs agree: is `deviation` at most 100 times the
-            tolerance (or its default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs
-            that is neither parameter nor buffer.
+        equivalent: are there no `changes`, and do the outputs agree: is `deviation` at most 100 times the tolerance (or its
+            default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs that is neither
+            parameter nor buffer.
         log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model (once flipped and
             permuted) to those of the second; the best that were found where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
             tensors, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞). Where the two are not equivalent, of the first as near to the second as
             was found.
         tolerance: what `difference` was compared with.
-        changes: every tensor above the tolerance, with the entries that differ, worst first.
+        changes: every tensor that differs by more than the tolerance, with the entries that do, worst first. In half precision
+            (with the default tolerance) also those with entries that differ by more than eight roundings of their own: a little
+            training moves no channel as far as the tolerance, but many small weights by more than a rounding.
         size: number of entries of all tensors.
         deviation: largest relative difference of outputs on the given inputs.
         permutation: for each family of `permutations` of the first model the order of its channels that comes before the
@@ -104,7 +107,7 @@ class Equivalence:
 
     @property
     def _compared(self) -> str:
-        return "canonical forms differ" if self.difference <= self.tolerance else "brought together, weights differ"
+        return "brought together, weights differ" if self.changes else "canonical forms differ"
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -115,11 +118,16 @@ class Equivalence:
         notes += [f"{flipped} the other sign."] if self.signs is not None else []
         if self.equivalent:
             return tuple(notes)
-        if self.difference <= self.tolerance:
+        if not self.changes:
             moves = "A rescaling joins" if not notes else "These and a rescaling join"
             notes.append(
                 f"{moves} the weights, but the outputs differ: so does something that is neither a parameter nor a buffer, as "
                 "a plain attribute, or a number inside of an opaque module."
+            )
+        elif self.difference <= self.tolerance:
+            notes.append(
+                "No channel differs by more than the tolerance, but single entries by more than rounding to half precision "
+                "explains, as after a little training."
             )
         elif self.deviation <= self.tolerance:
             notes.append(
@@ -172,7 +180,7 @@ def equivalence(
         args: positional inputs of both.
         kwargs: keyword inputs of both.
         tolerance: on the relative difference of canonical forms; None for 1e-9 in float64, 1e-4 in float32, 3e-3 in float16,
-            2e-2 in bfloat16.
+            2e-2 in bfloat16, and in these two for eight roundings of every entry, too.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -211,13 +219,14 @@ def equivalence(
         (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for found in both for s in found.scalings),
         default=TOLERANCES[torch.float64],
     )
+    halves = [_half(*dtypes) if tolerance is None else None for dtypes in _dtypes(both)]
     tolerance = default if tolerance is None else float(tolerance)
     apart = deviation(model_a, model_b, args, kwargs)
     agree = apart <= min(100 * max(tolerance, default), 0.5)
-    verdict = _Verdict(tolerance, apart, agree)
+    verdict = _Verdict(Tolerance(tolerance, halves), apart, agree)
     canonical = [_Canonical.of(found, which) for which, found in zip(("first", "second"), both, strict=True)]
     found, alone, z = _by_rescaling(both, canonical, verdict)
-    if found.equivalent or found.difference <= tolerance:
+    if found.equivalent or not found.changes:
         return found
     moves = Moves.of(graphs)
     if agree and not moves.is_trivial:
@@ -228,12 +237,23 @@ def equivalence(
         joined, _, _ = _by_rescaling((moved, both[1]), (_Canonical.of(moved, "first"), canonical[1]), verdict)
         if joined.equivalent:
             return replace(joined, permutation=moves.named(order) or None, signs=_flipping(flips))
-    near = nearest(both, moves, z, tolerance)
+    near = nearest(both, moves, z, verdict.tolerance)
     if near.entries >= sum(change.entries for change in found.changes):
         return found
-    is_joined = near.difference <= tolerance and agree
+    is_joined = not near.changes and agree
     by = {"log_scales": near.log_scales, "permutation": near.order or None, "signs": _flipping(near.signs)}
     return replace(found, equivalent=is_joined, difference=near.difference, changes=near.changes, **by)
+
+
+def _dtypes(both: Sequence[Symmetries]) -> Iterator[tuple[torch.dtype, ...]]:
+    """Of each tensor, in all networks."""
+    for several in zip(*(found.scalings for found in both), strict=True):
+        yield tuple(scaling.dtype for scaling in several)
+
+
+def _half(*dtypes: torch.dtype) -> torch.dtype | None:
+    """The coarser half precision of these."""
+    return max((dtype for dtype in dtypes if dtype in HALVES), key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def _flipping(signs: Tensor) -> Tensor | None:
@@ -244,7 +264,7 @@ def _flipping(signs: Tensor) -> Tensor | None:
 class _Verdict(NamedTuple):
     """What decides: the tolerance of weights, how far outputs are apart, and whether that is within theirs."""
 
-    tolerance: float
+    tolerance: Tolerance
     deviation: float
     agree: bool
 
@@ -282,8 +302,8 @@ def _by_rescaling(
         connecting = joining(scalings, a.tensors, b.tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
     compared = zip(each(a, z[0]), each(b, z[1]), strict=True)
-    worst, different = changes(scalings, compared, z[1], verdict.tolerance)
+    worst, different = changes(scalings, compared, z, verdict.tolerance)
     size = sum(scaling.numel for scaling in scalings)
-    is_joined = worst <= verdict.tolerance and verdict.agree
-    found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance, different, size, verdict.deviation)
+    is_joined = not different and verdict.agree
+    found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance.relative, different, size, verdict.deviation)
     return found, alone, z

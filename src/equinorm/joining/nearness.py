@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from equinorm._symmetries import Symmetries
-from equinorm.joining.differences import Change, changes
+from equinorm.joining.differences import Change, Tolerance, changes
 from equinorm.joining.fitting import medians
 from equinorm.joining.forms import Forms, dtype_of, forms, real, rescaled
 from equinorm.joining.moves import Moves, Orders
@@ -46,7 +46,7 @@ class Nearness:
         return sum(change.entries for change in self.changes)
 
 
-def nearest(both: Both, moves: Moves, scales: Sequence[Tensor], tolerance: float) -> Nearness:
+def nearest(both: Both, moves: Moves, scales: Sequence[Tensor], tolerance: Tolerance) -> Nearness:
     """The first network as near to the second as is found: fewest entries that differ by more than the tolerance.
 
     Scales are medians of ratios, which a few changed weights do not move; channels are matched by weights within bounds. Both
@@ -56,7 +56,7 @@ def nearest(both: Both, moves: Moves, scales: Sequence[Tensor], tolerance: float
         both: the networks.
         moves: flips and permutations of the first.
         scales: canonical log-scales of both.
-        tolerance: on relative differences.
+        tolerance: on differences.
     """
     ours, theirs = (forms(found, dtype=dtype_of(found)) for found in both)
     still = torch.ones(moves.flips.num_free, dtype=torch.int64)
@@ -81,7 +81,7 @@ def _scaled(
     by: tuple[Tensor, Orders],
     sides: tuple[Forms, Forms],
     scales: Sequence[Tensor],
-    tolerance: float,
+    tolerance: Tolerance,
 ) -> Nearness:
     """What is left after flips, a permutation, and the scales that fit them best."""
     (signs, order), (ours, theirs) = by, sides
@@ -89,4 +89,4 @@ def _scaled(
     z = medians(both[0].scalings, moved, theirs, scales[0] - scales[1])
     one, other = rescaled(both[0].scalings, moved, z + scales[1]), rescaled(both[1].scalings, theirs, scales[1])
     compared = zip(one.values(), other.values(), strict=True)
-    return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, compared, scales[1], tolerance))
+    return Nearness(z, moves.named(order), signs, *changes(both[0].scalings, compared, (z + scales[1], scales[1]), tolerance))
