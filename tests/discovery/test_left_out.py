@@ -104,6 +104,7 @@ WAYS = {
     "in windows": lambda table, length: table.unfold(0, length, 1)[0].T,
     "joined": lambda table, length: torch.cat([table[:2], table[2:]])[:length],
     "summed": lambda table, length: (table + table.relu())[:length],
+    "overwritten": lambda table, length: torch.slice_scatter(table, torch.zeros_like(table[length:]), 0, length)[:length],
     "masked": lambda table, length: (table * (torch.arange(len(table)) < length)[:, None]).sum(0),
     "in a sum of products": lambda table, length: torch.einsum("l,lw->w", mask(table, length), table),
     "by a vector": lambda table, length: torch.mv(table.T, mask(table, length)),
