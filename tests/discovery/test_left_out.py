@@ -81,6 +81,11 @@ def test_a_table_that_is_read_in_parts_is_read_whole():
     assert not [pin for pin in permutations.pins if pin.reason.detail.startswith("inputs of this size")]
 
 
+def mask(table: Tensor, length: int) -> Tensor:
+    """1 for the first rows of a table, 0 for others."""
+    return (torch.arange(len(table)) < length).to(table.dtype)
+
+
 WAYS = {
     "narrowed": lambda table, length: table.narrow(0, 0, length),
     "its end": lambda table, length: table[-length:],
@@ -99,7 +104,12 @@ WAYS = {
     "in windows": lambda table, length: table.unfold(0, length, 1)[0].T,
     "joined": lambda table, length: torch.cat([table[:2], table[2:]])[:length],
     "summed": lambda table, length: (table + table.relu())[:length],
+    "overwritten": lambda table, length: torch.slice_scatter(table, torch.zeros_like(table[length:]), 0, length)[:length],
     "masked": lambda table, length: (table * (torch.arange(len(table)) < length)[:, None]).sum(0),
+    "in a sum of products": lambda table, length: torch.einsum("l,lw->w", mask(table, length), table),
+    "by a vector": lambda table, length: torch.mv(table.T, mask(table, length)),
+    "added": lambda table, length: torch.addmm(table[:1], mask(table, length)[None], table),
+    "weighted": lambda table, length: torch.addcmul(table[:1], table, mask(table, length)[:, None]).sum(0),
     "one-hot": lambda table, length: nn.functional.one_hot(torch.arange(length), len(table)).to(table.dtype) @ table,
 }
 """Rows of a table for an input of this length."""

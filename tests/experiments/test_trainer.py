@@ -1,8 +1,10 @@
 """One training run against a plain loop, and what a run must record."""
 
+import errno
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from equinorm.experiments.datasets import in_memory
 from equinorm.experiments.path_norms import kappa
 from equinorm.experiments.thumbnails import decode
 from equinorm.experiments.trainer import train
+from equinorm.reporting.files import OutputError
 
 DATA = digits()
 
@@ -207,6 +210,28 @@ def test_an_unfinished_run_of_something_else_is_refused(tmp_path, monkeypatch):
             train(DEEP, DATA, unfinished=folder)
     kept.unlink()
     train(DEEP, DATA, unfinished=folder)
+
+
+def test_a_run_is_saved_where_another_program_has_just_finished_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "SAVED_EVERY", 0.0)
+    mine, other = (unfinished.Unfinished(tmp_path / "unfinished", TINY) for _ in range(2))
+    make_folder, removals = unfinished.make_folder, iter([other.remove])
+
+    def make(path):
+        make_folder(path)
+        next(removals, lambda: None)()
+
+    monkeypatch.setattr(unfinished, "make_folder", make)
+    mine.save(lambda: {"maker": {}, "steps": 3})
+    assert other.load("cpu", {}) == {"maker": {}, "steps": 3}
+
+    def refuse(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*: No space left on device"):
+        mine.save(lambda: {"maker": {}, "steps": 4})
+    assert other.load("cpu", {}) == {"maker": {}, "steps": 3}
 
 
 @pytest.mark.parametrize("method", ["baseline", "enorm", "bn"])

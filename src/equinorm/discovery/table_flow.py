@@ -36,6 +36,9 @@ _PRODUCTS = "mul mul_ multiply"
 _CONTRACTIONS = {"linear": (-1, -1), "matmul": (-1, -2), "mm": (-1, -2), "bmm": (-1, -2)}
 """Products of two factors, and over which axis of each they sum."""
 
+_BILINEAR = "mv dot vdot inner einsum tensordot addmm addmv baddbmm addbmm addcmul"
+"""Other operations that are linear in each of two factors."""
+
 _ROWS = "linear layer_norm rms_norm softmax log_softmax _softmax _log_softmax"
 """Operations that keep apart what the first argument holds at different places of its first axes."""
 
@@ -215,6 +218,8 @@ class Flow:
         if name in _PRODUCTS.split():
             numbers = map(self._number, node.all_input_nodes)
             return [number != 0 for number in numbers if number is not None and not bool(number.all())]
+        if name in _BILINEAR.split():
+            return self._met_in_product(node, argument)
         if name not in _CONTRACTIONS or argument not in node.args[:2]:
             return []
         place = node.args.index(argument)
@@ -226,6 +231,28 @@ class Flow:
         other = max(other, -number.dim()) % number.dim()
         kept = (number != 0).movedim(other, 0).reshape(number.shape[other], -1).any(1)
         return [] if bool(kept.all()) else [_along(max(own, -rank) % rank, kept, rank)]
+
+    def _met_in_product(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
+        """The same of any product: entries of which the result depends where a constant holds zeros, and all else ones."""
+        values = {other: self._number(other) for other in node.all_input_nodes if other is not argument}
+        if all(number is None or bool(number.all()) for number in values.values()):
+            return []
+        shape = argument.meta["val"].shape
+        target: Any = node.target
+        if any(part.meta["val"].numel() > CONSTANT_LIMIT for part in (argument, node, *values)):
+            return [torch.zeros([1] * len(shape), dtype=torch.bool)]
+
+        def value(other: fx.Node) -> Tensor:
+            if other is argument:
+                return ones
+            number = values[other]
+            return torch.ones(other.meta["val"].shape) if number is None else (number != 0).float()
+
+        with torch.inference_mode(False), torch.enable_grad():
+            ones = torch.ones(shape, requires_grad=True)
+            args, kwargs = map_arg((node.args, node.kwargs), value)  # pyright: ignore[reportGeneralTypeIssues]
+            (found,) = torch.autograd.grad(target(*args, **kwargs).sum(), ones, allow_unused=True, materialize_grads=True)
+        return [] if bool(found.all()) else [found != 0]
 
     def _number(self, node: fx.Node) -> Tensor | None:
         """A value that no input and no weight can change, if its numbers are at hand."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from equinorm.experiments.config import ExperimentError, Run
-from equinorm.reporting.files import make_folder, write_atomically
+from equinorm.reporting.files import OutputError, make_folder, write_atomically
 from equinorm.reporting.records import as_json
 
 SAVED_EVERY = 30.0
@@ -49,6 +50,8 @@ class Unfinished:
         try:
             state = torch.load(self._path, map_location=device, weights_only=True)
             begun = state["maker"]
+        except FileNotFoundError:  # another program has just finished the run
+            return None
         except Exception as error:  # of a file that is cut off, PyTorch raises almost any
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
             raise ExperimentError(f"cannot read the unfinished run {self._path}: {reason}. Delete it to start over.") from error
@@ -68,8 +71,12 @@ class Unfinished:
         """
         if self._path is None or time.perf_counter() - self._saved < SAVED_EVERY:
             return
-        make_folder(self._path.parent)
-        write_atomically([(self._path, lambda path: torch.save(state(), path))], True)
+        content = io.BytesIO()  # of a file that it cannot write, PyTorch says not why
+        torch.save(state(), content)
+        try:
+            _write(self._path, content)
+        except OutputError:  # another program that made the same run has just finished it, and removed the folder
+            _write(self._path, content)
         self._saved = time.perf_counter()
 
     def remove(self) -> None:
@@ -80,3 +87,9 @@ class Unfinished:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are still in it
             self._path.parent.rmdir()
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    """Write a file, and the folder that it lies in."""
+    make_folder(path.parent)
+    write_atomically([(path, lambda temporary: temporary.write_bytes(content.getbuffer()))], True)

@@ -33,8 +33,9 @@ def moved(trace: Trace, call: Call) -> Label | View | list[Label]:
     if isinstance(call.get("start", call.get("tensor_indices_or_sections")), VALUES):
         trace.pin(call.input, "a tensor says where to cut")
         return Label(call.shape) if isinstance(call.result, Tensor) else [Label(tuple(part.shape)) for part in call.result]
-    if isinstance(call.input, (Source, View)) and trace.is_unlabelled(call.input):
-        (name, parameter), *others = call.arguments.items()
+    (name, parameter), *others = call.arguments.items()
+    is_alone = not any(_holds_tensor(value) for _, value in others)
+    if is_alone and isinstance(parameter, (Source, View)) and trace.is_unlabelled(parameter):
         view = View.of(parameter, lambda given: call.operator(**{name: given, **dict(others)}))
         if view is not None:
             return view
