@@ -181,7 +181,7 @@ def test_parts_of_a_checkpoint_that_are_missing(folder):
         assert f"{words} of LlamaForCausalLM: {name}." in message
     safetensors.torch.save_file({**state, "extra": torch.ones(1)}, "model/model.safetensors", metadata={"format": "pt"})
     (note,) = record("inspect", "hf:model")["notes"]
-    assert "1 weights belong to no part of LlamaForCausalLM: extra" in note
+    assert "holds 1 weight that LlamaForCausalLM does not have: extra" in note
 
 
 def test_other_architectures(folder):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equinorm._display import count
 from equinorm.cli.weights import InputError, first_line, first_sentence, readable, shorten
 
 _ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,11 +64,10 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
     for what, keys in (("lacks", found["missing_keys"]), ("has in another shape", found["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else key[0] for key in keys)
-            raise InputError(f"{folder} {what} {len(names)} weights of {type(model).__name__}: {shorten(names)}.")
+            raise InputError(f"{folder} {what} {count(len(names), 'weight')} of {type(model).__name__}: {shorten(names)}.")
     unused = sorted(found["unexpected_keys"])
-    notes = (
-        [f"{folder}: {len(unused)} weights belong to no part of {type(model).__name__}: {shorten(unused)}"] if unused else []
-    )
+    extra = f"{count(len(unused), 'weight')} that {type(model).__name__} does not have: {shorten(unused)}"
+    notes = [f"{folder} holds {extra}"] if unused else []
     return model, examples(model, config), tuple(notes)
 
 

@@ -153,7 +153,8 @@ class Trainer:
 
     def _maker(self) -> dict[str, Any]:
         """What all epochs of one run must share."""
-        return {name: self.source[name] for name in ("equinorm", "commit", "torch", "device")} | {"images": self.data.digest}
+        names = ("equinorm", "commit", "torch", "device", "threads")
+        return {**{name: self.source[name] for name in names}, "images": self.data.digest}
 
     def _resume(self, state: State) -> None:
         """Go on where this state was kept."""

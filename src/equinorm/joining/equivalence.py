@@ -131,9 +131,9 @@ class Equivalence:
             )
         elif self.deviation <= self.tolerance:
             notes.append(
-                "The outputs are the same on these inputs, which what differs does not change."
+                "The outputs agree on these inputs within the tolerance."
                 if self._is_mostly_joined
-                else "The outputs are the same on these inputs: a permutation of channels, or flips of sign, that are not "
+                else "The outputs agree on these inputs: a permutation of channels, or flips of sign, that are not "
                 "found may join the weights."
             )
         return (*notes, *([self._extent] if self.changes else []))
