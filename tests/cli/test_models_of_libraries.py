@@ -174,7 +174,7 @@ def test_parts_of_a_checkpoint_that_are_missing(folder):
     state = safetensors.torch.load_file("model/model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     torch.manual_seed(0)
-    for change, words in (({name: None}, "lacks 1 weights"), ({name: torch.randn(3, 3)}, "has in another shape 1 weights")):
+    for change, words in (({name: None}, "lacks 1 weight"), ({name: torch.randn(3, 3)}, "has in another shape 1 weight")):
         changed = {key: value for key, value in {**state, **change}.items() if value is not None}
         safetensors.torch.save_file(changed, "model/model.safetensors", metadata={"format": "pt"})
         message = refusal("inspect", "hf:model")

@@ -25,8 +25,11 @@ new_full new_zeros new_ones"""
 """Operations that read no entry of what they are given."""
 
 _ENTRYWISE = """alias detach detach_ clone contiguous to _to_copy type_as copy copy_ lift_fresh_copy dropout dropout_
-feature_dropout alpha_dropout where masked_fill multiply subtract divide hardswish"""
+feature_dropout alpha_dropout where masked_fill multiply subtract divide hardswish tril triu"""
 """Operations that compute with each entry by itself, beside those of which torch says so."""
+
+_OVERWRITTEN = "slice_scatter select_scatter diagonal_scatter"
+"""Operations that put others in the place of some entries of the first argument: these count as read."""
 
 _HANDED_ON = {"copy": "src", "copy_": "src", "to": "self", "type_as": "self"}
 """Which argument such operations hand on, where it is one of several."""
@@ -117,7 +120,7 @@ class Flow:
         """Does a movement that returns as many entries as it is given drop none?"""
         target: Any = node.target
         table, *indices = node.all_input_nodes
-        if find(target) not in (indexed, rows_selected) or len(indices) != 1:
+        if find(target) not in (indexed, rows_selected) or len(indices) != 1 or not table.meta["val"].dim():
             return key(target) in _KEEPS.split()
         named, places = bind(target, node.args, node.kwargs), self._number(indices[0])
         axis = named["dim"] if "dim" in named else named["indices"].index(indices[0])
@@ -185,6 +188,8 @@ class Flow:
         given, result = argument.meta.get("val"), node.meta.get("val")
         if name in _SHAPES_ONLY.split():
             return _NOTHING
+        if name in _OVERWRITTEN.split():
+            return _EACH if argument is node.args[0] and argument not in node.args[1:] else _ALL
         is_each = torch.Tag.pointwise in target.tags or name in _ENTRYWISE.split()
         if (not is_each and law not in _MOVEMENTS) or not isinstance(given, Tensor) or not is_static(result):
             return _ALL
@@ -194,7 +199,8 @@ class Flow:
             return _EACH if _broadcasts(given, result) else _ALL
         table, *indices = node.all_input_nodes
         is_unknown = argument is not table or any(self._number(index) is None for index in indices)
-        return _ALL if law in _BY_INDEX and is_unknown else _MOVED
+        is_asked = any(isinstance(index.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool)) for index in indices)
+        return _ALL if is_asked or (law in _BY_INDEX and is_unknown) else _MOVED
 
     def _moved(self, node: fx.Node, argument: fx.Node, label: Label) -> Label | Sequence[Label]:
         """What is shown after a movement; nothing where too many places would have to be written down."""
@@ -217,7 +223,7 @@ class Flow:
         name = key(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
         if name in _PRODUCTS.split():
             numbers = map(self._number, node.all_input_nodes)
-            return [number != 0 for number in numbers if number is not None and not bool(number.all())]
+            return [number != 0 for number in numbers if number is not None and _tells_apart(number)]
         if name in _BILINEAR.split():
             return self._met_in_product(node, argument)
         if name not in _CONTRACTIONS or argument not in node.args[:2]:
@@ -225,7 +231,7 @@ class Flow:
         place = node.args.index(argument)
         factor, own, other = node.args[1 - place], _CONTRACTIONS[name][place], _CONTRACTIONS[name][1 - place]
         number = self._number(factor) if isinstance(factor, fx.Node) else None
-        if number is None or bool(number.all()):
+        if number is None or not _tells_apart(number):
             return []
         rank = argument.meta["val"].dim()
         other = max(other, -number.dim()) % number.dim()
@@ -235,7 +241,8 @@ class Flow:
     def _met_in_product(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
         """The same of any product: entries of which the result depends where a constant holds zeros, and all else ones."""
         values = {other: self._number(other) for other in node.all_input_nodes if other is not argument}
-        if all(number is None or bool(number.all()) for number in values.values()):
+        values = {other: number if number is not None and _tells_apart(number) else None for other, number in values.items()}
+        if not any(number is not None for number in values.values()):
             return []
         shape = argument.meta["val"].shape
         target: Any = node.target
@@ -258,6 +265,11 @@ class Flow:
         """A value that no input and no weight can change, if its numbers are at hand."""
         number = self._known(node)
         return None if number is None or number.is_meta else number.cpu()
+
+
+def _tells_apart(number: Tensor) -> bool:
+    """Has it zeros and others?"""
+    return bool(number.any()) and not bool(number.all())
 
 
 def _entrances(node: fx.Node) -> list[tuple[fx.Node, Any]]:
