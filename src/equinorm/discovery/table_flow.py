@@ -36,10 +36,7 @@ _HANDED_ON = {"copy": "src", "copy_": "src", "to": "self", "type_as": "self"}
 
 _PRODUCTS = "mul mul_ multiply"
 
-_CONTRACTIONS = {"linear": (-1, -1), "matmul": (-1, -2), "mm": (-1, -2), "bmm": (-1, -2)}
-"""Products of two factors, and over which axis of each they sum."""
-
-_BILINEAR = "mv dot vdot inner einsum tensordot addmm addmv baddbmm addbmm addcmul"
+_BILINEAR = "linear matmul mm bmm mv dot vdot inner einsum tensordot addmm addmv baddbmm addbmm addcmul"
 """Other operations that are linear in each of two factors."""
 
 _ROWS = "linear layer_norm rms_norm softmax log_softmax _softmax _log_softmax"
@@ -224,19 +221,7 @@ class Flow:
         if name in _PRODUCTS.split():
             numbers = map(self._number, node.all_input_nodes)
             return [number != 0 for number in numbers if number is not None and _tells_apart(number)]
-        if name in _BILINEAR.split():
-            return self._met_in_product(node, argument)
-        if name not in _CONTRACTIONS or argument not in node.args[:2]:
-            return []
-        place = node.args.index(argument)
-        factor, own, other = node.args[1 - place], _CONTRACTIONS[name][place], _CONTRACTIONS[name][1 - place]
-        number = self._number(factor) if isinstance(factor, fx.Node) else None
-        if number is None or not _tells_apart(number):
-            return []
-        rank = argument.meta["val"].dim()
-        other = max(other, -number.dim()) % number.dim()
-        kept = (number != 0).movedim(other, 0).reshape(number.shape[other], -1).any(1)
-        return [] if bool(kept.all()) else [_along(max(own, -rank) % rank, kept, rank)]
+        return self._met_in_product(node, argument) if name in _BILINEAR.split() else []
 
     def _met_in_product(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
         """The same of any product: entries of which the result depends where a constant holds zeros, and all else ones."""
