@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from checkpoint_models import logits, save
 from cli_tools import folder, invoke, record, refusal
 
 import equinorm
@@ -151,3 +152,21 @@ def test_exported_programs(folder):
     said = " ".join(refusal("equalize", "net.pt2", "--calibration", "few.npz", "-o", "new.pt2").split())
     assert "few.npz holds 7 samples, and the model was exported for 8 at a time" in said
     assert not (folder / "new.pt2").exists()
+
+
+def test_folders_become_folders(folder):
+    save("llama", "a", "60KB", torch.float32)
+    (folder / "a" / "tokenizer.json").write_text("{}")
+    (folder / "a" / "pytorch_model.bin").write_bytes(b"old")
+    found = record("equalize", "a", "--power-of-two", "--report", "b.html", "-o", "b")
+    assert found["equalization"]["noise_after"] > found["equalization"]["noise_before"]
+    assert "pytorch_model.bin" in found["notes"][-1]
+    assert torch.equal(logits("b"), logits("a"))
+    assert (folder / "b.html").is_file()
+    assert {path.name for path in (folder / "a").iterdir()} - {path.name for path in (folder / "b").iterdir()} == {
+        "pytorch_model.bin"
+    }
+    assert "b exists, and folders are not replaced" in refusal("equalize", "a", "--force", "-o", "b")
+    for name in ("b.safetensors", "b.pt2"):
+        assert "hf:a is loaded as a whole, and goes to one file" in refusal("equalize", "a", "-o", name)
+    assert record("equalize", "hf:a", "--power-of-two", "-o", "b.safetensors")["deviation"] == 0.0

@@ -1,7 +1,6 @@
 """`equinorm equalize`: write the rescaling-equivalent weights that lose least when they are rounded."""
 
-import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +14,14 @@ from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
 from equinorm.cli.calibration import Batch, Samples
+from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded, Source, load
-from equinorm.cli.onnx_files import about, is_onnx, names_of, preparing_notes, to_write
+from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, save, write_atomically
 from equinorm.modules.copying import duplicate
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.bias_correction import correct_
@@ -30,12 +30,8 @@ from equinorm.quantization.equalize import equalize_
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme
-from equinorm.reporting.equalizations import draw
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation as in_words
-
-VERIFIED = 8
-"""Batches of calibration data on which outputs are verified."""
 
 AT_ONCE = 16
 """Samples in one run of a model whose inputs nobody has said."""
@@ -62,7 +58,7 @@ def equalize(
             "--output",
             "-o",
             help="Write to this file: .onnx of an ONNX file; else .safetensors (the model's own weights) or .pt2 (a copy with "
-            "batch normalization folded and bounds set free, exported).",
+            "batch normalization folded and bounds set free, exported). Of a FOLDER: to this folder.",
         ),
     ],
     calibration: Annotated[
@@ -116,12 +112,12 @@ def equalize(
 
     def work(steps: Steps) -> Result:
         meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
-        check_target(output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
-        if report is not None:
-            check_target(report, (".html", ".png"), force)
+        to = destination(model, output, report, force)
+        check_room((model,), BYTES_A_WEIGHT)
         steps.say(f"loading {model}")
         source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
+        to.check(loaded.model)
         steps.say("finding symmetries")
         hidden, notes = opaque or (), list(loaded.notes)
         given, network = (loaded.args, loaded.kwargs), loaded.model
@@ -149,13 +145,7 @@ def equalize(
         notes += _of_biases(found, bias_correction)
         if batches is None:
             notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
-        files, written, further = _files(found, loaded, output, batches or [], original.state_dict().keys())
-        if report is not None:
-            content = draw(report, found)
-            files.append((report, lambda path: path.write_bytes(content)))
-        write_atomically(files, force)
-        if written is not None:
-            further += about(written, output, files)
+        notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
             model=f"{loaded.name} ({describe(original)})",
             inputs=describe_inputs(loaded.args, loaded.kwargs),
@@ -163,7 +153,7 @@ def equalize(
             deviation=apart,
             output=str(output),
             report=str(report) if report else None,
-            notes=(*notes, *further),
+            notes=tuple(notes),
         )
         return record, shown(record, found), 0
 
@@ -276,34 +266,3 @@ def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:
     return [
         f"biases of {count(len(found.corrections), 'layer')} corrected: outputs in float differ, by what makes up for rounding"
     ]
-
-
-def _files(
-    found: Equalization, loaded: Loaded, output: Path, batches: Sequence[Batch], names: Collection[str]
-) -> tuple[list, Any, list[str]]:
-    """What to write, what then says how an ONNX file differs, and what a reader must know.
-
-    Raises:
-        InputError: if it cannot be exported, or layers got biases that are not among the model's names of tensors.
-    """
-    if output.suffix == ".onnx":
-        more = [batch for batch in batches[:VERIFIED] if isinstance(batch, tuple) and len(batch) == len(loaded.args)]
-        return *to_write(found.model, loaded.args, output, more, corrected=bool(found.corrections)), []
-    if output.suffix == ".safetensors":
-        if new := sorted(found.model.state_dict().keys() - names):
-            raise InputError(
-                f"{new[0]} is a bias that the model does not have, and {output} would not fit it: -o FILE.pt2 holds a copy "
-                "with it, or leave --bias-correction out."
-            )
-        folded = any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in found.model.modules())
-        left = "batch normalization stays, so that these weights fit the model: -o FILE.pt2 folds it, which gains more"
-        return [(output, lambda path: save(found.model, path))], None, [left] if folded else []
-    content = io.BytesIO()
-    try:
-        program = torch.export.export(found.model, loaded.args, dict(loaded.kwargs), strict=False)
-        torch.export.save(program, content)
-    except Exception as error:
-        raise InputError(
-            f"cannot export the equalized copy: {error}. Write its weights instead, to a .safetensors file."
-        ) from error
-    return [(output, lambda path: path.write_bytes(content.getvalue()))], None, []

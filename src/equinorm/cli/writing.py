@@ -1,5 +1,6 @@
 """Writing a model's weights: to one file, or to a folder like the one that they came from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -16,36 +17,44 @@ from equinorm.reporting.files import OutputError, check_target, make_folder, wri
 
 __all__ = ["OutputError", "check_target", "make_folder", "save", "write_atomically"]
 
+_FILES = (".safetensors",)
 
-def source_of(model: str, output: Path, force: bool) -> Checkpoint | None:
+
+def source_of(model: str, output: Path, force: bool, suffixes: Sequence[str] = _FILES) -> Checkpoint | None:
     """The checkpoint that a folder is written like; None where one file is written. Weights are not read.
 
     A FOLDER goes to a folder; hf:FOLDER to a folder, or to one file if the output's name says so; other models to one file.
+
+    Args:
+        model: as it was named.
+        output: where its weights go.
+        force: whether a file that exists may be replaced.
+        suffixes: of files that the command writes.
 
     Raises:
         OutputError: if the output could not be written in the end.
         CheckpointError: if the folder's files are damaged.
     """
     whole = model.removeprefix("hf:")
-    if not is_folder(whole) or (output.suffix == ".safetensors" and whole != model):
-        check_target(output, (".safetensors",), force)
+    if not is_folder(whole) or (output.suffix in suffixes and whole != model):
+        check_target(output, suffixes, force)
         return None
-    check_is_folder(model, output)
+    check_is_folder(model, output, suffixes)
     checkpoint = open_checkpoint(Path(whole).expanduser())
     check_output(checkpoint, output)
     return checkpoint
 
 
-def check_is_folder(model: str, output: Path) -> None:
+def check_is_folder(model: str, output: Path, suffixes: Sequence[str] = _FILES) -> None:
     """Refuse a file as what a checkpoint's folder goes to.
 
     Raises:
         OutputError: which says how to write one.
     """
-    if output.suffix == ".safetensors":
+    if output.suffix in suffixes:
         raise OutputError(
             f"{output} is a file, and {model} a checkpoint's folder, which goes to a folder: name one with --output, without "
-            f".safetensors. hf:{model} is loaded as a whole, and goes to one file."
+            f"{output.suffix}. hf:{model} is loaded as a whole, and goes to one file."
         )
 
 
