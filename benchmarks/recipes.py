@@ -72,7 +72,9 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for method in options.methods:
             spec, _, rate = method.partition("@")
             for seed in options.seeds:
-                same = replace(base, network=network, lr=float(rate or 0.1), seed=seed, bfloat16=True, held_out=True)
+                same = replace(
+                    base, network=network, lr=float(rate or 0.1), seed=seed, bfloat16=options.bfloat16, held_out=True
+                )
                 run = parse(spec, same).canonical()
                 found = trial(run, in_memory.load(run, options.data), options.images)
                 yield {"network": network, "method": spec, "lr": run.lr, "seed": seed, "images": options.images, **found}
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16, where the machine has it")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report((record | machine() for record in records(options)), options.output)

@@ -333,3 +333,34 @@ def test_convolutional_networks_train(network, method, tmp_path):
     assert found.num_free > 0
     if method == "enorm_exact":
         assert found.curves.residuals[-1] < 1e-3 * found.curves.residuals[0]
+
+
+def test_adaptive_clipping_bounds_each_hidden_neuron():
+    """No neuron's weights change by more than rate × agc × norm in a step; only those behind larger gradients change less."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, 3, 2))
+    weight.data[0] = 0
+    weight.grad = torch.randn(4, 3, 2)
+    weight.grad[1] = 0
+    weight.grad[2] *= 1e-3
+    before = weight.grad.clone()
+    networks.clip_units_(weight, 0.01)
+    limits = 0.01 * weight.detach().flatten(1).norm(dim=1).clamp(min=1e-3)
+    torch.testing.assert_close(weight.grad.flatten(1).norm(dim=1)[[0, 3]], limits[[0, 3]])
+    assert torch.equal(weight.grad[1:3], before[1:3])
+    one, other = (Run(depth=1, width=8, epochs=1, lr=0.1, weight_decay=0.0, batch=2000, agc=agc) for agc in (0.01, 0.0))
+    steps = [_first_steps(run) for run in (one, other)]
+    (*clipped, last), (*free, same) = steps
+    assert all((step <= 1.001 * 0.1 * 0.01).all() for step in clipped)
+    assert all((step > 1.001 * 0.1 * 0.01).any() for step in free)
+    torch.testing.assert_close(last, same)  # the last layer is not clipped
+
+
+def _first_steps(run):
+    """How far the first step moves each neuron of each layer, over its norm."""
+    torch.manual_seed(run.seed)
+    model = networks.build(run, DATA.shape, DATA.classes)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    trainer.Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").epoch(torch.arange(len(DATA.train)), 0, 1)
+    pairs = zip(before, model.parameters(), strict=True)
+    return [(after.detach() - weight).norm(dim=1) / weight.norm(dim=1) for weight, after in pairs]

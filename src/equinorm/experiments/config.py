@@ -50,7 +50,7 @@ METHODS = {
 
 _LEAST = {
     **dict.fromkeys(("width", "batch", "epochs", "cycles", "every", "path_every"), 1),
-    **dict.fromkeys(("depth", "lr", "momentum", "weight_decay", "clip", "warmup", "head", "branch", "c", "c_end"), 0),
+    **dict.fromkeys(("depth", "lr", "momentum", "weight_decay", "clip", "agc", "warmup", "head", "branch", "c", "c_end"), 0),
 }
 """Least value of each number of a run; c = 0 chooses c by depth, and 0 switches others off."""
 
@@ -74,6 +74,8 @@ class Run:
         momentum: of SGD.
         weight_decay: coupled, on every parameter.
         clip: largest global norm of what the optimizer takes for the gradient; 0 for no limit.
+        agc: adaptive gradient clipping (Brock et al., 2021): largest norm of a neuron's gradient over that of its weights, or
+            over 0.001, but in the last layer; 0 for no limit.
         warmup: epochs in which the learning rate grows linearly from 0.
         head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
         branch: factor on the initial weights of the last layer of each residual branch; below 1 blocks start near the identity.
@@ -107,6 +109,7 @@ class Run:
     momentum: float = 0.0
     weight_decay: float = 1e-3
     clip: float = 0.0
+    agc: float = 0.0
     warmup: float = 0.0
     head: float = 1.0
     branch: float = 1.0

@@ -58,6 +58,16 @@ def centre_(weight: Tensor) -> Tensor:
     return weight.sub_(weight.mean(tuple(range(1, weight.dim())), keepdim=True))
 
 
+@torch.no_grad()
+def clip_units_(weight: Tensor, most: float) -> None:
+    """Shorten the gradient of each neuron to so many times its weights' norm, in place (Brock et al., 2021)."""
+    if weight.grad is None:
+        return
+    own, gradient = (tensor.flatten(1).norm(dim=1) for tensor in (weight, weight.grad))
+    factors = (most * own.clamp(min=1e-3) / gradient).clamp(max=1.0)  # 0 / 0 cannot be: a positive number over 0 is infinite
+    weight.grad.mul_(factors.view(-1, *[1] * (weight.dim() - 1)))
+
+
 def _norm(kind: str, flat: bool) -> Norm:
     def layers(channels: int) -> list[nn.Module]:
         if kind == "batch":

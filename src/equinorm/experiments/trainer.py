@@ -188,6 +188,9 @@ class Trainer:
             if run.centralise:
                 for gradient in [weight.grad for weight in matrices[1:] if weight.grad is not None]:
                     networks.centre_(gradient)
+            if run.agc:
+                for weight in matrices[:-1]:
+                    networks.clip_units_(weight, run.agc)
             if run.clip:
                 nn.utils.clip_grad_norm_(parameters, run.clip)
             losses += loss.detach()
