@@ -3,14 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from equinorm._display import count, shortened, storing
+from equinorm._display import count, first_few, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
 from equinorm._scaling import Cast, Scaling
@@ -19,8 +19,6 @@ from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 from equinorm.sharding.modules import reshard
-
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +142,7 @@ class Plan:
         unknown = [name for name in own if name not in known]
         for names, text in ((missing, "lacks"), (unknown, "has, and the plan does not know,")):
             if names:
-                raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {_few(names)}.")
+                raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {first_few(names)}.")
         for name, scaling in known.items():
             if tuple(tensors[name].shape) != scaling.shape:
                 shapes = f"{tuple(tensors[name].shape)} in {what} and {scaling.shape} in the plan"
@@ -162,7 +160,3 @@ def plan_of(orbit: Orbit, log_scales: Tensor, power_of_two: bool = False) -> Pla
         moving = [scaling for scaling in orbit.scalings if scaling.factors]
         log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *orbit.casts])
     return Plan(log_scales.detach().clone(), orbit.scalings, (), orbit.casts, orbit.backward)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(shortened(list(names), _SHOWN, "of them"))
