@@ -15,7 +15,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
 from equinorm.quantization.batches import Batch, calibration_batches
 from equinorm.quantization.calls import Key
-from equinorm.quantization.fake import Reference, Simulation
+from equinorm.quantization.fake import Reference, Rounding, Simulation
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation
@@ -146,9 +146,9 @@ class Equalization:
 
     def _simulations(self) -> tuple[Simulation, Simulation]:
         """The network as it was and as it is, rounded."""
-        common = self.model, self.points, self.activations, by_name(self.symmetries.scalings)
+        rounding = Rounding(self.model, self.points, self.activations, by_name(self.symmetries.scalings))
         still = torch.zeros_like(self.log_scales)
-        return Simulation(*common, -self.log_scales, self._shifts()), Simulation(*common, still)
+        return Simulation(rounding, -self.log_scales, self._shifts()), Simulation(rounding, still)
 
     @property
     def table(self) -> list[tuple[str, str, str, str]]:
