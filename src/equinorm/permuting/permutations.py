@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from equinorm._errors import PermutationError
 from equinorm.discovery.asked import asked
 from equinorm.discovery.graph.export import Graphs
-from equinorm.modules.choosing import Choice
+from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.permuting import description
 from equinorm.permuting.discover import discover
@@ -124,9 +124,7 @@ class Permutations:
         """
         orders = self.layout.orders(permutation)
         self._guard.check()
-        tensors = dict(
-            [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
-        )
+        tensors = tensors_of(self.model)
         moves, moving = list[Reordering](), dict[int, tuple[str, list[Tensor | None]]]()
         for source, axes in self.layout.axes.items():
             indices = places(axes, orders)

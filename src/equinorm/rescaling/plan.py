@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from equinorm._display import count, first_few, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
 from equinorm._scaling import Cast, Scaling
-from equinorm.modules.choosing import unwrapped
+from equinorm.modules.choosing import tensors_of, unwrapped
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -133,13 +132,10 @@ class Plan:
 
     def _check_fit(self, model: nn.Module) -> None:
         """Refuse a model whose tensors are not those of the plan."""
-        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        buffers = dict(model.named_buffers(remove_duplicate=False))
         known = {name: scaling for scaling in self.scalings for name in scaling.names}
-        tensors: Mapping[str, Tensor] = {**own, **buffers}
-        what = describe(model)
+        tensors, what = tensors_of(model), describe(model)
         missing = [name for name in known if name not in tensors]
-        unknown = [name for name in own if name not in known]
+        unknown = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in known]
         for names, text in ((missing, "lacks"), (unknown, "has, and the plan does not know,")):
             if names:
                 raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {first_few(names)}.")
