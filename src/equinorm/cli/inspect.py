@@ -13,7 +13,7 @@ from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
-from equinorm.checkpoints.solving import parts, size_of
+from equinorm.checkpoints.solving import components_of, size_of
 from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
@@ -111,7 +111,7 @@ def of_folder(folder: Folder) -> Inspection:
     """The record of a checkpoint's folder, whose weights are not read."""
     checkpoint, task = folder.checkpoint, folder.task(BalanceOptions())
     held, why = task.held()
-    sizes = [size_of(part, checkpoint) for part in parts(task, held)]
+    sizes = [size_of(part, checkpoint) for part in components_of(task, held)]
     files = count(len(checkpoint.files), "file")
     notes = [f"{files} of {in_bytes(checkpoint.size)}; no weights were read"]
     if sizes:
