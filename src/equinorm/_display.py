@@ -3,7 +3,7 @@
 import html
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,11 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     ['a', 'b', '… and 2 more letters']
     """
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1:,} more {noun}"]
+
+
+def first_few(names: Iterable[str], most: int = 6, noun: str = "of them") -> str:
+    """Names in a line, cut as `shortened` does."""
+    return ", ".join(shortened([*names], most, noun))
 
 
 def as_html(title: str, facts: Sequence[tuple[str, object]], *sections: Section) -> str:

@@ -161,14 +161,14 @@ def test_gains_that_half_precision_would_round_stay_and_say_why(folders):
         f"32 of {folder.symmetries.num_free} scales stay at 1: they move gains that are stored as w in half precision and "
         "used as 1 + w, which rounds"
     ]
-    assert len([*solving.parts(task, held)]) == 6  # queries with keys, and values with outputs, are parted
+    assert len([*solving.components_of(task, held)]) == 6  # queries with keys, and values with outputs, are parted
     assert not folder.task(BalanceOptions()).held()[1]
 
 
 def test_components_are_blocks_of_the_decoder(folders):
     task = folders["llama"].task(BalanceOptions())
     held, _ = task.held()
-    found = [{scaling.name for scaling in part.scalings} for part in solving.parts(task, held)]
+    found = [{scaling.name for scaling in part.scalings} for part in solving.components_of(task, held)]
     mlp = {
         f"model.layers.0.{part}.weight"
         for part in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "post_attention_layernorm")

@@ -17,15 +17,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import equinorm
+from equinorm.balancing.options import BalanceOptions
 from equinorm.cli import demo, loading, report
 from equinorm.cli.verified_balance import pictures, verified_balance
 from equinorm.reporting.pictures import _shrunk
 from equinorm.reporting.words import numbers
 
 
-def balanced(model, x, **options):
-    loaded = loading.Loaded("net", model.eval(), (x,))
-    return verified_balance(loaded, equinorm.symmetries(loaded.model, (x,)), **options)
+def balanced(model, x, power_of_two=False, **options):
+    loaded, options = loading.Loaded("net", model.eval(), (x,)), BalanceOptions(**options, compile=None)
+    return verified_balance(loaded, equinorm.symmetries(loaded.model, (x,)), options, power_of_two=power_of_two)
 
 
 @pytest.fixture(scope="module")

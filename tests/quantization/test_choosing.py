@@ -7,6 +7,7 @@ from quantized_networks import perceptron
 import equinorm
 from equinorm.quantization import Scheme, choosing as real, solve
 from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
+from equinorm.quantization.fake import Rounding
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.points import find_points
 from equinorm.quantization.statistics import gather
@@ -124,8 +125,9 @@ def test_chance_is_not_sure():
 def real_trials(model, x):
     scheme = Scheme(8, "tensor")
     symmetries, points = find_points(model, (x,), None, scheme)
-    seen, scalings = gather(model, points, [((x,), {})]), by_name(symmetries.scalings)
-    return real.Trials(model, points, seen, scalings, Noise([], symmetries.num_free), [((x,), {})], corrects=False)
+    seen = gather(model, points, [((x,), {})])
+    rounding = Rounding(model, points, seen.activations, by_name(symmetries.scalings))
+    return real.Trials(rounding, Noise([], symmetries.num_free), [((x,), {})])
 
 
 def test_a_glance_is_at_the_first_quarter_and_nothing_is_measured_twice():

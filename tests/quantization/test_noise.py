@@ -9,7 +9,7 @@ from quantized_networks import mixed, noise_of, perceptron
 from scipy import optimize
 from torch import nn
 
-from equinorm.quantization.fake import Reference, Simulation, decibels
+from equinorm.quantization.fake import Reference, Rounding, Simulation, decibels
 from equinorm.quantization.minimize import descend, minimize
 from equinorm.quantization.noise import Noise, logs
 from equinorm.quantization.points import find_points
@@ -85,7 +85,9 @@ def test_prediction_is_what_rounding_costs(scheme):
         seen = gather(net, points, [((x,), {})])
         found = [one.observed for one in rounded_tensors(points, symmetries.tensors, scalings, seen)]
         predicted = decibels(seen.signal, Noise(found, len(z)).exact(z.numpy()).sum())
-        measured = Reference(net, [((x,), {})]).signal_to_noise(Simulation(net, points, seen.activations, scalings, z))
+        measured = Reference(net, [((x,), {})]).signal_to_noise(
+            Simulation(Rounding(net, points, seen.activations, scalings), z)
+        )
         apart.append(measured - predicted)
     assert abs(sum(apart) / len(apart)) < 1.5
     assert max(map(abs, apart)) < 4.0

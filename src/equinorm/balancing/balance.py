@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from equinorm import native
-from equinorm._display import count, drawing
-from equinorm._errors import BalanceError, RescaleError
-from equinorm.balancing import description
+from equinorm._display import as_html, count, drawing, norm_name, plain
+from equinorm._errors import BalanceError, RescaleError, describe
 from equinorm.balancing.kept_layouts import kept_layout
 from equinorm.balancing.minimum import minimum
 from equinorm.balancing.norm import exp
@@ -24,6 +23,9 @@ from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.plan import Plan, plan_of
 from equinorm.sharding.processes import processes_of
+
+_RECORDED = "p", "c", "method", "norm_before", "norm_after", "residuals", "residual", "cycles", "converged", "reason", "dead"
+"""What `Balance.to_dict` takes as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +145,35 @@ class Balance:
         >>> json.loads(json.dumps(record)) == record, record["converged"], len(record["log_scales"])
         (True, True, 16)
         """
-        return description.as_dict(self)
+        energies = [{"name": e.name, "before": e.before, "after": e.after} for e in self.energies]
+        record = {name: getattr(self, name) for name in _RECORDED}
+        return plain({**record, "energies": energies, "log_scales": self.log_scales.tolist()})
 
     def __str__(self) -> str:
-        return description.text(self)
+        if not self.energies:
+            return self.reason
+        asymmetry = f", c = {self.c:g}" if self.c != 1 else ""
+        return (
+            f"{norm_name(self.p)} norm {self.norm_before:.6g} → {self.norm_after:.6g}{asymmetry}, residual "
+            f"{self.residual:.1e} after {count(self.cycles, f'{self.method} cycle')}"
+            + ("" if self.converged else f": {self.reason}")
+            + (f"; {count(len(self.dead), 'dead channel')} left at scale 1" if self.dead else "")
+        )
 
     def _repr_html_(self) -> str:
-        return description.markup(self)
+        title = f"Balance of {describe(self.symmetries.model)}"
+        if not self.energies:
+            return as_html(title, [("result", self.reason)])
+        cycles = count(self.cycles, f"{self.method} cycle")
+        facts = [
+            (f"{norm_name(self.p)} norm", f"{self.norm_before:.6g} → {self.norm_after:.6g}"),
+            ("residual", f"{self.residuals[0]:.1e} → {self.residual:.1e} after {cycles}"),
+            *([("asymmetry c", f"{self.c:g}")] if self.c != 1 else []),
+            ("result", self.reason),
+            *([("left at scale 1", count(len(self.dead), "dead channel"))] if self.dead else []),
+        ]
+        rows = [(energy.name, f"{energy.before:.6g}", f"{energy.after:.6g}") for energy in self.energies]
+        return as_html(title, facts, (("energy of", "before", "after"), rows, "tensors"))
 
 
 def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | None = None) -> Balance:

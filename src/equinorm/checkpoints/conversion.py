@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import count, shortened
+from equinorm._display import count, first_few
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
 from equinorm.checkpoints.stored import CheckpointError, Entry
-
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +55,9 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     ignored = tuple(key for key in unknown if _is_ignored(model, key))
     if lost := [key for key in unknown if key not in ignored]:
         said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {_name(model)}"
-        raise CheckpointError(f"{said}: {_few(lost)}. Does config.json name the class that the weights are of (architectures)?")
+        raise CheckpointError(
+            f"{said}: {first_few(lost)}. Does config.json name the class that the weights are of (architectures)?"
+        )
     found: dict[int, list[str]] = {}
     for key, name in direct.items():
         _check_shape(model, key, entries[key].shape, own[name].shape)
@@ -68,7 +68,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     if converted:
         stored += _Parts(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
-        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {_name(model)}: {_few([*rest])}.")
+        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {_name(model)}: {first_few(rest)}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
@@ -183,7 +183,7 @@ class _Parts:
             _check_shape(self._model, key, entries[key].shape, found[name].shape)
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
-            raise CheckpointError(f"the files lack {count(len(found), 'tensor')} of {_name(self._model)}: {_few([*found])}.")
+            raise CheckpointError(f"the files lack {count(len(found), 'tensor')} of {_name(self._model)}: {first_few(found)}.")
         return stored
 
     def _reverted(self, names: Sequence[str]) -> dict[str, Scaling]:
@@ -215,7 +215,7 @@ class _Parts:
         parents = [self._scalings[number] for number in numbers]
         if len({(p.offset, p.is_squared, p.kind) for p in parents}) > 1:
             names = [parent.name for parent in parents]
-            raise CheckpointError(f"{key} holds tensors that {_name(self._model)} uses in different ways: {_few(names)}.")
+            raise CheckpointError(f"{key} holds tensors that {_name(self._model)} uses in different ways: {first_few(names)}.")
         factors: list[tuple[float, Tensor]] = []
         for code in codes:
             code = _compact(code)
@@ -235,7 +235,7 @@ def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         return loading.revert_weight_conversion(model, dict(tensors))
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot tell how files hold {_few(list(tensors))} of {_name(model)}: "
+            f"transformers cannot tell how files hold {first_few(tensors)} of {_name(model)}: "
             f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
         ) from error
 
@@ -284,10 +284,6 @@ def _is_ignored(model: nn.Module, key: str) -> bool:
 
 _NO_LONGER_STORED = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_ids": r"(^|\.)position_ids$"}
 """Patterns of keys that models with a buffer of this name make for themselves."""
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(shortened(list(names), _SHOWN, "of them"))
 
 
 def _check_shape(model: nn.Module, key: str, found: Sequence[int], own: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from equinorm._display import shortened
+from equinorm._display import first_few
 from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, open_stored
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,8 +79,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     else:
         raise CheckpointError(f"{folder} holds neither {ONE} nor {INDEX}. Write it with save_pretrained.")
     if missing := [name for name in names if not (folder / name).is_file()]:
-        listed = ", ".join(shortened(missing, 6, "of them"))
-        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(names)} files that its index names: {listed}.")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of {len(names)} files that its index names: {first_few(missing)}."
+        )
     files = tuple(open_stored(folder / name) for name in names)
     where: dict[str, StoredFile] = {}
     for file in files:
@@ -91,7 +92,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if named is not None:
         apart = [key for key in {*named, *where} if key not in where or named.get(key) != where[key].path.name]
         if apart:
-            listed = ", ".join(shortened(sorted(apart), 6, "of them"))
+            listed = first_few(sorted(apart))
             raise CheckpointError(f"{folder / INDEX} and the files disagree about where {len(apart)} tensors are: {listed}.")
     entries = {entry.key: entry for file in files for entry in file.entries}
     return Checkpoint(folder, files, entries, where)

@@ -124,7 +124,7 @@ class Task:
         return [s for s in self.conversion.scalings if s.factors and s.dtype not in WRITABLE]
 
 
-def parts(task: Task, held: Tensor) -> Iterator[Component]:
+def components_of(task: Task, held: Tensor) -> Iterator[Component]:
     """The components of a checkpoint, one at a time."""
     return components(task.conversion.scalings, task.orbit.family_ranges, held)
 
@@ -165,7 +165,7 @@ def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = la
     check_dtypes(task, held)
     z, record = _begun(staging, task.orbit.num_free)
     saved, unit = time.monotonic(), task.unit
-    for number, component in enumerate(parts(task, held)):
+    for number, component in enumerate(components_of(task, held)):
         size = size_of(component, task.checkpoint)
         if number >= record.done:
             found = _solved(task, component, unit)

@@ -91,9 +91,9 @@ def balance(
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         if is_onnx(model) and not found.num_free:
             raise BalanceError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        options = {"p": norm, "c": c, "cycles": cycles, "tol": tol, "method": method, "biases": biases}
+        options = BalanceOptions(norm, c, cycles, tol, method, biases, compile=None)
         shown_too = {"progress": steps.solving(tol), "pictured": report is not None}
-        record, pictures = verified_balance(loaded, found, **options, power_of_two=power_of_two, **shown_too)
+        record, pictures = verified_balance(loaded, found, options, power_of_two=power_of_two, **shown_too)
         steps.say("writing")
         record = replace(record, output=str(output), report=str(report) if report else None)
         files, written = [(output, lambda path: save(loaded.model, path))], None

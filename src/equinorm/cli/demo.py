@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from equinorm._deviation import deviation
 from equinorm._symmetries import Symmetries, symmetries
+from equinorm.balancing.options import BalanceOptions
 from equinorm.cli import report as reports
 from equinorm.cli.exactness import VERIFYING
 from equinorm.cli.loading import Loaded
@@ -157,11 +158,11 @@ def demonstrate(
         found.rescale_((2 * torch.rand(found.num_free, dtype=torch.float64) - 1) * DECADES * math.log(10))
         stages.append(_stage("unbalanced", found, images, labels, held_out, expected))
     say("balancing")
-    unbalanced, twin = duplicate(model, VERIFYING), duplicate(model, VERIFYING)
-    record, pictures = verified_balance(Loaded("digits", model, (images,)), found)
+    unbalanced, twin, options = duplicate(model, VERIFYING), duplicate(model, VERIFYING), BalanceOptions(compile=None)
+    record, pictures = verified_balance(Loaded("digits", model, (images,)), found, options)
     stages.append(_stage("balanced", found, images, labels, held_out, expected))
     say("balancing by powers of two")
-    verified_balance(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), power_of_two=True)
+    verified_balance(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), options, power_of_two=True)
     with torch.no_grad():
         outputs, exact = unbalanced(images), twin(images)
     say("rounding to 8 bits")

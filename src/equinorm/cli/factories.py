@@ -64,29 +64,7 @@ def built(name: str, settings: Mapping[str, Any], device: str) -> nn.Module:
     Raises:
         InputError: if it cannot be imported or called, or returns something else.
     """
-    module_name, attribute = parted(name)
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-        module = found
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            hint = " Leave out the .py and write dots instead of slashes." if "/" in name or ".py:" in name else ""
-            raise InputError(
-                f"there is no module {missing!r} to import {name} from. "
-                f"It is looked for in {here} and among the installed packages.{hint}"
-            ) from error
-        raise InputError(f"importing {module_name} needs the module {missing!r}, which is not installed.") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"importing {module_name} raised {_raised(error)}.") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [key for key in vars(module) if callable(vars(module)[key]) and not key.startswith("_")]
-            raise InputError(f"{module_name} has no {attribute!r}. It has {shorten(public)}.")
-        found = getattr(found, part)
+    found = _imported(name)
     if isinstance(found, nn.Module):
         if settings or device == "meta":
             option = "--set" if settings else "--device meta"
@@ -107,6 +85,34 @@ def built(name: str, settings: Mapping[str, Any], device: str) -> nn.Module:
             f"{name}() builds weights elsewhere than on the device asked for: {shorten(held)}. Leave out --device."
         )
     return model
+
+
+def _imported(name: str) -> Any:
+    """What the name says, from a module in the current folder or an installed one."""
+    module_name, attribute = parted(name)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            hint = " Leave out the .py and write dots instead of slashes." if "/" in name or ".py:" in name else ""
+            raise InputError(
+                f"there is no module {missing!r} to import {name} from. "
+                f"It is looked for in {here} and among the installed packages.{hint}"
+            ) from error
+        raise InputError(f"importing {module_name} needs the module {missing!r}, which is not installed.") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"importing {module_name} raised {_raised(error)}.") from error
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(module) if callable(vars(module)[key]) and not key.startswith("_")]
+            raise InputError(f"{module_name} has no {attribute!r}. It has {shorten(public)}.")
+        found = getattr(found, part)
+    return found
 
 
 def _check_arguments(name: str, factory: Callable[..., Any], settings: Mapping[str, Any]) -> None:

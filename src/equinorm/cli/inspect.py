@@ -13,7 +13,7 @@ from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
-from equinorm.checkpoints.solving import parts, size_of
+from equinorm.checkpoints.solving import components_of, size_of
 from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
@@ -111,7 +111,7 @@ def of_folder(folder: Folder) -> Inspection:
     """The record of a checkpoint's folder, whose weights are not read."""
     checkpoint, task = folder.checkpoint, folder.task(BalanceOptions())
     held, why = task.held()
-    sizes = [size_of(part, checkpoint) for part in parts(task, held)]
+    sizes = [size_of(part, checkpoint) for part in components_of(task, held)]
     files = count(len(checkpoint.files), "file")
     notes = [f"{files} of {in_bytes(checkpoint.size)}; no weights were read"]
     if sizes:
@@ -176,43 +176,44 @@ def shown(record: Inspection) -> RenderableType:
         [
             ("model", record.model),
             ("inputs", record.inputs),
-            (
-                "free classes",
-                f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}",
-            ),
+            ("free classes", f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}"),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("time", f"{record.seconds_export:.2f} s to export the model, {record.seconds_labels:.2f} s to find its classes"),
             *(("note", note) for note in record.notes),
         ]
     )
-    if record.families:
-        families: RenderableType = table(
-            "Free scale classes",
-            [("family", False), ("classes", True), ("tensors moved", True)],
-            [(f"{row.tensor}[{row.axis}]", f"{row.classes:,}", f"{row.tensors:,}") for row in record.families],
-            ("total", f"{record.num_free:,}", ""),
-        )
-    else:
-        families = Text("No free class: every channel is pinned.\n")
-    rows = []
+    free = _free(record) if record.families else Text("No free class: every channel is pinned.\n")
+    return Group(head, Text(), free, _coverage(record), _pinned(record) if record.pins else Text("Nothing is pinned."))
+
+
+def _free(record: Inspection) -> RenderableType:
+    """The families of free classes."""
+    return table(
+        "Free scale classes",
+        [("family", False), ("classes", True), ("tensors moved", True)],
+        [(f"{row.tensor}[{row.axis}]", f"{row.classes:,}", f"{row.tensors:,}") for row in record.families],
+        ("total", f"{record.num_free:,}", ""),
+    )
+
+
+def _coverage(record: Inspection) -> RenderableType:
+    """How many entries of weights and of biases move."""
+
+    def line(label: str, tensors: int, entries: int, moving: int) -> tuple[str, ...]:
+        return label, f"{tensors:,}", f"{entries:,}", f"{moving:,}", percent(moving, entries)
+
+    lines = []
     for role, label in (("weight", "weights"), ("bias", "biases")):
         chosen = [row for row in record.tensors if row.role == role]
-        entries, moving = sum(row.entries for row in chosen), sum(row.moving for row in chosen)
-        rows.append((label, f"{len(chosen):,}", f"{entries:,}", f"{moving:,}", percent(moving, entries)))
+        lines.append(line(label, len(chosen), sum(row.entries for row in chosen), sum(row.moving for row in chosen)))
     number = sum(row.kind == "parameter" for row in record.tensors)
-    coverage = table(
-        "Coverage",
-        [("", False), ("tensors", True), ("entries", True), ("moving", True), ("share", True)],
-        rows,
-        (
-            "parameters",
-            f"{number:,}",
-            f"{record.parameters:,}",
-            f"{record.moving:,}",
-            percent(record.moving, record.parameters),
-        ),
-    )
-    pins = table(
+    columns = [("", False), ("tensors", True), ("entries", True), ("moving", True), ("share", True)]
+    return table("Coverage", columns, lines, line("parameters", number, record.parameters, record.moving))
+
+
+def _pinned(record: Inspection) -> RenderableType:
+    """What cannot scale, and which operation says so."""
+    return table(
         "Pinned channels",
         [("axis", False), ("channels", True), ("reason", False), ("source line", False), ("module", False)],
         [
@@ -227,4 +228,3 @@ def shown(record: Inspection) -> RenderableType:
         ],
         ("total", f"{sum(pin.channels for pin in record.pins):,}", "", "", ""),
     )
-    return Group(head, Text(), families, coverage, pins if record.pins else Text("Nothing is pinned."))

@@ -12,7 +12,7 @@ from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
 from equinorm.checkpoints.rewriting import Rewriting, moves_of
-from equinorm.checkpoints.solving import check_dtypes, norm_of, parts, size_of, solve
+from equinorm.checkpoints.solving import check_dtypes, components_of, norm_of, size_of, solve
 from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
@@ -91,16 +91,9 @@ def streamed_balance(
     task = folder.task(options, power_of_two)
     held, notes = task.held()
     check_dtypes(task, held)
-    sizes = [size_of(part, checkpoint) for part in parts(task, held)]
-    staging = None
-    if outputs.folder is not None:
-        job = {
-            "options": asdict(options),
-            "power_of_two": power_of_two,
-            "symmetries": folder.symmetries.fingerprint,
-            "by": __version__,
-        }
-        staging = prepare(checkpoint, outputs.folder, job)
+    sizes = [size_of(part, checkpoint) for part in components_of(task, held)]
+    job = {"options": asdict(options), "power_of_two": power_of_two, "symmetries": folder.symmetries.fingerprint}
+    staging = None if outputs.folder is None else prepare(checkpoint, outputs.folder, {**job, "by": __version__})
     written = checkpoint.size if staging is not None else 0
     meter = Meter(steps, "balancing", sum(sizes) + written)
     done = Rewritten(0, 0, ())

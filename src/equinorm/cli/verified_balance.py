@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
@@ -13,6 +13,7 @@ from equinorm._deviation import deviation
 from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
+from equinorm.balancing.options import BalanceOptions
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
 from equinorm.cli.loading import Loaded
 from equinorm.modules.copying import duplicate
@@ -62,13 +63,8 @@ class Balancing:
 def verified_balance(
     loaded: Loaded,
     symmetries: Symmetries,
+    options: BalanceOptions,
     *,
-    p: float = 2.0,
-    c: float = 1.0,
-    cycles: int | None = None,
-    tol: float = 1e-6,
-    method: str = "two-level",
-    biases: bool = False,
     power_of_two: bool = False,
     progress: Callable[[int, float], None] | None = None,
     pictured: bool = True,
@@ -85,29 +81,29 @@ def verified_balance(
     started = time.perf_counter()
     model = loaded.model
     original = duplicate(model, VERIFYING)
-    balance = symmetries.balance(p, c, cycles, tol, method, biases=biases, progress=progress)
+    balance = symmetries.balance(**asdict(options), progress=progress)
     balance.apply_(power_of_two=power_of_two)
     norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
     if power_of_two and balance.energies:
-        norm, residual, energies, reason = _rounded(symmetries, balance, tol, biases, original)
+        norm, residual, energies, reason = _rounded(symmetries, balance, options, original)
     apart = deviation(model, original, loaded.args, loaded.kwargs)
     dtype = coarsest(model)
     verify("balanced", apart, dtype, remedy(power_of_two))
     record = Balancing(
         model=f"{loaded.name} ({describe(model)})",
         inputs=describe_inputs(loaded.args, loaded.kwargs),
-        p=p,
-        c=c,
-        method=method,
-        biases=biases,
+        p=options.p,
+        c=options.c,
+        method=options.method,
+        biases=options.biases,
         power_of_two=power_of_two,
-        tol=tol,
+        tol=options.tol,
         num_free=symmetries.num_free,
         dead=len(balance.dead),
         norm_before=balance.norm_before,
         norm_after=norm,
-        energy_before=_total(p, [energy.before for energy in energies]),
-        energy_after=_total(p, [energy.after for energy in energies]),
+        energy_before=_total(options.p, [energy.before for energy in energies]),
+        energy_after=_total(options.p, [energy.after for energy in energies]),
         energies=energies,
         residuals=balance.residuals,
         residual=residual,
@@ -133,9 +129,9 @@ def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float
     return table(f"Energy {energy_name(p, c)}", [("tensor", False), ("before", True), ("after", True)], lines, total)
 
 
-def _rounded(symmetries: Symmetries, balance: Balance, tol: float, biases: bool, original: nn.Module):
+def _rounded(symmetries: Symmetries, balance: Balance, options: BalanceOptions, original: nn.Module):
     """Norm, residual, energies and reason at the rounded scales, or at the old weights if these are no better."""
-    now = symmetries.balance(balance.p, balance.c, 0, tol, balance.method, biases=biases)
+    now = symmetries.balance(**{**asdict(options), "cycles": 0})
     reason = f"{balance.reason}; then rounded to powers of two"
     if now.norm_before >= balance.norm_before:
         symmetries.model.load_state_dict(original.state_dict())

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import count, shortened
+from equinorm._display import count, first_few
 from equinorm._errors import describe
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
 from equinorm.checkpoints.saving import write_folder
@@ -74,8 +74,7 @@ def left_out(done: Rewritten) -> list[str]:
     """Which files of a folder did not come along, in a note."""
     if not done.left:
         return []
-    listed = ", ".join(shortened(list(done.left), 4, "of them"))
-    return [f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {listed}"]
+    return [f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {first_few(done.left, 4)}"]
 
 
 def save(model: nn.Module, path: Path) -> None:

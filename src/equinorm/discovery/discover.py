@@ -8,7 +8,7 @@ from typing import Any
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
 from equinorm.discovery.graph.export import Exported, Graphs
-from equinorm.discovery.inner_values import InnerValues, Solution
+from equinorm.discovery.inner_values import InnerValues, SolvedClasses
 from equinorm.discovery.interpreter import Interpreter, fingerprint
 from equinorm.discovery.left_out import LEFT_OUT, left_out
 from equinorm.discovery.operation import flat
@@ -54,7 +54,7 @@ def discover(read: Graphs, batch_norm: str, *, signs: bool = False, inner: bool 
         drop = {*laws.sources} - {source_of(value) for value, *_ in trace.casts}
     owner, pins = introduced(laws.sources, trace.classes)
     scalings, roots = resolve(laws.sources, trace.classes, drop)
-    solution = Solution(trace.classes, roots)
+    solved = SolvedClasses(trace.classes, roots)
     return Discovery(
         num_free=len(roots),
         scalings=scalings,
@@ -64,7 +64,7 @@ def discover(read: Graphs, batch_norm: str, *, signs: bool = False, inner: bool 
         fingerprint=laws.fingerprint,
         backward=laws.backward,
         casts=casts(trace, scalings, roots),
-        values=InnerValues(()) if laws.own is None else recorded(laws.own, trace, solution),
+        values=InnerValues(()) if laws.own is None else recorded(laws.own, trace, solved),
     )
 
 

@@ -33,7 +33,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Solution:
+class SolvedClasses:
     """The classes after all laws, and the free ones that move tensors of the model, ascending."""
 
     classes: Classes
@@ -73,13 +73,13 @@ class InnerValue:
     is_returned: bool
     memory: str
     _held: Held = field(repr=False)
-    _solution: Solution = field(repr=False)
+    _solved: SolvedClasses = field(repr=False)
 
     @property
     def scaling(self) -> Scaling | None:
         """How it scales, in the form of a parameter's; without factors where it is pinned, None if no one scale says so."""
         held = self._held
-        found = () if held.label is None else factors(held.label, self._solution.classes, self._solution.roots)
+        found = () if held.label is None else factors(held.label, self._solved.classes, self._solved.roots)
         is_chosen = held.axis is not None and any(ids.size(held.axis) > 1 for _, ids in found)
         if is_chosen or (found and not held.is_one):
             return None

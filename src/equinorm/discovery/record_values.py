@@ -9,16 +9,16 @@ from torch import Tensor, fx
 
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.nodes import bind, subgraph
-from equinorm.discovery.inner_values import Held, InnerValue, InnerValues, Solution
+from equinorm.discovery.inner_values import Held, InnerValue, InnerValues, SolvedClasses
 from equinorm.discovery.interpreter import Interpreter
 from equinorm.discovery.labels import Factor, Label
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import Chosen, Source, View
 
 
-def recorded(interpreter: Interpreter, trace: Trace, solution: Solution) -> InnerValues:
+def recorded(interpreter: Interpreter, trace: Trace, solved: SolvedClasses) -> InnerValues:
     """Records of all values of a graph and of those that it runs, once every law is known."""
-    return InnerValues([*_Recorder(interpreter, trace, solution).records()])
+    return InnerValues([*_Recorder(interpreter, trace, solved).records()])
 
 
 class _Recorder:
@@ -27,15 +27,20 @@ class _Recorder:
     Args:
         interpreter: has run the graph.
         trace: what it gathered.
-        solution: of all laws.
+        solved: of all laws.
         prefix: of the names.
         given: names of what the graph is given, by its placeholders.
     """
 
     def __init__(
-        self, interpreter: Interpreter, trace: Trace, solution: Solution, prefix: str = "", given: dict[str, str] | None = None
+        self,
+        interpreter: Interpreter,
+        trace: Trace,
+        solved: SolvedClasses,
+        prefix: str = "",
+        given: dict[str, str] | None = None,
     ) -> None:
-        self.interpreter, self.trace, self.solution, self.prefix, self.given = interpreter, trace, solution, prefix, given
+        self.interpreter, self.trace, self.solved, self.prefix, self.given = interpreter, trace, solved, prefix, given
         self.shifted = {source for shifts in trace.shifted.values() for source in shifts.values()}
         self.names: dict[fx.Node, str] = {}
         self.inside: dict[fx.Node, list[str | None]] = {}
@@ -66,7 +71,7 @@ class _Recorder:
                 operands = cast("Sequence[Any]", node.args[3])
             places = [part.name for part in inner.graph.graph.nodes if part.op == "placeholder"]
             given = {place: self.names[o] for place, o in zip(places, operands, strict=True) if o in self.names}
-            recorder = _Recorder(inner, self.trace, self.solution, f"{self.prefix}{name}.", given)
+            recorder = _Recorder(inner, self.trace, self.solved, f"{self.prefix}{name}.", given)
             yield from recorder.records()
             if body is not None:
                 results = next(part for part in inner.graph.graph.nodes if part.op == "output").args[0]
@@ -90,7 +95,7 @@ class _Recorder:
             is_returned=any(map(_is_end, node.users)),
             memory=self.names.get(self.interpreter.roots[node], self.names[node]),
             _held=self._held(value),
-            _solution=self.solution,
+            _solved=self.solved,
         )
 
     def _reads(self, node: fx.Node) -> Iterator[tuple[str, str]]:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from equinorm.experiments.plot_parts import (
@@ -170,7 +171,13 @@ def norms(experiment: Experiment) -> Figure:
     figure = Figure(figsize=(max(8.0, 1.9 * columns), 2.1 * rows + 3.6), layout="constrained")
     heading(figure, experiment, where(members[0]))
     upper, lower = figure.subfigures(2, 1, height_ratios=[2.1 * rows, 2.6], squeeze=False)[:, 0]
-    axes = upper.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    _norms_by_layer(upper, upper.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel(), members)
+    _imbalance(lower.subplots(), members)
+    return figure
+
+
+def _norms_by_layer(figure: SubFigure, axes: np.ndarray, members: Sequence[Series]) -> None:
+    """A panel for each series, a line for each layer."""
     depth = max(len(layers(series)) for series in members)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, max(depth, 2)))
     for axis, series in zip(axes, members, strict=False):
@@ -185,12 +192,15 @@ def norms(experiment: Experiment) -> Figure:
         grid(axis)
     for axis in axes[len(members) :]:
         axis.set_visible(False)
-    upper.supylabel(r"$\|W_k\|_2$", fontsize=9)
+    figure.supylabel(r"$\|W_k\|_2$", fontsize=9)
     shown = ScalarMappable(cmap=ListedColormap(shades))
-    bar = upper.colorbar(shown, ax=list(axes), shrink=0.7, aspect=25, pad=0.01, ticks=[0.03, 0.97])
+    bar = figure.colorbar(shown, ax=list(axes), shrink=0.7, aspect=25, pad=0.01, ticks=[0.03, 0.97])
     bar.ax.set_yticklabels(["first", "last layer"])
     bar.outline.set_visible(False)
-    axis = lower.subplots()
+
+
+def _imbalance(axis: Axes, members: Sequence[Series]) -> None:
+    """A line for each series whose imbalance was measured at its own p and c."""
     measured = [series for series in members if series.curve("residuals").size]
     shown_here = [series for series in measured if series.results[0].curves.residuals_at == (series.run.p, series.run.c)]
     for series in shown_here:
@@ -202,7 +212,6 @@ def norms(experiment: Experiment) -> Figure:
     grid(axis)
     if shown_here:
         axis.legend(*handles(shown_here), loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
 
 
 # ----------------------------------------------------------------------------------------------------- rates and weights

@@ -120,9 +120,13 @@ class Trainer:
             if diverged:
                 break
             unfinished.save(self._state)
+        return self._result(diverged, pictures)
+
+    def _result(self, diverged: bool, pictures: dict[str, Tensor]) -> Result:
+        """What is recorded of a run that is over; pictures of weights as they began."""
         after = thumbnails.matrices(self.model) if pictures and not diverged else {}
         return Result(
-            run=run,
+            run=self.run,
             accuracy=self.curves.accuracy[-1] if self.curves.accuracy else self._accuracy(),
             diverged=diverged,
             steps=self.steps,
@@ -131,7 +135,7 @@ class Trainer:
             curves=self.curves,
             pictures={name: [thumbnails.encode(pictures[name]), thumbnails.encode(last)] for name, last in after.items()},
             seconds=round(self.seconds, 3),
-            images_per_second=round(self.steps * run.batch / self.seconds, 1) if self.seconds else 0.0,
+            images_per_second=round(self.steps * self.run.batch / self.seconds, 1) if self.seconds else 0.0,
             images=(len(self.trained), len(self.scored)),
             digest=self.data.digest,
             source=self.source,

@@ -1,6 +1,6 @@
 """Functional equivalence: do flips of sign, a permutation and a rescaling of channels join the weights of two models?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -204,32 +204,14 @@ def equivalence(
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     for found in both:
-        tensors = found.tensors
-        if empty := [scaling.name for scaling in found.scalings if tensors[scaling.name].is_meta]:
-            raise EquivalenceError(
-                f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it."
-            )
-        if wrapped := [scaling.name for scaling in found.scalings if is_wrapped(tensors[scaling.name])]:
-            kind = type(tensors[wrapped[0]]).__name__
-            raise EquivalenceError(
-                f"{wrapped[0]} of {describe(found.model)} is of type {kind}, which holds its numbers in other tensors. Compare "
-                "the networks before their weights are wrapped, or quantized."
-            )
-    default = max(
-        (TOLERANCES.get(s.dtype, max(TOLERANCES.values())) for found in both for s in found.scalings),
-        default=TOLERANCES[torch.float64],
-    )
-    halves = [_half(*dtypes) if tolerance is None else None for dtypes in _dtypes(both)]
-    tolerance = default if tolerance is None else float(tolerance)
-    apart = deviation(model_a, model_b, args, kwargs)
-    agree = apart <= min(100 * max(tolerance, default), 0.5)
-    verdict = _Verdict(Tolerance(tolerance, halves), apart, agree)
+        _check_numbers(found)
+    verdict = _verdict(both, tolerance, deviation(model_a, model_b, args, kwargs))
     canonical = [_Canonical.of(found, which) for which, found in zip(("first", "second"), both, strict=True)]
-    found, alone, z = _by_rescaling(both, canonical, verdict)
-    if found.equivalent or not found.changes:
-        return found
+    rescaled, alone, z = _by_rescaling(both, canonical, verdict)
+    if rescaled.equivalent or not rescaled.changes:
+        return rescaled
     moves = Moves.of(graphs)
-    if agree and not moves.is_trivial:
+    if verdict.agree and not moves.is_trivial:
         flips, order = moves.matched(*(real(forms(side, own)) for side, own in zip(both, alone, strict=True)))
         twin = duplicate(both[0].model, "to permute the copy")
         moves.apply_(twin, flips, order)
@@ -238,20 +220,37 @@ def equivalence(
         if joined.equivalent:
             return replace(joined, permutation=moves.named(order) or None, signs=_flipping(flips))
     near = nearest(both, moves, z, verdict.tolerance)
-    if near.entries >= sum(change.entries for change in found.changes):
-        return found
-    is_joined = not near.changes and agree
+    if near.entries >= sum(change.entries for change in rescaled.changes):
+        return rescaled
     by = {"log_scales": near.log_scales, "permutation": near.order or None, "signs": _flipping(near.signs)}
-    return replace(found, equivalent=is_joined, difference=near.difference, changes=near.changes, **by)
+    is_joined = not near.changes and verdict.agree
+    return replace(rescaled, equivalent=is_joined, difference=near.difference, changes=near.changes, **by)
 
 
-def _dtypes(both: Sequence[Symmetries]) -> Iterator[tuple[torch.dtype, ...]]:
-    """Of each tensor, in all networks."""
-    for several in zip(*(found.scalings for found in both), strict=True):
-        yield tuple(scaling.dtype for scaling in several)
+def _check_numbers(found: Symmetries) -> None:
+    """Refuse a network whose weights hold no numbers of their own."""
+    tensors = found.tensors
+    if empty := [scaling.name for scaling in found.scalings if tensors[scaling.name].is_meta]:
+        raise EquivalenceError(f"{empty[0]} of {describe(found.model)} is on the meta device and holds no numbers. Load it.")
+    if wrapped := [scaling.name for scaling in found.scalings if is_wrapped(tensors[scaling.name])]:
+        kind = type(tensors[wrapped[0]]).__name__
+        raise EquivalenceError(
+            f"{wrapped[0]} of {describe(found.model)} is of type {kind}, which holds its numbers in other tensors. Compare "
+            "the networks before their weights are wrapped, or quantized."
+        )
 
 
-def _half(*dtypes: torch.dtype) -> torch.dtype | None:
+def _verdict(both: Sequence[Symmetries], tolerance: float | None, apart: float) -> "_Verdict":
+    """What decides, where outputs are so far apart."""
+    pairs = [[one.dtype, other.dtype] for one, other in zip(both[0].scalings, both[1].scalings, strict=True)]
+    known = [TOLERANCES.get(dtype, max(TOLERANCES.values())) for pair in pairs for dtype in pair]
+    default = max(known, default=TOLERANCES[torch.float64])
+    halves = [_half(pair) if tolerance is None else None for pair in pairs]
+    tolerance = default if tolerance is None else float(tolerance)
+    return _Verdict(Tolerance(tolerance, halves), apart, apart <= min(100 * max(tolerance, default), 0.5))
+
+
+def _half(dtypes: Sequence[torch.dtype]) -> torch.dtype | None:
     """The coarser half precision of these."""
     return max((dtype for dtype in dtypes if dtype in HALVES), key=lambda dtype: torch.finfo(dtype).eps, default=None)
 

@@ -5,14 +5,12 @@ from torch import nn
 
 from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._symmetries import Symmetries
+from equinorm.modules.choosing import tensors_of
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
     """Refuse models of other parameters or buffers."""
-    shapes = [
-        {n: tuple(p.shape) for n, p in [*m.named_parameters(remove_duplicate=False), *m.named_buffers(remove_duplicate=False)]}
-        for m in (model_a, model_b)
-    ]
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (model_a, model_b)]
     apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
     if apart:
         rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart[:8]]
@@ -25,11 +23,8 @@ def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
 
 def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
     """Refuse models of which one holds a parameter or buffer in another dtype."""
-    ours, theirs = (
-        {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
-        for model in (model_a, model_b)
-    )
-    for name, tensor in ours.items():
+    theirs = tensors_of(model_b)
+    for name, tensor in tensors_of(model_a).items():
         kinds = [dtype_name(side.dtype) for side in (tensor, theirs[name])]
         if kinds[0] != kinds[1]:
             raise EquivalenceError(

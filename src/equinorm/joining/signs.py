@@ -14,7 +14,7 @@ from equinorm._scaling import Family, Pin, Scaling
 from equinorm.discovery.asked import asked
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
-from equinorm.modules.choosing import Choice
+from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
@@ -121,8 +121,7 @@ class Signs:
 
     def _writes(self, signs: Tensor, optimizer: Optimizers | None) -> Iterator[tuple[str, Tensor, Tensor, float]]:
         """Name, tensor, signs and offset of all that flips."""
-        named = [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
-        tensors, moving = dict(named), dict[int, tuple[str, Tensor, float]]()
+        tensors, moving = tensors_of(self.model), dict[int, tuple[str, Tensor, float]]()
         for flip in self.flips:
             sign = flip.of(signs)
             if bool((sign == 1).all()):

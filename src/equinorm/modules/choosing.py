@@ -1,8 +1,8 @@
-"""Which modules a model has: the user's own inside of what wraps it, all by their names, and those that the user names."""
+"""What a model has: the user's own module inside of what wraps it, modules and tensors by name, and those that are named."""
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -30,6 +30,14 @@ def walked(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         if child is not None:
             found += walked(child, f"{prefix}.{name}" if prefix else name)
     return found
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then buffers, by every name."""
+    modules = walked(model)
+    held = [(module._parameters, name) for name, module in modules] + [(module._buffers, name) for name, module in modules]
+    named = ((f"{name}.{key}" if name else key, tensor) for tensors, name in held for key, tensor in tensors.items())
+    return {name: tensor for name, tensor in named if tensor is not None}
 
 
 def chosen(model: nn.Module, choice: Choice, error: type[EquinormError], what: str) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from equinorm.discovery.graph.nodes import bind, operator_name
 from equinorm.permuting.atoms import atoms
 from equinorm.permuting.equal_entries import ENTRYWISE, MOVED, PRODUCTS, chosen_along
-from equinorm.permuting.trail import Trail
+from equinorm.permuting.trail import Atoms, Trail
 from equinorm.permuting.values import Laid
 
 WHY = "chooses among entries that only rounding tells apart"
@@ -28,8 +28,6 @@ _OF_BATCHES = "batch_norm native_batch_norm group_norm native_group_norm instanc
 _BINARY = "add sub rsub mul div"
 
 _CARRIED = f"{ENTRYWISE} {MOVED} expand clamp clamp_min clamp_max pow relu"
-
-_Atoms = frozenset[Any]
 
 _DEEPEST = 200
 
@@ -61,10 +59,10 @@ class _Scores:
     """Values that hold the parts of an axis along which something chooses."""
 
     trail: Trail
-    along: _Atoms
-    known: dict[tuple[fx.Node, _Atoms], bool] = field(default_factory=dict)
+    along: Atoms
+    known: dict[tuple[fx.Node, Atoms], bool] = field(default_factory=dict)
 
-    def are_equal(self, node: fx.Node, summed: _Atoms, depth: int) -> bool:
+    def are_equal(self, node: fx.Node, summed: Atoms, depth: int) -> bool:
         """Are entries along the axis equal in exact arithmetic, whatever the weights?
 
         Args:
@@ -80,11 +78,12 @@ class _Scores:
             self.known[node, summed] = depth < _DEEPEST and self._are_equal(node, summed, depth)
         return self.known[node, summed]
 
-    def _are_equal(self, node: fx.Node, summed: _Atoms, depth: int) -> bool:
+    def _are_equal(self, node: fx.Node, summed: Atoms, depth: int) -> bool:
         if not isinstance(node.target, torch._ops.OpOverload) or not node.all_input_nodes:
             return False
         name, given = operator_name(node).removesuffix("_"), bind(node.target, node.args, node.kwargs)
-        read = [part for part in node.all_input_nodes if isinstance(part.meta.get("val"), Tensor) and self._holds(part)]
+        met = (part for part in node.all_input_nodes if self.trail.meets(part, self.along))
+        read = [part for part in met if isinstance(part.meta.get("val"), Tensor)]
         if not read or not read[0].meta["val"].is_floating_point():
             return False
         if (over := self._normalized(name, given)) is not None and (not over or over & summed) and not over & self.along:
@@ -92,15 +91,12 @@ class _Scores:
         if name in _BINARY.split() and len(read) == 2 and self._cancels(name, read[0], read[1], summed):
             return True
         if name in PRODUCTS.split():
-            summed = self.trail.parts(read[0]) - self.trail.parts(node) if self._is_by_constants(node, read) else frozenset()
+            summed = self.trail.atoms(read[0]) - self.trail.atoms(node) if self._is_by_constants(node, read) else frozenset()
         elif name in _REDUCED.split():
-            summed |= self.trail.parts(read[0]) - self.trail.parts(node)
+            summed |= self.trail.atoms(read[0]) - self.trail.atoms(node)
         return all(self.are_equal(part, summed, depth + 1) for part in read)
 
-    def _holds(self, node: fx.Node) -> bool:
-        return bool(self.along & self.trail.parts(node))
-
-    def _normalized(self, name: str, given: dict[str, Any]) -> _Atoms | None:
+    def _normalized(self, name: str, given: dict[str, Any]) -> Atoms | None:
         """Parts of axes over which an operation makes sums, or means, that are known; None if it is no such operation."""
         source = given.get("self", given.get("input"))
         if not isinstance(source, fx.Node):
@@ -111,14 +107,14 @@ class _Scores:
         if "layer_norm" in name or name == "rms_norm":
             return frozenset(atom for axis in axes[-len(given["normalized_shape"]) :] for atom in atoms(axis))
         if name in _OF_BATCHES.split() and given.get("training", given.get("use_input_stats", True)):
-            return self.trail.parts(source) - self.along
+            return self.trail.atoms(source) - self.along
         return None
 
-    def _cancels(self, name: str, one: fx.Node, other: fx.Node, summed: _Atoms) -> bool:
+    def _cancels(self, name: str, one: fx.Node, other: fx.Node, summed: Atoms) -> bool:
         """Is one operand made from the other's numbers, entry by entry, or from their sums?"""
         one, other = self._before_expansion(one), self._before_expansion(other)
-        wide, narrow = (one, other) if self.trail.parts(other) <= self.trail.parts(one) else (other, one)
-        lost = self.trail.parts(wide) - self.trail.parts(narrow)
+        wide, narrow = (one, other) if self.trail.atoms(other) <= self.trail.atoms(one) else (other, one)
+        lost = self.trail.atoms(wide) - self.trail.atoms(narrow)
         if not {*self._roots(wide, "")} & {*self._roots(narrow, _REDUCED if lost else "")}:
             return False
         if lost:
@@ -139,7 +135,7 @@ class _Scores:
             yield self.trail.numbers.of(node)
             if operator_name(node).removesuffix("_") not in names:
                 return
-            parts = [part for part in node.all_input_nodes if self._holds(part)]
+            parts = [part for part in node.all_input_nodes if self.trail.meets(part, self.along)]
             if len(parts) != 1:
                 return
             node = parts[0]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from equinorm.discovery.graph.nodes import bind, is_static, operator_name
 from equinorm.permuting.atoms import Axis, atoms, size_of
-from equinorm.permuting.trail import Trail
+from equinorm.permuting.trail import Atoms, Trail
 from equinorm.permuting.values import Laid
 
 MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
@@ -58,7 +58,7 @@ def why_equal(chosen: fx.Node, trail: Trail) -> str | None:
     return _Choice(trail, along, given.get("k", 1), is_largest).why(scores)
 
 
-def chosen_along(chosen: fx.Node, trail: Trail) -> frozenset[Any]:
+def chosen_along(chosen: fx.Node, trail: Trail) -> Atoms:
     """Parts of the axis along which an operation chooses."""
     given = bind(chosen.target, chosen.args, chosen.kwargs)
     place, axes = given.get("dim") if given.get("dim") is not None else -1, trail.axes(chosen.all_input_nodes[0])
@@ -70,7 +70,7 @@ class _Choice:
     """What chooses: along which parts of axes, how many entries, and whether the largest."""
 
     trail: Trail
-    along: frozenset[Any]
+    along: Atoms
     count: int
     is_largest: bool
 
@@ -107,20 +107,16 @@ class _Choice:
             reasons = [self.why(operand, False, is_masked, depth + 1) for operand in _weights_first(read)]
             return _CAME_FIRST if not reasons else None if None in reasons else reasons[0]
         if name in PRODUCTS.split():
-            read = [operand for operand in read if self._holds(operand)] or read
+            read = [operand for operand in read if self.trail.meets(operand, self.along)] or read
         elif not _is_one_to_one(name, given):
             return _CAME_FIRST
         stays = is_increasing and name in _INCREASING.split()
         reasons = (self.why(operand, stays, is_masked, depth + 1) for operand in _weights_first(read))
         return next((reason for reason in reasons if reason is not None), None) if read else _CAME_FIRST
 
-    def _holds(self, node: fx.Node) -> bool:
-        """Does a value have any part of the axis?"""
-        return bool(self.along & self.trail.parts(node))
-
     def _varies(self, node: fx.Node, result: Tensor) -> bool:
         """Does a summand have an entry of its own in each place of the axis?"""
-        own = self.trail.parts(node)
+        own = self.trail.atoms(node)
         return self.along <= own if self.along else node.meta["val"].shape == result.shape
 
 
@@ -186,7 +182,7 @@ def _is_positive(node: fx.Node, trail: Trail) -> bool:
     return operator_name(node) in _POSITIVE.split()
 
 
-def _open(mask: fx.Node, closed: bool, along: frozenset[Any], trail: Trail) -> int:
+def _open(mask: fx.Node, closed: bool, along: Atoms, trail: Trail) -> int:
     """Entries at least, in every row, that a mask leaves: known where an index of different places has written it."""
     node = trail.back(mask)
     axis = next((axis for axis in trail.axes(node) if {*atoms(axis)} == along), None)

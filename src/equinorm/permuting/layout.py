@@ -13,7 +13,7 @@ from equinorm.permuting.atoms import Atom, Axis
 from equinorm.permuting.checks import checked
 from equinorm.permuting.families import ChannelFamily, PermutationSpec
 from equinorm.permuting.reading import Order, places
-from equinorm.permuting.writing import Move
+from equinorm.permuting.writing import Reordering
 
 Orders = Sequence[Tensor] | Mapping[str, Tensor]
 """An order for each family, or some by their names."""
@@ -78,7 +78,7 @@ class Layout:
         """Permuted copies of tensors on the CPU, one for each of the model's by its first name, whatever numbers they hold."""
         orders = self.orders(permutation)
         return {
-            source.names[0]: Move(source.names[0], tensors[source.names[0]], places(axes, orders)).taken()
+            source.names[0]: Reordering(source.names[0], tensors[source.names[0]], places(axes, orders)).taken()
             for source, axes in self.axes.items()
         }
 

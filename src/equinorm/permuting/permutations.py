@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from equinorm._errors import PermutationError
 from equinorm.discovery.asked import asked
 from equinorm.discovery.graph.export import Graphs
-from equinorm.modules.choosing import Choice
+from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.permuting import description
 from equinorm.permuting.discover import discover
@@ -19,7 +19,7 @@ from equinorm.permuting.layout import Layout
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.points import Points
 from equinorm.permuting.reading import families, pins, places
-from equinorm.permuting.writing import Move, permute_all_
+from equinorm.permuting.writing import Reordering, permute_all_
 from equinorm.rescaling.checks import check_in_place, check_unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
@@ -124,24 +124,22 @@ class Permutations:
         """
         orders = self.layout.orders(permutation)
         self._guard.check()
-        tensors = dict(
-            [*self.model.named_parameters(remove_duplicate=False), *self.model.named_buffers(remove_duplicate=False)]
-        )
-        moves, moving = list[Move](), dict[int, tuple[str, list[Tensor | None]]]()
+        tensors = tensors_of(self.model)
+        moves, moving = list[Reordering](), dict[int, tuple[str, list[Tensor | None]]]()
         for source, axes in self.layout.axes.items():
             indices = places(axes, orders)
             if all(index is None for index in indices):
                 continue
             tied = {id(tensors[name]): tensors[name] for name in source.names if name in tensors}
             check_unchanged(source.names, source.shape, list(tied.values()), PermutationError)
-            moves.append(Move(source.names[0], next(iter(tied.values())), indices))
+            moves.append(Reordering(source.names[0], next(iter(tied.values())), indices))
             for tensor in tied.values():
                 moving[id(tensor)] = source.names[0], indices
                 if tensor.grad is not None:
-                    moves.append(Move(f"gradient of {source.names[0]}", tensor.grad, indices))
+                    moves.append(Reordering(f"gradient of {source.names[0]}", tensor.grad, indices))
         if optimizer is not None:
             check_trains(optimizer, self.model)
-            moves += [Move(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
+            moves += [Reordering(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
         for move in moves:
             check_in_place(move.what, move.tensor, "permute", PermutationError)
         permute_all_(moves)

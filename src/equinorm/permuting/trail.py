@@ -9,6 +9,9 @@ from equinorm.permuting.atoms import Axis, atoms
 from equinorm.permuting.value_numbers import ValueNumbers
 from equinorm.permuting.values import Laid
 
+Atoms = frozenset[Any]
+"""Of some axes."""
+
 
 @dataclass(eq=False)
 class Trail:
@@ -40,6 +43,10 @@ class Trail:
         value = self.values.get(self.back(node))
         return value.axes if isinstance(value, Laid) else ()
 
-    def parts(self, node: fx.Node) -> frozenset[Any]:
-        """Parts of all axes of a value."""
+    def atoms(self, node: fx.Node) -> Atoms:
+        """Those of all axes of a value."""
         return frozenset(atom for axis in self.axes(node) for atom in atoms(axis))
+
+    def meets(self, node: fx.Node, along: Atoms) -> bool:
+        """Does a value have any of these atoms?"""
+        return bool(along & self.atoms(node))

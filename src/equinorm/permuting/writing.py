@@ -12,7 +12,7 @@ from equinorm.rescaling.writing import uninterrupted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Move:
+class Reordering:
     """tensor[i, j, …] ← tensor[places[0][i, j, …], places[1][i, j, …], …].
 
     Attributes:
@@ -52,13 +52,13 @@ class Move:
         return tuple(found)
 
 
-def permute_all_(moves: Sequence[Move]) -> None:
+def permute_all_(moves: Sequence[Reordering]) -> None:
     """Write all of them, or none.
 
     Raises:
         PermutationError: if an operation fails; all is put back then, bitwise.
     """
-    begun: list[tuple[Move, Tensor | None]] = []
+    begun: list[tuple[Reordering, Tensor | None]] = []
     with torch.no_grad(), uninterrupted():
         try:
             for move in moves:
@@ -77,7 +77,7 @@ def permute_all_(moves: Sequence[Move]) -> None:
             raise PermutationError(f"writing {what} failed: {type(error).__name__}: {error}. {outcome}") from error
 
 
-def _put_back(begun: Sequence[tuple[Move, Tensor | None]]) -> list[str]:
+def _put_back(begun: Sequence[tuple[Reordering, Tensor | None]]) -> list[str]:
     """Undo what was begun, last first; returns what cannot be."""
     lost: list[str] = []
     for move, taken in reversed(begun):

@@ -5,18 +5,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from equinorm._scaling import Scaling
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
-from equinorm.quantization.calls import Key
-from equinorm.quantization.fake import Reference, Simulation
+from equinorm.quantization.fake import Reference, Rounding, Simulation
 from equinorm.quantization.noise import Noise
-from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
-from equinorm.quantization.statistics import ActivationStatistics, Statistics
 
 SHARES = (0.5, 0.75, 1.0)
 """Parts of the log-scales that are tried."""
@@ -60,64 +56,52 @@ class Trials:
     """What rounding costs at any log-scales: the energy of errors for each sample, measured.
 
     Args:
-        model: the network.
-        points: where it is rounded.
-        seen: what calibration says of it.
-        scalings: of its weights, by name.
+        rounding: the network, and where and how it is rounded.
         activations: what rounding activations costs, predicted.
         batches: calibration data; some samples are taken.
         corrects: weights of layers whose biases are corrected before measuring.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        points: Sequence[Place],
-        seen: Statistics,
-        scalings: Mapping[str, Scaling],
-        activations: Noise,
-        batches: Sequence[Batch],
-        *,
-        corrects: Collection[str] = (),
+        self, rounding: Rounding, activations: Noise, batches: Sequence[Batch], *, corrects: Collection[str] = ()
     ) -> None:
-        self.model, self.points, self.scalings, self.corrects = model, points, scalings, corrects
-        self.activations = activations
-        self.weights = [replace(p, scheme=replace(p.scheme, activation_bits=None)) for p in points if isinstance(p, Point)]
-        self.seen = seen.activations
-        self.halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in seen.activations.items()}
-        self.reference = Reference(model, first_rows(batches, SAMPLES))
-        self.is_whole = sum(map(rows, batches)) <= SAMPLES
-        few = math.ceil(min(sum(map(rows, batches)), SAMPLES) / GLANCE)
-        self.few = self.reference if takes_one_size(model) else Reference(model, first_rows(batches, few))
+        self.activations, self.corrects, self._rounding = activations, corrects, rounding
+        layers = [point for point in rounding.points if isinstance(point, Point)]
+        weights = [replace(point, scheme=replace(point.scheme, activation_bits=None)) for point in layers]
+        halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in rounding.activations.items()}
+        self._of_weights, self._with_halves = replace(rounding, points=weights), replace(rounding, activations=halves)
+        self.reference = Reference(rounding.model, first_rows(batches, SAMPLES))
+        samples = sum(map(rows, batches))
+        self.is_whole = samples <= SAMPLES
+        few = first_rows(batches, math.ceil(min(samples, SAMPLES) / GLANCE))
+        self._few = self.reference if takes_one_size(rounding.model) else Reference(rounding.model, few)
         self._known: dict[tuple[str, bytes], Tensor] = {}
 
     def expected(self, z: Tensor) -> Tensor:
         """What rounding weights costs, measured, and what rounding activations does, predicted."""
-        return self._measured(z, self.weights, self.seen, self.reference) + float(self.activations.exact(z.numpy()).sum())
+        return self._measured(z, self._of_weights, self.reference) + float(self.activations.exact(z.numpy()).sum())
 
     def measured(self, z: Tensor) -> Tensor:
         """What rounding all costs, with the bounds of activations that were seen."""
-        return self._once("all", z, self.seen, self.reference)
+        return self._once("all", z, self._rounding, self.reference)
 
     def unseen(self, z: Tensor) -> Tensor:
         """The same with bounds from half of the data, as if the other half were new."""
-        return self._once("new", z, self.halves, self.reference)
+        return self._once("new", z, self._with_halves, self.reference)
 
     def glance(self, z: Tensor) -> Tensor:
         """What rounding all costs in the first samples."""
-        return self.measured(z) if self.few is self.reference else self._once("few", z, self.seen, self.few)
+        return self.measured(z) if self._few is self.reference else self._once("few", z, self._rounding, self._few)
 
-    def _once(self, kind: str, z: Tensor, bounds: Mapping[Key, ActivationStatistics], reference: Reference) -> Tensor:
+    def _once(self, kind: str, z: Tensor, rounding: Rounding, reference: Reference) -> Tensor:
         """What was measured there is not measured again."""
         key = kind, (z + 0.0).numpy().tobytes()
         if key not in self._known:
-            self._known[key] = self._measured(z, self.points, bounds, reference)
+            self._known[key] = self._measured(z, rounding, reference)
         return self._known[key]
 
-    def _measured(
-        self, z: Tensor, points: Sequence[Place], bounds: Mapping[Key, ActivationStatistics], reference: Reference
-    ) -> Tensor:
-        simulation = Simulation(self.model, points, bounds, self.scalings, z)
+    def _measured(self, z: Tensor, rounding: Rounding, reference: Reference) -> Tensor:
+        simulation = Simulation(rounding, z)
         if self.corrects:
             simulation = simulation.shifted(mean_shifts(simulation, reference.batches, self.corrects))
         return reference.noises(simulation)

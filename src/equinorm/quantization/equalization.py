@@ -9,19 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import drawing
+from equinorm._display import as_html, count, drawing, plain
+from equinorm._errors import describe
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
-from equinorm.quantization import description
 from equinorm.quantization.batches import Batch, calibration_batches
 from equinorm.quantization.calls import Key
-from equinorm.quantization.fake import Reference, Simulation
+from equinorm.quantization.fake import Reference, Rounding, Simulation
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import ActivationStatistics
 from equinorm.quantization.terms import by_name
+
+_RECORDED = "noise_before", "noise_after", "measured_before", "measured_after", "gap", "converged", "reason", "samples"
+"""What `Equalization.to_dict` takes as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,19 +146,29 @@ class Equalization:
 
     def _simulations(self) -> tuple[Simulation, Simulation]:
         """The network as it was and as it is, rounded."""
-        common = self.model, self.points, self.activations, by_name(self.symmetries.scalings)
+        rounding = Rounding(self.model, self.points, self.activations, by_name(self.symmetries.scalings))
         still = torch.zeros_like(self.log_scales)
-        return Simulation(*common, -self.log_scales, self._shifts()), Simulation(*common, still)
+        return Simulation(rounding, -self.log_scales, self._shifts()), Simulation(rounding, still)
 
     @property
     def table(self) -> list[tuple[str, str, str, str]]:
         """Name, kind, and signal over noise before and after of every tensor, as text."""
-        return description.table(self)
+        return [(t.name, t.kind, f"{t.before:.1f}", f"{t.after:.1f}") for t in self.tensors]
 
     @property
     def facts(self) -> list[tuple[str, str]]:
         """Names and values of what was found, as text."""
-        return description.facts(self)
+        return [
+            ("scheme", str(self.scheme)),
+            ("signal over noise, predicted", _change(self.noise_before, self.noise_after)),
+            ("signal over noise, measured", _change(self.measured_before, self.measured_after)),
+            ("result", self.reason),
+            ("free classes", f"{self.symmetries.num_free:,}"),
+            ("calibration", count(self.samples, "sample")),
+            *([("biases corrected", count(len(self.corrections), "layer"))] if self.corrections else []),
+            *([("left", _by_reason(self.left))] if self.left else []),
+            ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())),
+        ]
 
     def channel_ranges(self) -> list[ChannelRanges]:
         """Ranges of output channels of every weight that moves, before and after; those that were least even first."""
@@ -199,10 +212,35 @@ class Equalization:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON holds it: all but the model and the data; numbers that are not finite are strings."""
-        return description.as_dict(self)
+        tensors = [{"name": t.name, "kind": t.kind, "before": t.before, "after": t.after} for t in self.tensors]
+        further = {
+            "left": dict(self.left),
+            "log_scales": self.log_scales.tolist(),
+            "corrected": sorted(self.corrections),
+            "seconds": dict(self.seconds),
+        }
+        record = {name: getattr(self, name) for name in _RECORDED}
+        return plain({"scheme": str(self.scheme), **record, "tensors": tensors, **further})
 
     def __str__(self) -> str:
-        return description.text(self)
+        return (
+            f"{self.scheme}: signal over quantization noise {_change(self.noise_before, self.noise_after)} predicted, "
+            f"{_change(self.measured_before, self.measured_after)} measured; {self.reason}"
+        )
 
     def _repr_html_(self) -> str:
-        return description.markup(self)
+        columns = "signal over noise of", "kind", "before, dB", "after, dB"
+        return as_html(f"Equalization of {describe(self.model)}", self.facts, (columns, self.table, "tensors"))
+
+
+def _change(before: float, after: float) -> str:
+    """Two numbers of decibels."""
+    return f"{before:.1f} → {after:.1f} dB"
+
+
+def _by_reason(left: Mapping[str, str]) -> str:
+    """Why sums stay in float, and how many for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in names.items())

@@ -81,11 +81,11 @@ def equalize(
     >>> equinorm.deviation(net, result.model, (x,)) < 1e-5
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, progress)
+    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
     prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
-    found = solve_(prepared, args, kwargs, calibration, options, hidden)
+    found = solve_(prepared, args, kwargs, calibration, replace(options, opaque=hidden))
     settle_(prepared)
     return replace(found, preparation=preparation)
 
@@ -115,9 +115,9 @@ def equalize_(
     >>> equinorm.equalize_(net, torch.randn(32, 8), scheme="w8a8-tensor").model is net
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, progress)
+    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
-    return solve_(unwrapped(model), args, kwargs, calibration, options, opaque)
+    return solve_(unwrapped(model), args, kwargs, calibration, options)
 
 
 def _check(model: Any) -> None:

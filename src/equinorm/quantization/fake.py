@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,37 +79,52 @@ def weight_noise(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: P
     return float((sensitivity * error.square()).sum(dtype=torch.float64))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounding:
+    """A network, and how its numbers are rounded.
+
+    Attributes:
+        model: the network.
+        points: where it is rounded.
+        activations: the bounds there.
+        scalings: of its weights, by every name.
+    """
+
+    model: nn.Module
+    points: Sequence[Place]
+    activations: Mapping[Key, ActivationStatistics]
+    scalings: Mapping[str, Scaling]
+
+    def rescaled(self, z: Tensor) -> "Rounding":
+        """The same once the network has been rescaled by free log-scales z: bounds move along."""
+        return replace(self, activations={p.key: self.activations[p.key].scaled(channel_scales(p, z)) for p in self.points})
+
+
 class Simulation:
     """A network that computes as if it were quantized, at any log-scales, its weights as they are.
 
     Rounding at log-scales λ is x ↦ round(x·e^λ)·e^{−λ}: the network need not be rescaled to see what that does.
 
     Args:
-        model: the network.
-        points: where it is rounded.
-        activations: the bounds there.
-        scalings: of its weights, by name.
-        z: free log-scales, zeros if not given.
+        rounding: the network, and where and how it is rounded.
+        z: free log-scales.
         shifts: numbers for each channel that are added to what calls return, by the weight's name.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        points: Sequence[Place],
-        activations: Mapping[Key, ActivationStatistics],
-        scalings: Mapping[str, Scaling],
-        z: Tensor,
-        shifts: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.model, self.points = model, {point.key: point for point in points}
-        self.activations, self.scalings, self.z = activations, scalings, z
+    def __init__(self, rounding: Rounding, z: Tensor, shifts: Mapping[str, Tensor] | None = None) -> None:
+        self.rounding, self.z = rounding, z
+        self.points = {point.key: point for point in rounding.points}
         self.shifts: Mapping[str, Tensor] = shifts or {}
         self.weights: dict[str, Tensor] = {}
 
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.rounding.model
+
     def shifted(self, shifts: Mapping[str, Tensor]) -> "Simulation":
         """The same with other shifts."""
-        return Simulation(self.model, tuple(self.points.values()), self.activations, self.scalings, self.z, shifts)
+        return Simulation(self.rounding, self.z, shifts)
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Floating-point outputs of the rounded network."""
@@ -140,7 +156,7 @@ class Simulation:
         """The weight, rounded."""
         if point.weight not in self.weights:
             weight = call.arguments["weight"].detach()
-            scales = self.scalings[point.weight].log_scales(self.z).exp().to(weight.device, weight.dtype)
+            scales = self.rounding.scalings[point.weight].log_scales(self.z).exp().to(weight.device, weight.dtype)
             self.weights[point.weight] = rounded_weight(weight * scales, point) / scales
         return self.weights[point.weight]
 
@@ -149,13 +165,17 @@ class Simulation:
         scheme = place.scheme
         if scheme.activation_bits is None:
             return value
-        seen, scales = self.activations[place.key], place.scaling.log_scales(self.z).exp()
-        channels = scales.expand(place.scaling.shape).reshape(-1)
-        low, high = ((part * channels) for part in (seen.low, seen.high))
+        seen, scales = self.rounding.activations[place.key], place.scaling.log_scales(self.z).exp()
+        low, high = (bound * channel_scales(place, self.z) for bound in (seen.low, seen.high))
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
         if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
         return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
+
+
+def channel_scales(place: Place, z: Tensor) -> Tensor:
+    """The scale of every channel of what is rounded there, of shape (channels,), at free log-scales z."""
+    return place.scaling.log_scales(z).exp().expand(place.scaling.shape).reshape(-1)
 
 
 def broadcast(channels: Tensor, call: LayerCall, result: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._display import shortened
+from equinorm._display import first_few
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
@@ -99,10 +99,9 @@ def find_points(
     seen = _run_once(model, args, kwargs)
     owners = {call.weight: call.weight.rpartition(".")[0] for call in seen}
     if idle := scheme.idle_patterns(owners.values()):
-        layers = list(dict.fromkeys(owners.values()))
         raise EqualizeError(
             f"the scheme's pattern {idle[0]!r} matches no layer that {describe(model)} would round. These are "
-            f"{', '.join(shortened(layers, 8, 'layers'))}; '*' stands for any letters."
+            f"{first_few(dict.fromkeys(owners.values()), 8, 'layers')}; '*' stands for any letters."
         )
     schemes = {name: rounded for name, owner in owners.items() if (rounded := scheme.within(owner)) is not None}
     if not schemes:

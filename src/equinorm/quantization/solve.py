@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from equinorm._arguments import positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
-from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.scope import nothing_moves
 from equinorm.modules.choosing import Choice
 from equinorm.quantization.batches import Batch, calibration_batches, random_batches
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
-from equinorm.quantization.calls import Key
 from equinorm.quantization.choosing import ChosenScales, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
-from equinorm.quantization.fake import Reference, Simulation, decibels, weight_noise
+from equinorm.quantization.fake import Reference, Rounding, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import LeastNoise, minimize
-from equinorm.quantization.noise import Noise
-from equinorm.quantization.operands import Place, find_operands
+from equinorm.quantization.noise import Noise, Term
+from equinorm.quantization.operands import find_operands
 from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import Point, find_points
 from equinorm.quantization.scheme import Scheme
-from equinorm.quantization.statistics import ActivationStatistics, Statistics, gather
+from equinorm.quantization.statistics import Statistics, gather
 from equinorm.quantization.terms import RoundedTensor, by_name, rounded_tensors
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 
@@ -46,6 +44,7 @@ class Options:
     power_of_two: bool
     bias_correction: bool
     tol: float
+    opaque: Choice
     progress: Progress | None
 
     def __post_init__(self) -> None:
@@ -67,28 +66,26 @@ class _Network:
     """What is known of a network before anything is chosen.
 
     Attributes:
-        model: itself, as it was.
+        rounding: itself, as it was, and where and how it is rounded.
         symmetries: its rescalings.
-        scalings: of its tensors by every name.
-        points: what is rounded.
+        rounded: its tensors that are.
         left: what is not, and why.
         biases: what can be corrected, if that is asked for.
         batches: inputs.
         seen: what these showed.
     """
 
-    model: nn.Module
+    rounding: Rounding
     symmetries: Symmetries
-    scalings: Mapping[str, Scaling]
-    points: tuple[Place, ...]
+    rounded: Sequence[RoundedTensor]
     left: dict[str, str]
     biases: dict[str, str]
     batches: Sequence[Batch]
     seen: Statistics
 
-    def simulated(self, z: Tensor) -> Simulation:
-        """With its numbers rounded at log-scales z."""
-        return Simulation(self.model, self.points, self.seen.activations, self.scalings, z)
+    def noise(self, terms: Iterable[Term]) -> Noise:
+        """Of some tensors, as a function of all free log-scales."""
+        return Noise([*terms], self.symmetries.num_free)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,46 +101,40 @@ class _Cost:
     predicted: np.ndarray
 
 
-def solve_(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options, opaque: Choice
-) -> Equalization:
+def solve_(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options) -> Equalization:
     """Equalize a network in place."""
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
-    network = _analysed(model, args, kwargs, batches, options, opaque=opaque, clock=clock)
-    symmetries, seen = network.symmetries, network.seen
-    rounded = rounded_tensors(network.points, symmetries.tensors, network.scalings, seen)
-    expected = Noise([one.expected for one in rounded], symmetries.num_free)
-    minimum = minimize(expected, options.tol, math.log(options.largest))
+    network = _analysed(model, args, kwargs, batches, options, clock)
+    minimum = minimize(network.noise(one.expected for one in network.rounded), options.tol, math.log(options.largest))
     clock.lap("minimum")
-    chosen, trials = _chosen(network, minimum, rounded, options)
+    chosen, trials = _chosen(network, minimum, options)
     reference, still = trials.reference if trials.is_whole else Reference(model, batches), torch.zeros_like(chosen.z)
-    before, after = (_cost(network, rounded, trials, reference, z) for z in (still, chosen.z))
-    symmetries.rescale_(chosen.z)
-    bounds = _scaled(seen, network.points, chosen.z)
-    moved = Simulation(model, network.points, bounds, network.scalings, still)
-    corrections, measured = _corrected(moved, after.measured, reference, network.biases)
+    before, after = (_cost(network, trials, reference, z) for z in (still, chosen.z))
+    network.symmetries.rescale_(chosen.z)
+    moved = network.rounding.rescaled(chosen.z)
+    corrections, measured = _corrected(Simulation(moved, still), after.measured, reference, network.biases)
     clock.lap("measuring")
     return Equalization(
         model=model,
         scheme=options.scheme,
         log_scales=chosen.z,
-        symmetries=symmetries,
-        noise_before=decibels(seen.signal, float(before.predicted.sum())),
-        noise_after=decibels(seen.signal, float(after.predicted.sum())),
+        symmetries=network.symmetries,
+        noise_before=decibels(network.seen.signal, float(before.predicted.sum())),
+        noise_after=decibels(network.seen.signal, float(after.predicted.sum())),
         measured_before=before.measured,
         measured_after=measured,
         gap=minimum.gap,
         converged=minimum.gap <= options.tol,
-        reason=_reason(symmetries, minimum, options, chosen),
-        tensors=_noises(rounded, seen.signal, before, after),
+        reason=_reason(network.symmetries, minimum, options, chosen),
+        tensors=_noises(network, before, after),
         corrections=corrections,
         left=network.left,
         biases=network.biases,
-        samples=seen.samples,
+        samples=network.seen.samples,
         seconds=clock.laps,
-        points=network.points,
-        activations=bounds,
+        points=tuple(moved.points),
+        activations=moved.activations,
         batches=tuple(batches),
     )
 
@@ -154,12 +145,10 @@ def _analysed(
     kwargs: Mapping[str, Any] | None,
     batches: Sequence[Batch],
     options: Options,
-    *,
-    opaque: Choice,
     clock: "_Clock",
 ) -> _Network:
     """A network, and what inputs show of it."""
-    symmetries, points = find_points(model, args, kwargs, options.scheme, opaque)
+    symmetries, points = find_points(model, args, kwargs, options.scheme, options.opaque)
     operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
     points = (*points, *find_outputs(points, symmetries), *operands)
     biases, unbiased = {}, {}
@@ -170,52 +159,44 @@ def _analysed(
     points = tuple(point for point in points if isinstance(point, Point) or point.key in seen.activations)
     left |= {one.name: "no calibration batch adds it" for one in operands if one.key not in seen.activations}
     clock.lap("statistics")
-    return _Network(model, symmetries, by_name(symmetries.scalings), points, {**left, **unbiased}, biases, batches, seen)
+    rounding = Rounding(model, points, seen.activations, by_name(symmetries.scalings))
+    rounded = rounded_tensors(points, symmetries.tensors, rounding.scalings, seen)
+    return _Network(rounding, symmetries, rounded, {**left, **unbiased}, biases, batches, seen)
 
 
-def _chosen(
-    network: _Network, minimum: LeastNoise, rounded: Sequence[RoundedTensor], options: Options
-) -> tuple[ChosenScales, Trials]:
+def _chosen(network: _Network, minimum: LeastNoise, options: Options) -> tuple[ChosenScales, Trials]:
     """The log-scales that are as good as the best by measurement, and the trials that showed it."""
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
-    activations = Noise([one.expected for one in rounded if one.kind == "activation"], symmetries.num_free)
-    trials = Trials(
-        network.model,
-        network.points,
-        network.seen,
-        network.scalings,
-        activations,
-        network.batches,
-        corrects=network.biases,
-    )
+    activations = network.noise(one.expected for one in network.rounded if one.kind == "activation")
+    trials = Trials(network.rounding, activations, network.batches, corrects=network.biases)
     levels, watch = options.scheme.weight_levels, options.watch("measuring")
     return choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z)), trials
 
 
-def _cost(network: _Network, rounded: Sequence[RoundedTensor], trials: Trials, reference: Reference, z: Tensor) -> _Cost:
+def _cost(network: _Network, trials: Trials, reference: Reference, z: Tensor) -> _Cost:
     """At log-scales z; measured by the trials if they took all samples as they are."""
     if trials.is_whole and not trials.corrects:
         measured = decibels(reference.signal, total(trials.measured(z)))
     else:
-        measured = reference.signal_to_noise(network.simulated(z))
-    return _Cost(measured, _predicted(network, rounded, z))
+        measured = reference.signal_to_noise(Simulation(network.rounding, z))
+    return _Cost(measured, _predicted(network, z))
 
 
-def _predicted(network: _Network, rounded: Sequence[RoundedTensor], z: Tensor) -> np.ndarray:
+def _predicted(network: _Network, z: Tensor) -> np.ndarray:
     """What rounding each tensor costs: by the formula, or by its errors where its range is clipped."""
-    scalings, seen, tensors = network.scalings, network.seen, network.symmetries.tensors
-    clipped = {point.weight: point for point in network.points if isinstance(point, Point) and point.scheme.clip}
-    found = Noise([one.observed for one in rounded], network.symmetries.num_free).exact(z.numpy())
-    for place, one in enumerate(rounded):
+    rounding, tensors = network.rounding, network.symmetries.tensors
+    clipped = {point.weight: point for point in rounding.points if isinstance(point, Point) and point.scheme.clip}
+    noises = network.noise(one.observed for one in network.rounded).exact(z.numpy())
+    for place, one in enumerate(network.rounded):
         if one.kind == "weight" and one.name in clipped:
-            weight = tensors[one.name], seen.weights[one.name], scalings[one.name]
-            found[place] = weight_noise(*weight, clipped[one.name], z)
-    return found
+            weight = tensors[one.name], network.seen.weights[one.name], rounding.scalings[one.name]
+            noises[place] = weight_noise(*weight, clipped[one.name], z)
+    return noises
 
 
-def _noises(rounded: Sequence[RoundedTensor], signal: float, before: _Cost, after: _Cost) -> tuple[TensorNoise, ...]:
+def _noises(network: _Network, before: _Cost, after: _Cost) -> tuple[TensorNoise, ...]:
     """What each tensor's rounding costs, in dB."""
-    costs = zip(rounded, before.predicted, after.predicted, strict=True)
+    signal, costs = network.seen.signal, zip(network.rounded, before.predicted, after.predicted, strict=True)
     return tuple(
         TensorNoise(tensor.name, tensor.kind, decibels(signal, float(one)), decibels(signal, float(other)))
         for tensor, one, other in costs
@@ -251,18 +232,6 @@ def _corrected(
         return {}, before
     correct_(simulation.model, found, biases)
     return found, after
-
-
-def _scaled(seen: Statistics, points: tuple[Place, ...], z: Tensor) -> dict[Key, ActivationStatistics]:
-    """The bounds of activations at other log-scales."""
-    found = {}
-    for point in points:
-        scales = point.scaling.log_scales(z).exp().expand(point.scaling.shape).reshape(-1)
-        was = seen.activations[point.key]
-        squares = [part / scales.square() for part in (was.sensitivity, was.coherent)]
-        low, high, lows, highs, *half = (part * scales for part in (was.low, was.high, was.lows, was.highs, *was.half))
-        found[point.key] = ActivationStatistics(low, high, (half[0], half[1]), lows, highs, *squares)
-    return found
 
 
 def _reason(symmetries: Symmetries, minimum: LeastNoise, options: Options, chosen: ChosenScales) -> str:

@@ -57,6 +57,12 @@ class ActivationStatistics:
         """
         return self.low - _beyond(-self.lows), self.high + _beyond(self.highs)
 
+    def scaled(self, scales: Tensor) -> "ActivationStatistics":
+        """What would have been seen with every channel multiplied by a scale, positive and of shape (channels,)."""
+        low, high, *half, lows, highs = (bound * scales for bound in (self.low, self.high, *self.half, self.lows, self.highs))
+        sensitivity, coherent = (part / scales.square() for part in (self.sensitivity, self.coherent))
+        return ActivationStatistics(low, high, (half[0], half[1]), lows, highs, sensitivity, coherent)
+
     def add_(self, other: "ActivationStatistics", is_in_half: bool) -> None:
         """Add what another pass shows.
 

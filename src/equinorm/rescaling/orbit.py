@@ -10,7 +10,7 @@ from equinorm._arguments import real_numbers
 from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import Cast, Family, Pin, Scaling
-from equinorm.modules.choosing import walked
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.hooks import backward_hooks
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
@@ -57,10 +57,7 @@ class Orbit:
     def tensors(self) -> Mapping[str, Tensor]:
         """The model's tensors by every name; what fully_shard has left whole after a forward is put back into shards."""
         reshard(self.model)
-        modules = walked(self.model)
-        held = [(module._parameters, name) for name, module in modules] + [(module._buffers, name) for name, module in modules]
-        named = ((f"{name}.{key}" if name else key, tensor) for tensors, name in held for key, tensor in tensors.items())
-        return {name: tensor for name, tensor in named if tensor is not None}
+        return tensors_of(self.model)
 
     @property
     def coverage(self) -> float:

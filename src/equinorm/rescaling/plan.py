@@ -3,24 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from equinorm._display import count, shortened, storing
+from equinorm._display import count, first_few, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
 from equinorm._scaling import Cast, Scaling
-from equinorm.modules.choosing import unwrapped
+from equinorm.modules.choosing import tensors_of, unwrapped
 from equinorm.rescaling.optimizer_wrappers import Optimizers
 from equinorm.rescaling.orbit import Orbit
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
 from equinorm.sharding.modules import reshard
-
-_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,16 +132,13 @@ class Plan:
 
     def _check_fit(self, model: nn.Module) -> None:
         """Refuse a model whose tensors are not those of the plan."""
-        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        buffers = dict(model.named_buffers(remove_duplicate=False))
         known = {name: scaling for scaling in self.scalings for name in scaling.names}
-        tensors: Mapping[str, Tensor] = {**own, **buffers}
-        what = describe(model)
+        tensors, what = tensors_of(model), describe(model)
         missing = [name for name in known if name not in tensors]
-        unknown = [name for name in own if name not in known]
+        unknown = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in known]
         for names, text in ((missing, "lacks"), (unknown, "has, and the plan does not know,")):
             if names:
-                raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {_few(names)}.")
+                raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {first_few(names)}.")
         for name, scaling in known.items():
             if tuple(tensors[name].shape) != scaling.shape:
                 shapes = f"{tuple(tensors[name].shape)} in {what} and {scaling.shape} in the plan"
@@ -162,7 +156,3 @@ def plan_of(orbit: Orbit, log_scales: Tensor, power_of_two: bool = False) -> Pla
         moving = [scaling for scaling in orbit.scalings if scaling.factors]
         log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *orbit.casts])
     return Plan(log_scales.detach().clone(), orbit.scalings, (), orbit.casts, orbit.backward)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(shortened(list(names), _SHOWN, "of them"))

@@ -106,7 +106,7 @@ class Mover:
         self._powers: dict[int, Tensor] = {}
         self._scales: dict[int, list[Scales | None]] = {}
 
-    def aim(self, z: Tensor, exponents: Iterable[int]) -> None:
+    def set_log_scales(self, z: Tensor, exponents: Iterable[int]) -> None:
         """Take the log-scales of classes 0..num_free, and the exponents with which they will be used."""
         self._z = z if self._unit is None else torch.round(z / self._unit) * self._unit
         wanted = {*exponents}
@@ -122,7 +122,7 @@ class Mover:
             for places in self._places[1:]:
                 found.mul_(table[places])
 
-    def within(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
+    def cut(self, z: Tensor, exponents: Iterable[int], moves: Sequence[Move]) -> Tensor:
         """Log-scales with which every power of every scale stays finite and above zero: longer steps are cut.
 
         On a CPU long steps are halved until nothing that moves overflows. After one that was cut, short steps are looked at too
@@ -151,27 +151,27 @@ class Mover:
         pairs = zip(tensors, move.exponents, strict=True)
         return min(room(tensor, [z[ids] * (own * power) for own, ids in factors]) for tensor, power in pairs)
 
-    def move_(self, moves: Sequence[Move], passing: Sequence[Move] = ()) -> None:
+    def move_(self, lasting: Sequence[Move], passing: Sequence[Move] = ()) -> None:
         """Move tensors and their parts.
 
         Args:
-            moves: kept until the next time, when the same list need not be looked at again.
-            passing: moves that are not kept.
+            lasting: kept until the next time, when the same list need not be looked at again.
+            passing: not kept.
 
         Raises:
             RescaleError: if an operation fails; what had moved is put back then, to within rounding.
         """
         if torch.compiler.is_compiling():
-            for one, step in [(move, step) for move in (*moves, *passing) for step in self._steps(move)]:
+            for one, step in [(move, step) for move in (*lasting, *passing) for step in self._steps(move)]:
                 self._do(one, step)
             return
         done, begun, now = list[Move](), list[_Step](), None
         self._journal.clear()
         try:
-            rest = [*moves, *passing]
+            rest = [*lasting, *passing]
             if self._kernels:
-                if moves is not self._recorded_of:
-                    self._recorded_of, self._recorded = moves, self._record(moves)
+                if lasting is not self._recorded_of:
+                    self._recorded_of, self._recorded = lasting, self._record(lasting)
                 rest = [*self._move_natively_(self._recorded, done), *self._move_natively_(self._record(passing), done)]
             for move in rest:
                 now, begun = move, []

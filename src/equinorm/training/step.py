@@ -114,7 +114,7 @@ class Step:
         self._renew()
         if not self._bindings.own:
             return
-        moves = self._moves.of_weights()
+        lasting = self._moves.of_weights()
         passing = [*self._moves.of_gradients()] if gradients else []
         powers = self._moves.powers | {power for move in passing for power in move.exponents}
         recording = self._recording
@@ -125,12 +125,12 @@ class Step:
                 z = z.masked_fill(recording.held, 0.0)
             skipped = self.optimizers.skipped()
             z = z if skipped is None else torch.where(skipped > 0, torch.zeros_like(z), z)
-            z = recording.mover.within(z, powers, [*moves, *passing])
+            z = recording.mover.cut(z, powers, [*lasting, *passing])
             if recording.processes is not None:  # the shortest step of any process, to the bit
                 z = recording.processes.nearest_to_zero(z)
             with uninterrupted():
-                recording.mover.aim(z, powers)
-                recording.move_(moves, passing)
+                recording.mover.set_log_scales(z, powers)
+                recording.move_(lasting, passing)
                 self.optimizers.renew_()
 
     def _renew(self) -> None:

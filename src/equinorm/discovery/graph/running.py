@@ -9,6 +9,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from equinorm.discovery.graph.aliasing import GraphAliases
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.running import without_cache
 
 
@@ -61,7 +62,7 @@ def values(
         kwargs: keyword inputs.
         wanted: names of the values; None for all.
     """
-    stored = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    stored = tensors_of(model)
     leaves = iter(pytree.tree_leaves((args, without_cache(model, args, dict(kwargs or {})))))
     given: dict[str, Any] = {}
     written = GraphAliases(program.graph_module).written_inputs()
