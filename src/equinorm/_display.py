@@ -3,7 +3,7 @@
 import html
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +56,18 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     ['a', 'b', '… and 2 more letters']
     """
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1:,} more {noun}"]
+
+
+def by_reason(left: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Reasons, and the names of all that have each.
+
+    >>> by_reason({"a": "hooks", "b": "shared", "c": "hooks"})
+    [('hooks', ['a', 'c']), ('shared', ['b'])]
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return [*names.items()]
 
 
 def as_html(title: str, facts: Sequence[tuple[str, object]], *sections: Section) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from equinorm._display import as_html, count, plain
+from equinorm._display import as_html, by_reason, count, plain
 from equinorm._errors import describe
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ def as_dict(found: "Equalization") -> dict[str, Any]:
 
 def _shortened(left: Mapping[str, str]) -> str:
     """Why sums stay in float, and how many for each reason."""
-    names: dict[str, list[str]] = {}
-    for name, why in left.items():
-        names.setdefault(why, []).append(name)
-    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in names.items())
+    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in by_reason(left))
 
 
 def change(before: float, after: float) -> str:
