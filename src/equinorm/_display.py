@@ -3,7 +3,7 @@
 import html
 import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -61,6 +61,18 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
 def first_few(names: Iterable[str], most: int = 6, noun: str = "of them") -> str:
     """Names in a line, cut as `shortened` does."""
     return ", ".join(shortened([*names], most, noun))
+
+
+def by_reason(left: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Reasons, and the names of all that have each.
+
+    >>> by_reason({"a": "hooks", "b": "shared", "c": "hooks"})
+    [('hooks', ['a', 'c']), ('shared', ['b'])]
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in left.items():
+        names.setdefault(why, []).append(name)
+    return [*names.items()]
 
 
 def as_html(title: str, facts: Sequence[tuple[str, object]], *sections: Section) -> str:

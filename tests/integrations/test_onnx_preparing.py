@@ -260,6 +260,7 @@ def test_only_clips_that_are_named_are_set_free(tmp_path, images):
     file = read(path, {"x": torch.from_numpy(images)}, free=["c*", "n"])
     assert dict(file.preparation.freed) == {"c1": 6, "n": 5}
     assert file.preparation.left == {"f": "it was not named by free=", "i": "it was not named by free="}
+    assert dict(read(path, free=["nodes.c1"]).preparation.freed) == {"c1": 6}, "as inspect names them"
     with pytest.raises(OnnxError, match=r"free='six' is the name of no bounded activation\. These are c1, f, i, n"):
         read(path, free="six")
 

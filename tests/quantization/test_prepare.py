@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import equinorm
 from equinorm.quantization import Clamp, prepare, settle_
+from equinorm.quantization.prepare import Preparation
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,35 @@ def test_normalizations_that_are_left(way, why):
     assert not found.folded
     assert why in found.left["n"]
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), prepared.state_dict().values(), strict=True))
+
+
+def test_normalizations_of_timm_leave_the_activations_that_they_run(images):
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+
+    class Mine(norm_act.BatchNormAct2d):
+        pass
+
+    norms = norm_act.BatchNormAct2d(4, act_layer=nn.ReLU6), norm_act.BatchNormAct2d(4, apply_act=False), Mine(3)
+    convolutions = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, bias=False), nn.Conv2d(4, 3, 3, bias=False)
+    net = net_of(*(part for pair in zip(convolutions, norms, strict=True) for part in pair))
+    prepared, found = prepare(net, images)
+    assert dict(found.folded) == {"1": "0", "3": "2"}
+    assert dict(found.freed) == {"1.act": 4}
+    assert list(found.left) == ["5"]
+    assert "its class, Mine, may do more than normalize: prepare torch.export.export(model, args)" in found.left["5"]
+    assert found.deviation <= 1e-12
+    assert not any("running_mean" in name for name in prepared.state_dict() if not name.startswith("5"))
+
+
+def test_what_was_done_fits_a_screen(images):
+    names = [f"blocks.{number}" for number in range(60)]
+    many = Preparation(
+        "Net", dict.fromkeys(names, "conv"), dict.fromkeys(names, 8), dict.fromkeys(names, "hooks run with it"), 0.0
+    )
+    lines = str(many).splitlines()
+    assert len(lines) == 18
+    assert lines[8] == "  … and 53 more in folded"
+    assert lines[-1] == "  blocks.0, blocks.1, blocks.2, … and 57 more modules left: hooks run with it"
 
 
 def test_clamps_are_bitwise_what_they_were_and_by_powers_of_two_stay_so():

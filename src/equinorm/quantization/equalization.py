@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import as_html, count, drawing, plain
+from equinorm._display import as_html, by_reason, count, drawing, plain
 from equinorm._errors import describe
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
@@ -166,7 +166,7 @@ class Equalization:
             ("free classes", f"{self.symmetries.num_free:,}"),
             ("calibration", count(self.samples, "sample")),
             *([("biases corrected", count(len(self.corrections), "layer"))] if self.corrections else []),
-            *([("left", _by_reason(self.left))] if self.left else []),
+            *([("left", _left(self.left))] if self.left else []),
             ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())),
         ]
 
@@ -238,9 +238,6 @@ def _change(before: float, after: float) -> str:
     return f"{before:.1f} → {after:.1f} dB"
 
 
-def _by_reason(left: Mapping[str, str]) -> str:
+def _left(left: Mapping[str, str]) -> str:
     """Why sums stay in float, and how many for each reason."""
-    names: dict[str, list[str]] = {}
-    for name, why in left.items():
-        names.setdefault(why, []).append(name)
-    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in names.items())
+    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in by_reason(left))

@@ -1,5 +1,6 @@
 """Fold batch normalization in evaluation mode into the layers in front of it, or behind it."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from equinorm._symmetries import symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.modules.choosing import Choice
-from equinorm.quantization.freeing import has_hooks, module_at, put
+from equinorm.quantization.freeing import EXPORT, has_hooks, module_at, put
 from equinorm.quantization.lifting import lift_norms_, lower_
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -17,6 +18,9 @@ Layer = Any
 """A convolution or a linear layer."""
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+ACTING = {"timm.layers.norm_act.BatchNormAct2d": ("drop", "act")}
+"""Normalizations with modules of their own behind them, by their full names; and these, in the order in which they run."""
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 OPERATORS = {
@@ -33,7 +37,7 @@ class LeftError(Exception):
 def fold_(
     model: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None, opaque: Choice
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Fold every batch normalization of a model that can be, in place; it becomes an nn.Identity.
+    """Fold every batch normalization of a model that can be, in place; it becomes an nn.Identity, or what it ran behind it.
 
     Args:
         model: is changed: its convolutions and linear layers get new weights and biases.
@@ -86,8 +90,8 @@ class _Graph:
             LeftError: if it cannot be folded; nothing is changed then.
         """
         calls = [value for value in self.values if "batch_norm" in value.operator and module_at(self.model, value) is norm]
-        if type(norm) not in NORMS:
-            raise LeftError(f"its class, {type(norm).__name__}, may do more than normalize")
+        if type(norm) not in NORMS and _behind_it(norm) is None:
+            raise LeftError(f"its class, {type(norm).__name__}, may do more than normalize: {EXPORT}")
         if has_hooks(norm):
             raise LeftError("hooks run with it")
         if len(calls) != 1:
@@ -105,7 +109,8 @@ class _Graph:
                 raise LeftError(f"{why}; {also}") from None
             for layer in layers:
                 _fold_backward_(norm, layer)
-        put(self.model, norm, nn.Identity())
+        follow = _behind_it(norm)
+        put(self.model, norm, nn.Identity() if follow is None else nn.Sequential(OrderedDict(follow)))
         return ", ".join(self.names[id(layer)] for layer in layers)
 
     def _in_front(self, call: InnerValue) -> list[Layer]:
@@ -163,6 +168,12 @@ class _Graph:
             if len(self.values.uses(self.values[read].tensor)) != 1:
                 raise LeftError(f"{name} is used more than once")
         return layer
+
+
+def _behind_it(norm: BatchNorm) -> list[tuple[str, nn.Module]] | None:
+    """Names and modules of what a normalization runs on its result; None if that is not known."""
+    names = ACTING.get(f"{type(norm).__module__}.{type(norm).__qualname__}")
+    return None if names is None else [(name, getattr(norm, name)) for name in names]
 
 
 def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:

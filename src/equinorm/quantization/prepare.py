@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS, coarsest, deviation
-from equinorm._display import as_html, count
+from equinorm._display import as_html, by_reason, count, shortened
 from equinorm._errors import EqualizeError, ExportError, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
@@ -38,11 +38,16 @@ class Preparation:
 
     def __str__(self) -> str:
         folded, freed = count(len(self.folded), "batch normalization"), count(len(self.freed), "bounded activation")
-        lines = [f"{self.model}: {folded} folded, {freed} set free, {len(self.left)} left; deviation {self.deviation:.1e}"]
-        lines += [f"  {name} folded into {into}" for name, into in self.folded.items()]
-        lines += [f"  {name} set free: {count(number, 'bound')}" for name, number in self.freed.items()]
-        lines += [f"  {name} left: {why}" for name, why in self.left.items()]
-        return "\n".join(lines)
+        groups = (
+            ([f"{name} folded into {into}" for name, into in self.folded.items()], "in folded"),
+            ([f"{name} set free: {count(number, 'bound')}" for name, number in self.freed.items()], "in freed"),
+            (
+                [f"{', '.join(shortened(names, 4, 'modules'))} left: {why}" for why, names in by_reason(self.left)],
+                "reasons in left",
+            ),
+        )
+        first = f"{self.model}: {folded} folded, {freed} set free, {len(self.left)} left; deviation {self.deviation:.1e}"
+        return "\n  ".join([first, *(line for lines, where in groups for line in shortened(lines, 8, where))])
 
     def _repr_html_(self) -> str:
         return as_html(

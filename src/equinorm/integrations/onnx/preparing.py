@@ -1,5 +1,6 @@
 """Bring an ONNX graph into the form in which quantizers round it: normalizations folded, bounds free to scale."""
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from equinorm.integrations.onnx.files import Stored
 from equinorm.integrations.onnx.folding import fold_
 from equinorm.integrations.onnx.surgery import Surgery
 from equinorm.quantization.freeing import chosen_names, varying
+
+NODES = "nodes."
+"""In front of a node's name, as the name of its module."""
 
 BROADCASTING = 8
 """Version of ONNX's operators from which Min and Max broadcast."""
@@ -67,7 +71,7 @@ def planned(
     if not free:
         return plan
     named = {clip.name: clip for clip in clips(Surgery(file))}
-    chosen, kept = chosen_names(named, free)
+    chosen, kept = chosen_names(named, [one if fnmatch.filter(named, one) else one.removeprefix(NODES) for one in free])
     plan.left |= kept
     bounded = list(chosen.values())
     if bounded and file.opsets.get("", 1) < BROADCASTING:
