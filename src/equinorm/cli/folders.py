@@ -14,7 +14,7 @@ from equinorm.cli.libraries import described
 from equinorm.cli.loading import Loaded, Source, load
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 
 _INSTEAD = (
     "Rounded numbers and their scales are not rescaled. Balance the weights that they were made from, or multiply them out "
@@ -72,7 +72,7 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
         )
     loaded = load(Source(f"hf:{folder}", trust=trust, device="meta"), inputs)
     steps.say("finding symmetries")
-    found = symmetries_of(asked(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
+    found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)
     notes = list(loaded.notes)
     if conversion.ignored:

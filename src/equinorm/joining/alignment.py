@@ -14,7 +14,7 @@ from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.activations import measured
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search
@@ -123,7 +123,7 @@ def align(
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
-    graphs = asked(model_a, args, kwargs, opaque)
+    graphs = graphs_of(model_a, args, kwargs, opaque)
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     if data is not None and graphs.opaque:

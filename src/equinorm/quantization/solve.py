@@ -20,7 +20,7 @@ from equinorm.quantization.batches import Batch, calibration_batches, random_bat
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import ChosenScales, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
-from equinorm.quantization.fake import Reference, Rounding, Simulation, decibels, weight_noise
+from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import LeastNoise, minimize
 from equinorm.quantization.noise import Noise, Term
 from equinorm.quantization.operands import find_operands
