@@ -17,7 +17,7 @@ from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.activations import measured
 from equinorm.joining.forms import Forms, dtype_of, forms, real
-from equinorm.joining.moves import Moves, Search
+from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
@@ -147,7 +147,7 @@ def _is_scaled(found: Symmetries, power_of_two: bool) -> bool:
 
 
 def _aligned(
-    both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Any, rescale: bool, power_of_two: bool
+    both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Seen | None, rescale: bool, power_of_two: bool
 ) -> Alignment:
     """The first network matched to the second, with scales or without."""
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]

@@ -11,7 +11,7 @@ from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.forms import Forms
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
-from equinorm.permuting.nearest import Activations, matching, nearest
+from equinorm.permuting.nearest import matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 
@@ -103,7 +103,7 @@ class Moves:
         """Tensors after flips and a permutation; families that it does not name stay."""
         return self.group.layout.moved(self._flipped(tensors, chosen), order)
 
-    def assigned(self, ours: Forms, theirs: Forms, search: "Search", seen: "Seen | None" = None) -> tuple[Tensor, Orders, int]:
+    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None = None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
 
         Args:
@@ -122,13 +122,13 @@ class Moves:
         return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
-        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: "Search", seen: "Seen | None"
+        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: Search, seen: Seen | None
     ) -> tuple[tuple[Tensor, Orders, int], float]:
         """A fixed point, and how well it agrees."""
         (ours, theirs), (chosen, order), total, agreement = sides, start, 0, 0.0
         for _ in range(_ROUNDS):
             points = self.group.points
-            values = None if seen is None or points is None else Activations(points, seen.of(chosen), seen.theirs)
+            values = None if seen is None or points is None else points.sides(seen.of(chosen), seen.theirs)
             sides = self._flipped(ours, chosen), theirs
             order, taken, agreement = nearest(self.group.layout, sides, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
