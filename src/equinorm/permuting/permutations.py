@@ -75,6 +75,9 @@ class Permutations:
 
         Returns:
             For each family an int64 tensor of shape `family.shape`: the channel that comes to each place.
+
+        Raises:
+            PermutationError: if the generator is none.
         """
         if generator is not None and not isinstance(generator, Generator):
             raise PermutationError(

@@ -108,7 +108,8 @@ def equalize_(
     """Equalize a network in place: as `equalize`, but its parameters stay the same objects, and no module is replaced.
 
     So batch normalization stays as it is, though quantizers will fold it, and what is bounded (ReLU6) stays pinned: give what
-    `equinorm.quantization.prepare` makes of such a network. Nothing is written before all is known to be valid.
+    `equinorm.quantization.prepare` makes of such a network. Nothing is written before all is known to be valid: what `equalize`
+    refuses is refused, and tensors that cannot be rescaled in place.
 
     >>> import torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
