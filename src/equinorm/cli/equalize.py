@@ -16,7 +16,7 @@ from equinorm._display import count
 from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
-from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.onnx_files import about, is_onnx, names_of, preparing_notes, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
@@ -120,7 +120,7 @@ def equalize(
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
-        source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
+        source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         steps.say("finding symmetries")
         hidden, notes = opaque or (), list(loaded.notes)
@@ -181,7 +181,7 @@ def shown(record: Equalizing, found: Equalization) -> RenderableType:
 
 
 def _loaded(
-    source: Source, inputs: Sequence[str], calibration: Path | None, size: int | None
+    source: ModelSource, inputs: Sequence[str], calibration: Path | None, size: int | None
 ) -> tuple[Loaded, list[Batch] | None]:
     """The model with inputs, which calibration data tell where no option does, and these data in batches."""
     if calibration is None:
@@ -203,7 +203,7 @@ def _loaded(
     return _on_data(loaded, batches[0]), batches
 
 
-def _exported_for(source: Source) -> int:
+def _exported_for(source: ModelSource) -> int:
     """How many samples a graph was exported for, if it takes no other number; else 0."""
     if not source.name.endswith(".pt2"):
         return 0

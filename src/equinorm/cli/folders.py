@@ -11,7 +11,7 @@ from equinorm.checkpoints.conversion import Conversion, stored_scalings
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint, quantized
 from equinorm.checkpoints.solving import Task
 from equinorm.cli.libraries import described
-from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError
 from equinorm.discovery.graph.of_model import graphs_of
@@ -70,7 +70,7 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
             f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
             f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
         )
-    loaded = load(Source(f"hf:{folder}", trust=trust, device="meta"), inputs)
+    loaded = load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs)
     steps.say("finding symmetries")
     found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)

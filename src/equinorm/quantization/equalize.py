@@ -14,7 +14,7 @@ from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme, scheme_of
-from equinorm.quantization.solve import Options, Progress, solve_
+from equinorm.quantization.solve import EqualizeOptions, Progress, solve_
 
 
 @on_cpu()
@@ -81,7 +81,7 @@ def equalize(
     >>> equinorm.deviation(net, result.model, (x,)) < 1e-5
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
+    options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
     prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
@@ -116,7 +116,7 @@ def equalize_(
     >>> equinorm.equalize_(net, torch.randn(32, 8), scheme="w8a8-tensor").model is net
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
+    options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
     return solve_(unwrapped(model), args, kwargs, calibration, options)
 
