@@ -212,12 +212,12 @@ def paper(name: str, config: dict[str, Any], layers: int) -> dict[str, Any]:
     from equinorm.checkpoints.conversion import stored_scalings
     from equinorm.checkpoints.stored import Entry
     from equinorm.cli.libraries import examples
-    from equinorm.discovery.asked import asked
+    from equinorm.discovery.graph.of_model import graphs_of
 
     size = sum(2 * parameter.numel() for parameter in built(config)[0].parameters())
     started, working = time.perf_counter(), time.process_time()
     model, found = built(config | {"num_hidden_layers": layers})
-    group = symmetries_of(asked(model, (), examples(model, found)), inner=False)  # as for folders
+    group = symmetries_of(graphs_of(model, (), examples(model, found)), inner=False)  # as for folders
     stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # as save_pretrained names them
     entries = {key: Entry(key, "BF16", tuple(tensor.shape), 0, 2 * tensor.numel()) for key, tensor in stored.items()}
     scalings = stored_scalings(model, group.scalings, entries).scalings

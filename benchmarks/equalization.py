@@ -31,7 +31,7 @@ from torch import nn
 import equinorm
 from common import machine, report
 from equinorm import native
-from equinorm.balancing.assemble import problem
+from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.scope import counted
@@ -96,7 +96,7 @@ def lbfgs(model: nn.Module, args: tuple, limit: float = 60.0) -> dict[str, float
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     started = time.perf_counter()
     network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
-    found = problem(network, symmetries.tensors, BalanceOptions(method="cyclic"))
+    found = problem_of(network, symmetries.tensors, BalanceOptions(method="cyclic"))
     evaluations, residual, best = 0, 1.0, torch.zeros(symmetries.num_free, dtype=torch.float64)
 
     def objective(z: np.ndarray) -> tuple[float, np.ndarray]:

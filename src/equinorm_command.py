@@ -1,6 +1,7 @@
 """Entry point of the `equinorm` command, outside of the package: an interrupt while PyTorch is imported is one, too.
 
-What lists the commands, explains one, or says the version, does not import it.
+What lists the commands, explains one, or says the version, does not import it: the docstrings and options of commands are read
+from their files, of which only the statements that these need are run.
 """
 
 import ast
@@ -104,7 +105,7 @@ def run(app: Callable[[], Any]) -> None:
 
 
 def described(names: Iterable[str]) -> list[Callable[..., None]]:
-    """What has the name, the docstring and the options of each command, and nothing else of it.
+    """Commands that have a name, a docstring and options, and do nothing.
 
     None in an archive, or where they are installed without sources.
     """
@@ -112,35 +113,36 @@ def described(names: Iterable[str]) -> list[Callable[..., None]]:
     try:
         for name in names:
             command: Any = _statements(f"equinorm.cli.{name}")[name]
-            command.body = command.body[:1]
-            found.append(_part(f"equinorm.cli.{name}", name))
+            command.body = command.body[:1]  # the docstring
+            found.append(_defined(f"equinorm.cli.{name}", name))
         return found
     except OSError:
         return []
 
 
 @functools.cache
-def _part(module: str, name: str) -> Any:
-    """What a module of the package calls so, from those of its statements alone that it takes: PyTorch is for others."""
-    known, needed, names = _statements(module), set(), [name]
-    while names:
-        if (one := names.pop()) in known and one not in needed:
-            needed.add(one)
-            names += [part.id for part in ast.walk(known[one]) if isinstance(part, ast.Name)]
-    space: dict[str, Any] = {"__name__": module}
-    for one, statement in known.items():
-        if one not in needed or one in space:
+def _defined(module: str, name: str) -> Any:
+    """What a name stands for in a module of the package, by the statements alone that define it: others import PyTorch."""
+    statements, needed, waiting = _statements(module), set(), [name]
+    while waiting:
+        if (used := waiting.pop()) in statements and used not in needed:
+            needed.add(used)
+            waiting += [node.id for node in ast.walk(statements[used]) if isinstance(node, ast.Name)]
+    values: dict[str, Any] = {"__name__": module}
+    for bound, statement in statements.items():
+        if bound not in needed or bound in values:
             continue
         if isinstance(statement, ast.ImportFrom) and (source := statement.module or "").startswith("equinorm."):
-            space[one] = _part(source, next(part.name for part in statement.names if one in (part.name, part.asname)))
+            original = next(alias.name for alias in statement.names if bound in (alias.name, alias.asname))
+            values[bound] = _defined(source, original)
         else:
-            exec(compile(ast.Module([statement], []), module, "exec"), space)
-    return space[name]
+            exec(compile(ast.Module([statement], []), module, "exec"), values)
+    return values[name]
 
 
 @functools.cache
 def _statements(module: str) -> dict[str, ast.stmt]:
-    """The statements of a module by the names that they give; its file is read, not imported."""
+    """The statements of a module by the names that they bind; its file is read, not imported."""
     (folder,) = importlib.util.find_spec("equinorm").submodule_search_locations  # pyright: ignore
     path = Path(folder, *module.split(".")[1:]).with_suffix(".py")
     found: dict[str, ast.stmt] = {}
@@ -148,7 +150,7 @@ def _statements(module: str) -> dict[str, ast.stmt]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names = [node.name]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [part.asname or part.name for part in node.names]
+            names = [alias.asname or alias.name for alias in node.names]
         else:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
             names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from equinorm._errors import BalanceError, EquinormError, ExportError, warn
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
-from equinorm.discovery.asked import asked
 from equinorm.discovery.by_twin import discover_by_twin
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.discovery.inner_values import InnerValues
 from equinorm.grouping.orbit import GroupedOrbit
 from equinorm.modules.choosing import Choice, chosen, unwrapped
@@ -187,7 +187,7 @@ def symmetries(
     """
     if batch_norm not in ("affine", "evaluation", "statistics"):
         raise EquinormError(f"batch_norm must be 'affine', 'evaluation' or 'statistics', not {batch_norm!r}.")
-    return symmetries_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also), batch_norm)
+    return symmetries_of(graphs_of(model, args, kwargs, opaque, both_modes=both_modes, also=also), batch_norm)
 
 
 def symmetries_of(graphs: Graphs, batch_norm: str = "affine", *, inner: bool = True) -> Symmetries:

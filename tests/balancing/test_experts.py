@@ -10,7 +10,7 @@ from torch import Tensor
 
 import equinorm
 from equinorm.balancing import layout
-from equinorm.balancing.assemble import problem
+from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.streamed import StreamedBlock
@@ -65,12 +65,12 @@ def test_streamed_sums_are_those_of_the_entries(entry_by_entry, monkeypatch, nam
     z = torch.randn(symmetries.num_free + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     z[0] = 0.0
     options = BalanceOptions(p=p, tol=1e-12, compile=compile)
-    found = problem(laid_out(symmetries), tensors, options)
+    found = problem_of(laid_out(symmetries), tensors, options)
     stream = next(b.stream for b in found.blocks if isinstance(b, StreamedBlock) and b.stream.layout.scaling.name == "gate_up")
     assert isinstance(stream.reader, CompiledPass if compile else StripPass)
     found.refine()
     entry_by_entry()
-    expected = problem(laid_out(symmetries), tensors, options)
+    expected = problem_of(laid_out(symmetries), tensors, options)
     assert not expected.streams
     for index, total in expected.log_energies(z).items():
         assert found.log_energies(z)[index] == pytest.approx(total, abs=1e-12)

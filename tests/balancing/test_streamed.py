@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import equinorm
 from equinorm.balancing import weight_passes
-from equinorm.balancing.assemble import problem
+from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.energy_reader import AT_ONCE
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import BalanceOptions
@@ -103,7 +103,7 @@ def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, compile: 
     held = torch.zeros(symmetries.num_free + 1, dtype=torch.bool)
     network = lay_out(scalings, symmetries.family_ranges, symmetries.num_free, held)
     options = BalanceOptions(p, c, tol=1e-9, method="two-level" if streams else "cyclic", compile=compile)
-    return problem(network, symmetries.tensors, options)
+    return problem_of(network, symmetries.tensors, options)
 
 
 @pytest.fixture(params=[AT_ONCE, 50], ids=["strips", "tiny strips"])

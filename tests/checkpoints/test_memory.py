@@ -14,7 +14,7 @@ from equinorm.balancing.energy_reader import Reading
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.norm import Norm
 from equinorm.checkpoints.folder import open_checkpoint
-from equinorm.checkpoints.solving import Weights
+from equinorm.checkpoints.solving import ComponentWeights
 
 STATUS = Path("/proc/self/status")
 ROWS, COLUMNS = 3072, 8192
@@ -48,7 +48,7 @@ def test_reading_a_weight_takes_the_memory_of_a_part_of_it(checkpoint, sides):
     (layout,) = lay_out([scaling], families, count, torch.zeros(count + 1, dtype=torch.bool)).layouts
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
     before = memory("VmHWM")
-    weights = Weights(checkpoint, [scaling])
+    weights = ComponentWeights(checkpoint, [scaling])
     weight = weights["w"]
     reading = Reading(layout, weight, Norm(2.0), torch.float32)
     energies = reading.read_energies() if sides == 1 else sum(strip.sum(0) for _, _, strip in reading.strips())

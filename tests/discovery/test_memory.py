@@ -5,7 +5,7 @@ from torch import nn
 
 import equinorm
 from equinorm._symmetries import symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.discovery.labels import compact
 
 
@@ -28,7 +28,7 @@ def test_equal_ids_of_several_tensors_lie_in_one_place():
 
 
 def test_without_values_inside_everything_else_is_the_same():
-    graphs = asked(network().bfloat16(), torch.randn(1, 3, dtype=torch.bfloat16), None)
+    graphs = graphs_of(network().bfloat16(), torch.randn(1, 3, dtype=torch.bfloat16), None)
     whole, lean = symmetries_of(graphs), symmetries_of(graphs, inner=False)
     assert len(whole.values) > 5
     assert len(lean.values) == len(graphs._kept) == 0

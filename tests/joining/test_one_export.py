@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import equinorm
 from equinorm._symmetries import symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.signs import signs_of
 from equinorm.permuting.permutations import permutations_of
 
@@ -44,13 +44,13 @@ READERS = {"scales": symmetries_of, "permutations": permutations_of, "signs": si
 def alone() -> dict[str, list[str]]:
     """What each finds in an export of its own."""
     net, x = network()
-    return {name: described(read(asked(net, x, None))) for name, read in READERS.items()}
+    return {name: described(read(graphs_of(net, x, None))) for name, read in READERS.items()}
 
 
 @pytest.mark.parametrize("order", [("scales", "permutations", "signs"), ("signs", "scales", "permutations", "scales")])
 def test_a_reading_finds_what_it_finds_alone(order, alone):
     net, x = network()
-    shared = asked(net, x, None)
+    shared = graphs_of(net, x, None)
     for name in order:
         assert described(READERS[name](shared)) == alone[name], name
 
@@ -59,7 +59,7 @@ def test_a_reading_finds_what_it_finds_alone(order, alone):
 def test_each_call_and_mode_is_exported_once(monkeypatch, both_modes):
     net, x = network()
     exported = count_exports(monkeypatch)
-    graphs = asked(net, x, None, both_modes=both_modes, also=[torch.randn(5, 4, dtype=torch.float64)])
+    graphs = graphs_of(net, x, None, both_modes=both_modes, also=[torch.randn(5, 4, dtype=torch.float64)])
     for read in READERS.values():
         read(graphs)
     assert len(exported) == 2 * (1 + both_modes)

@@ -7,7 +7,7 @@ from quantized_networks import perceptron
 import equinorm
 from equinorm.quantization import Scheme, choosing as real, solve
 from equinorm.quantization.choosing import SHARES, TRIES, choose, sure
-from equinorm.quantization.fake import Rounding
+from equinorm.quantization.fake_quantization import Rounding
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.points import find_points
 from equinorm.quantization.statistics import gather

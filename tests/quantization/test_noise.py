@@ -9,7 +9,7 @@ from quantized_networks import mixed, noise_of, perceptron
 from scipy import optimize
 from torch import nn
 
-from equinorm.quantization.fake import Reference, Rounding, Simulation, decibels
+from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation, decibels
 from equinorm.quantization.minimize import descend, minimize
 from equinorm.quantization.noise import Noise, logs
 from equinorm.quantization.points import find_points

@@ -5,7 +5,7 @@ import torch
 
 from equinorm import EqualizeError
 from equinorm.quantization import Scheme
-from equinorm.quantization.fake import rounded, rounded_weight
+from equinorm.quantization.fake_quantization import rounded, rounded_weight
 from equinorm.quantization.points import Point
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.discovery.graph.running import values
 
 
@@ -22,7 +22,7 @@ class Numbers:
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any] | None) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        (self.program,) = (call.exported.program for call in asked(model, args, kwargs))
+        (self.program,) = (call.exported.program for call in graphs_of(model, args, kwargs))
 
     @torch.no_grad()
     def captured(self) -> dict[str, Tensor]:

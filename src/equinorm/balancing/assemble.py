@@ -20,7 +20,7 @@ from equinorm.balancing.problem import AnyBlock, Block, Problem
 from equinorm.balancing.streamed import Stream, streamed
 
 
-def problem(network: NetworkLayout, tensors: Mapping[str, Tensor], options: BalanceOptions) -> Problem:
+def problem_of(network: NetworkLayout, tensors: Mapping[str, Tensor], options: BalanceOptions) -> Problem:
     """Set up the energies of every weight: read once and kept, or, where the options say so and it is cheap, streamed.
 
     Energies that are kept in float32 give way to float64 where they would underflow.

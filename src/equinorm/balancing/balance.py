@@ -14,9 +14,8 @@ from equinorm._display import as_html, count, drawing, norm_name, plain
 from equinorm._errors import BalanceError, RescaleError, describe
 from equinorm.balancing.kept_layouts import kept_layout
 from equinorm.balancing.minimum import minimum
-from equinorm.balancing.norm import exp
+from equinorm.balancing.norm import Norm, exp
 from equinorm.balancing.options import LIMIT, BalanceOptions
-from equinorm.balancing.problem import Problem
 from equinorm.balancing.scope import counted, held_classes, nothing_moves
 from equinorm.balancing.solver import Progress, Solution
 from equinorm.rescaling.optimizer_wrappers import Optimizers
@@ -195,8 +194,8 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
         _check_shared(options)
         options = replace(options, compile=bool(options.compile))
     least = minimum(network, tensors, options, progress, devices, processes)
-    found, solution, before, after = least.problem, least.solution, least.before, least.after
-    is_void = bool(solution.dead.any()) and found.norm.join(list(after.values())) == -math.inf
+    solution, before, after = least.solution, least.before, least.after
+    is_void = bool(solution.dead.any()) and options.norm.join(list(after.values())) == -math.inf
     converged = solution.residuals[-1] <= options.tol and not is_void
     return Balance(
         symmetries=symmetries,
@@ -204,8 +203,8 @@ def balance(symmetries: Orbit, options: BalanceOptions, progress: Progress | Non
         p=options.p,
         c=options.c,
         method=options.method,
-        norm_before=_norm(found, before.values()),
-        norm_after=_norm(found, after.values()),
+        norm_before=_norm(options.norm, before.values()),
+        norm_after=_norm(options.norm, after.values()),
         residuals=solution.residuals,
         converged=converged,
         reason=_reason(solution, options, converged, is_void),
@@ -269,5 +268,5 @@ def _way(method: str) -> str:
     return "method='two-level' reaches it" if method == "cyclic" else "that is as far as rounding lets it"
 
 
-def _norm(found: Problem, logs: Iterable[float]) -> float:
-    return exp(found.norm.join(list(logs)) / found.norm.q)
+def _norm(norm: Norm, log_energies: Iterable[float]) -> float:
+    return exp(norm.join(list(log_energies)) / norm.q)

@@ -164,7 +164,7 @@ def balanced(component: Component, tensors: Mapping[str, Tensor], options: Balan
     if unit:
         z = round_to_unit(z, unit)
         padded = torch.cat([torch.zeros(1, dtype=torch.float64), z])
-        after = _total(found.problem.log_energies(padded).values(), options)
+        after = _total(found.solution.problem.log_energies(padded).values(), options)
         if not after < before:
             z, after = still, before
     return ComponentBalance(z, before, after, (residuals[0], residuals[-1]), len(residuals) - 1, int(found.solution.dead.sum()))

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm.balancing.assemble import problem
+from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import Problem
 from equinorm.balancing.sharded import shared_problem
 from equinorm.balancing.solver import Progress, Solution, solve
 from equinorm.sharding.processes import Processes
@@ -21,13 +20,11 @@ class Minimum:
     """Where the solver stopped, and the energies there.
 
     Attributes:
-        problem: the energies, without those of dead classes.
         solution: of the solver.
         before: logarithm of each tensor's energy as it is, by tensor index.
         after: the same at the solution.
     """
 
-    problem: Problem
     solution: Solution
     before: Mapping[int, float]
     after: Mapping[int, float]
@@ -57,15 +54,14 @@ def minimum(
     start = torch.zeros(network.num_free + 1, dtype=torch.float64)
     with _full_precision(devices):
         if processes is None:
-            found = problem(network, tensors, options)
+            problem = problem_of(network, tensors, options)
         else:
-            found = shared_problem(network, tensors, options, processes)
-        before = found.log_energies(start)
-        solution = solve(found, options, progress)
-        if solution.problem is not found:  # edges of dead channels are not part of the norms
-            found = solution.problem
-            before = found.log_energies(start)
-        return Minimum(found, solution, before, found.log_energies(solution.z))
+            problem = shared_problem(network, tensors, options, processes)
+        before = problem.log_energies(start)
+        solution = solve(problem, options, progress)
+        if solution.problem is not problem:  # edges of dead channels are not part of the norms
+            before = solution.problem.log_energies(start)
+        return Minimum(solution, before, solution.problem.log_energies(solution.z))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equinorm._errors import BalanceError
 from equinorm._memory import local
-from equinorm.balancing.assemble import problem
+from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.local_layout import local_network
 from equinorm.balancing.norm import Norm
@@ -174,7 +174,7 @@ def shared_problem(
     here = [index for index, found in enumerate(layouts) if found.layout.scaling.name in counted]
     with processes.agreeing(BalanceError):
         parts = NetworkLayout(tuple(layouts[index].layout for index in here), network.families, network.num_free)
-        own = problem(parts, {name: local(tensor) for name, tensor in counted.items()}, options)
+        own = problem_of(parts, {name: local(tensor) for name, tensor in counted.items()}, options)
     blocks = iter(own.blocks)
     held: list[tuple[int, int, _Held]] = []  # layout and part of every block that moves
     for index, found in enumerate(layouts):

@@ -12,7 +12,7 @@ from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
-from equinorm.checkpoints.solving import Task, Weights, components_of, size_of
+from equinorm.checkpoints.solving import ComponentWeights, Task, components_of, size_of
 from equinorm.checkpoints.stored import CheckpointError, pieces
 from equinorm.joining.differences import beyond_rounding
 from equinorm.joining.equivalence import TOLERANCES
@@ -84,7 +84,7 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
     found: dict[str, Apart] = {}
     dead = 0
     for component in components_of(task, held):
-        sides = [balanced(component, Weights(c, component.scalings), CANONICAL, 0.0) for c in (task.checkpoint, other)]
+        sides = [balanced(component, ComponentWeights(c, component.scalings), CANONICAL, 0.0) for c in (task.checkpoint, other)]
         own = _snapped(sides[0].log_scales - sides[1].log_scales)
         z[component.classes - 1] = own
         dead += max(side.dead for side in sides)

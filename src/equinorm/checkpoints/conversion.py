@@ -66,7 +66,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     stored = [replace(scalings[number], names=tuple(keys)) for number, keys in found.items()]
     rest = _missing(model, own, direct.values())
     if converted:
-        stored += _Parts(model, scalings, owner).convert(rest, converted, entries)
+        stored += _Converter(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
         raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {_name(model)}: {first_few(rest)}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
@@ -163,7 +163,7 @@ class _InPlace(TorchFunctionMode):
         return args[0] if func is Tensor.contiguous else func(*args, **(kwargs or {}))
 
 
-class _Parts:
+class _Converter:
     """Tensors of a model that files hold in parts, or as parts."""
 
     def __init__(self, model: nn.Module, scalings: Sequence[Scaling], owner: Mapping[str, int]) -> None:

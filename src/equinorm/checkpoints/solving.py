@@ -203,7 +203,7 @@ def _ignored(task: Task) -> list[Scaling]:
 
 def _solved(task: Task, component: Component, unit: float) -> ComponentBalance:
     """Solve one component and refuse what could not be written."""
-    weights = Weights(task.checkpoint, component.scalings)
+    weights = ComponentWeights(task.checkpoint, component.scalings)
     found = balanced(component, weights, task.options, unit)
     for scaling in component.scalings:
         logs = [log for log in scaling.log_factors(found.log_scales) if bool((log != 0).any())]
@@ -216,7 +216,7 @@ def _solved(task: Task, component: Component, unit: float) -> ComponentBalance:
     return found
 
 
-class Weights(Mapping[str, Tensor]):
+class ComponentWeights(Mapping[str, Tensor]):
     """Tensors of a component, which lie in their files; nothing is held on to but bounds of their rows."""
 
     def __init__(self, checkpoint: Checkpoint, scalings: Sequence[Scaling]) -> None:

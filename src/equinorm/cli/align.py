@@ -13,7 +13,7 @@ from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._scaling import HALVES
 from equinorm.checkpoints.saving import fitted
 from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
-from equinorm.cli.loading import Source
+from equinorm.cli.loading import ModelSource
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
@@ -78,7 +78,7 @@ def align(
                 raise InputError(f"{name} is an ONNX file: weights are aligned of PyTorch's models only.")
         like = source_of(model_a, output, force)
         check_room((model_a, model_b), BYTES_A_WEIGHT)
-        source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
+        source = ModelSource(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
         if like is not None:
             fitted(a.model, like)

@@ -15,7 +15,7 @@ from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli import report as reports
 from equinorm.cli.factories import parted
 from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import Source, load
+from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
@@ -86,7 +86,7 @@ def balance(
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")
-        loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
+        loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         steps.say("finding symmetries")
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         if is_onnx(model) and not found.num_free:

@@ -12,7 +12,7 @@ from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
 from equinorm.checkpoints.saving import fitted
 from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
-from equinorm.cli.loading import Source, load
+from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
@@ -71,7 +71,7 @@ def canonical(
         like = source_of(model, output, force)
         check_room((model,), BYTES_A_WEIGHT)
         steps.say(f"loading {model}")
-        loaded = load(Source(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
+        loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         if like is not None:
             fitted(loaded.model, like)
         original = duplicate(loaded.model, VERIFYING)

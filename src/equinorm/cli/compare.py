@@ -16,7 +16,7 @@ from equinorm._errors import EquinormError, describe, describe_inputs, dtype_nam
 from equinorm.checkpoints.comparing import Difference
 from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import Loaded, Source
+from equinorm.cli.loading import Loaded, ModelSource
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
@@ -97,7 +97,7 @@ def compare(
     """
 
     def work(steps: Steps) -> Result:
-        source = Source(model_a, weights, settings or (), trust_remote_code, train=train)
+        source = ModelSource(model_a, weights, settings or (), trust_remote_code, train=train)
         if is_folder(model_a) and is_folder(model_b) and not (weights or weights_b or settings or train):
             record = of_folders(source, model_b, inputs or (), opaque or (), steps)
             return record, shown(record), int(not record.equivalent)
@@ -109,7 +109,7 @@ def compare(
     run(work, json, debug)
 
 
-def of_folders(source: Source, other: str, inputs: Sequence[str], opaque: Sequence[str], steps: Steps) -> Comparison:
+def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: Sequence[str], steps: Steps) -> Comparison:
     """Compare the weights of two folders in parts; load both where that does not decide, if there is memory.
 
     Raises:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -130,6 +130,18 @@ def demo(
     run(work, json, debug)
 
 
+class _Digits(NamedTuple):
+    """Images in [0, 1], their labels, and which of them are held out for testing."""
+
+    images: Tensor
+    labels: Tensor
+    held_out: Tensor
+
+    def accuracy(self, predictions: Tensor) -> float:
+        """On those held out."""
+        return float((predictions == self.labels)[self.held_out].double().mean())
+
+
 def demonstrate(
     epochs: int = 20, seed: int = 0, say: Callable[[str], None] = lambda text: None
 ) -> tuple[Demonstration, list[Weights]]:
@@ -143,35 +155,36 @@ def demonstrate(
     Raises:
         InputError: if scikit-learn is not installed.
     """
-    images, labels, held_out = _digits(seed)
+    digits = _digits(seed)
+    images = digits.images
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         say("training on scikit-learn's digits")
         started = time.perf_counter()
         model = _network()
-        _train(model, images[~held_out], labels[~held_out], epochs)
+        _train(model, images[~digits.held_out], digits.labels[~digits.held_out], epochs)
         seconds = time.perf_counter() - started
         say("unbalancing every hidden neuron")
         found = symmetries(model, (images,))
         expected = _predict(model, images)
-        stages = [_stage("trained", found, images, labels, held_out, expected)]
+        stages = [_stage("trained", found, digits, expected)]
         found.rescale_((2 * torch.rand(found.num_free, dtype=torch.float64) - 1) * DECADES * math.log(10))
-        stages.append(_stage("unbalanced", found, images, labels, held_out, expected))
+        stages.append(_stage("unbalanced", found, digits, expected))
     say("balancing")
     unbalanced, twin, options = duplicate(model, VERIFYING), duplicate(model, VERIFYING), BalanceOptions(compile=None)
     record, pictures = verified_balance(Loaded("digits", model, (images,)), found, options)
-    stages.append(_stage("balanced", found, images, labels, held_out, expected))
+    stages.append(_stage("balanced", found, digits, expected))
     say("balancing by powers of two")
     verified_balance(Loaded("digits", twin, (images,)), symmetries(twin, (images,)), options, power_of_two=True)
     with torch.no_grad():
         outputs, exact = unbalanced(images), twin(images)
     say("rounding to 8 bits")
-    integers = _rounded(unbalanced, images, labels, held_out)
+    integers = _rounded(unbalanced, digits)
     return Demonstration(
         network="-".join(map(str, WIDTHS)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         images=len(images),
-        test_images=int(held_out.sum()),
+        test_images=int(digits.held_out.sum()),
         epochs=epochs,
         seconds=seconds,
         stages=tuple(stages),
@@ -184,39 +197,18 @@ def demonstrate(
     ), pictures
 
 
-def _rounded(model: nn.Module, images: Tensor, labels: Tensor, held_out: Tensor) -> Integers:
+def _rounded(model: nn.Module, digits: _Digits) -> Integers:
     """What one 8-bit step for each tensor makes of a network, and of the equalized one."""
-    result = equalize(model.eval(), (images,), calibration=[(images[~held_out],)], scheme=SCHEME)
+    calibration = [(digits.images[~digits.held_out],)]
+    result = equalize(model.eval(), (digits.images,), calibration=calibration, scheme=SCHEME)
     with torch.no_grad():
-        found = result.simulated(images)
-    before, after = (float((outputs.argmax(1) == labels)[held_out].double().mean()) for outputs in found)
+        before, after = (digits.accuracy(outputs.argmax(1)) for outputs in result.simulated(digits.images))
     return Integers(SCHEME, before, after, sum(result.seconds.values()))
 
 
 def shown(record: Demonstration) -> RenderableType:
     """What `equinorm demo` prints."""
-    done = record.balancing
-    stages = table(
-        "The same function, three sets of weights",
-        [
-            ("", False),
-            ("test accuracy", True),
-            (f"{words.norm_name(done.p)} norm", True),
-            ("residual", True),
-            ("predictions changed", True),
-        ],
-        [
-            (
-                stage.name,
-                words.percent(stage.accuracy, 1),
-                words.number(stage.norm),
-                f"{stage.residual:.1e}",
-                f"{stage.predictions_changed:,} of {record.images:,}",
-            )
-            for stage in record.stages
-        ],
-    )
-    exact = f"{record.deviation_power_of_two:.1g}"
+    done, exact = record.balancing, f"{record.deviation_power_of_two:.1g}"
     proof = facts(
         [
             ("predictions", f"{record.predictions_unchanged:,} of {record.images:,} unchanged"),
@@ -234,7 +226,7 @@ def shown(record: Demonstration) -> RenderableType:
             ]
         ),
         Text(),
-        stages,
+        _stages(record),
         proof,
         Text(),
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
@@ -242,13 +234,30 @@ def shown(record: Demonstration) -> RenderableType:
     )
 
 
+def _stages(record: Demonstration) -> RenderableType:
+    """The network as it was trained, unbalanced and balanced."""
+    norm = f"{words.norm_name(record.balancing.p)} norm"
+    columns = [("", False), *((name, True) for name in ("test accuracy", norm, "residual", "predictions changed"))]
+    rows = [
+        (
+            stage.name,
+            words.percent(stage.accuracy, 1),
+            words.number(stage.norm),
+            f"{stage.residual:.1e}",
+            f"{stage.predictions_changed:,} of {record.images:,}",
+        )
+        for stage in record.stages
+    ]
+    return table("The same function, three sets of weights", columns, rows)
+
+
 def _in_words(found: Integers) -> str:
     before, after = (words.percent(value, 1) for value in (found.accuracy_before, found.accuracy_after))
     return f"test accuracy {before} unbalanced, {after} after equinorm.equalize ({found.scheme}, {found.seconds:.2f} s)"
 
 
-def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Images in [0, 1], their labels, and which fifth of them is held out for testing."""
+def _digits(seed: int) -> _Digits:
+    """Those of scikit-learn, a fifth of them held out for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -260,7 +269,7 @@ def _digits(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     held_out = torch.zeros(len(images), dtype=torch.bool)
     held_out[order[: len(images) // 5]] = True
-    return images, labels, held_out
+    return _Digits(images, labels, held_out)
 
 
 def _network() -> nn.Sequential:
@@ -288,8 +297,6 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor:
         return model(images).argmax(1)
 
 
-def _stage(name: str, found: Symmetries, images: Tensor, labels: Tensor, held_out: Tensor, expected: Tensor) -> Stage:
-    predictions = _predict(found.model, images)
-    still = found.balance(cycles=0)
-    accuracy = float((predictions == labels)[held_out].double().mean())
-    return Stage(name, accuracy, still.norm_before, still.residual, int((predictions != expected).sum()))
+def _stage(name: str, found: Symmetries, digits: _Digits, expected: Tensor) -> Stage:
+    predictions, still = _predict(found.model, digits.images), found.balance(cycles=0)
+    return Stage(name, digits.accuracy(predictions), still.norm_before, still.residual, int((predictions != expected).sum()))

@@ -16,7 +16,7 @@ from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_nam
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
-from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
@@ -115,7 +115,7 @@ def equalize(
         to = destination(model, output, report, force)
         check_room((model,), BYTES_A_WEIGHT)
         steps.say(f"loading {model}")
-        source = Source(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
+        source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         to.check(loaded.model)
         steps.say("finding symmetries")
@@ -171,7 +171,7 @@ def shown(record: Equalizing, found: Equalization) -> RenderableType:
 
 
 def _loaded(
-    source: Source, inputs: Sequence[str], calibration: Path | None, size: int | None
+    source: ModelSource, inputs: Sequence[str], calibration: Path | None, size: int | None
 ) -> tuple[Loaded, list[Batch] | None]:
     """The model with inputs, which calibration data tell where no option does, and these data in batches."""
     if calibration is None:
@@ -193,7 +193,7 @@ def _loaded(
     return _on_data(loaded, batches[0]), batches
 
 
-def _exported_for(source: Source) -> int:
+def _exported_for(source: ModelSource) -> int:
     """How many samples a graph was exported for, if it takes no other number; else 0."""
     if not source.name.endswith(".pt2"):
         return 0

@@ -11,10 +11,10 @@ from equinorm.checkpoints.conversion import Conversion, stored_scalings
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint, quantized
 from equinorm.checkpoints.solving import Task
 from equinorm.cli.libraries import described
-from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 
 _INSTEAD = (
     "Rounded numbers and their scales are not rescaled. Balance the weights that they were made from, or multiply them out "
@@ -70,9 +70,9 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
             f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
             f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
         )
-    loaded = load(Source(f"hf:{folder}", trust=trust, device="meta"), inputs)
+    loaded = load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs)
     steps.say("finding symmetries")
-    found = symmetries_of(asked(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
+    found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)
     notes = list(loaded.notes)
     if conversion.ignored:

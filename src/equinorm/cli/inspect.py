@@ -15,7 +15,7 @@ from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.solving import components_of, size_of
 from equinorm.cli.folders import Folder, analysed, is_folder
-from equinorm.cli.loading import Loaded, Source, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import worded
@@ -99,7 +99,7 @@ def inspect(
             record = of_folder(analysed(model, steps, inputs or (), opaque or (), trust_remote_code))
             return record, shown(record), 0
         steps.say(f"loading {model}")
-        loaded = load(Source(model, weights, settings or (), trust_remote_code, device, train), inputs or ())
+        loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, device, train), inputs or ())
         steps.say("finding symmetries")
         record = inspection(loaded, symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ()))
         return record, shown(record), 0

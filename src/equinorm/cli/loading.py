@@ -36,7 +36,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """What a model is made from.
 
     Attributes:
@@ -60,7 +60,7 @@ class Source:
     free: bool | Sequence[str] = False
 
 
-def load(source: Source, inputs: Sequence[str], needs_inputs: bool = True) -> Loaded:
+def load(source: ModelSource, inputs: Sequence[str], needs_inputs: bool = True) -> Loaded:
     """Load a model with its weights and inputs.
 
     Args:
@@ -101,7 +101,7 @@ def takes_settings(name: str) -> bool:
     return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not Path(name).is_dir()
 
 
-def _model(source: Source) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
+def _model(source: ModelSource) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
     """The model, the inputs that it brings, and notes on its weights."""
     name, is_meta = source.name, source.device == "meta"
     settings = settings_of(source.settings)
@@ -127,7 +127,7 @@ def _model(source: Source) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[s
     return found
 
 
-def _onnx(source: Source, inputs: Sequence[str]) -> Loaded:
+def _onnx(source: ModelSource, inputs: Sequence[str]) -> Loaded:
     options = {"--weights": source.weights, "--set": source.settings, "--train": source.train}
     if wrong := [name for name, value in options.items() if value]:
         raise InputError(f"{source.name} is a graph with its own weights, for inference. Leave out {wrong[0]}.")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from equinorm.cli.loading import Loaded, Source, load, takes_settings
+from equinorm.cli.loading import Loaded, ModelSource, load, takes_settings
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import WEIGHTS, InputError
 
@@ -18,7 +18,7 @@ class Pair(NamedTuple):
     hint: str
 
 
-def load_pair(source: Source, model_b: str, weights_b: Path | None, inputs: Sequence[str], steps: Steps) -> Pair:
+def load_pair(source: ModelSource, model_b: str, weights_b: Path | None, inputs: Sequence[str], steps: Steps) -> Pair:
     """Load two models.
 
     Args:

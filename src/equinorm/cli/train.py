@@ -20,7 +20,7 @@ from equinorm.cli.writing import check_target, write_atomically
 from equinorm.experiments.config import DEFAULTS, METHODS, ExperimentError, Sweep, convert
 from equinorm.experiments.figures import overview_png
 from equinorm.experiments.presets import PRESETS, preset
-from equinorm.experiments.protocol import Cell, Comparison, Report, compare
+from equinorm.experiments.protocol import Cell, MethodComparison, Report, compare
 from equinorm.experiments.results import Results
 from equinorm.experiments.series import experiments
 from equinorm.experiments.workers import Here, Place, Pool
@@ -118,7 +118,7 @@ def _list(key: str, text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
 
 def run_sweep(
     asked: Sweep, folder: Path | None, results: Path | None, workers: int | None, device: str, report: Report
-) -> tuple[Comparison, bytes]:
+) -> tuple[MethodComparison, bytes]:
     """Run a sweep in so many processes (by default one for each core, or one on a GPU); returns its record and picture."""
     if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
         raise ExperimentError(f"--device {device}: there are cpu, cuda and one of several, such as cuda:1.")
@@ -140,10 +140,10 @@ def run_sweep(
         pool.stop()
     chosen = [replace(cell.run, seed=seed) for cell in cells for seed in range(asked.seeds)]
     content = overview_png(experiments(kept.by_run[run] for run in chosen)[0])
-    return Comparison(asked, cells, runs, repeated, str(results) if results else None), content
+    return MethodComparison(asked, cells, runs, repeated, str(results) if results else None), content
 
 
-def shown(record: Comparison) -> RenderableType:
+def shown(record: MethodComparison) -> RenderableType:
     """What `equinorm train` prints."""
     base = record.sweep.base
     head = facts(

@@ -33,11 +33,11 @@ class Discovery:
     values: InnerValues
 
 
-def discover(read: Graphs, batch_norm: str, *, signs: bool = False, inner: bool = True) -> Discovery:
+def discover(graphs: Graphs, batch_norm: str, *, signs: bool = False, inner: bool = True) -> Discovery:
     """Find what holds for all calls in all modes.
 
     Args:
-        read: the network's graphs.
+        graphs: the network's graphs.
         batch_norm: how batch normalization is read, "affine", "evaluation" or "statistics".
         signs: find flips of sign, where integer exponents count by whether they are odd.
         inner: record the values inside too. If not, graphs and labels are dropped before what replaces them is made.
@@ -47,10 +47,10 @@ def discover(read: Graphs, batch_norm: str, *, signs: bool = False, inner: bool 
     """
     started = time.perf_counter()
     trace = Trace(batch_norm=batch_norm, signs=signs)
-    laws = _laws(read, trace, inner)
+    laws = _laws(graphs, trace, inner)
     drop: set[Source] = set()
     if laws.own is None:
-        read.forget()
+        graphs.forget()
         drop = {*laws.sources} - {source_of(value) for value, *_ in trace.casts}
     owner, pins = introduced(laws.sources, trace.classes)
     scalings, roots = resolve(laws.sources, trace.classes, drop)
@@ -87,17 +87,17 @@ class _Laws:
     own: Interpreter | None
 
 
-def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
+def _laws(graphs: Graphs, trace: Trace, inner: bool) -> _Laws:
     """Run all graphs on labels."""
     seconds = 0.0
-    graphs: list[Exported] = []
+    exports: list[Exported] = []
     interpreters: list[Interpreter] = []
     outputs: list[Any] = []
     backward: dict[str, None] = {}
-    for call in read:
+    for call in graphs:
         exported, seconds = call.exported, seconds + call.seconds
         backward |= call.backward
-        graphs.append(exported)
+        exports.append(exported)
         interpreters.append(Interpreter(exported.aliases, trace, exported.unsteady))
         outputs.append(interpreters[-1].propagate(exported.inputs)[0])
     trace.reason = Reason("model output")
@@ -105,13 +105,13 @@ def _laws(read: Graphs, trace: Trace, inner: bool) -> _Laws:
         trace.pin(value)
     trace.settle()
     trace.reason = LEFT_OUT
-    runs = zip(graphs, (interpreter.constant for interpreter in interpreters), strict=True)
+    runs = zip(exports, (interpreter.constant for interpreter in interpreters), strict=True)
     for source, masks in left_out(runs).items():  # what is not read can only scale as all that is
         if source.label is not None:
             trace.merge(source, [axis for axis, mask in enumerate(masks) if bool(mask.any())])
     trace.reason = Reason("storage")
-    for exported in graphs:
+    for exported in exports:
         for source, why in exported.held.items():
             trace.pin(source, why)
-    hashed = "+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in graphs)
-    return _Laws([*graphs[0].sources], hashed, seconds, (*backward,), interpreters[read.own] if inner else None)
+    hashed = "+".join(fingerprint(exported.aliases.graph, exported.inputs) for exported in exports)
+    return _Laws([*exports[0].sources], hashed, seconds, (*backward,), interpreters[graphs.own] if inner else None)

@@ -16,9 +16,9 @@ from equinorm.discovery.graph.nodes import bind
 from equinorm.discovery.labels import Label
 from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve
+from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.discovery.rules import TABLE, Call, find, qualified
 from equinorm.discovery.rules.registry import Rule
-from equinorm.discovery.taught import MOST, TOLERANCE, Trials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Constant, Source
 from equinorm.modules.running import on_cpu
@@ -80,7 +80,7 @@ def register_rule(operator: Any, samples: Iterable[Sequence[Any]]) -> Callable[[
 def _guarded(rule: Rule, operator: Any, name: str, shown: Sequence[Mapping[str, Any]]) -> Rule:
     """A rule that pins instead where it holds neither by a trial nor, if none can be made, for arguments that samples show."""
     dtypes = {key: value.dtype for inputs in shown for key, value in inputs.items() if isinstance(value, Tensor)}
-    trials = Trials(VALUES, shown)
+    trials = RuleTrials(VALUES, shown)
 
     @functools.wraps(rule)
     def checked(trace: Trace, call: Call) -> Any:

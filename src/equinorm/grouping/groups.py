@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from equinorm._display import count, shortened
+from equinorm._display import count, listed, shortened
 from equinorm._scaling import Pin, Reason
 
 AXES, VALUES = 6, 4
@@ -162,7 +162,7 @@ def enumerated(things: Sequence[object], most: int = AXES) -> str:
     words = list(dict.fromkeys(map(str, things)))
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return listed(words)
 
 
 def _signs(axis: ScaledAxis) -> dict[int, float]:

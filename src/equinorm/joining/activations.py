@@ -35,12 +35,12 @@ class Activations:
     kwargs: Mapping[str, Any] | None
     theirs: dict[str, Tensor] = field(default_factory=dict)
 
-    def of(self, chosen: Tensor) -> dict[str, Tensor]:
+    def of(self, signs: Tensor) -> dict[str, Tensor]:
         """Those of the first network after flips of sign."""
         model = self.model
-        if bool((chosen < 0).any()):
+        if bool((signs < 0).any()):
             model = duplicate(model, "to flip the copy")
-            replace(self.moves.flips, model=model).flip_(chosen)
+            replace(self.moves.flips, model=model).flip_(signs)
         return self._measured(model)
 
     def _measured(self, model: nn.Module) -> dict[str, Tensor]:

@@ -14,10 +14,10 @@ from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.activations import measured
 from equinorm.joining.forms import Forms, dtype_of, forms, real
-from equinorm.joining.moves import Moves, Search
+from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
@@ -123,7 +123,7 @@ def align(
     check_count(sweeps, "sweeps")
     same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
-    graphs = asked(model_a, args, kwargs, opaque)
+    graphs = graphs_of(model_a, args, kwargs, opaque)
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     if data is not None and graphs.opaque:
@@ -147,7 +147,7 @@ def _is_scaled(found: Symmetries, power_of_two: bool) -> bool:
 
 
 def _aligned(
-    both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Any, rescale: bool, power_of_two: bool
+    both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Seen | None, rescale: bool, power_of_two: bool
 ) -> Alignment:
     """The first network matched to the second, with scales or without."""
     z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]

@@ -10,7 +10,7 @@ from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
 from equinorm._symmetries import symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
 from equinorm.modules.choosing import Choice
@@ -92,7 +92,7 @@ def canonical_(
     True
     """
     check_model(model)
-    graphs = asked(model, args, kwargs, opaque)
+    graphs = graphs_of(model, args, kwargs, opaque)
     found = symmetries_of(graphs)
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):

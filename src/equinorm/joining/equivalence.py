@@ -13,7 +13,7 @@ from equinorm._errors import BalanceError, EquivalenceError, describe
 from equinorm._memory import is_wrapped
 from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
-from equinorm.discovery.asked import asked
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.differences import Change, Tolerance, changes
 from equinorm.joining.fitting import joining, levelling
 from equinorm.joining.forms import each, forms, real
@@ -200,7 +200,7 @@ def equivalence(
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     same_parameters(model_a, model_b)
-    graphs = asked(model_a, args, kwargs, opaque)
+    graphs = graphs_of(model_a, args, kwargs, opaque)
     both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
     same_group(*both)
     for found in both:

@@ -131,7 +131,7 @@ def medians(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str
     ]
     whole = torch.zeros(len(start) + 1, dtype=torch.float64)
     for reading in readings:
-        whole.index_add_(0, reading.ids.flatten(), reading.within(reading.ratio).isfinite().sum(1).double())
+        whole.index_add_(0, reading.ids.flatten(), reading.by_entry(reading.ratio).isfinite().sum(1).double())
     z = torch.full_like(whole, torch.nan)
     z[0] = 0.0
     told = [reading.medians(z) for reading in readings]
@@ -178,7 +178,7 @@ class _Reading:
     ratio: Tensor
     others: tuple[tuple[float, Tensor], ...]
 
-    def within(self, ratio: Tensor) -> Tensor:
+    def by_entry(self, ratio: Tensor) -> Tensor:
         """Weights of each entry of the ids, of shape (entries, weights)."""
         ratio = ratio.expand(self.ratio.shape)
         missing = self.ratio.dim() - self.ids.dim()
@@ -199,7 +199,7 @@ class _Reading:
         known = [exponent * z[ids] for exponent, ids in self.others]
         if any(bool(part.isnan().all()) for part in known):
             return torch.zeros(self.ids.numel(), dtype=z.dtype), torch.zeros(self.ids.numel(), dtype=z.dtype)
-        rest = self.within(sum((-part.to(self.ratio.dtype) for part in known), start=self.ratio))
+        rest = self.by_entry(sum((-part.to(self.ratio.dtype) for part in known), start=self.ratio))
         return rest.nanmedian(1).values.double() / self.exponent, rest.isfinite().sum(1).double()
 
 

@@ -11,22 +11,18 @@ from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.forms import Forms
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
-from equinorm.permuting.nearest import Activations, matching, nearest
+from equinorm.permuting.nearest import matching, nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 
 Orders = dict[str, Tensor]
-
+"""Of channels, by family."""
 
 _ROUNDS = 5
 """Most turns of matching and fitting signs."""
 
 _COPIES = 0.5
 """Networks whose weights have a larger cosine, once matched, come from one another."""
-
-
-def _square(tensors: Forms) -> float:
-    return sum(float(tensor.square().sum(dtype=torch.float64)) for tensor in tensors.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,7 @@ class Seen(Protocol):
 
     theirs: dict[str, Tensor]
 
-    def of(self, chosen: Tensor) -> dict[str, Tensor]:
+    def of(self, signs: Tensor) -> dict[str, Tensor]:
         """Those of the first network after flips of sign."""
         ...
 
@@ -99,11 +95,11 @@ class Moves:
         order = settled(Sides([*one.values()], [*other.values()], [*layout.axes.values()]), layout.atoms, layout.around)
         return self.fitted(one, other, layout.by_name(order)), layout.by_name(order)
 
-    def moved(self, tensors: Forms, chosen: Tensor, order: Orders) -> Forms:
+    def moved(self, tensors: Forms, signs: Tensor, order: Orders) -> Forms:
         """Tensors after flips and a permutation; families that it does not name stay."""
-        return self.group.layout.moved(self._flipped(tensors, chosen), order)
+        return self.group.layout.moved(self._flipped(tensors, signs), order)
 
-    def assigned(self, ours: Forms, theirs: Forms, search: "Search", seen: "Seen | None" = None) -> tuple[Tensor, Orders, int]:
+    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None = None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
 
         Args:
@@ -122,28 +118,28 @@ class Moves:
         return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
-        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: "Search", seen: "Seen | None"
+        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: Search, seen: Seen | None
     ) -> tuple[tuple[Tensor, Orders, int], float]:
         """A fixed point, and how well it agrees."""
-        (ours, theirs), (chosen, order), total, agreement = sides, start, 0, 0.0
+        (ours, theirs), (signs, order), total, agreement = sides, start, 0, 0.0
         for _ in range(_ROUNDS):
             points = self.group.points
-            values = None if seen is None or points is None else Activations(points, seen.of(chosen), seen.theirs)
-            sides = self._flipped(ours, chosen), theirs
+            values = None if seen is None or points is None else points.sides(seen.of(signs), seen.theirs)
+            sides = self._flipped(ours, signs), theirs
             order, taken, agreement = nearest(self.group.layout, sides, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
-            if torch.equal(better, chosen):
+            if torch.equal(better, signs):
                 break
-            chosen = better
-        return (chosen, order, total), agreement if seen is not None else self._agreement(ours, theirs, chosen, order)
+            signs = better
+        return (signs, order, total), agreement if seen is not None else self._agreement(ours, theirs, signs, order)
 
-    def _agreement(self, ours: Forms, theirs: Forms, chosen: Tensor, order: Orders) -> float:
+    def _agreement(self, ours: Forms, theirs: Forms, signs: Tensor, order: Orders) -> float:
         """⟨π(a), b⟩, the larger the nearer."""
-        moved = self.moved(ours, chosen, order)
+        moved = self.moved(ours, signs, order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
-    def _flipped(self, tensors: Forms, chosen: Tensor) -> Forms:
-        return self.flips.flipped(tensors, chosen) if len(chosen) else tensors
+    def _flipped(self, tensors: Forms, signs: Tensor) -> Forms:
+        return self.flips.flipped(tensors, signs) if len(signs) else tensors
 
     def fitted(self, ours: Forms, theirs: Forms, order: Orders) -> Tensor:
         """The best signs before a given permutation."""
@@ -162,10 +158,10 @@ class Moves:
             found[name] = before.reshape(tensor.shape)
         return found
 
-    def apply_(self, model: nn.Module, chosen: Tensor, order: Orders) -> None:
+    def apply_(self, model: nn.Module, signs: Tensor, order: Orders) -> None:
         """Flip, then permute a copy of the model."""
         if self.flips.num_free:
-            replace(self.flips, model=model).flip_(chosen)
+            replace(self.flips, model=model).flip_(signs)
         replace(self.group, model=model).permute_(order)
 
     def named(self, order: Orders) -> Orders:
@@ -175,3 +171,7 @@ class Moves:
             for family in self.group.families
             if family.name in order and bool((order[family.name] != torch.arange(family.size)).any())
         }
+
+
+def _square(tensors: Forms) -> float:
+    return sum(float(tensor.square().sum(dtype=torch.float64)) for tensor in tensors.values())

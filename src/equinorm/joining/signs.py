@@ -11,9 +11,9 @@ from equinorm._class_ids import add_to_classes_
 from equinorm._display import count
 from equinorm._errors import RescaleError, describe
 from equinorm._scaling import Family, Pin, Scaling
-from equinorm.discovery.asked import asked
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.checks import check_in_place, check_unchanged
@@ -254,7 +254,7 @@ def signs(
     >>> [equinorm.signs(net, torch.randn(1, 8)).num_free for net in (relu, tanh)]
     [0, 16]
     """
-    return signs_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also))
+    return signs_of(graphs_of(model, args, kwargs, opaque, both_modes=both_modes, also=also))
 
 
 def signs_of(graphs: Graphs) -> Signs:

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,25 +35,25 @@ class Found:
     own: tuple[ExportedProgram, Interpreter]
 
 
-def discover(read: Graphs) -> Found:
+def discover(graphs: Graphs) -> Found:
     """Find what holds for all calls in all modes.
 
     Args:
-        read: the network's graphs.
+        graphs: the network's graphs.
 
     Raises:
         ExportError: if the model cannot be exported.
     """
     started, exporting = time.perf_counter(), 0.0
     book = Book()
-    graphs: list[Exported] = []
+    exports: list[Exported] = []
     interpreters: list[Interpreter] = []
     laid: dict[Source, Laid] = {}
-    for call in read:
+    for call in graphs:
         exported, exporting = call.exported, exporting + call.seconds
-        graphs.append(exported)
+        exports.append(exported)
         if not laid:
-            stored = {*read.model.state_dict(keep_vars=True)}
+            stored = {*graphs.model.state_dict(keep_vars=True)}
             laid = {source: _laid(source, stored) for source in exported.sources}
         entering = {name: _entering(value, laid) for name, (value, _) in exported.inputs.items()}
         weights = (name for name, (value, _) in exported.inputs.items() if getattr(value, "kind", None) == "parameter")
@@ -61,17 +61,13 @@ def discover(read: Graphs) -> Found:
         outputs = interpreters[-1].propagate(entering)
         book.reason = Reason("model output")
         book.pin(outputs)
-    used = {value for exported in graphs for value in _used(exported)}
+    used = {value for exported in exports for value in _used(exported)}
     for source in laid.keys() - used:
         pin(laid[source].axes, UNUSED)
     book.reason = LEFT_OUT
-    for source, masks in left_out(zip(graphs, (part.constant for part in interpreters), strict=True)).items():
-        for axis, mask in enumerate(masks):
-            runs = [(holds, len([*places])) for holds, places in itertools.groupby(mask.tolist())]
-            parts = pieces(book, laid[source], axis, [length for _, length in runs]) if bool(mask.any()) else []
-            pin([book.whole(part).axes[axis] for part, (holds, _) in zip(parts, runs, strict=False) if holds], LEFT_OUT)
+    _pin_left_out(book, laid, left_out(zip(exports, (part.constant for part in interpreters), strict=True)))
     book.reason = Reason("storage")
-    for exported in graphs:
+    for exported in exports:
         for source, why in exported.held.items():
             pin(laid[source].axes, book.because(why))
     book.spaces += [value.axes for value in laid.values()]
@@ -79,7 +75,16 @@ def discover(read: Graphs) -> Found:
     dependence = Dependence(book.spaces)
     settle(book.own_orders, dependence, [axis for own in axes.values() for axis in own])
     seconds = exporting, time.perf_counter() - started - exporting
-    return Found(graphs[0].sources, axes, dependence, seconds, (graphs[read.own].program, interpreters[read.own]))
+    return Found(exports[0].sources, axes, dependence, seconds, (exports[graphs.own].program, interpreters[graphs.own]))
+
+
+def _pin_left_out(book: Book, laid: Mapping[Source, Laid], masks_of: Mapping[Source, Sequence[Tensor]]) -> None:
+    """Entries that no operation reads stay where they are; the masks tell them, along each axis of a tensor."""
+    for source, masks in masks_of.items():
+        for axis, mask in enumerate(masks):
+            runs = [(holds, len([*places])) for holds, places in itertools.groupby(mask.tolist())]
+            parts = pieces(book, laid[source], axis, [length for _, length in runs]) if bool(mask.any()) else []
+            pin([book.whole(part).axes[axis] for part, (holds, _) in zip(parts, runs, strict=False) if holds], LEFT_OUT)
 
 
 def _used(exported: Exported) -> set[Source]:

@@ -1,14 +1,13 @@
 """The permutation that brings weights near to others, or into an order of their own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from equinorm.permuting.assignment import Sides, fixed_point
+from equinorm.permuting.arrangement import Sides
+from equinorm.permuting.assignment import fixed_point
 from equinorm.permuting.layout import Layout
 from equinorm.permuting.matching import in_order, match
-from equinorm.permuting.points import Points
 
 Tensors = Mapping[str, Tensor]
 
@@ -32,26 +31,12 @@ def sorting(layout: Layout, tensors: Tensors) -> tuple[dict[str, Tensor], int]:
     return layout.by_name(orders), ties
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Activations:
-    """Standardized activations of both networks at the points where they are compared."""
-
-    points: Points
-    ours: Tensors
-    theirs: Tensors
-
-    def sides(self) -> Sides:
-        """As weights are."""
-        one, other = ([tensors[name] for name in self.points.axes] for tensors in (self.ours, self.theirs))
-        return Sides(one, other, self.points.of_batches(len(one[0]) if one else 0))
-
-
 def nearest(
     layout: Layout,
     weights: tuple[Tensors, Tensors],
     start: Tensors,
     sweeps: int,
-    seen: Activations | None = None,
+    activations: Sides | None = None,
 ) -> tuple[dict[str, Tensor], int, float]:
     """Matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
 
@@ -61,7 +46,7 @@ def nearest(
             float64, on the CPU.
         start: the order of every family to start from, by name.
         sweeps: most of them.
-        seen: these are matched, and weights only of families that stand at none of their points.
+        activations: these are matched, and weights only of families that stand at none of their points.
 
     Returns:
         An order of our channels for each family, by its name, the number of sweeps, and the sum of all products of what
@@ -69,8 +54,8 @@ def nearest(
     """
     one, other = ([tensors[name] for name in layout.names] for tensors in weights)
     sides = [Sides(one, other, [*layout.axes.values()])]
-    if seen is not None:
-        sides.insert(0, seen.sides())
+    if activations is not None:
+        sides.insert(0, activations)
     begun = {atom: start[family.name] for atom, family in zip(layout.atoms, layout.families, strict=True)}
     orders, taken, agreement = fixed_point(sides, layout.around, begun, sweeps)
     return layout.by_name([orders[atom] for atom in layout.atoms]), taken, agreement

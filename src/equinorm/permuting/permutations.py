@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from equinorm._errors import PermutationError
-from equinorm.discovery.asked import asked
 from equinorm.discovery.graph.export import Graphs
+from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.permuting import description
@@ -75,6 +75,9 @@ class Permutations:
 
         Returns:
             For each family an int64 tensor of shape `family.shape`: the channel that comes to each place.
+
+        Raises:
+            PermutationError: if the generator is none.
         """
         if generator is not None and not isinstance(generator, Generator):
             raise PermutationError(
@@ -202,7 +205,7 @@ def permutations(
     >>> equinorm.permutations(net, (torch.randn(1, 8),)).num_families
     1
     """
-    return permutations_of(asked(model, args, kwargs, opaque, both_modes=both_modes, also=also))
+    return permutations_of(graphs_of(model, args, kwargs, opaque, both_modes=both_modes, also=also))
 
 
 def permutations_of(graphs: Graphs, *, with_points: bool = False) -> Permutations:

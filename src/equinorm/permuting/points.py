@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.running import values
+from equinorm.permuting.arrangement import Sides
 from equinorm.permuting.atoms import Atom, Axis, atoms, fresh, resolved
 from equinorm.permuting.interpreter import Interpreter
 from equinorm.permuting.values import Laid, Stacked, flat
@@ -43,10 +44,11 @@ class Points:
         seen = values(self.program, model, args, kwargs, self.axes.keys())
         return {name: value.cpu().to(torch.promote_types(value.dtype, torch.float32)) for name, value in seen.items()}
 
-    def of_batches(self, number: int) -> list[tuple[Axis, ...]]:
-        """Axes of the values of so many batches, stacked along a new first axis."""
-        batches = fresh(number, Reason("data", "a batch"))
-        return [(batches, *axes) for axes in self.axes.values()]
+    def sides(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Sides:
+        """Standardized activations of two networks by name, batches along a first axis, to be matched as weights are."""
+        one, other = ([tensors[name] for name in self.axes] for tensors in (ours, theirs))
+        batches = fresh(len(one[0]) if one else 0, Reason("data", "a batch"))
+        return Sides(one, other, [(batches, *axes) for axes in self.axes.values()])
 
     def standardized(self, name: str, batches: Tensor) -> Tensor:
         """Activations of mean 0 and norm 1 over all places that no channel tells apart; 0 where they do not vary.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm.discovery.graph.nodes import bind
+from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.discovery.rules import qualified
-from equinorm.discovery.taught import MOST, TOLERANCE, Trials, WrongRuleError, checked_samples, overload_of, results_of
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.atoms import Axis
 from equinorm.permuting.book import Book
@@ -94,7 +94,7 @@ def register_axes(operator: Any, equation: str, samples: Iterable[Sequence[Any]]
     for sample in checked_samples(samples, name):
         shown.append(bind(overload, sample, {}))
         _check(overload, letters, {key: _redrawn(value, generator, overload) for key, value in shown[-1].items()})
-    trials = Trials((Laid,), shown)
+    trials = RuleTrials((Laid,), shown)
 
     def law(book: Book, call: Call) -> Any:
         tensors = _tensors(call.arguments)

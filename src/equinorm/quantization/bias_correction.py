@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch, run_undisturbed
 from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall
-from equinorm.quantization.fake import Simulation, broadcast, outputs
+from equinorm.quantization.fake_quantization import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 

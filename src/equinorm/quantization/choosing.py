@@ -10,7 +10,7 @@ from torch import Tensor
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
-from equinorm.quantization.fake import Reference, Rounding, Simulation
+from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation
 from equinorm.quantization.noise import Noise
 from equinorm.quantization.points import Point
 

@@ -15,7 +15,7 @@ from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
 from equinorm.quantization.batches import Batch, calibration_batches
 from equinorm.quantization.calls import Key
-from equinorm.quantization.fake import Reference, Rounding, Simulation
+from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
 from equinorm.quantization.prepare import Preparation

@@ -14,7 +14,7 @@ from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.freeing import settle_
 from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme, scheme_of
-from equinorm.quantization.solve import Options, Progress, solve_
+from equinorm.quantization.solve import EqualizeOptions, Progress, solve_
 
 
 @on_cpu()
@@ -81,7 +81,7 @@ def equalize(
     >>> equinorm.deviation(net, result.model, (x,)) < 1e-5
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
+    options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
     prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
@@ -108,14 +108,15 @@ def equalize_(
     """Equalize a network in place: as `equalize`, but its parameters stay the same objects, and no module is replaced.
 
     So batch normalization stays as it is, though quantizers will fold it, and what is bounded (ReLU6) stays pinned: give what
-    `equinorm.quantization.prepare` makes of such a network. Nothing is written before all is known to be valid.
+    `equinorm.quantization.prepare` makes of such a network. Nothing is written before all is known to be valid: what `equalize`
+    refuses is refused, and tensors that cannot be rescaled in place.
 
     >>> import torch, equinorm
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
     >>> equinorm.equalize_(net, torch.randn(32, 8), scheme="w8a8-tensor").model is net
     True
     """
-    options = Options(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
+    options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
     _check(model)
     return solve_(unwrapped(model), args, kwargs, calibration, options)
 

@@ -20,7 +20,7 @@ from equinorm.quantization.batches import Batch, calibration_batches, random_bat
 from equinorm.quantization.bias_correction import correct_, find_biases, mean_shifts
 from equinorm.quantization.choosing import ChosenScales, Trials, choose, total
 from equinorm.quantization.equalization import Equalization, TensorNoise
-from equinorm.quantization.fake import Reference, Rounding, Simulation, decibels, weight_noise
+from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation, decibels, weight_noise
 from equinorm.quantization.minimize import LeastNoise, minimize
 from equinorm.quantization.noise import Noise, Term
 from equinorm.quantization.operands import find_operands
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EqualizeOptions:
     """The options of `equalize`, which explains them."""
 
     scheme: Scheme
@@ -101,7 +101,9 @@ class _Cost:
     predicted: np.ndarray
 
 
-def solve_(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: Options) -> Equalization:
+def solve_(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, calibration: Any, options: EqualizeOptions
+) -> Equalization:
     """Equalize a network in place."""
     args, clock = positional(args), _Clock()
     batches = random_batches(args, kwargs) if calibration is None else calibration_batches(calibration, model, args, kwargs)
@@ -144,7 +146,7 @@ def _analysed(
     args: tuple,
     kwargs: Mapping[str, Any] | None,
     batches: Sequence[Batch],
-    options: Options,
+    options: EqualizeOptions,
     clock: "_Clock",
 ) -> _Network:
     """A network, and what inputs show of it."""
@@ -164,7 +166,7 @@ def _analysed(
     return _Network(rounding, symmetries, rounded, {**left, **unbiased}, biases, batches, seen)
 
 
-def _chosen(network: _Network, minimum: LeastNoise, options: Options) -> tuple[ChosenScales, Trials]:
+def _chosen(network: _Network, minimum: LeastNoise, options: EqualizeOptions) -> tuple[ChosenScales, Trials]:
     """The log-scales that are as good as the best by measurement, and the trials that showed it."""
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
     activations = network.noise(one.expected for one in network.rounded if one.kind == "activation")
@@ -209,7 +211,7 @@ def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
     return {"half of the way to the least norm (p = 2)": (z + least) / 2, "the least norm (p = 2)": least}
 
 
-def _settling(symmetries: Symmetries, options: Options) -> Callable[[Tensor], Tensor]:
+def _settling(symmetries: Symmetries, options: EqualizeOptions) -> Callable[[Tensor], Tensor]:
     """What brings log-scales within their limits, and to powers of two."""
     limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
 
@@ -234,7 +236,7 @@ def _corrected(
     return found, after
 
 
-def _reason(symmetries: Symmetries, minimum: LeastNoise, options: Options, chosen: ChosenScales) -> str:
+def _reason(symmetries: Symmetries, minimum: LeastNoise, options: EqualizeOptions, chosen: ChosenScales) -> str:
     """How it ended, in words."""
     if not symmetries.num_free:
         return nothing_moves(symmetries, None)

@@ -90,7 +90,8 @@ class Mover:
         vectors = Vectors()
         self._matrices = [matrix_of(scaling, tensors[scaling.name], vectors) for scaling in scalings]
         ids, exponents = vectors.joined()
-        sums = [exponents.abs().sum(0), *(torch.tensor([abs(own) for own, _ in found]) for found in self._factors if found)]
+        by_factor = (torch.tensor([abs(exponent) for exponent, _ in factors]) for factors in self._factors if factors)
+        sums = [exponents.abs().sum(0), *by_factor]
         self._names = [scaling.name for scaling in scalings]
         self._steepest = max((float(found.max()) for found in sums if found.numel()), default=1.0)
         distinct, which = torch.unique(exponents, return_inverse=True)
@@ -149,7 +150,7 @@ class Mover:
         """The least logarithm by which something that moves stays below overflow."""
         tensors, factors = (move.tensor, *(part for part, _ in move.parts)), self._factors[move.index]
         pairs = zip(tensors, move.exponents, strict=True)
-        return min(room(tensor, [z[ids] * (own * power) for own, ids in factors]) for tensor, power in pairs)
+        return min(room(tensor, [z[ids] * (exponent * power) for exponent, ids in factors]) for tensor, power in pairs)
 
     def move_(self, lasting: Sequence[Move], passing: Sequence[Move] = ()) -> None:
         """Move tensors and their parts.
@@ -309,8 +310,8 @@ class Mover:
         """The factors of one scaling, which broadcast to its tensor."""
         factors = self._factors[move.index]
         if move.averaged is not None:
-            factors = [(own, ids.narrow(move.averaged, 0, 1)) for own, ids in factors]
-        return [self._exp_(self._z[ids] * (own * exponent)) for own, ids in factors]
+            factors = [(power, ids.narrow(move.averaged, 0, 1)) for power, ids in factors]
+        return [self._exp_(self._z[ids] * (power * exponent)) for power, ids in factors]
 
     def _exp_(self, logs: Tensor) -> Tensor:
         if self._unit is None:

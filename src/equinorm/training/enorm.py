@@ -16,7 +16,7 @@ from equinorm.rescaling.casts import check_training
 from equinorm.rescaling.optimizer_wrappers import Optimizers, unwrapped_optimizers
 from equinorm.sharding.modules import is_any_sharded
 from equinorm.training.averages import listed
-from equinorm.training.frozen import Selection
+from equinorm.training.selection import Selection
 from equinorm.training.settings import SelectionOptions, Settings, StepOptions
 from equinorm.training.step import Step
 from equinorm.training.turns import Turns

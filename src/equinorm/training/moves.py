@@ -13,8 +13,8 @@ from equinorm.rescaling.optimizer_laws import Law, laws
 from equinorm.rescaling.optimizer_state import shift, state_of, unaveraged
 from equinorm.rescaling.recorded import Move
 from equinorm.sharding.boxes import box_of
-from equinorm.training.bound import Bindings, Bound
-from equinorm.training.stepped import SteppedTogether
+from equinorm.training.bindings import Bindings, Bound
+from equinorm.training.optimizers import SteppedTogether
 
 
 class StepMoves:

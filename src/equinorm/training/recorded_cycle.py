@@ -18,9 +18,9 @@ from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.norm import Norm
 from equinorm.native import Compute
+from equinorm.training.local_parts import Ends, LocalParts, levels, summed_ends
 from equinorm.training.native_cycle import Schedule, program
 from equinorm.training.recorded_blocks import edges_of, recorded
-from equinorm.training.shared import Ends, LocalParts, levels, summed_ends
 
 NEWTON_STEPS = 3
 LONGEST_STEP = 0.5

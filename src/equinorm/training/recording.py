@@ -15,12 +15,12 @@ from equinorm.native import Compute
 from equinorm.rescaling.recorded import Move, Mover
 from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
-from equinorm.training.bound import Bindings, Placement
-from equinorm.training.frozen import Selection
+from equinorm.training.bindings import Bindings, Placement
+from equinorm.training.local_parts import LocalParts
+from equinorm.training.optimizers import SteppedTogether
 from equinorm.training.recorded_cycle import RecordedCycle
+from equinorm.training.selection import Selection
 from equinorm.training.settings import StepOptions
-from equinorm.training.shared import LocalParts
-from equinorm.training.stepped import SteppedTogether
 from equinorm.training.torch_compile import compiled
 
 

@@ -10,12 +10,12 @@ from equinorm._errors import EquinormError
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.writing import uninterrupted
-from equinorm.training.bound import Bindings
-from equinorm.training.frozen import Selection
+from equinorm.training.bindings import Bindings
 from equinorm.training.moves import StepMoves
+from equinorm.training.optimizers import SteppedTogether
 from equinorm.training.recording import StepRecorder, full_precision
+from equinorm.training.selection import Selection
 from equinorm.training.settings import StepOptions
-from equinorm.training.stepped import SteppedTogether
 from equinorm.training.weight_decay import DecayParts
 
 

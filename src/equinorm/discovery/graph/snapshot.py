@@ -65,7 +65,7 @@ class Reach:
     def __init__(self, start: Iterable[Any], known: Mapping[int, Any], limit: float = math.inf) -> None:
         self.seen, self._known = dict[int, Any](), known
         self.leaves, self.holders = list[Any](), list[tuple[Any, Kind]]()
-        self.kinds, self.functions = dict[int, tuple[type, _Parts]](), list[types.FunctionType]()
+        self.kinds, self.functions = dict[int, tuple[type, _Contents]](), list[types.FunctionType]()
         level = list(start)
         while level and len(self.holders) <= limit:
             level = self._step(level)
@@ -89,7 +89,7 @@ class Reach:
             elif kind is types.FunctionType:
                 held += self._inside_function(item)
             elif kind is not tuple:
-                _, parts = self.kinds.get(id(kind)) or self.kinds.setdefault(id(kind), (kind, _parts(kind)))
+                _, parts = self.kinds.get(id(kind)) or self.kinds.setdefault(id(kind), (kind, _contents(kind)))
                 for part in parts.holders:
                     self.holders.append((item, part))
                     held += part.read(item)
@@ -115,7 +115,7 @@ def _attributes(item: Any) -> dict | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parts:
+class _Contents:
     """Where objects of a class hold others."""
 
     holders: tuple[Kind, ...] = ()
@@ -123,17 +123,17 @@ class _Parts:
     is_seen_through: bool = False
 
 
-def _parts(kind: type) -> _Parts:
+def _contents(kind: type) -> _Contents:
     name = f"{kind.__module__}."
     is_stop = any(base is stop for base in kind.__mro__ for stop in _STOPS)  # an abstract base class would hash it
     is_foreign = is_stop or any(name.startswith(f"{other}.") for other in _FOREIGN)
     if is_foreign and not issubclass(kind, (nn.Module, threading.local)):
-        return _Parts()
+        return _Contents()
     holders = [container for base, container in CONTAINERS.items() if issubclass(kind, base)]
     holders += [SLOTTED] if slots(kind) else []
     is_of_python = kind.__module__ in ("builtins", "itertools") and not holders and not issubclass(kind, _CALLS)
     has_dict = bool(kind.__dictoffset__) or issubclass(kind, threading.local)
-    return _Parts(tuple(holders), has_dict, is_of_python or issubclass(kind, _IMMUTABLE))
+    return _Contents(tuple(holders), has_dict, is_of_python or issubclass(kind, _IMMUTABLE))
 
 
 def _is_users(name: Any) -> bool:

@@ -23,7 +23,7 @@ _FEW = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Folder:
+class ImageFolder:
     """Images on disk.
 
     Attributes:
@@ -89,12 +89,12 @@ def _folder(folder: Path, device: str) -> Data:
         raise ExperimentError(f"{folder}: train and val hold other classes.")
     names = "\n".join(f"{Path(path).relative_to(folder)} {os.path.getsize(path)}" for path, _ in tested.samples)
     kept, held_out = split(len(training))
-    whole = Folder(training, scoring, torch.arange(len(training)), device)
+    whole = ImageFolder(training, scoring, torch.arange(len(training)), device)
     return Data(
         train=whole,
         kept=replace(whole, rows=kept),
         held_out=replace(whole, rows=held_out),
-        test=Folder(tested, tested, torch.arange(len(tested)), device),
+        test=ImageFolder(tested, tested, torch.arange(len(tested)), device),
         shape=(3, SIZE, SIZE),
         classes=len(training.classes),
         digest=hashlib.sha256(names.encode()).hexdigest()[:16],

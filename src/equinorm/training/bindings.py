@@ -16,7 +16,7 @@ from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.sharding.modules import reshard
 from equinorm.training.averages import by_names, inner_module
-from equinorm.training.frozen import Selection
+from equinorm.training.selection import Selection
 
 Placement = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""

@@ -54,7 +54,7 @@ def checked_samples(samples: Iterable[Sequence[Any]], name: str) -> list[tuple]:
     return [tuple(sample) for sample in found]
 
 
-class Trials:
+class RuleTrials:
     """Remembers for which shapes and other arguments a rule holds.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a network is analysed for, as users say it: refused in words where it is something else."""
+"""The graphs of a model, as users ask for them: refused in words where it is something else."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from equinorm.discovery.graph.export import Graphs
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 
 
-def asked(
+def graphs_of(
     model: nn.Module,
     args: tuple | Tensor,
     kwargs: Mapping[str, Any] | None,
