@@ -21,7 +21,7 @@ from equinorm.cli.onnx_files import about, is_onnx, names_of, preparing_notes, t
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
 from equinorm.modules.copying import duplicate
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.bias_correction import correct_
@@ -116,7 +116,7 @@ def equalize(
 
     def work(steps: Steps) -> Result:
         meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
-        check_target(output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
+        check_output_of(model, output, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")

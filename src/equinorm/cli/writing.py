@@ -1,5 +1,6 @@
 """Writing a model's weights: to one file, or to a folder like the one that they came from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -28,12 +29,26 @@ def source_of(model: str, output: Path, force: bool) -> Checkpoint | None:
     """
     whole = model.removeprefix("hf:")
     if not is_folder(whole) or (output.suffix == ".safetensors" and whole != model):
-        check_target(output, (".safetensors",), force)
+        check_output_of(model, output, (".safetensors",), force)
         return None
     check_is_folder(model, output)
     checkpoint = open_checkpoint(Path(whole).expanduser())
     check_output(checkpoint, output)
     return checkpoint
+
+
+def check_output_of(model: str, output: Path, suffixes: Sequence[str], force: bool) -> None:
+    """Refuse early what a model cannot be written to, and say how to get the kind of output that was named.
+
+    Raises:
+        OutputError: see `check_target`.
+    """
+    advice = ""
+    if output.suffix == ".onnx":
+        advice = " To get an ONNX file, export the network with torch.onnx.export, and give that file as the model."
+    elif model.startswith("hf:") and not output.suffix:
+        advice = f" To get a folder, write {model.removeprefix('hf:')} without hf:."
+    check_target(output, suffixes, force, advice)
 
 
 def check_is_folder(model: str, output: Path) -> None:

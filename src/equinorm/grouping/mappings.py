@@ -51,7 +51,8 @@ class SmoothMappings(Sequence[SmoothMapping]):
         return f"{len(self)} mappings, {len(self.left_out)} groups left out"
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self._mappings))
+        left = [f"left out: {enumerated(group.up or group.axes)}: {why}" for group, why in self.left_out]
+        return "\n".join([*map(str, self._mappings), *left])
 
     def patterns(self) -> dict[tuple[str, tuple[str, ...]], list[str]]:
         """Mappings that differ in numbers alone, as one: names with `*` for the layer's number, and the numbers.
