@@ -29,8 +29,8 @@ PREPARED = ("aten.batch_norm", "aten.clamp", "aten.hardtanh", "aten.relu6")
 MANY = 20
 """Rows above which those of layers that differ in their number alone become one."""
 
-LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-"""A layer's number in a name."""
+LAYER = re.compile(r"(?<=[^\d.]\.)\d+(?=\.|$)")
+"""A layer's number in a name, or an expert's; not what a layer's own list numbers."""
 
 
 @dataclass(frozen=True, slots=True)
