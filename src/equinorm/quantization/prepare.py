@@ -150,6 +150,7 @@ def _check_deviation(found: Preparation, limit: float) -> None:
     if not found.deviation <= limit:
         raise EqualizeError(
             f"the prepared copy of {found.model} deviates by {found.deviation:.1e}, more than {limit:.0e}: {len(found.folded)} "
-            f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, fold=False, "
-            "free=False or a larger limit; inplace=False for activations whose input is read again."
+            f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, or give "
+            "equinorm.quantization.prepare fold=False, free=False or a larger limit, and equalize_ its copy; inplace=False for "
+            "activations whose input is read again."
         )
