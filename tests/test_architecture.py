@@ -56,7 +56,7 @@ FOLDERS = sorted(name for name, path in FILES.items() if path.name == "__init__.
 
 
 def imported(name: str) -> set[str]:
-    """Dotted names of what a file imports, at the top, inside of functions, or for annotations; files of ours by their place in the package."""
+    """Dotted names of what a file imports anywhere, for annotations too; files of ours by their place in the package."""
     found = set()
     for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
         if isinstance(node, ast.Import):

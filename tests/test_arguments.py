@@ -1,6 +1,7 @@
 """What is no argument of that kind is refused in words, and shares are not rounded to all or nothing."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -53,6 +54,54 @@ def test_log_scales_in_every_form(make):
     torch.testing.assert_close(net[0].weight.detach(), before * torch.tensor([0.0, 1.0, 2.0]).exp()[:, None])
     scaling = equinorm.symmetries(net, inputs).scalings[0]
     torch.testing.assert_close(scaling.log_scales(make([0, 1, 2])), torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear(4, 3).state_dict(), "not OrderedDict. A state dict holds weights without their network"),
+        (nn.Linear, "not type. That is a class: make one of it"),
+        ("my-llama", "not str. Load it first"),
+        (np.tanh, "not ufunc. Wrap what it computes in a module's forward"),
+    ],
+)
+def test_what_is_no_model(model, words):
+    x = torch.randn(2, 4)
+    calls = equinorm.symmetries, equinorm.balance, equinorm.permutations, equinorm.equalize, equinorm.canonical
+    for call in (*calls, equinorm.quantization.prepare, lambda model, x: equinorm.deviation(model, nn.Linear(4, 3), x)):
+        with pytest.raises(EquinormError, match=f"must be a torch.nn.Module, {re.escape(words)}"):
+            call(model, x)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "words"),
+    [
+        (
+            (),
+            {},
+            "inputs (): TypeError: Sequential.forward() missing 1 required positional argument: 'input'. Give example inputs",
+        ),
+        ((2, 4), {}, "Give tensors, such as torch.randn(2, 4), not their shape."),
+        ((torch.ones(2, 4, device="meta"),), {}, "The model is in cpu and its inputs in meta: bring both to one device."),
+        ((torch.ones(2, 9),), {}, "and its forward takes (input)."),
+        ((), {"x": torch.ones(2, 4)}, "unexpected keyword argument 'x'. It is called as model(*args, **kwargs)"),
+    ],
+)
+def test_what_to_give_to_a_model_that_does_not_run(args, kwargs, words):
+    with pytest.raises(equinorm.ExportError, match=re.escape(words)):
+        equinorm.symmetries(network()[0], args, kwargs)
+
+
+def test_dtypes_that_do_not_meet():
+    net, inputs = network()
+    with pytest.raises(equinorm.EquivalenceError, match=r"in float64 and its inputs in float32: bring both to one dtype\."):
+        equinorm.deviation(net, copy.deepcopy(net).double(), inputs)
+
+
+def test_the_optimizer_comes_first():
+    net, inputs = network()
+    with pytest.raises(RescaleError, match=r"not Sequential\. The optimizer comes before the model\."):
+        equinorm.ENorm(net, torch.optim.SGD(net.parameters(), lr=0.1), inputs)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,10 @@ def _trials() -> dict[tuple[str, str, float], list[Record]]:
 
 def recipes() -> str:
     """Held-out accuracy and last training loss of each method at the best of its rates, best first."""
-    rows = ["| Network | Method | Held-out accuracy | Learning rate | Others tried | Last training loss |", "|---|---|--:|--:|--:|--:|"]
+    rows = [
+        "| Network | Method | Held-out accuracy | Learning rate | Others tried | Last training loss |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     trials, best = _trials(), {}
     for network, method, rate in sorted(trials, key=_accuracy):
         best[network, method] = rate
@@ -63,7 +66,13 @@ def recipes() -> str:
         own = trials[network, method, best[network, method]]
         others = sorted(rate for *key, rate in trials if key == [network, method] and rate != best[network, method])
         seeds = " and ".join(f"{r['accuracy']:.1%}" for r in own)
-        cells = [NETWORKS[network], _label(method), seeds, f"{best[network, method]:g}", ", ".join(f"{rate:g}" for rate in others)]
+        cells = [
+            NETWORKS[network],
+            _label(method),
+            seeds,
+            f"{best[network, method]:g}",
+            ", ".join(f"{rate:g}" for rate in others),
+        ]
         rows.append(f"| {' | '.join(cells)} | {fmean(r['losses'][-1] for r in own):.2f} |")
     return "\n".join(rows)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._errors import EquivalenceError, describe, describe_inputs
+from equinorm._errors import EquivalenceError, check_module, describe, does_not_run
 from equinorm.modules.running import by_default, on_cpu, undisturbed, without_cache
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -70,25 +70,12 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
 
 def check_model(model: Any) -> None:
     """Refuse what is no module, and say how to make one of it; also modules without numbers."""
-    if isinstance(model, nn.Module):
-        empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
-        if empty is not None:
-            raise EquivalenceError(
-                f"{empty} of {describe(model)} is on the meta device and holds no numbers. Load the weights first."
-            )
-        return
-    kind = type(model).__name__
-    if isinstance(model, Mapping):
-        way = (
-            "It looks like a state dict, which holds weights without their network: make the network, call its load_state_dict."
+    check_module(model, EquivalenceError, "a model to compare")
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if empty is not None:
+        raise EquivalenceError(
+            f"{empty} of {describe(model)} is on the meta device and holds no numbers. Load the weights first."
         )
-    elif isinstance(model, torch.export.ExportedProgram):
-        way = "Give its .module()."
-    elif isinstance(getattr(model, "model", None), nn.Module):
-        way = "Give its .model."
-    else:
-        way = "Wrap what it computes in a module's forward."
-    raise EquivalenceError(f"a model to compare must be a torch.nn.Module, not {kind}. {way}")
 
 
 def _apart(a: Any, b: Any, number: int) -> float:
@@ -124,9 +111,7 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
             with by_default():
                 return model(*copies[0], **copies[1])
         except Exception as error:
-            raise EquivalenceError(
-                f"{describe(model)} does not run on inputs {describe_inputs(args, kwargs)}: {type(error).__name__}: {error}"
-            ) from error
+            raise EquivalenceError(does_not_run(model, args, kwargs, error)) from error
 
 
 def coarsest(*models: nn.Module) -> torch.dtype:

@@ -1,6 +1,7 @@
 """Errors that name what was wrong, where, and what to do next."""
 
 import contextlib
+import inspect
 import os
 import sys
 import warnings
@@ -68,6 +69,57 @@ def describe_inputs(args: tuple, kwargs: Mapping[str, Any] | None = None) -> str
 
     parts = [one(value) for value in args] + [f"{name}={one(value)}" for name, value in (kwargs or {}).items()]
     return f"({', '.join(parts)})"
+
+
+def check_module(model: Any, kind: type[EquinormError] = EquinormError, what: str = "model") -> None:
+    """Refuse what is no module, and say how to make one of it."""
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, Mapping):
+        way = "A state dict holds weights without their network: make the network, call its load_state_dict."
+    elif isinstance(model, torch.export.ExportedProgram):
+        way = "Give its .module()."
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        way = "Give its .model."
+    elif isinstance(model, type):
+        way = "That is a class: make one of it."
+    elif isinstance(model, (str, os.PathLike)):
+        way = "Load it first, as torch.load and from_pretrained do."
+    else:
+        way = "Wrap what it computes in a module's forward."
+    raise kind(f"{what} must be a torch.nn.Module, not {type(model).__name__}. {way}")
+
+
+def does_not_run(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, error: BaseException) -> str:
+    """That a model does not run on inputs, what it says itself, and what to give instead."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".!")
+    said = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    inputs = describe_inputs(args, kwargs)
+    return f"{describe(model)} does not run on inputs {inputs}: {said}. {_instead(model, args, kwargs or {})}"
+
+
+def _instead(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """What to give to a model that does not run."""
+    if not args and not kwargs:
+        return "Give example inputs: (x,), or () and a dict of those that have names."
+    if args and all(type(value) is int for value in args):
+        return f"Give tensors, such as torch.randn({', '.join(map(str, args))}), not their shape."
+    given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    held = [*model.parameters(), *model.buffers()]
+    floats = [[tensor for tensor in tensors if tensor.is_floating_point()] for tensors in (held, given)]
+    for kind, both in (
+        ("device", [{tensor.device.type for tensor in tensors} for tensors in (held, given)]),
+        ("dtype", [{dtype_name(tensor.dtype) for tensor in tensors} for tensors in floats]),
+    ):
+        if all(both) and not both[0] & both[1]:
+            model_in, inputs_in = (" and ".join(sorted(names)) for names in both)
+            return f"The model is in {model_in} and its inputs in {inputs_in}: bring both to one {kind}."
+    try:
+        names = [*inspect.signature(model.forward).parameters]
+    except (TypeError, ValueError):  # some callables have none
+        return "Give what model(*args, **kwargs) takes."
+    shown = ", ".join([*names[:8], "…"] if len(names) > 8 else names)
+    return f"It is called as model(*args, **kwargs), and its forward takes ({shown})."
 
 
 def warn(text: str) -> None:

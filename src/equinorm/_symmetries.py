@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equinorm._errors import BalanceError, EquinormError, ExportError, warn
+from equinorm._errors import BalanceError, EquinormError, ExportError, check_module, warn
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
 from equinorm.discovery.by_twin import discover_by_twin
@@ -288,8 +288,7 @@ def balance(
     >>> equinorm.deviation(net, balanced, (x,)) < 1e-5
     True
     """
-    if not isinstance(model, nn.Module):
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    check_module(model)
     if "optimizer" in options:
         raise BalanceError("an optimizer holds the state of the model's own weights, not of a copy's: use balance_ with it.")
     inner = unwrapped(model)

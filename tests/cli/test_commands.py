@@ -43,6 +43,17 @@ def test_inspect_totals_add_up():
         assert sum(row[column] for row in rows) == total[column], title
 
 
+def test_rows_of_many_layers_become_one(folder):
+    blocks = "*(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh()) for _ in range(24))"
+    named = f"nn.Sequential(OrderedDict(layers=nn.Sequential({blocks})))"
+    (folder / "deep.py").write_text(f"from collections import OrderedDict\nfrom torch import nn\ndef net(): return {named}\n")
+    text = invoke("inspect", "deep:net", "--input", "2x8").stdout
+    assert re.search(r" layers\.\*\.0\.weight\[0\] × 24 +384 +72\n", text)
+    assert re.search(r" layers\.\*\.2\.weight\[0\] × 24 +192 .* layers\.\*\.3\n", text)
+    assert columns(text, "Free scale classes")[1] == [384]
+    assert len(record("inspect", "deep:net", "--input", "2x8")["families"]) == 24
+
+
 def test_inspect_json_agrees_with_the_library():
     found = record("inspect", "cli_models:convolutional", "--input", "2x3x12x12")
     model = cli_models.convolutional().eval()

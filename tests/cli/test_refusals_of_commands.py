@@ -188,6 +188,28 @@ def test_bad_options(folder, option, expected):
     assert os.listdir(folder) == []
 
 
+def test_what_to_do_about_another_suffix(folder):
+    assert "export the network with torch.onnx.export" in refusal("balance", "cli_models:mlp", "--input", "2x8", "-o", "o.onnx")
+    assert "write my-llama without hf:" in refusal("balance", "hf:my-llama", "-o", "out")
+    assert "without hf:" not in refusal("balance", "cli_models:mlp", "--input", "2x8", "-o", "out")
+
+
+def test_files_that_are_cut_short(folder):
+    state = cli_models.mlp().state_dict()
+    safetensors.torch.save_file(state, folder / "w.safetensors")
+    torch.save(state, folder / "w.pt")
+    for path in (folder / "w.safetensors", folder / "w.pt"):
+        path.write_bytes(path.read_bytes()[:-400])
+        message = refusal("inspect", "cli_models:mlp", "--input", "2x8", "--weights", path.name)
+        assert "it is damaged, cut short or something else (" in message
+
+
+def test_debug_shows_what_the_exporter_said():
+    assert "--debug shows the exporter's full report." in refusal("inspect", "cli_models:branching", "--input", "2x8")
+    result = invoke("inspect", "cli_models:branching", "--input", "2x8", "--debug", code=2)
+    assert "torch/export/_trace.py" in result.stderr
+
+
 def test_debug_shows_the_traceback():
     result = invoke("inspect", "cli_models:broken", "--input", "2x8", "--debug", code=2)
     assert "Traceback" in result.stderr

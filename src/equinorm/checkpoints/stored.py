@@ -126,6 +126,8 @@ def open_stored(path: Path) -> StoredFile:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST + 1
             header = file.read(length) if length <= _LONGEST else b""
             size = path.stat().st_size
+    except IsADirectoryError as error:
+        raise CheckpointError(f"{path} is a folder. Name a .safetensors file.") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}.") from error
     try:

@@ -22,7 +22,7 @@ from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_bala
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, save, write_atomically
+from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
 
@@ -82,7 +82,7 @@ def balance(
             parted(model)
         if output is None or plan is not None:
             raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
-        check_target(output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
+        check_output_of(model, output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
         if report is not None:
             check_target(report, (".html", ".png"), force)
         steps.say(f"loading {model}")

@@ -1,5 +1,6 @@
 """`equinorm inspect`: which channels can be rescaled, and why the others cannot."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -24,6 +25,12 @@ from equinorm.reporting.words import in_bytes, percent
 
 PREPARED = ("aten.batch_norm", "aten.clamp", "aten.hardtanh", "aten.relu6")
 """Operations that `equinorm equalize` may fold, or set free, before it looks."""
+
+MANY = 20
+"""Rows above which those of layers that differ in their number alone become one."""
+
+LAYER = re.compile(r"(?<=[^\d.]\.)\d+(?=\.|$)")
+"""A layer's number in a name, or an expert's; not what a layer's own list numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +198,7 @@ def _free(record: Inspection) -> RenderableType:
     return table(
         "Free scale classes",
         [("family", False), ("classes", True), ("tensors moved", True)],
-        [(f"{row.tensor}[{row.axis}]", f"{row.classes:,}", f"{row.tensors:,}") for row in record.families],
+        _joined([((f"{row.tensor}[{row.axis}]",), (row.classes, row.tensors)) for row in record.families]),
         ("total", f"{record.num_free:,}", ""),
     )
 
@@ -216,15 +223,31 @@ def _pinned(record: Inspection) -> RenderableType:
     return table(
         "Pinned channels",
         [("axis", False), ("channels", True), ("reason", False), ("source line", False), ("module", False)],
-        [
-            (
-                f"{pin.tensor}[{pin.axis}]",
-                f"{pin.channels:,}",
-                pin.operation + (f": {pin.detail}" if pin.detail else ""),
-                pin.source + (f"  {pin.code}" if pin.code else ""),
-                pin.module,
-            )
-            for pin in record.pins
-        ],
+        [(axis, channels, *words) for axis, *words, channels in _joined([_of_pin(pin) for pin in record.pins])],
         ("total", f"{sum(pin.channels for pin in record.pins):,}", "", "", ""),
     )
+
+
+def _of_pin(pin: PinRow) -> tuple[tuple[str, ...], tuple[int]]:
+    """Texts and number of a row of the table of pins."""
+    reason = pin.operation + (f": {pin.detail}" if pin.detail else "")
+    source = pin.source + (f"  {pin.code}" if pin.code else "")
+    return (f"{pin.tensor}[{pin.axis}]", reason, source, pin.module), (pin.channels,)
+
+
+def _joined(rows: Sequence[tuple[tuple[str, ...], tuple[int, ...]]]) -> list[tuple[str, ...]]:
+    """Rows of texts and numbers as texts: where they are many, those whose texts differ in a layer's number alone are one.
+
+    >>> _joined([((f"layers.{layer}.up[0]",), (8, 2)) for layer in range(30)])
+    [('layers.*.up[0] × 30', '240', '60')]
+    """
+    found: dict[tuple[str, ...], list[tuple[tuple[str, ...], tuple[int, ...]]]] = {}
+    for texts, numbers in rows:
+        key = tuple(text if " " in text else LAYER.sub("*", text) for text in texts) if len(rows) > MANY else texts
+        found.setdefault(key, []).append((texts, numbers))
+    joined = []
+    for key, same in found.items():
+        first, *others = same[0][0] if len(same) == 1 else (f"{key[0]} × {len(same)}", *key[1:])
+        sums = (sum(column) for column in zip(*(numbers for _, numbers in same), strict=True))
+        joined.append((first, *others, *(f"{number:,}" for number in sums)))
+    return joined

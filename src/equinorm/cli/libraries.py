@@ -60,7 +60,8 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
             ) from error
         if isinstance(error, InputError):
             raise
-        raise InputError(f"transformers cannot load {folder}: {type(error).__name__}: {first_sentence(error)}.") from error
+        said = f"{type(error).__name__}: {first_sentence(error)}{_root(error)}"
+        raise InputError(f"transformers cannot load {folder}: {said}.") from error
     for what, keys in (("lacks", found["missing_keys"]), ("has in another shape", found["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else key[0] for key in keys)
@@ -131,6 +132,14 @@ def described(folder: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} describes no model: it holds no JSON object.")
     return found
+
+
+def _root(error: BaseException) -> str:
+    """What an error comes from, such as a package that cannot be imported, if it says so."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return "" if root is error else f" ({type(root).__name__}: {first_sentence(root)})"
 
 
 def _way_to_checkpoint(folder: Path) -> str:

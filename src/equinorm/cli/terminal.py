@@ -106,6 +106,8 @@ def run(
     except BaseException as error:  # also what ends a program: the exit code is the command's to choose
         if debug:
             traceback.print_exc()
+            if (cause := getattr(error, "cause", None)) is not None:
+                traceback.print_exception(cause)  # what the exporter said, of hundreds of lines
         message, code = _explain(error, words)
         fail(type(error).__name__, message, code, json_only)
     else:

@@ -97,6 +97,8 @@ def _cause(error: Exception, path: Path) -> str:
         return "it is a TorchScript archive"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if re.search(r"zip archive|not fully covered|header too", str(error)):
+        return f"it is damaged, cut short or something else ({first_sentence(error)})"
     if isinstance(error, (RuntimeError, safetensors.SafetensorError)):
         return first_sentence(error)
     if isinstance(error, (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError)):
@@ -174,7 +176,9 @@ def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
     parts.append(("of another kind of number", kinds))
     if any(keys for _, keys in parts):
         listed = "; ".join(f"{len(keys)} {what}: {shorten(keys)}" for what, keys in parts if keys)
-        raise InputError(f"{path} does not match the model. Keys {listed}.")
+        raise InputError(
+            f"{path} does not match the model. Of its keys {listed}. Name another file, or set the sizes with --set."
+        )
 
 
 def _convert(model: nn.Module, path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ def worded(text: str) -> str:
     """A message with options in place of arguments, and values as a shell takes them."""
     text = _GIVEN.sub(lambda found: _option(*found.groups()), text)
     text = _SUBJECT.sub(lambda found: found.group(1) + OPTIONS[found.group(2)], text)
+    text = text.replace("The exporter's full report is in the attribute `cause`.", "--debug shows the exporter's full report.")
     return re.sub(r"(?<=must be )None or |\bmath\.(?=inf\b)", "", text)
 
 

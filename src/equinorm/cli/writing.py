@@ -37,12 +37,26 @@ def source_of(model: str, output: Path, force: bool, suffixes: Sequence[str] = _
     """
     whole = model.removeprefix("hf:")
     if not is_folder(whole) or (output.suffix in suffixes and whole != model):
-        check_target(output, suffixes, force)
+        check_output_of(model, output, suffixes, force)
         return None
     check_is_folder(model, output, suffixes)
     checkpoint = open_checkpoint(Path(whole).expanduser())
     check_output(checkpoint, output)
     return checkpoint
+
+
+def check_output_of(model: str, output: Path, suffixes: Sequence[str], force: bool) -> None:
+    """Refuse early what a model cannot be written to, and say how to get the kind of output that was named.
+
+    Raises:
+        OutputError: see `check_target`.
+    """
+    advice = ""
+    if output.suffix == ".onnx":
+        advice = " To get an ONNX file, export the network with torch.onnx.export, and give that file as the model."
+    elif model.startswith("hf:") and not output.suffix:
+        advice = f" To get a folder, write {model.removeprefix('hf:')} without hf:."
+    check_target(output, suffixes, force, advice)
 
 
 def check_is_folder(model: str, output: Path, suffixes: Sequence[str] = _FILES) -> None:

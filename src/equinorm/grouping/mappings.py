@@ -51,7 +51,7 @@ class SmoothMappings(Sequence[SmoothMapping]):
         return f"{len(self)} mappings, {len(self.left_out)} groups left out"
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self._mappings))
+        return "\n".join([*map(str, self._mappings), *(f"left out: {why}" for _, why in self.left_out)])
 
     def patterns(self) -> dict[tuple[str, tuple[str, ...]], list[str]]:
         """Mappings that differ in numbers alone, as one: names with `*` for the layer's number, and the numbers.
@@ -93,7 +93,7 @@ def _hinders(group: ScaleGroup) -> str:
     """Why a group is no mapping, or nothing."""
     if len(group.up) != 1:
         if not group.up:
-            return "no single axis brings the scales in"
+            return f"no single axis brings in the scales of {enumerated(group.axes)}"
         what = "which cancel in a product" if not group.down else "all of which must move"
         return f"{enumerated(group.up)} bring the scales in, {what}"
     if not group.down:

@@ -79,7 +79,8 @@ def measured(
         if _kinds(batch) != _kinds(wanted):
             raise EquivalenceError(
                 f"batch {number} of data has inputs {describe_inputs(batch, {})}: activations are looked up in the graph of "
-                f"{describe_inputs(wanted, {})}, so that every batch must have these shapes."
+                f"{describe_inputs(wanted, {})}, so that every batch must have these shapes. "
+                + ("Leave out labels: [x for x, _ in data]." if len(batch) > len(wanted) else "Give a batch as args too.")
             )
     points = moves.group.points
     assert points is not None

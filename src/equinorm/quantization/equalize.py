@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equinorm._errors import EqualizeError, ExportError, describe
+from equinorm._errors import EqualizeError, ExportError, check_module, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.exported import is_exported
 from equinorm.modules.running import on_cpu
@@ -122,8 +122,7 @@ def equalize_(
 
 
 def _check(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise EqualizeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    check_module(model, EqualizeError)
     if model.training and not is_exported(model):
         raise EqualizeError(
             f"{describe(model)} is in training mode, and what is quantized runs in evaluation mode: model.eval()."

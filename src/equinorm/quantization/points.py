@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from equinorm._display import first_few
-from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm._errors import EqualizeError, describe, does_not_run
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
@@ -178,9 +178,7 @@ def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -
     try:
         result = run_undisturbed(model, args, named, torch.enable_grad(), CallWatch(model, note))
     except Exception as error:
-        raise EqualizeError(
-            f"{describe(model)} does not run on inputs {describe_inputs(args, named)}: {type(error).__name__}: {error}"
-        ) from error
+        raise EqualizeError(does_not_run(model, args, named, error)) from error
     return [replace(call, matters=matters) for call, matters in zip(seen, _matter(result, marks), strict=True)]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, by_reason, count, shortened
-from equinorm._errors import EqualizeError, ExportError, describe
+from equinorm._errors import EqualizeError, ExportError, check_module, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.exported import is_exported, parts_in_training
@@ -119,8 +119,7 @@ def prepare(
     >>> equinorm.symmetries(prepared, (torch.randn(1, 3, 9, 9),)).num_free
     8
     """
-    if not isinstance(model, nn.Module):
-        raise EqualizeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    check_module(model, EqualizeError)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
@@ -151,6 +150,7 @@ def _check_deviation(found: Preparation, limit: float) -> None:
     if not found.deviation <= limit:
         raise EqualizeError(
             f"the prepared copy of {found.model} deviates by {found.deviation:.1e}, more than {limit:.0e}: {len(found.folded)} "
-            f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, fold=False, "
-            "free=False or a larger limit; inplace=False for activations whose input is read again."
+            f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, or give "
+            "equinorm.quantization.prepare fold=False, free=False or a larger limit, and equalize_ its copy; inplace=False for "
+            "activations whose input is read again."
         )

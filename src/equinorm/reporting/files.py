@@ -12,14 +12,14 @@ class OutputError(EquinormError):
     """A file cannot be written as asked; nothing was written."""
 
 
-def check_target(path: Path, suffixes: Sequence[str], force: bool) -> None:
-    """Refuse early what could not be written in the end.
+def check_target(path: Path, suffixes: Sequence[str], force: bool, advice: str = "") -> None:
+    """Refuse early what could not be written in the end; advice is what else to say of another suffix.
 
     Raises:
         OutputError: for another suffix, a missing or read-only folder, or a file that exists and `force` is off.
     """
     if path.suffix not in suffixes:
-        raise OutputError(f"{path}: unknown suffix {path.suffix!r}. It must end in {' or '.join(suffixes)}.")
+        raise OutputError(f"{path}: unknown suffix {path.suffix!r}. It must end in {' or '.join(suffixes)}.{advice}")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise OutputError(f"cannot write {path}: there is no folder {folder}. Create it first.")
@@ -67,6 +67,8 @@ def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], for
                 os.chmod(name, _mode(target))
             except OSError as error:
                 reason = getattr(error, "strerror", None) or str(error)
+                if not target.parent.is_dir():
+                    reason = f"there is no folder {target.parent}"
                 raise OutputError(f"cannot write {path}: {reason}. Nothing was written.") from error
         for (temporary, target), (path, _) in zip(staged, files, strict=True):
             if target.exists() and not force:

@@ -65,7 +65,8 @@ def unwrapped_optimizer(optimizer: Any) -> tuple[optim.Optimizer, list[Any]]:
             wrappers.append(optimizer)
         optimizer = getattr(optimizer, place)
     if not isinstance(optimizer, optim.Optimizer):
-        raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.")
+        way = " The optimizer comes before the model." if isinstance(optimizer, nn.Module) else ""
+        raise RescaleError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}.{way}")
     laws(optimizer)
     if not isinstance(getattr(optimizer, "_optimizer_step_post_hooks", None), Mapping):
         raise RescaleError(f"{type(optimizer).__name__} was made without Optimizer.__init__, and takes no hooks on its steps.")

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from equinorm._errors import ExportError, describe, describe_inputs
+from equinorm._errors import ExportError, describe, describe_inputs, does_not_run
 
 
 def failure(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> ExportError:
     """Restate the call and the exporter's first line; `eager` is what the model itself raises with these inputs."""
-    inputs = describe_inputs(args, kwargs)
     if eager is not None:
-        text = f"{describe(model)} does not run on inputs {inputs}: {type(eager).__name__}: {_first_line(eager)}."
+        text = does_not_run(model, args, kwargs, eager)
     else:
-        text = f"cannot export {describe(model)} with inputs {inputs}: {_advice(model, error)}"
+        text = f"cannot export {describe(model)} with inputs {describe_inputs(args, kwargs)}: {_advice(model, error)}"
     found = ExportError(text)
     found.cause = eager or error
     return found

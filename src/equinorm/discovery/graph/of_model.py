@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from equinorm._arguments import every_call
-from equinorm._errors import EquinormError, ExportError, describe
+from equinorm._errors import ExportError, check_module, describe
 from equinorm.discovery.graph.export import Graphs
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 
@@ -28,9 +27,7 @@ def graphs_of(
         EquinormError: for what is no model, and no inputs.
         ExportError: for tensors without a shape, offloaded ones, and opaque modules that the model has not.
     """
-    if not isinstance(model, nn.Module):
-        way = " Give its .module()." if isinstance(model, ExportedProgram) else ""
-        raise EquinormError(f"model must be a torch.nn.Module, not {type(model).__name__}.{way}")
+    check_module(model)
     model = unwrapped(model)
     calls = every_call(args, kwargs, also)
     lazy = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]
