@@ -1,6 +1,7 @@
 """What the tests of the command line share."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test runs in an empty folder, with the models of cli_models importable."""
+    """Every test runs in an empty folder, with the models of cli_models importable; modules that it writes there go with it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
-    return tmp_path
+    yield tmp_path
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def invoke(*arguments, code=0):
