@@ -1,7 +1,6 @@
 """The architecture: floors that know only those below them, folders without circles, and a core without output or files."""
 
 import ast
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,19 +55,10 @@ FILES = {
 FOLDERS = sorted(name for name, path in FILES.items() if path.name == "__init__.py" and name != "__init__")
 
 
-def nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node outside of `if TYPE_CHECKING:`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from nodes(node)
-
-
 def imported(name: str) -> set[str]:
-    """Dotted names of what a file imports, at the top or inside of functions; files of ours by their place in the package."""
+    """Dotted names of what a file imports anywhere, for annotations alone too; files of ours by their place in the package."""
     found = set()
-    for node in nodes(ast.parse(FILES[name].read_text("utf-8"))):
+    for node in ast.walk(ast.parse(FILES[name].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -141,7 +131,7 @@ def test_sources_of_kernels_stay_short(path):
 @pytest.mark.parametrize("name", [name for name in FILES if floor(name) in CORE])
 def test_core_neither_prints_nor_touches_files(name):
     tree = ast.parse(FILES[name].read_text("utf-8"))
-    called = {ast.unparse(node.func).rpartition(".")[2] for node in nodes(tree) if isinstance(node, ast.Call)}
+    called = {ast.unparse(node.func).rpartition(".")[2] for node in ast.walk(tree) if isinstance(node, ast.Call)}
     assert not (called & OUTPUT_CALLS) - ALLOWED.get(name, set())
     assert not {target.split(".")[0] for target in imported(name)} & OUTPUT_PACKAGES - ALLOWED.get(name, set())
 

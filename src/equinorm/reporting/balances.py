@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
@@ -11,17 +11,15 @@ from matplotlib import pyplot
 from equinorm._errors import EquinormError, describe
 from equinorm._memory import is_sharded
 from equinorm._scaling import Scaling
+from equinorm.balancing.balance import Balance
 from equinorm.reporting import pictures
 from equinorm.reporting.files import check_target, write_atomically
 from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.style import STYLE
 from equinorm.reporting.words import solution
 
-if TYPE_CHECKING:
-    from equinorm.balancing.balance import Balance
 
-
-def plot(balance: "Balance", axes: Any = None) -> Any:
+def plot(balance: Balance, axes: Any = None) -> Any:
     """See `Balance.plot`."""
     record = _balanced(balance)
     with matplotlib.rc_context(STYLE):
@@ -43,7 +41,7 @@ def plot(balance: "Balance", axes: Any = None) -> Any:
     return axes
 
 
-def report(balance: "Balance", path: str | os.PathLike[str]) -> None:
+def report(balance: Balance, path: str | os.PathLike[str]) -> None:
     """See `Balance.report`."""
     target = Path(path)
     check_target(target, (".html", ".png"), force=True)
@@ -53,7 +51,7 @@ def report(balance: "Balance", path: str | os.PathLike[str]) -> None:
     write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
 
 
-def _balanced(balance: "Balance") -> Balanced:
+def _balanced(balance: Balance) -> Balanced:
     model = describe(balance.symmetries.model)
     facts = [
         *solution(balance),
@@ -68,7 +66,7 @@ def _balanced(balance: "Balance") -> Balanced:
     return Balanced(model, balance.p, balance.c, balance.energies, totals, balance.residuals, 0.0, tuple(facts))
 
 
-def _weights(balance: "Balance") -> list[Weights]:
+def _weights(balance: Balance) -> list[Weights]:
     """Weights as they are and as they would be; none once they have changed, or where no process holds all of them."""
     tensors = balance.symmetries.tensors
     if balance.versions != balance.symmetries.versions() or any(map(is_sharded, tensors.values())):

@@ -4,7 +4,7 @@ import html
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,19 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from equinorm._errors import EquinormError, describe
+from equinorm.quantization.equalization import ChannelRanges, Equalization
 from equinorm.reporting.files import check_target, write_atomically
 from equinorm.reporting.pages import Part, page
 from equinorm.reporting.pictures import BARS, before_and_after
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, STYLE, render
 
-if TYPE_CHECKING:
-    from equinorm.quantization.equalization import ChannelRanges, Equalization
-
 _PICTURED = 4
 """So many weights are pictured in a report."""
 
 
-def plot(found: "Equalization", axes: Any = None) -> Any:
+def plot(found: Equalization, axes: Any = None) -> Any:
     """See `Equalization.plot`."""
     with matplotlib.rc_context(STYLE):
         if axes is None:
@@ -39,7 +37,7 @@ def plot(found: "Equalization", axes: Any = None) -> Any:
     return axes
 
 
-def report(found: "Equalization", path: str | os.PathLike[str]) -> None:
+def report(found: Equalization, path: str | os.PathLike[str]) -> None:
     """See `Equalization.report`."""
     target = Path(path)
     check_target(target, (".html", ".png"), force=True)
@@ -47,18 +45,18 @@ def report(found: "Equalization", path: str | os.PathLike[str]) -> None:
     write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
 
 
-def draw(path: Path, found: "Equalization") -> bytes:
+def draw(path: Path, found: Equalization) -> bytes:
     """The report in the format that a path's suffix names."""
     with matplotlib.rc_context(STYLE):
         return _png(found) if path.suffix == ".png" else _page(found).encode("utf-8")
 
 
-def _height(found: "Equalization") -> float:
+def _height(found: Equalization) -> float:
     rows = len(found.tensors)
     return min(max(3.2, 1.3 + 0.26 * rows), 9.0) if rows <= BARS else 3.6
 
 
-def _png(found: "Equalization") -> bytes:
+def _png(found: Equalization) -> bytes:
     figure = Figure(figsize=(10, _height(found) + 0.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(f"{describe(found.model)}, {found.scheme}", x=0.02, ha="left", fontsize=12, weight="bold")
@@ -67,7 +65,7 @@ def _png(found: "Equalization") -> bytes:
     return render(figure)
 
 
-def _page(found: "Equalization") -> str:
+def _page(found: Equalization) -> str:
     ranges = found.channel_ranges()[:_PICTURED]
     parts: list[Part] = [(_height(found), "Signal over quantization noise, by tensor", lambda f: _noise(f.subplots(), found))]
     if ranges:
@@ -78,7 +76,7 @@ def _page(found: "Equalization") -> str:
     return page(f"Equalization of {describe(found.model)}", found.facts, parts, table)
 
 
-def _noise(axis: Axes, found: "Equalization") -> None:
+def _noise(axis: Axes, found: Equalization) -> None:
     """Signal over the noise of every tensor, in dB; short bars cost most."""
     before, after = ([getattr(row, key) for row in found.tensors] for key in ("before", "after"))
     most = max((value for value in before + after if math.isfinite(value)), default=1.0)
@@ -86,13 +84,13 @@ def _noise(axis: Axes, found: "Equalization") -> None:
     before_and_after(axis, [row.name for row in found.tensors], before, after, "signal over noise, dB")
 
 
-def _rows(figure: Figure, ranges: "list[ChannelRanges]") -> None:
+def _rows(figure: Figure, ranges: list[ChannelRanges]) -> None:
     axes = figure.subplots(1, len(ranges), squeeze=False)[0]
     for axis, one in zip(axes, ranges, strict=True):
         _ranges(axis, [one])
 
 
-def _ranges(axis: Axes, ranges: "list[ChannelRanges]") -> None:
+def _ranges(axis: Axes, ranges: list[ChannelRanges]) -> None:
     """Largest weight of every channel, channels in the order in which they were."""
     if not ranges:
         axis.text(0.0, 1.0, "no weight moves", va="top", transform=axis.transAxes)
