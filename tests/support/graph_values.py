@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import equinorm
 from equinorm.discovery.graph.of_model import graphs_of
-from equinorm.discovery.graph.running import values
+from equinorm.discovery.graph.running import graph_values
 
 
 class Numbers:
@@ -29,7 +29,7 @@ class Numbers:
         """The numbers of every value; random ones are the same every time."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return values(self.program, self.model, copy.deepcopy(self.args), copy.deepcopy(self.kwargs))
+            return graph_values(self.program, self.model, copy.deepcopy(self.args), copy.deepcopy(self.kwargs))
 
 
 def apart(model: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None, **options) -> dict[str, float]:

@@ -182,8 +182,7 @@ def _loaded(
         samples = samples.placed(names)
     if inputs:
         loaded = load(source, inputs)
-        first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
-        at_once = len(first) if first is not None and first.dim() else 1
+        at_once = _samples(loaded) or 1
     else:
         at_once = size or _exported_for(source) or (1 if names else AT_ONCE)
         loaded = load(source, samples.shapes(at_once, names))
@@ -198,8 +197,13 @@ def _exported_for(source: ModelSource) -> int:
     if not source.name.endswith(".pt2"):
         return 0
     loaded = load(source, ())
+    return _samples(loaded) if takes_one_size(loaded.model) else 0
+
+
+def _samples(loaded: Loaded) -> int:
+    """How many the example has, along the first axis of its first tensor; 0 where it has none."""
     first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
-    return len(first) if takes_one_size(loaded.model) and first is not None and first.dim() else 0
+    return len(first) if first is not None and first.dim() else 0
 
 
 def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:

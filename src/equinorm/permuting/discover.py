@@ -25,7 +25,7 @@ from equinorm.permuting.values import Laid, constant
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Found:
+class AxisDiscovery:
     """Axes of every tensor of the model in parts, which atoms depend on places of which others, and its own graph, run."""
 
     sources: Mapping[Source, Tensor]
@@ -35,7 +35,7 @@ class Found:
     own: tuple[ExportedProgram, Interpreter]
 
 
-def discover(graphs: Graphs) -> Found:
+def discover(graphs: Graphs) -> AxisDiscovery:
     """Find what holds for all calls in all modes.
 
     Args:
@@ -75,7 +75,7 @@ def discover(graphs: Graphs) -> Found:
     dependence = Dependence(book.spaces)
     settle(book.own_orders, dependence, [axis for own in axes.values() for axis in own])
     seconds = exporting, time.perf_counter() - started - exporting
-    return Found(exports[0].sources, axes, dependence, seconds, (exports[graphs.own].program, interpreters[graphs.own]))
+    return AxisDiscovery(exports[0].sources, axes, dependence, seconds, (exports[graphs.own].program, interpreters[graphs.own]))
 
 
 def _pin_left_out(book: Book, laid: Mapping[Source, Laid], masks_of: Mapping[Source, Sequence[Tensor]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.running import values
+from equinorm.discovery.graph.running import graph_values
 from equinorm.permuting.arrangement import Sides
 from equinorm.permuting.atoms import Atom, Axis, atoms, fresh, resolved
 from equinorm.permuting.interpreter import Interpreter
@@ -41,7 +41,7 @@ class Points:
 
     def run(self, model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> dict[str, Tensor]:
         """The numbers of each with a model's weights, on the CPU, in float32 or float64."""
-        seen = values(self.program, model, args, kwargs, self.axes.keys())
+        seen = graph_values(self.program, model, args, kwargs, self.axes.keys())
         return {name: value.cpu().to(torch.promote_types(value.dtype, torch.float32)) for name, value in seen.items()}
 
     def sides(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Sides:

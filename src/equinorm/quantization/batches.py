@@ -22,7 +22,7 @@ def rows(batch: Batch) -> int:
     return sizes.pop() if len(sizes) == 1 and 0 not in sizes else 1
 
 
-def parts(batch: Batch, size: int) -> list[Batch]:
+def split_rows(batch: Batch, size: int) -> list[Batch]:
     """A batch, so many rows at a time."""
     total = rows(batch)
 
@@ -38,7 +38,7 @@ def first_rows(batches: Sequence[Batch], most: int) -> list[Batch]:
     for batch in batches:
         if most <= 0:
             break
-        found.append(parts(batch, most)[0])
+        found.append(split_rows(batch, most)[0])
         most -= rows(found[-1])
     return found
 

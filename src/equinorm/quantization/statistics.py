@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from equinorm._errors import EqualizeError, describe
 from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed
-from equinorm.quantization.batches import Batch, parts, rows, watched
+from equinorm.quantization.batches import Batch, rows, split_rows, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
@@ -123,7 +123,7 @@ def gather(
     """
     found = Statistics()
     size = max(map(rows, batches)) if takes_one_size(model) else _rows_a_part(batches)
-    passes = [(number, part) for number, batch in enumerate(batches) for part in parts(batch, size)]
+    passes = [(number, part) for number, batch in enumerate(batches) for part in split_rows(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(passes):
         _Pass(model, points, found, number).run(part, generator)

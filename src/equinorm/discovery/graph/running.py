@@ -46,7 +46,7 @@ class _Runner(fx.Interpreter):
 
 
 @torch.no_grad()
-def values(
+def graph_values(
     program: torch.export.ExportedProgram,
     model: nn.Module,
     args: tuple,
