@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import equinorm
-from equinorm.grouping.groups import ScaleGroup
+from equinorm.grouping.groups import ScaleGroup, ScaleGroups
 
 
 class Concatenated(nn.Module):
@@ -134,6 +134,7 @@ def test_a_group_reads_like_a_sentence(attention):
     first = str(attention[0].groups()[0])
     assert "norm.weight[0] brings in 8 scales.\n  q.weight[1], k.weight[1] and v.weight[1] take them out." in first
     assert repr(attention[0].groups()) == "8 scale groups"
+    assert str(ScaleGroups([*attention[0].groups()] * 2)).endswith("… and 5 more groups")
 
 
 def test_halves_of_a_fused_layer_are_groups_of_their_own():
@@ -163,6 +164,7 @@ def test_mappings_name_every_reader_in_order(attention):
     assert len(reasons) == 2
     assert "cancel in a product" in reasons[0]
     assert "some several times" in reasons[1]
+    assert str(mappings).splitlines()[3:] == [f"left out, 1 group: {why}" for why in reasons]
 
 
 def test_mappings_of_many_layers_are_one_pattern():

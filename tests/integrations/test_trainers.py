@@ -476,3 +476,10 @@ def test_page_on_training_loops(monkeypatch, tmp_path):
             exec(compile(block, "training-loops.md", "exec"), names)
     assert names["hook"].steps == 1
     assert names["trainer"].state.global_step == 4
+
+
+@pytest.mark.parametrize("callback", [ENorm, ENormCallback])
+def test_options_are_checked_when_a_callback_is_made(callback):
+    callback(torch.zeros(2, 5), p=1.0, c=1.1, every=2)
+    with pytest.raises(TypeError, match=r"ENorm takes no 'cycle'\. It takes p, c, cycles, every, "):
+        callback(torch.zeros(2, 5), cycle=3)

@@ -280,7 +280,8 @@ def test_data_that_fit_no_graph_are_refused():
     net, x = relu_network(), NETWORKS["relu"][1]
     for data, words in {
         "none": ([], "no batch"),
-        "others": ([x, x[:2]], "batch 1 of data"),
+        "others": ([x, x[:2]], r"batch 1 of data .* Give a batch as args too\."),
+        "labels": ([(x, x[:, 0])], r"Leave out labels: \[x for x, _ in data\]\."),
         "tensor": (x, r"For one: \[x\]"),
         "nan": ([x * torch.nan], "NaN or inf"),
     }.values():

@@ -9,8 +9,8 @@ from torch import Tensor
 from equinorm._display import count, listed, shortened
 from equinorm._scaling import Pin, Reason
 
-AXES, VALUES = 6, 4
-"""Most axes and lines of values that a group shows."""
+AXES, VALUES, GROUPS = 6, 4, 12
+"""Most axes and lines of values that a group shows, and most groups of a network."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +131,7 @@ class ScaleGroup:
 
 
 class ScaleGroups(Sequence[ScaleGroup]):
-    """The groups of a network, free ones first; prints one below the other."""
+    """The groups of a network, free ones first; prints the first below each other, and `of` gives those of one tensor."""
 
     def __init__(self, groups: Sequence[ScaleGroup]) -> None:
         self._groups = tuple(groups)
@@ -146,7 +146,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
         return count(len(self), "scale group")
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self._groups))
+        return "\n".join(shortened([str(group) for group in self._groups], GROUPS, "groups"))
 
     def of(self, tensor: str) -> list[ScaleGroup]:
         """The groups that move this tensor, or would, were they not pinned."""

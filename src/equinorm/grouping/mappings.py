@@ -1,12 +1,14 @@
 """Mappings: scale groups in the form that libraries for smoothing and quantization ask for, one layer and its readers."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from equinorm._display import count
 from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
 
 
@@ -51,7 +53,8 @@ class SmoothMappings(Sequence[SmoothMapping]):
         return f"{len(self)} mappings, {len(self.left_out)} groups left out"
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self._mappings), *(f"left out: {why}" for _, why in self.left_out)])
+        left = Counter(_starred(why) for _, why in self.left_out)
+        return "\n".join([*map(str, self._mappings), *(f"left out, {count(n, 'group')}: {why}" for why, n in left.items())])
 
     def patterns(self) -> dict[tuple[str, tuple[str, ...]], list[str]]:
         """Mappings that differ in numbers alone, as one: names with `*` for the layer's number, and the numbers.

@@ -4,8 +4,22 @@ Takes a trainer of another library. Gives callbacks that keep its weights balanc
 """
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+
+def check_options(of: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse names of options that a function does not have, before what keeps them calls it.
+
+    Raises:
+        TypeError: naming the first, and those that it takes.
+    """
+    parameters = inspect.signature(of).parameters
+    known = [name for name, one in parameters.items() if one.default is not one.empty and name != "kwargs"]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{of.__name__} takes no {name!r}. It takes {', '.join(known)}.")
 
 
 def first_installed(names: Sequence[str], extra: str) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import first_installed
+from equinorm.integrations import check_options, first_installed
 from equinorm.modules.choosing import chosen, unwrapped
 
 _PACKAGE: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning")
@@ -49,6 +49,7 @@ class ENorm(Callback):
     ) -> None:
         super().__init__()
         self.hook: equinorm.ENorm | None = None
+        check_options(equinorm.ENorm, options)
         self._args, self._kwargs, self._module, self._optimizer, self._options = args, kwargs, module, optimizer, options
         self._restored: dict[str, Any] = {}
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import first_installed
+from equinorm.integrations import check_options, first_installed
 
 TrainerCallback: Any = first_installed(["transformers"], "transformers").TrainerCallback
 
@@ -40,6 +40,7 @@ class ENormCallback(TrainerCallback):
 
     def __init__(self, args: tuple | Tensor | None = None, kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         self.hook: equinorm.ENorm | None = None
+        check_options(equinorm.ENorm, options)
         self._args, self._kwargs, self._options = args, kwargs, options
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
