@@ -237,6 +237,12 @@ def test_data_of_a_parameter_is_named_with_its_cure():
     assert equinorm.symmetries(Net(lambda net, h: h * net.a.bias.detach()), X).num_free > 0
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_vmap_over_a_parameter_is_named():
+    with pytest.raises(equinorm.ExportError, match=r"within torch\.vmap or torch\.func.*declare the submodule"):
+        equinorm.symmetries(Net(lambda net, h: torch.vmap(lambda row: net.b.weight @ row)(h) @ net.b.weight), X)
+
+
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
 def test_sharded_parameters_are_refused_before_anything_runs(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh

@@ -84,6 +84,7 @@ COMPLETE = {
     "broadcast": (lambda x: x.broadcast_to(3, 2), (rand(2),)),
     "all pairs": (lambda x, y: torch.cartesian_prod(x, y), (rand(2), rand(3))),
     "into a diagonal": (lambda x, y: x.diagonal_scatter(y), (rand(2, 2), rand(2))),
+    "times its conjugate": (lambda x, y: (lambda z: z * z.conj() * z)(torch.complex(x, y)), (rand(2, 3), rand(2, 3))),
     "conjugate transpose": (lambda x: x.mH, (rand(2, 3),)),
     "singular values": (torch.linalg.svdvals, (rand(3, 2),)),
 }  # fmt: skip

@@ -27,7 +27,21 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True).double().eval()
 
 
-NETWORKS = {"mixed": (mixed, x(4, 5)), "images": (images, x(4, 3, 8, 8)), "encoder": (encoder, x(2, 5, 8))}
+def untold() -> nn.Module:
+    """Scales that no norm tells: of a dead neuron, and of weights that are normalized."""
+    layers = [nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)]
+    nn.utils.parametrizations.weight_norm(layers[2])
+    with torch.no_grad():
+        layers[4].weight[:, 2] = 0
+    return nn.Sequential(*layers).double()
+
+
+NETWORKS = {
+    "mixed": (mixed, x(4, 5)),
+    "images": (images, x(4, 3, 8, 8)),
+    "encoder": (encoder, x(2, 5, 8)),
+    "untold": (untold, x(4, 5)),
+}
 
 
 def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool) -> nn.Module:
@@ -42,7 +56,8 @@ def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "in_powers_of_two"), [("mixed", False), ("mixed", True), ("images", True), ("encoder", False)]
+    ("name", "in_powers_of_two"),
+    [("mixed", False), ("mixed", True), ("images", True), ("encoder", False), ("untold", False), ("untold", True)],
 )
 def test_copies_get_the_same_form(name, in_powers_of_two):
     make, args = NETWORKS[name]
@@ -57,6 +72,13 @@ def test_copies_get_the_same_form(name, in_powers_of_two):
         else:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_alignment_settles_what_no_norm_tells():
+    torch.manual_seed(0)
+    net, args = untold(), x(4, 5)
+    found = equinorm.align(moved(net, args, False), net, args)
+    assert found.distance_after <= 1e-5 < found.distance_before
 
 
 def test_the_form_of_the_form_is_itself():

@@ -107,6 +107,8 @@ class Left(nn.Module):
             self.d.weight = self.c.weight
         if way == "normed":
             nn.utils.parametrizations.weight_norm(self.c)
+        if way == "joined":
+            self.n = nn.BatchNorm2d(6)
         if way == "hook":
             self.n.register_forward_hook(lambda module, args, result: result * 2)
 
@@ -116,7 +118,7 @@ class Left(nn.Module):
             h = self.c(h)
         if self.way == "functional":
             h = F.conv2d(x, self.c.weight, self.c.bias, padding=1)
-        y = self.n(h)
+        y = self.n(torch.cat([h, h], 1) if self.way == "joined" else h)
         if self.way == "again":
             y = self.n(self.d(y))
         if self.way == "read":
@@ -166,6 +168,7 @@ def test_weights_that_are_buffers_are_left():
         ("returned", "more than one reads conv2d, in front of it; the model returns it"),
         ("shared", "c is used more than once; d is used more than once"),
         ("normed", "the weight of c is computed or shared"),
+        ("joined", "one layer in front is joined with itself"),
     ],
 )
 def test_normalizations_that_are_left(way, why):

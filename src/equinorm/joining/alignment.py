@@ -16,6 +16,7 @@ from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.activations import measured
+from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
@@ -150,20 +151,33 @@ def _aligned(
     both: tuple[Symmetries, Symmetries], moves: Moves, search: Search, seen: Seen | None, rescale: bool, power_of_two: bool
 ) -> Alignment:
     """The first network matched to the second, with scales or without."""
-    z = [found.balance(biases=True).log_scales if rescale else torch.zeros(found.num_free).double() for found in both]
-    ours, theirs = (_weights(found, own) for found, own in zip(both, z, strict=True))
+    rests = [_at_rest(found, rescale) for found in both]
+    ours, theirs = (_weights(found, own) for found, (own, _) in zip(both, rests, strict=True))
     flips, order, taken = moves.assigned(ours, theirs, search, seen)
     twin = duplicate(both[0].model, "to permute the copy")
     moves.apply_(twin, flips, order)
     log_scales = torch.zeros(both[0].num_free, dtype=torch.float64)
     if rescale and both[0].num_free:
         own = replace(both[0], model=twin)
-        log_scales = own.balance(biases=True).log_scales - z[1]
+        log_scales = _joining(own, both[1], _at_rest(own, rescale), rests[1])
         if power_of_two:
             log_scales = round_to_powers_of_two(log_scales, [*own.scalings, *own.casts])
         own.rescale_(log_scales)
     before, after = (_distance(model, both[1].model) for model in (both[0].model, twin))
     return Alignment(twin, order, flips, log_scales, before, after, taken)
+
+
+def _at_rest(found: Symmetries, rescale: bool) -> tuple[Tensor, Tensor]:
+    """Log-scales at which a network is compared with another, and a mask of the classes that no path tells."""
+    still = torch.zeros(found.num_free, dtype=torch.float64)
+    return settled(found, found.balance(biases=True)) if rescale else (still, still.bool())
+
+
+def _joining(ours: Symmetries, theirs: Symmetries, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Log-scales from one network to the other: between their balances, or by weights where no path tells in one of them."""
+    untold = one[1] | other[1]
+    known = torch.where(untold, 0.0, one[0] - other[0])
+    return joining(ours.scalings, ours.tensors, theirs.tensors, known, untold) if bool(untold.any()) else known
 
 
 def _weights(found: Symmetries, log_scales: Tensor) -> Forms:

@@ -11,6 +11,7 @@ from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
 from equinorm._symmetries import symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
+from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
 from equinorm.modules.choosing import Choice
@@ -62,7 +63,8 @@ def canonical_(
 ) -> Canonical:
     """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
 
-    It is balanced (least ℓ2 norm, biases included, residual 1e-12). Channels whose sign may flip get the one that makes a sum
+    It is balanced (least ℓ2 norm, biases included, residual 1e-12); scales that no norm tells, as those of dead channels, make
+    the logarithms of their weights least in square. Channels whose sign may flip get the one that makes a sum
     of cubes of their weights positive. Then the channels of each family are sorted by fingerprints: numbers that sums over
     their weights give, and that no order of any channels changes. The network computes what it did.
 
@@ -100,9 +102,10 @@ def canonical_(
     balance = found.balance(tol=TOLERANCE, biases=True)
     if not balance.converged and balance.norm_after > 0:
         raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
+    log_scales, _ = settled(found, balance)
     moves = Moves.of(graphs)
     if found.num_free:
-        balance.apply_(power_of_two=power_of_two)
+        found.rescale_(log_scales, power_of_two=power_of_two)
     balanced = real(forms(found))
     flips = moves.canonical_signs(balanced)
     order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
@@ -110,9 +113,9 @@ def canonical_(
         moves.apply_(found.model, flips, order)
     except BaseException:
         if found.num_free:
-            found.rescale_(-balance.log_scales, power_of_two=power_of_two)
+            found.rescale_(-log_scales, power_of_two=power_of_two)
         raise
-    return Canonical(balance.log_scales, flips, moves.named(order), ties)
+    return Canonical(log_scales, flips, moves.named(order), ties)
 
 
 def canonical(

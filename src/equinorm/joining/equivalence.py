@@ -15,7 +15,7 @@ from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.differences import Change, Tolerance, changes
-from equinorm.joining.fitting import joining, levelling
+from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
@@ -269,9 +269,10 @@ class _Verdict(NamedTuple):
 
 
 class _Canonical(NamedTuple):
-    """Log-scales that balance a network, and a mask of the classes that no path tells the scale of."""
+    """Log-scales that balance a network, those of its canonical form, and a mask of the classes that no path tells."""
 
     log_scales: Tensor
+    alone: Tensor
     dead: Tensor
 
     @staticmethod
@@ -283,9 +284,8 @@ class _Canonical(NamedTuple):
             raise EquivalenceError(f"the {which} network has no canonical form: {error}") from error
         if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
             raise EquivalenceError(f"the canonical form of the {which} network was not reached: {balance.reason}.")
-        dead = torch.zeros(found.num_free, dtype=torch.bool)
-        dead[[id - 1 for id in balance.dead]] = True
-        return _Canonical(balance.log_scales, dead)
+        alone, dead = settled(found, balance)
+        return _Canonical(balance.log_scales, alone, dead)
 
 
 def _by_rescaling(
@@ -294,10 +294,8 @@ def _by_rescaling(
     """Compare canonical forms; returns the log-scales of those of each network by itself, and of those that were compared."""
     (a, b), scalings = both, both[0].scalings
     z = [side.log_scales for side in canonical]
-    alone, dead = z, canonical[0].dead | canonical[1].dead
+    dead = canonical[0].dead | canonical[1].dead
     if bool(dead.any()):
-        sides = zip((a.tensors, b.tensors), canonical, strict=True)
-        alone = [levelling(scalings, own, torch.where(side.dead, 0.0, side.log_scales), side.dead) for own, side in sides]
         connecting = joining(scalings, a.tensors, b.tensors, torch.where(dead, 0.0, z[0] - z[1]), dead)
         z = [torch.where(dead, connecting, z[0]), torch.where(dead, 0.0, z[1])]
     compared = zip(each(a, z[0]), each(b, z[1]), strict=True)
@@ -305,4 +303,4 @@ def _by_rescaling(
     size = sum(scaling.numel for scaling in scalings)
     is_joined = not different and verdict.agree
     found = Equivalence(is_joined, z[0] - z[1], worst, verdict.tolerance.relative, different, size, verdict.deviation)
-    return found, alone, z
+    return found, [side.alone for side in canonical], z

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from equinorm._class_ids import add_to_classes_
 from equinorm._scaling import Scaling
+from equinorm._symmetries import Symmetries
+from equinorm.balancing.balance import Balance
 
 _PASSES = 3
 """Most turns of medians once every class has one."""
@@ -24,6 +26,18 @@ _ENOUGH = 0.5
 
 Medians = tuple[Tensor, Tensor]
 """Log-scales, and the number of weights that tell each."""
+
+
+def settled(found: Symmetries, balance: Balance) -> tuple[Tensor, Tensor]:
+    """Log-scales that every member of a network's orbit comes to one point by, and a mask of its dead classes.
+
+    No path tells the scale of a dead class, so that a balance leaves it as it was: `levelling` settles it.
+    """
+    dead = torch.zeros(found.num_free, dtype=torch.bool)
+    dead[[id - 1 for id in balance.dead]] = True
+    if not bool(dead.any()):
+        return balance.log_scales, dead
+    return levelling(found.scalings, found.tensors, torch.where(dead, 0.0, balance.log_scales), dead), dead
 
 
 def joining(

@@ -120,6 +120,8 @@ class _Graph:
             parts = [self.values[name] for name in given.reads.values()]
             if sum(part.shape[1] for part in parts) != given.shape[1]:
                 raise LeftError("the layers in front are not joined channel by channel")
+            if len({part.name for part in parts}) != len(parts):
+                raise LeftError("one layer in front is joined with itself")
             self._is_alone(given)
         else:
             parts = [given]

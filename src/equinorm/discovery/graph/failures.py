@@ -31,8 +31,9 @@ def _advice(model: nn.Module, error: Exception) -> str:
         advice = _unknown_class(unknown.group(2), unknown.group(1))
     elif "fake tensor in the exported program" in first:
         advice = (
-            "a forward reads a parameter or buffer by its `.data`, which torch.export cannot follow. Write `.detach()` there, "
-            "which is the same without gradients."
+            "a forward reads a parameter or buffer by its `.data`, or within torch.vmap or torch.func, which torch.export "
+            "cannot follow. Write `.detach()` there, which is the same without gradients; write what torch.vmap computes "
+            "without it, or declare the submodule that runs it opaque (opaque='its.name')."
         )
     elif isinstance(model, torch.jit.ScriptModule):
         advice = "TorchScript keeps no Python to record. Give the module that it was made from."

@@ -18,7 +18,8 @@ IDENTITIES = "positive clone contiguous detach alias lift_fresh lift_fresh_copy 
 """Operations that return the same numbers."""
 
 DEGREES: dict[Fraction | int, str] = {
-    1: f"{IDENTITIES} relu leaky_relu rrelu abs absolute dropout feature_dropout conj conj_physical real imag deg2rad rad2deg",
+    1: f"{IDENTITIES} relu leaky_relu rrelu abs absolute dropout feature_dropout conj _conj conj_physical real imag deg2rad "
+    "rad2deg",
     2: "square",
     Fraction(1, 2): "sqrt",
     Fraction(-1, 2): "rsqrt",

@@ -28,7 +28,7 @@ EVEN = "abs absolute square cos cosh sinc isnan isinf isfinite logical_not"
 """Functions with f(−x) = f(x)."""
 
 LINEAR = (
-    f"{IDENTITIES} conj conj_physical real imag deg2rad rad2deg dropout feature_dropout native_dropout "
+    f"{IDENTITIES} conj _conj conj_physical real imag deg2rad rad2deg dropout feature_dropout native_dropout "
     "zeros_like new_zeros zero full_like new_full fill full zeros ones_like empty_like rand_like randn_like randint_like "
     "new_ones new_empty new_empty_strided to _to_copy type_as glu neg negative add sub subtract rsub mul multiply div divide "
     "true_divide where masked_fill copy lerp addcmul addcdiv view_as_complex view_as_real complex "
