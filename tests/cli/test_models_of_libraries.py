@@ -307,7 +307,8 @@ def test_arguments_of_factories(flexible):
     assert record("compare", "flexible:net", "out.safetensors", "--set", "width=8", "--input", "2x4")["equivalent"]
 
 
-def test_arguments_go_to_the_side_that_takes_them(flexible, monkeypatch):
+def test_arguments_go_to_the_side_that_takes_them(folder, flexible, monkeypatch):
+    monkeypatch.syspath_prepend(str(folder))
     from flexible import net
 
     torch.export.save(torch.export.export(net(8).eval(), (torch.randn(2, 4),)), "net.pt2")
