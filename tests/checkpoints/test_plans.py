@@ -156,7 +156,7 @@ def test_damaged_and_foreign_files_are_refused(model, tmp_path):
         Plan.load(path)
     with pytest.raises(EquinormError, match="No such file"):
         Plan.load(tmp_path / "absent.safetensors")
-    with pytest.raises(EquinormError, match="there is no folder .*absent. Nothing was written"):
+    with pytest.raises(EquinormError, match=r"there is no folder .*absent. Nothing was written"):
         made(model).save(tmp_path / "absent" / "plan.safetensors")
 
 
