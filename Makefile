@@ -31,7 +31,7 @@ lint: $(TEST)/.stamp-lint
 	$(TEST)/bin/ruff check
 	$(TEST)/bin/ruff format --check
 
-types: $(TEST)/.stamp-lint
+types: $(TEST)/.stamp-test $(TEST)/.stamp-lint
 	$(TEST)/bin/pyright
 
 # Tables are in the pages themselves, so that they can be read without a build; this makes them anew.
