@@ -45,46 +45,35 @@ def sharpness() -> str:
     return "\n".join(rows)
 
 
-def _trials() -> dict[tuple[str, str, float], list[Record]]:
-    """Trials by network, method and learning rate; each of another seed."""
-    found: dict[tuple[str, str, float], list[Record]] = {}
+def _trials() -> dict[tuple[str, str], dict[float, list[Record]]]:
+    """Trials by network and method, then by learning rate; each of another seed."""
+    found: dict[tuple[str, str], dict[float, list[Record]]] = {}
     for r in _records("recipes.jsonl"):
-        found.setdefault((r["network"], r["method"], r["lr"]), []).append(r)
+        found.setdefault((r["network"], r["method"]), {}).setdefault(r["lr"], []).append(r)
     return found
 
 
 def recipes() -> str:
     """Held-out accuracy and last training loss of each method at the best of its rates, best first."""
-    rows = [
-        "| Network | Method | Held-out accuracy | Learning rate | Others tried | Last training loss |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    trials, best = _trials(), {}
-    for network, method, rate in sorted(trials, key=_accuracy):
-        best[network, method] = rate
-    for network, method in sorted(best, key=lambda key: ([*NETWORKS].index(key[0]), -_accuracy((*key, best[key])))):
-        own = trials[network, method, best[network, method]]
-        others = sorted(rate for *key, rate in trials if key == [network, method] and rate != best[network, method])
-        seeds = " and ".join(f"{r['accuracy']:.1%}" for r in own)
-        cells = [
-            NETWORKS[network],
-            _label(method),
-            seeds,
-            f"{best[network, method]:g}",
-            ", ".join(f"{rate:g}" for rate in others),
-        ]
-        rows.append(f"| {' | '.join(cells)} | {fmean(r['losses'][-1] for r in own):.2f} |")
-    return "\n".join(rows)
-
-
-def _accuracy(key: tuple[str, str, float]) -> float:
-    return fmean(r["accuracy"] for r in _trials()[key])
+    head = "| Network | Method | Held-out accuracy | Learning rate | Others tried | Last training loss |"
+    rows = []
+    for (network, method), rates in _trials().items():
+        best = max(rates, key=lambda rate: _accuracy(rates[rate]))
+        own, others = rates[best], ", ".join(f"{rate:g}" for rate in sorted(rates) if rate != best)
+        seeds, loss = " and ".join(f"{r['accuracy']:.1%}" for r in own), fmean(r["losses"][-1] for r in own)
+        row = f"| {NETWORKS[network]} | {_label(method)} | {seeds} | {best:g} | {others} | {loss:.2f} |"
+        rows.append(([*NETWORKS].index(network), -_accuracy(own), row))
+    return "\n".join([head, "|---|---|--:|--:|--:|--:|", *(row for *_, row in sorted(rows, key=lambda part: part[:2]))])
 
 
 def trial(network: str, method: str) -> str:
     """Held-out accuracy of a method at the best rate that was tried, the mean of its seeds."""
-    found = [fmean(r["accuracy"] for r in own) for key, own in _trials().items() if key[:2] == (network, method)]
+    found = [_accuracy(own) for own in _trials().get((network, method), {}).values()]
     return f"{max(found):.1%}" if found else "*not measured yet*"
+
+
+def _accuracy(trials: list[Record]) -> float:
+    return fmean(r["accuracy"] for r in trials)
 
 
 MARKERS = {"sharpness": sharpness, "recipes": recipes, "trial": trial}
