@@ -160,6 +160,32 @@ def test_centred_weights_keep_images_apart():
     assert 0.5 < sizes[1] / sizes[0] < 3
 
 
+@pytest.mark.parametrize("method", ["enorm", "bn"])
+@pytest.mark.parametrize("network", ["resnet18", "resnet18c"])
+def test_skips_start_at_the_identity(network, method):
+    """Channels go on as they are, in turn where a stage has more of them; branches shrink as beside identity skips."""
+    torch.manual_seed(0)
+    model = build(Run(network=network, width=8, method=method, centred=True, identity=True, branch=0.0)).eval()
+    learned = [block.skip[0] for block in model.blocks if len(block.skip)]
+    assert len(learned) == (8 if network == "resnet18c" else 3)
+    images = torch.randn(2, *CIFAR)
+    found = model.stem(images).detach()
+    for block in model.blocks:
+        outputs = block(found).detach()
+        stride = found.size(2) // outputs.size(2)
+        expected = found[:, :, ::stride, ::stride].repeat(1, outputs.size(1) // found.size(1), 1, 1)
+        assert torch.allclose(outputs, expected, rtol=1e-4)
+        found = outputs
+
+
+def test_branches_beside_skips_that_start_at_the_identity_shrink_alike():
+    sizes = [
+        [float(block.branch[2].weight.detach().norm()) for block in build(Run(network=name, width=16, identity=True)).blocks]
+        for name in ("resnet18", "resnet18c")
+    ]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+
+
 def test_weight_norm_is_exact():
     plain, normed = build(Run(depth=2, width=32)), build(Run(depth=2, width=32, method="wn"))
     images = torch.randn(4, *CIFAR)

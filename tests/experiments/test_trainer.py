@@ -299,6 +299,16 @@ def test_centralised_gradients_leave_the_mean_of_each_neuron():
     assert max(results[True][1:]) < 1e-6
 
 
+@pytest.mark.parametrize("identity", [False, True])
+def test_skips_that_start_at_the_identity_are_not_centred(identity):
+    run = Run(network="resnet18c", method="enorm", width=2, epochs=1, lr=0.01, batch=512, centred=True, identity=identity)
+    model = networks.build(run, DATA.shape, DATA.classes)
+    trainer.Trainer(run, model, DATA.train, DATA.test, DATA, "cpu").train(lambda *_: None)
+    means = {name: float(p.detach().mean((1, 2, 3)).abs().max()) for name, p in model.named_parameters() if p.dim() == 4}
+    assert means["stem.0.weight"] > 1e-4
+    assert all((value < 1e-6) == (".branch." in name or not identity) for name, value in means.items() if "blocks" in name)
+
+
 def test_bfloat16_is_for_products_while_training():
     run = Run(depth=1, width=8, epochs=1, batch=512, bfloat16=True)
     model, seen = networks.build(run, DATA.shape, DATA.classes), set()

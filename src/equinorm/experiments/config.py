@@ -79,6 +79,7 @@ class Run:
         warmup: epochs in which the learning rate grows linearly from 0.
         head: factor on the initial weights of the last layer; below 1 the network starts with small logits.
         branch: factor on the initial weights of the last layer of each residual branch; below 1 blocks start near the identity.
+        identity: learned skips start at the identity, and `centred` leaves them.
         centred: subtract from each inner neuron's weights their mean over the fan-in, at the start and after every step.
         centralise: subtract from each neuron's gradient its mean over the fan-in, but in the first layer (Yong et al., 2020).
         c: asymmetry of ENorm; 0 in a sweep stands for what `asymmetry` gives at each depth.
@@ -113,6 +114,7 @@ class Run:
     warmup: float = 0.0
     head: float = 1.0
     branch: float = 1.0
+    identity: bool = False
     centred: bool = False
     centralise: bool = False
     c: float = 1.0
@@ -167,7 +169,7 @@ class Run:
         if self.network != "fc":
             unused += ["depth"]
         if not self.network.startswith("resnet"):
-            unused += ["branch"]
+            unused += ["branch", "identity"]
         return replace(self, **{name: DEFAULTS[name] for name in unused})
 
 

@@ -42,8 +42,10 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             centre_(layer.weight).data.mul_(_CENTRED)
     last.weight.data.mul_(run.head)
     if isinstance(model, ResNet):
+        if run.identity:
+            model.start_skips_at_identity_()
         if method.norm == "none":
-            model.temper_()
+            model.temper_(run.identity)
         model.shrink_branches_(run.branch)
     if method.weight_norm:
         for layer in list(model.modules()):
@@ -179,18 +181,28 @@ class ResNet(nn.Module):
             block.branch[-1].get_parameter("weight").mul_(factor)
 
     @torch.no_grad()
-    def temper_(self) -> None:
+    def start_skips_at_identity_(self) -> None:
+        """Let each learned skip hand on its channels as they are, in turn where it has more outputs than inputs."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            if len(block.skip):
+                weight = block.skip[0].get_parameter("weight")
+                outputs = torch.arange(weight.size(0))
+                weight.zero_()[outputs, outputs % weight.size(1)] = 1.0
+
+    @torch.no_grad()
+    def temper_(self, identity: bool) -> None:
         """Keep the variance of the residual stream bounded in a network that nothing normalises.
 
         With a learned skip both summands shrink by √2; with an identity skip the branch shrinks by the root of the number of
         blocks.
+
+        Args:
+            identity: learned skips start at the identity.
         """
         for block in self.blocks:
             assert isinstance(block, Block)
-            convolutions = [layer for layer in block.branch if isinstance(layer, nn.Conv2d)]
-            if len(block.skip):
-                for layer in (convolutions[-1], block.skip[0]):
-                    assert isinstance(layer, nn.Conv2d)
-                    layer.weight.mul_(math.sqrt(0.5))
-            else:
-                convolutions[-1].weight.mul_(len(self.blocks) ** -0.5)
+            ends = [layer for layer in block.branch if isinstance(layer, nn.Conv2d)][-1:]
+            is_drawn = len(block.skip) and not identity
+            for layer in [*ends, block.skip[0]] if is_drawn else ends:
+                layer.get_parameter("weight").mul_(math.sqrt(0.5) if is_drawn else len(self.blocks) ** -0.5)

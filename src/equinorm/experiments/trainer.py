@@ -176,7 +176,9 @@ class Trainer:
         run, losses, count = self.run, torch.zeros((), device=self.device), 0
         warmup = run.warmup * total / run.epochs
         parameters = list(self.model.parameters())
-        matrices = [w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1]
+        named = {name: w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1}
+        matrices = [*named.values()]
+        centred = [w for name, w in [*named.items()][1:-1] if run.centred and not (run.identity and ".skip." in name)]
         for images, labels in self.trained.batches(run.batch, order, run.augment):
             step = done + count
             rate = run.lr * min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / total)
@@ -207,9 +209,8 @@ class Trainer:
                 if self._finite():
                     raise
                 return math.nan, count  # the balancing refused weights that are not finite
-            if run.centred:
-                for weight in matrices[1:-1]:
-                    networks.centre_(weight)
+            for weight in centred:
+                networks.centre_(weight)
         return float(losses) / max(count, 1), count
 
     def _finite(self) -> bool:
