@@ -39,6 +39,8 @@ _TRIALS = (
 )
 """What theory suggests beside the variant of ENorm that docs/claims.md compares, and others with its extras."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
+_BESIDE_SKIPS = "head=0.1,centralise=1,biases=1,centred=1,identity=1"
+"""What brings a ResNet without normalization level with batch normalization: docs/results-convolutional.md."""
 
 PRESETS = {
     "digits": Sweep(
@@ -81,6 +83,17 @@ PRESETS = {
         seeds=3,
         select_epochs=1,
         lrs=(0.005, 0.02, 0.1),
+    ),
+    "resnet18-recipe": Sweep(
+        replace(_RESNET, width=8, epochs=10, batch=128, weight_decay=5e-4, c=1.0),
+        (
+            *(f"{name}:{_BESIDE_SKIPS}" for name in ("enorm", "baseline")),
+            *(f"{name}:head=0.1,centralise=1{rest}" for name in ("bn", "gn") for rest in ("", ",identity=1")),
+        ),
+        batches=(128,),
+        seeds=2,
+        select_epochs=0,
+        lrs=(0.1,),
     ),
     "resnet18-identity": Sweep(
         replace(_RESNET, network="resnet18"), ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5
