@@ -180,15 +180,13 @@ class ResNet(nn.Module):
             assert isinstance(block, Block)
             block.branch[-1].get_parameter("weight").mul_(factor)
 
-    @torch.no_grad()
     def start_skips_at_identity_(self) -> None:
         """Let each learned skip hand on its channels as they are, in turn where it has more outputs than inputs."""
         for block in self.blocks:
             assert isinstance(block, Block)
             if len(block.skip):
                 weight = block.skip[0].get_parameter("weight")
-                outputs = torch.arange(weight.size(0))
-                weight.zero_()[outputs, outputs % weight.size(1)] = 1.0
+                nn.init.dirac_(weight, groups=weight.size(0) // weight.size(1))
 
     @torch.no_grad()
     def temper_(self, identity: bool) -> None:
