@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from spread import mean_and_deviation
+
 from equinorm.experiments.config import METHODS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -54,16 +56,17 @@ def _trials() -> dict[tuple[str, str], dict[float, list[Record]]]:
 
 
 def recipes() -> str:
-    """Held-out accuracy and last training loss of each method at the best of its rates, best first."""
-    head = "| Network | Method | Held-out accuracy | Learning rate | Others tried | Last training loss |"
+    """Held-out accuracy in percent and last training loss of each method at the best of its rates, best first."""
+    head = "| Network | Method | Held-out accuracy | Seeds | Learning rate | Others tried | Last training loss |"
     rows = []
     for (network, method), rates in _trials().items():
         best = max(rates, key=lambda rate: _accuracy(rates[rate]))
         own, others = rates[best], ", ".join(f"{rate:g}" for rate in sorted(rates) if rate != best)
-        seeds, loss = " and ".join(f"{r['accuracy']:.1%}" for r in own), fmean(r["losses"][-1] for r in own)
-        row = f"| {NETWORKS[network]} | {_label(method)} | {seeds} | {best:g} | {others} | {loss:.2f} |"
+        accuracy = mean_and_deviation((100 * r["accuracy"] for r in own), 1)
+        loss = fmean(r["losses"][-1] for r in own)
+        row = f"| {NETWORKS[network]} | {_label(method)} | {accuracy} | {len(own)} | {best:g} | {others} | {loss:.2f} |"
         rows.append(([*NETWORKS].index(network), -_accuracy(own), row))
-    return "\n".join([head, "|---|---|--:|--:|--:|--:|", *(row for *_, row in sorted(rows, key=lambda part: part[:2]))])
+    return "\n".join([head, "|---|---|--:|--:|--:|--:|--:|", *(row for *_, row in sorted(rows, key=lambda part: part[:2]))])
 
 
 def trial(network: str, method: str) -> str:

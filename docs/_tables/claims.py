@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from spread import mean_and_deviation
+
 from equinorm.experiments.config import METHODS, Run, Sweep
 from equinorm.experiments.presets import WITH_EXTRAS, preset
 from equinorm.experiments.results import read
@@ -116,8 +118,7 @@ def _find(series: list[Series], sweep: Sweep, methods: Sequence[str], place: tup
 
 def _value(series: Series) -> str:
     values, diverged = series.accuracies, _diverged(series)
-    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{spread}" + (f" ({diverged} of {len(values)} diverged)" if diverged else "")
+    return mean_and_deviation(values, 2) + (f" ({diverged} of {len(values)} diverged)" if diverged else "")
 
 
 def _diverged(series: Series) -> int:

@@ -5,6 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from spread import mean_and_deviation
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "quantization.jsonl"
 
 Record = dict[str, Any]
@@ -101,9 +103,7 @@ def network(name: str, kind: str) -> str:
 
 
 def _cell(record: Record, kind: str, is_best: bool) -> str:
-    values = [draw[kind]["db"] for draw in record["draws"]]
-    middle = statistics.mean(values)
-    said = f"{middle:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{middle:.1f}"
+    said = mean_and_deviation((draw[kind]["db"] for draw in record["draws"]), 1)
     said = (f"**{said}**" if is_best else said) + mark(record)
     if record["draws"][0][kind]["agreement"] is None:
         return said
