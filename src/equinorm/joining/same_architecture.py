@@ -1,9 +1,12 @@
 """Can two networks be compared at all: do they have the same parameters, in the same dtypes, and run the same operations?"""
 
+import itertools
+
 import torch
 from torch import nn
 
 from equinorm._errors import EquivalenceError, describe, dtype_name
+from equinorm._memory import place_of
 from equinorm._symmetries import Symmetries
 from equinorm.modules.choosing import tensors_of
 
@@ -33,6 +36,24 @@ def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
             )
 
 
+def _same_ties(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of which one holds two tensors where the other holds one by two names."""
+    ties = [_ties(model) for model in (model_a, model_b)]
+    for (one, which), (other, where) in itertools.permutations(zip(ties, ("first", "second"), strict=True)):
+        for name, first in one.items():
+            if name != first and other[name] != other[first]:
+                raise EquivalenceError(
+                    f"{first} and {name} are one tensor in the {which} network and two in the {where}. Tie them in both, or in "
+                    "neither."
+                )
+
+
+def _ties(model: nn.Module) -> dict[str, str]:
+    """For each tensor the first name of those that lie where it lies."""
+    first: dict[tuple, str] = {}
+    return {name: first.setdefault(place_of(tensor), name) for name, tensor in tensors_of(model).items() if tensor.numel()}
+
+
 def same_group(a: Symmetries, b: Symmetries) -> None:
     """Refuse models that run other operations."""
     if a.fingerprint != b.fingerprint:
@@ -43,9 +64,11 @@ def same_group(a: Symmetries, b: Symmetries) -> None:
                 "Bring both to one mode: model.eval()."
             )
         same_dtypes(a.model, b.model)
+        _same_ties(a.model, b.model)
         raise EquivalenceError(
             f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
-            "(other activations, constants or modes): rescalings join networks of one architecture only."
+            "(other activations, constants or modes), or list modules in another order: "
+            "rescalings join networks of one architecture only."
         )
     for one, other in zip(a.scalings, b.scalings, strict=True):
         same = one.names == other.names and len(one.factors) == len(other.factors)
