@@ -154,6 +154,12 @@ def test_deviation_draws_the_same_random_numbers_and_keeps_statistics():
     assert net[1].num_batches_tracked == 0
 
 
+def test_deviation_of_networks_with_expanded_buffers():
+    net = nn.Sequential(nn.Linear(3, 2))
+    net.register_buffer("gain", torch.ones(1).expand(4))
+    assert equinorm.deviation(net, net, torch.randn(1, 3)) == 0
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_deviation_of_outputs_that_are_not_finite(value):
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)

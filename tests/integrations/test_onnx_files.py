@@ -238,6 +238,30 @@ def test_shared_initializers_satisfy_every_use(tmp_path):
     assert equinorm.symmetries(file.module, file.args).num_free == 1  # w by one number, v by its square
 
 
+@pytest.mark.parametrize("shared", [{"mean": "shift"}, {"var": "gain"}, {"mean": "shift", "var": "gain"}])
+def test_statistics_that_are_weights_too(tmp_path, shared):
+    """As in files whose equal initializers were made one: those of an untrained batch normalization."""
+    names = [shared.get(name, name) for name in ("gain", "shift", "mean", "var")]
+    nodes = [node("Conv", ["x", "w"], ["a"]), node("BatchNormalization", ["a", *names], ["b"]), node("Relu", ["b"], ["c"]),
+             node("Conv", ["c", "v"], ["d"]), node("Relu", ["d"], ["e"]), node("Conv", ["e", "u"], ["y"])]  # fmt: skip
+    stored = {name: np.abs(normal(4, seed=number)) + 0.5 for number, name in enumerate(dict.fromkeys(names))}
+    stored |= {"w": normal(4, 3, 1, 1), "v": normal(5, 4, 1, 1), "u": normal(2, 5, 1, 1)}
+    path = save(model(nodes, [info("x", [1, 3, 4, 4])], [info("y", [1, 2, 4, 4])], stored), tmp_path / "in.onnx")
+    file = read(path)
+    symmetries = equinorm.symmetries(file.module, file.args)
+    assert symmetries.num_free >= 5
+    symmetries.rescale_(torch.randn(symmetries.num_free), power_of_two=True)
+    assert writing.write(file.module, tmp_path / "out.onnx", file.args) == 0.0
+
+
+def test_nodes_that_run_as_a_whole_have_no_gradients(tmp_path):
+    file = read(save(chain("Shrink"), tmp_path / "in.onnx"))
+    with pytest.raises(
+        equinorm.EquinormError, match=r"no gradient passes the node .*onnxruntime.*equinorm balance FILE --p inf"
+    ):
+        equinorm.equalize_(file.module, file.args, scheme="w8a8")
+
+
 @pytest.mark.parametrize(("version", "free"), [(3, 5), (8, 0)])
 def test_initializers_that_a_caller_may_replace(tmp_path, version, free):
     made = chain(opset=8 if version == 3 else 17, ir_version=version)

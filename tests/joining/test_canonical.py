@@ -1,6 +1,7 @@
 """The canonical form: equal networks give equal weights, others do not, and outputs stay."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -113,6 +114,19 @@ def test_channels_that_are_copies_are_counted_and_tie():
     assert [one.ties for one in found] == [1, 1]
     assert "1 channel that weights do not tell from others" in str(found[0])
     assert all(torch.equal(a, b) for a, b in zip(forms[0].parameters(), forms[1].parameters(), strict=True))
+
+
+def test_scales_halfway_between_powers_of_two_are_rounded_alike():
+    torch.manual_seed(0)
+    net, args = nn.Sequential(nn.Linear(4, 8, bias=False), nn.ReLU(), nn.Linear(8, 16, bias=False)).double(), x(4, 4)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.copy_(weight.sign())
+    twin = moved(net, args, True)
+    found = [equinorm.canonical_(model, args, power_of_two=True) for model in (net, twin)]
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), twin.parameters(), strict=True))
+    twos = torch.cat([one.log_scales for one in found]) / math.log(2)
+    torch.testing.assert_close(twos, twos.round())
 
 
 def test_weights_that_are_no_numbers_are_refused():

@@ -27,6 +27,66 @@ def test_ends_and_middle():
     assert all(torch.equal(value, before[name]) for name, value in a.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_numbers_are_rounded_once(dtype):
+    torch.manual_seed(0)
+    a, b = (nn.Linear(40, 40).to(dtype) for _ in range(2))
+    with torch.no_grad():
+        b.weight[3] = a.weight[3]
+    for t in (0.1, 0.3, 2.5):
+        middle = equinorm.interpolate(a, b, t)
+        assert torch.equal(middle.weight, ((1 - t) * a.weight.double() + t * b.weight.double()).to(dtype))
+        assert torch.equal(middle.weight[3], a.weight[3])
+
+
+def test_infinite_numbers_stay():
+    a, b = network(0), network(1)
+    for net in (a, b):
+        net.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1).double())
+    for t in (0, 0.5, 1, 2):
+        assert torch.equal(equinorm.interpolate(a, b, t).mask, a.mask)
+
+
+class Two(nn.Module):
+    """Two layers; `join` makes their weights share memory."""
+
+    def __init__(self, join: str = "") -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        if join == "tied":
+            self.two.weight = self.one.weight
+        if join == "memory":
+            self.two.weight = nn.Parameter(self.one.weight.data.t())
+        self.register_buffer("gain", torch.rand(1).expand(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.two((self.one(x) * self.gain).relu())
+
+
+@pytest.mark.parametrize("join", ["", "tied", "memory"])
+def test_memory_that_tensors_share_is_written_as_one(join):
+    torch.manual_seed(0)
+    a, b, x = Two(join), Two(join), torch.randn(4, 3)
+    middle = equinorm.interpolate(a, b, 0.25)
+    for name in ("one.weight", "two.weight", "gain"):
+        expected = 0.75 * a.state_dict()[name] + 0.25 * b.state_dict()[name]
+        torch.testing.assert_close(middle.state_dict()[name], expected)
+    assert equinorm.deviation(equinorm.interpolate(a, b, 1), b, x) == 0
+
+
+@pytest.mark.parametrize("join", ["tied", "memory"])
+def test_weights_that_only_one_network_ties(join):
+    torch.manual_seed(0)
+    a, b, x = Two(join), Two(), torch.randn(4, 3)
+    with pytest.raises(equinorm.EquivalenceError, match=r"one\.weight and two\.weight share memory in the first network"):
+        equinorm.interpolate(a, b, 0.5)
+    assert equinorm.deviation(equinorm.interpolate(b, a, 1), a, x) < 1e-6
+    with pytest.raises(
+        equinorm.EquivalenceError, match=r"are one tensor in the first|moves differently in the two models.*ties"
+    ):
+        equinorm.align(a, b, x)
+
+
 def test_statistics_are_measured_again():
     a, b = network(0), network(1)
     batches = [(torch.randn(50, 4).double(),), torch.randn(50, 4).double()]

@@ -506,12 +506,22 @@ def the_page_prints_what_it_says():
 
 @check(2)
 def copies_in_every_process_stay_alike():
-    net = nn.parallel.DistributedDataParallel(unbalanced(mlp))
-    trained(net, ROWS + dist.get_rank(), sgd)
-    for tensor in whole(net).values():
-        first = tensor.clone()
-        dist.broadcast(first, 0)
-        assert torch.equal(first, tensor)
+    from torch.distributed._composable.replicate import replicate
+
+    for wrap in (nn.parallel.DistributedDataParallel, replicate):
+        net = wrap(unbalanced(mlp))
+        trained(net, ROWS + dist.get_rank(), sgd)
+        for tensor in whole(net).values():
+            first = tensor.clone()
+            dist.broadcast(first, 0)
+            assert torch.equal(first, tensor), wrap
+
+
+@check(2)
+def two_networks_are_compared_where_they_are_whole():
+    pair = fsdp(unbalanced(mlp)), fsdp(unbalanced(mlp))
+    for compare in (equinorm.equivalence, equinorm.align, lambda a, b, _: equinorm.interpolate(a, b, 0.5)):
+        refused(lambda compare=compare: compare(*pair, ROWS), "0.weight of FSDPSequential is sharded over processes. Load")
 
 
 @check(2)

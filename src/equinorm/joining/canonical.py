@@ -1,5 +1,6 @@
 """The canonical form: balanced, signs fixed, and every family of channels in an order that permutations cannot change."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,17 @@ from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.nearest import sorting
+from equinorm.rescaling.powers_of_two import round_to_powers_of_two, unit_of_powers_of_two
 
 TOLERANCE = 1e-12
 """Residual of the balance."""
+
+_OFF_CENTER = math.sqrt(2) - 1.4
+"""What is added to binary logarithms of scales before they are rounded, so that copies never differ in a tie.
+
+Weights such as ±1 have balances halfway between two powers of two. Balances are algebraic numbers, and 2 to a power that is
+irrational and algebraic is none (Gelfond, Schneider): with this added, none lies halfway.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,9 +112,12 @@ def canonical_(
     if not balance.converged and balance.norm_after > 0:
         raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
     log_scales, _ = settled(found, balance)
+    if power_of_two:
+        moving = [*found.scalings, *found.casts]
+        log_scales = round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
     moves = Moves.of(graphs)
     if found.num_free:
-        found.rescale_(log_scales, power_of_two=power_of_two)
+        found.rescale_(log_scales)
     balanced = real(forms(found))
     flips = moves.canonical_signs(balanced)
     order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
@@ -113,7 +125,7 @@ def canonical_(
         moves.apply_(found.model, flips, order)
     except BaseException:
         if found.num_free:
-            found.rescale_(-log_scales, power_of_two=power_of_two)
+            found.rescale_(-log_scales)
         raise
     return Canonical(log_scales, flips, moves.named(order), ties)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,20 @@ from equinorm._arguments import batches_of
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe, describe_inputs, warn
+from equinorm._memory import storage_of
 from equinorm.joining.same_architecture import same_dtypes, same_parameters
-from equinorm.modules.choosing import unwrapped
+from equinorm.modules.choosing import tensors_of, unwrapped
 from equinorm.modules.copying import duplicate
+from equinorm.modules.running import once
 
 
 def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Iterable[tuple | Tensor] | None = None) -> nn.Module:
     """A copy of the first network with weights (1 − t)·a + t·b.
 
-    Floating-point buffers are interpolated too; others are those of the first network. Statistics of batch normalization fit
-    neither the one nor the other network's activations in between: give `data`, and they are measured again, as means over all
-    of its batches.
+    Floating-point buffers are interpolated too; others are those of the first network. Numbers are rounded once, to the dtype
+    that they are stored in; those that both networks share, infinite ones too, stay as they are. Statistics of batch
+    normalization fit neither the one nor the other network's activations in between: give `data`, and they are measured again,
+    as means over all of its batches.
 
     Args:
         model_a: the network at t = 0; untouched.
@@ -35,8 +38,8 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
         The copy, in the mode of the first network.
 
     Raises:
-        EquivalenceError: if the two have different parameters or buffers, or these in different dtypes, t is no finite number,
-            or data hold no batch.
+        EquivalenceError: if the two have different parameters or buffers, or these in different dtypes, tensors share memory in
+            the first network whose numbers differ in the second, t is no finite number, or data hold no batch.
 
     Source: statistics as in REPAIR, Jordan, Sedghi, Saukh, Entezari, Neyshabur, ICLR 2023.
 
@@ -56,11 +59,9 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
     same_parameters(one, other)
     same_dtypes(one, other)
     middle = duplicate(one, "to interpolate")
-    theirs = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    ours, theirs = tensors_of(one), tensors_of(other)
     with torch.no_grad():
-        for name, tensor in [*middle.named_parameters(), *middle.named_buffers()]:
-            if tensor.is_floating_point() or tensor.is_complex():
-                tensor.copy_((1 - t) * tensor + t * theirs[name].to(tensor.device, tensor.dtype))
+        _write_(middle, lambda name: _between(ours[name], theirs[name].to(ours[name].device), t))
     if data is not None:
         _measure_(middle, data)
     elif t not in (0, 1) and (apart := _moved_statistics(middle, theirs)):
@@ -69,6 +70,32 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
             "not fit the activations in between, and outputs may be far off. Give data=, batches to measure them on again."
         )
     return middle
+
+
+def _write_(middle: nn.Module, wanted: Callable[[str], Tensor]) -> None:
+    """Give all floating-point tensors other numbers; refuse where they lie in memory together and cannot have them."""
+    found = {name: tensor for name, tensor in tensors_of(middle).items() if tensor.is_floating_point() or tensor.is_complex()}
+    together: dict[int, list[str]] = {}
+    for name, tensor in found.items():
+        together.setdefault(storage_of(tensor), []).append(name)
+        once(tensor).copy_(once(wanted(name), like=tensor))
+    for names in (names for names in together.values() if len(names) > 1):
+        for name in names:
+            if not once(found[name]).allclose(once(wanted(name), like=found[name]), rtol=0, atol=0, equal_nan=True):
+                raise EquivalenceError(
+                    f"{' and '.join(names[:3])} share memory in the first network and hold different numbers in the second: no "
+                    f"copy of the first holds what is in between, as {name}. Untie them in the first, or interpolate from the "
+                    "second, interpolate(model_b, model_a, 1 - t)."
+                )
+
+
+def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """(1 − t)·a + t·b, rounded once; exactly a or b at the ends, and where both are equal."""
+    if t in (0, 1):
+        return b if t else a
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    mixed = ((1 - t) * a.to(wide) + t * b.to(wide)).to(a.dtype)
+    return torch.where(a == b, a, mixed) if a.layout == torch.strided else mixed
 
 
 def _moved_statistics(middle: nn.Module, theirs: Mapping[str, Tensor]) -> list[str]:

@@ -1,15 +1,24 @@
 """Can two networks be compared at all: do they have the same parameters, in the same dtypes, and run the same operations?"""
 
+import itertools
+
 import torch
 from torch import nn
 
 from equinorm._errors import EquivalenceError, describe, dtype_name
+from equinorm._memory import is_sharded, place_of
 from equinorm._symmetries import Symmetries
 from equinorm.modules.choosing import tensors_of
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
-    """Refuse models of other parameters or buffers."""
+    """Refuse models of other parameters or buffers, and those that are sharded."""
+    for model in (model_a, model_b):
+        if sharded := next((name for name, tensor in tensors_of(model).items() if is_sharded(tensor)), None):
+            raise EquivalenceError(
+                f"{sharded} of {describe(model)} is sharded over processes. Load whole weights into a model of one process: "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers them."
+            )
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (model_a, model_b)]
     apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
     if apart:
@@ -33,6 +42,24 @@ def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:
             )
 
 
+def _same_ties(model_a: nn.Module, model_b: nn.Module) -> None:
+    """Refuse models of which one holds two tensors where the other holds one by two names."""
+    ties = [_ties(model) for model in (model_a, model_b)]
+    for (one, which), (other, where) in itertools.permutations(zip(ties, ("first", "second"), strict=True)):
+        for name, first in one.items():
+            if name != first and other[name] != other[first]:
+                raise EquivalenceError(
+                    f"{first} and {name} are one tensor in the {which} network and two in the {where}. Tie them in both, or in "
+                    "neither."
+                )
+
+
+def _ties(model: nn.Module) -> dict[str, str]:
+    """For each tensor the first name of those that lie where it lies."""
+    first: dict[tuple, str] = {}
+    return {name: first.setdefault(place_of(tensor), name) for name, tensor in tensors_of(model).items() if tensor.numel()}
+
+
 def same_group(a: Symmetries, b: Symmetries) -> None:
     """Refuse models that run other operations."""
     if a.fingerprint != b.fingerprint:
@@ -43,9 +70,11 @@ def same_group(a: Symmetries, b: Symmetries) -> None:
                 "Bring both to one mode: model.eval()."
             )
         same_dtypes(a.model, b.model)
+        _same_ties(a.model, b.model)
         raise EquivalenceError(
             f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
-            "(other activations, constants or modes): rescalings join networks of one architecture only."
+            "(other activations, constants or modes), or list modules in another order: "
+            "rescalings join networks of one architecture only."
         )
     for one, other in zip(a.scalings, b.scalings, strict=True):
         same = one.names == other.names and len(one.factors) == len(other.factors)

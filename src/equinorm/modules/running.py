@@ -7,21 +7,34 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import Function
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run a model without gradients, on random numbers of their own; its buffers are put back."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    before = [(part, part.clone()) for part in (once(buffer.detach()) for buffer in model.buffers())]
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         try:
             yield
         finally:
-            for buffer, value in before:
-                buffer.copy_(value)
+            for part, value in before:
+                part.copy_(value)
+
+
+def once(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """The part of a tensor in which each entry in memory comes once: what `expand` repeats can be written there.
+
+    Args:
+        tensor: any.
+        like: the tensor of this shape whose memory counts, if it is another.
+    """
+    like = tensor if like is None else like
+    if like.layout != torch.strided or all(like.stride()):
+        return tensor
+    return tensor[tuple(slice(None) if stride else slice(1) for stride in like.stride())]
 
 
 _default = threading.local()

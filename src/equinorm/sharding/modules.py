@@ -1,8 +1,9 @@
 """Sharded modules: put back into shards, and their unsharded twin on the meta device, from which symmetries are discovered."""
 
+import contextlib
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -88,6 +89,25 @@ def _without_sharding(name: str, value: Any) -> Any:
     return kind((key, hook) for key, hook in value.items() if not _is_of_distributed(hook))
 
 
-def _is_of_distributed(hook: Any) -> bool:
+def _is_of_distributed(hook: Any, part: str = "") -> bool:
     function = getattr(hook, "func", hook)
-    return callable(function) and str(getattr(function, "__module__", "")).startswith("torch.distributed.")
+    return callable(function) and str(getattr(function, "__module__", "")).startswith(f"torch.distributed.{part}")
+
+
+@contextlib.contextmanager
+def without_composed_hooks(model: nn.Module) -> Iterator[None]:
+    """Take away the hooks of `replicate` and alike, which change no number and would set themselves up within a trace."""
+    changed: list[tuple[dict, dict]] = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            composed = [key for key, hook in hooks.items() if _is_of_distributed(hook, "_composable.")]
+            if composed:
+                changed.append((hooks, dict(hooks)))
+                for key in composed:
+                    del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, before in changed:
+            hooks.clear()
+            hooks.update(before)

@@ -31,6 +31,7 @@ from equinorm.discovery.graph.side_effects import LIBRARY, observed_hooks, run_o
 from equinorm.discovery.graph.sources import ModelTensors
 from equinorm.discovery.values import Origin, Source, Value
 from equinorm.modules.running import by_default, in_mode, own_backward, without_cache
+from equinorm.sharding.modules import without_composed_hooks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,6 +200,7 @@ def _program(
         with (
             _without_dumps(),
             _attributes_unchecked(),
+            without_composed_hooks(model),
             unchanged_attributes(model) as attributes,
             opaque_calls(model, hidden, args, kwargs),
             observed_hooks(model, attributes.kept),

@@ -117,3 +117,17 @@ def _onnx_node(values: list[Tensor], number: int) -> list[Tensor]:
 @_onnx_node.register_fake
 def _shapes(values: list[Tensor], number: int) -> list[Tensor]:
     return _KNOWN[number].shaped(values)
+
+
+def _noted(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.name = _KNOWN[inputs[1]].name
+
+
+def _refused(ctx: Any, *_: Any) -> Any:
+    raise OnnxError(
+        f"no gradient passes the node {ctx.name}, which is not read but runs as a whole in onnxruntime: what rounding costs "
+        "cannot be told. Balance the file instead: `equinorm balance FILE --p inf` evens out its channels."
+    )
+
+
+_onnx_node.register_autograd(_refused, setup_context=_noted)

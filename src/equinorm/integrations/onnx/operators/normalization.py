@@ -11,6 +11,7 @@ def batch_normalization(call: NodeCall, x: Tensor, gain: Tensor, shift: Tensor, 
     """γ·(x − mean)/√(variance + ε) + β over axis 1."""
     call.need(call.opset >= 7 and call.outputs == 1, "an old definition, or statistics that are returned")
     call.need(not call.get("training_mode", 0) and call.get("spatial", 1) == 1, "statistics of the batch, or of each place")
+    mean, variance = mean.detach(), variance.detach()  # which PyTorch wants of weights that stand here too
     return F.batch_norm(x, mean, variance, gain, shift, False, 0.0, call.get("epsilon", 1e-5))
 
 
