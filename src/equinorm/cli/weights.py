@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from equinorm._errors import EquinormError, dtype_name
+from equinorm._errors import EquinormError, dtype_name, first_line
 from equinorm._memory import place_of
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -266,11 +266,6 @@ def shorten(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "") if names else "none"
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, without a full stop."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
 
 
 def first_sentence(error: BaseException) -> str:

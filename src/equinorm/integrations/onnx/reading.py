@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._errors import EquinormError
-from equinorm.integrations.onnx.errors import OnnxError, first_line
+from equinorm._errors import EquinormError, first_line
+from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.examples import Given, examples, fixed_numbers
 from equinorm.integrations.onnx.files import Stored, stored
 from equinorm.integrations.onnx.module import OnnxModule

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from equinorm._deviation import difference
-from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm._errors import first_line
+from equinorm.integrations.onnx.errors import OnnxError, library
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
