@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
+from equinorm._display import and_more
 from equinorm._errors import EquinormError, dtype_name, first_line
 from equinorm._memory import place_of
 
@@ -264,8 +265,7 @@ def readable(path: Path) -> None:
 
 def shorten(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "") if names else "none"
+    return and_more(names, _SHOWN) or "none"
 
 
 def first_sentence(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from equinorm.joining.moves import Moves
 from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
-from equinorm.permuting.nearest import sorting
+from equinorm.permuting.matching import sorting
 
 TOLERANCE = 1e-12
 """Residual of the balance."""

@@ -47,6 +47,10 @@ class Book:
         """A new axis along which nothing is permuted."""
         return fresh(int(size), self.because(detail))
 
+    def all_fixed(self, shape: Iterable[int]) -> Laid:
+        """A new value in which nothing is permuted."""
+        return Laid(tuple(map(self.fixed, shape)))
+
     def names(self, axes: Sequence[Axis], named: Axis) -> Laid:
         """Whole numbers that are places along an axis, whose order then is the same at all places of others."""
         self.see((named,))

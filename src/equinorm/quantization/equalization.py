@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import as_html, by_reason, count, drawing, plain
+from equinorm._display import and_more, as_html, by_reason, count, drawing, plain
 from equinorm._errors import describe
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
@@ -240,4 +240,4 @@ def _change(before: float, after: float) -> str:
 
 def _left(left: Mapping[str, str]) -> str:
     """Why sums stay in float, and how many for each reason."""
-    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in by_reason(left))
+    return "; ".join(f"{and_more(names, 1)}: {why}" for why, names in by_reason(left))

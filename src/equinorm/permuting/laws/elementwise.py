@@ -25,9 +25,7 @@ def compared(book: Book, call: Call) -> Laid:
         place = _counts(other, size_of(names))
         if place is not None and (len(index.axes) < -place or size_of(index.axes[place]) == 1):
             book.see((names,))
-            axes = list(book.join(index, Laid(((),) * len(call.shape))))
-            axes[place] = names
-            return Laid(tuple(axes))
+            return Laid(book.join(index, Laid(((),) * len(call.shape)))).with_axis(place, names)
     for _, names in named:
         book.pin_axis(names, "tells which entry it was")
     return Laid(book.join(*map(book.whole, flat(call.arguments))))
@@ -61,14 +59,13 @@ def copied(book: Book, call: Call) -> Laid:
 @law("prelu _prelu_kernel")
 def prelu(book: Book, call: Call) -> Laid:
     """A slope for each channel, along axis 1."""
-    axes = list(call.input.axes)
-    slopes = call.weight.axes
-    place = min(1, len(axes) - 1)
+    axes, slopes = call.input.axes, call.weight.axes
     if len(slopes) == len(axes) > 1:  # broadcast already
         return Laid(book.join(call.input, call.weight))
-    if slopes:
-        axes[place] = book.same(axes[place], slopes[0])
-    return Laid(tuple(axes))
+    if not slopes:
+        return Laid(axes)
+    place = min(1, len(axes) - 1)
+    return call.input.with_axis(place, book.same(axes[place], slopes[0]))
 
 
 @law("glu")
@@ -80,6 +77,4 @@ def gated(book: Book, call: Call) -> Laid:
     if halves is None:
         book.pin_axis(axis, "its halves are no parts")
         halves = [book.fixed(call.shape[place])] * 2
-    axes = list(call.input.axes)
-    axes[place] = book.same(*halves)
-    return Laid(tuple(axes))
+    return call.input.with_axis(place, book.same(*halves))

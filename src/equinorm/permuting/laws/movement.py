@@ -64,7 +64,7 @@ def other_shape(book: Book, call: Call) -> Laid | Stacked:
     """The same entries in another shape."""
     if call.operator._overloadname == "dtype":
         book.pin(call.input, "reinterprets the bits of its input")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     reason = book.because("looks at an axis in parts that do not fit")
     if isinstance(call.input, Stacked):
         for before, after in axis_runs(call.input.shape, call.shape):
@@ -95,11 +95,8 @@ def repeated_each(book: Book, call: Call) -> Laid:
     """Copies of each entry: an axis of n becomes (n, copies)."""
     if not isinstance(call.get("repeats"), int) or call.get("dim") is None:
         book.pin(call.arguments, "repeats entries as often as a tensor says")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    place = call.dim % len(axes)
-    axes[place] = (*axes[place], *book.free(call.repeats))
-    return Laid(tuple(axes))
+        return book.all_fixed(call.shape)
+    return call.input.with_axis(call.dim, (*call.input.axes[call.dim], *book.free(call.repeats)))
 
 
 @law("cat")
@@ -107,10 +104,9 @@ def joined(book: Book, call: Call) -> Laid:
     """Axes one after the other; the others are permuted alike."""
     values = [value for value in call.tensors if 0 not in value.shape]
     place = call.dim % len(call.shape)
-    others = [Laid(tuple(() if at == place else axis for at, axis in enumerate(value.axes))) for value in values]
-    axes = list(book.join(*others))
-    axes[place] = (Sum(tuple(value.axes[place] for value in values)),) if len(values) > 1 else values[0].axes[place]
-    return Laid(tuple(axes))
+    others = Laid(book.join(*(value.with_axis(place, ()) for value in values)))
+    axis = (Sum(tuple(value.axes[place] for value in values)),) if len(values) > 1 else values[0].axes[place]
+    return others.with_axis(place, axis)
 
 
 @law("stack")
@@ -118,9 +114,8 @@ def stacked(book: Book, call: Call) -> Laid | Stacked:
     """A new axis; until it is known whether it is taken apart again, each part keeps its own."""
     place = call.dim % len(call.shape)
     if len(call.tensors) == 1:
-        axes = list(call.tensors[0].axes)
-        axes.insert(place, ())
-        return Laid(tuple(axes))
+        axes = call.tensors[0].axes
+        return Laid((*axes[:place], (), *axes[place:]))
     return Stacked(place, tuple(call.tensors))
 
 
@@ -135,7 +130,7 @@ def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> l
         book.pin_axis(axis, "cuts an axis in pieces that are no parts of it")
         book.mixes(value.axes, [place])
         parts = [book.fixed(size) for size in sizes]
-    return [Laid((*value.axes[:place], part, *value.axes[place + 1 :])) for part in parts]
+    return [value.with_axis(place, part) for part in parts]
 
 
 @law("split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split", on_stacks=True)
@@ -149,25 +144,17 @@ def cut_up(book: Book, call: Call) -> list[Laid | Stacked]:
 def unbound(book: Book, call: Call) -> list[Laid]:
     """Every entry of an axis by itself."""
     place = call.dim % len(call.input.shape)
-    return [_without(book, piece, place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
+    return [book.whole(piece).with_axis(place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
 
 
 @law("select", on_stacks=True)
 def selected(book: Book, call: Call) -> Laid:
     """One entry of an axis."""
     place = call.dim % len(call.input.shape)
-    size = call.input.shape[place]
-    index = call.get("index") % size
+    index = call.get("index") % call.input.shape[place]
     if isinstance(call.input, Stacked) and place == call.input.dim:
         return call.input.parts[index]
-    sizes = [part for part in (index, 1, size - index - 1) if part]
-    return _without(book, pieces(book, call.input, place, sizes)[1 if index else 0], place)
-
-
-def _without(book: Book, value: Laid | Stacked, place: int) -> Laid:
-    """A value without an axis of size 1."""
-    axes = book.whole(value).axes
-    return Laid((*axes[:place], *axes[place + 1 :]))
+    return book.whole(segment(book, call.input, place, index, 1)).with_axis(place)
 
 
 @law("slice narrow", on_stacks=True)
@@ -177,14 +164,18 @@ def sliced(book: Book, call: Call) -> Laid | Stacked:
     size, length = call.input.shape[place], int(call.shape[place])
     if size == length:
         return call.input
-    start = int(call.get("start") or 0)
-    start = min(start + size if start < 0 else start, size)
     if call.get("step", 1) != 1 or not length:
         value = book.whole(call.input)
         book.pin_axis(value.axes[place], "takes every other entry")
         book.mixes(value.axes, [place])
-        return Laid((*value.axes[:place], book.fixed(length), *value.axes[place + 1 :]))
-    return segment(book, call.input, place, start, length)
+        return value.with_axis(place, book.fixed(length))
+    return segment(book, call.input, place, _start(call, size), length)
+
+
+def _start(call: Call, size: int) -> int:
+    """Where a slice of an axis begins."""
+    start = int(call.get("start") or 0)
+    return min(start + size if start < 0 else start, size)
 
 
 def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
@@ -202,18 +193,15 @@ def written_into(book: Book, call: Call) -> Laid:
         return Laid(book.join(Laid(tuple(() if n == 1 else book.free(n) for n in call.shape)), source))
     if call.get("step", 1) != 1 or not length:
         book.pin([value, source], "writes every other entry")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    start = int(call.get("start") or 0)
-    start = min(start + size if start < 0 else start, size)
-    before, after = start, size - start - length
+        return book.all_fixed(call.shape)
+    before = _start(call, size)
+    after = size - before - length
     cuts = pieces(book, value, place, [part for part in (before, length, after) if part])
     kept = [book.whole(piece) for piece in cuts[: before > 0] + cuts[len(cuts) - (after > 0) :]]
     terms = [piece.axes[place] for piece in kept]
     terms.insert(before > 0, source.axes[place])
-    joined = [Laid(tuple(() if at == place else a for at, a in enumerate(part.axes))) for part in (*kept, source)]
-    axes = list(book.join(*joined))
-    axes[place] = (Sum(tuple(terms)),)
-    return Laid(tuple(axes))
+    others = Laid(book.join(*(part.with_axis(place, ()) for part in (*kept, source))))
+    return others.with_axis(place, (Sum(tuple(terms)),))
 
 
 @law("roll flip fliplr flipud rot90 tril triu fft_fftshift fft_ifftshift")

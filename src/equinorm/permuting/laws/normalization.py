@@ -75,11 +75,11 @@ def weight_norm(book: Book, call: Call) -> Any:
         book.see([])
         return call.v if isinstance(call.result, Tensor) else [call.v, call.g]
     place = call.dim % len(call.v.axes)
-    axes = list(call.v.axes)
     norms = call.g.axes[place if len(call.g.axes) > 1 else 0]
-    axes[place] = book.same(axes[place], norms)
-    book.see([axes[place]])
-    return Laid(tuple(axes)) if isinstance(call.result, Tensor) else [Laid(tuple(axes)), call.g]
+    axis = book.same(call.v.axes[place], norms)
+    book.see([axis])
+    weight = call.v.with_axis(place, axis)
+    return weight if isinstance(call.result, Tensor) else [weight, call.g]
 
 
 @law("norm_except_dim")

@@ -22,10 +22,9 @@ def embedding(book: Book, call: Call) -> Laid:
 
 def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
     """Entries along one axis that an index names: those of the same channels, wherever they stand."""
-    axes = list(table.axes)
-    book.named(axes[place], index)
-    book.mixes(axes, [place])
-    return Laid((*axes[:place], *index.axes, *axes[place + 1 :]))
+    book.named(table.axes[place], index)
+    book.mixes(table.axes, [place])
+    return table.with_axis(place, *index.axes)
 
 
 @law("one_hot", on_names="self")
@@ -48,7 +47,7 @@ def added_at(book: Book, call: Call) -> Laid:
     if not len(call.shape):
         return Laid(())
     into, added = (along(book, v, [place], call.shape, "an index tells its entries apart") for v in (call.input, call.source))
-    return Laid(book.join(*(Laid(tuple(() if at == place else a for at, a in enumerate(v.axes))) for v in (into, added)), into))
+    return Laid(book.join(*(value.with_axis(place, ()) for value in (into, added)), into))
 
 
 @law("index_select", on_names="index")
@@ -68,7 +67,7 @@ def gathered(book: Book, call: Call) -> Laid:
         return _named_along(book, call, index)
     if call.get("dim") is None or len(index.axes) != len(call.input.axes):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     place = call.dim % len(call.shape)
     for value in (call.input, index):
         for at, axis in enumerate(value.axes):
@@ -93,12 +92,10 @@ def _named_along(book: Book, call: Call, index: Laid) -> Laid:
     same = [at == place or call.input.shape[at] == index.shape[at] for at in range(len(index.axes))]
     if call.get("dim") is None or len(index.axes) != len(call.input.axes) or not all(same):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    book.named(axes[place], index)
-    book.mixes(axes, [place])
-    axes[place] = ()
-    return Laid(book.join(Laid(tuple(axes)), index))
+        return book.all_fixed(call.shape)
+    book.named(call.input.axes[place], index)
+    book.mixes(call.input.axes, [place])
+    return Laid(book.join(call.input.with_axis(place, ()), index))
 
 
 @law("scatter", on_names="index")
@@ -112,17 +109,14 @@ def scattered(book: Book, call: Call) -> Laid:
     )
     if index.names is None or not fits or call.get("reduce") is not None or not len(call.shape):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    named = book.named(axes[place], index)
+        return book.all_fixed(call.shape)
+    named = book.named(call.input.axes[place], index)
     book.join(*given)
     if len(given) > 1:
         book.pin_axis(index.axes[place], "of entries for one place the last one stays")
-    book.mixes(axes, [place])
-    axes[place] = ()
-    others = list(book.join(Laid(tuple(axes)), Laid(tuple(() if at == place else a for at, a in enumerate(index.axes)))))
-    others[place] = named
-    return Laid(tuple(others))
+    book.mixes(call.input.axes, [place])
+    others = Laid(book.join(call.input.with_axis(place, ()), index.with_axis(place, ())))
+    return others.with_axis(place, named)
 
 
 def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -> bool:
@@ -144,7 +138,7 @@ def indexed(book: Book, call: Call) -> Laid:
     if len(named) == 1 and len(indices) == len(call.input.shape) and indices[named[0]].names is not None:
         return _chosen(book, call.input, named[0], indices[named[0]])
     if _one_of_each_row(call, indices, named):
-        axes = list(call.input.axes)
+        axes = call.input.axes
         book.named(axes[1], indices[1])
         rows = book.same(axes[0], indices[1].axes[0])
         book.mixes(axes, [1])
@@ -153,7 +147,7 @@ def indexed(book: Book, call: Call) -> Laid:
         book.pin(index, "an index tells its entries apart")
     if len(named) != 1 or len(indices) != len(call.input.shape):
         book.pin(call.input, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     place = named[0]
     number = indices[place].number
     if number is not None and number.dim() == 1 and len(number) and not number.dtype.is_floating_point:

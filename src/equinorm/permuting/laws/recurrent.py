@@ -53,7 +53,7 @@ def recurrent(book: Book, call: Call) -> Any:
     """Several layers, each in one or two directions: weights of a direction are W_ih, W_hh, their biases, and a projection."""
     if "batch_sizes" in call.arguments:
         book.pin(call.arguments, "packed sequences have no law")
-        return [Laid(tuple(map(book.fixed, part.shape))) for part in call.result]
+        return [book.all_fixed(part.shape) for part in call.result]
     starts = call.hx if call.operator_name == "lstm" else [call.hx]
     time = 1 if call.batch_first and len(call.input.axes) == 3 else 0
     inputs = along(book, call.input, [time], call.input.shape, "a step of time")

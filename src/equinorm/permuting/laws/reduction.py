@@ -86,13 +86,12 @@ def ordered(book: Book, call: Call) -> list[Any]:
         return [Laid(()), Laid(())]
     place = (-1 if call.get("dim") is None else call.dim) % rank
     shape = call.result[0].shape
-    axes = list(call.input.axes)
     if call.get("sorted") is False:
-        axes[place] = book.own_order(call.input.axes, place, shape[place])
+        axis = book.own_order(call.input.axes, place, shape[place])
     else:
-        axes[place] = book.fixed(shape[place], "puts entries in order")
-    value = Laid(tuple(axes))
-    book.mixes(axes, [place])
+        axis = book.fixed(shape[place], "puts entries in order")
+    value = call.input.with_axis(place, axis)
+    book.mixes(value.axes, [place])
     return [value, _index(book, call, [place], value)]
 
 
