@@ -18,7 +18,7 @@ from torch import Tensor
 from equinorm._class_ids import firsts_of_runs
 from equinorm._scaling import Scaling
 from equinorm.balancing.sides import GROUND, Side, family_of_classes, self_loops
-from equinorm.rescaling.kept import Kept
+from equinorm.rescaling.last_answers import LastAnswers
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -115,7 +115,7 @@ class NetworkLayout:
     layouts: tuple[TensorLayout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
-    kept: Kept = field(default_factory=Kept)
+    kept: LastAnswers = field(default_factory=LastAnswers)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:

@@ -15,7 +15,7 @@ from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import GROUND
 from equinorm.balancing.singles import Singles
-from equinorm.rescaling.kept import Kept
+from equinorm.rescaling.last_answers import LastAnswers
 
 
 def _is_single(block: Block) -> bool:
@@ -70,7 +70,7 @@ class Problem:
     norm: Norm
     streams: tuple["Precise", ...] = ()
     shared: Shared | None = None
-    kept: Kept = field(default_factory=Kept)
+    kept: LastAnswers = field(default_factory=LastAnswers)
     singles: Singles | None = field(init=False)
     others: tuple[AnyBlock, ...] = field(init=False)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from equinorm.balancing.blocks import Block
 from equinorm.balancing.norm import Norm
-from equinorm.rescaling.kept import Kept
+from equinorm.rescaling.last_answers import LastAnswers
 
 
 class ClassMaxima:
@@ -65,7 +65,7 @@ class Singles:
         are_alike: are these 1 and −1?
     """
 
-    def __init__(self, blocks: Sequence[Block], norm: Norm, kept: Kept) -> None:
+    def __init__(self, blocks: Sequence[Block], norm: Norm, kept: LastAnswers) -> None:
         self._structure = kept.once(SinglesStructure, None, lambda: SinglesStructure(blocks))
         self.blocks, self._norm = blocks, norm
         self.ids, self.exponents, self.are_alike = self._structure.ids, self._structure.exponents, self._structure.are_alike

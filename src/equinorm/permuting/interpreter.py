@@ -15,9 +15,9 @@ from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
-from equinorm.permuting.book import Book
 from equinorm.permuting.equal_by_nature import WHY, made_from
 from equinorm.permuting.equal_entries import why_equal
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
@@ -51,7 +51,7 @@ class Interpreter:
         trail: where values come from, in all graphs.
     """
 
-    def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node], trail: Trail) -> None:
+    def __init__(self, aliases: GraphAliases, book: LawBook, unsteady: frozenset[fx.Node], trail: Trail) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
         self.sizes, self.values, self.trail = Sizes(), dict[fx.Node, Any](), trail
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
@@ -235,7 +235,7 @@ def _is_plain(result: Any, tensors: list[Laid | Stacked], name: str) -> bool:
     return all(0 not in part.shape for part in (*_parts(result), *(tensors if name != "cat" else ())))
 
 
-def _wholes(book: Book, argument: Any) -> Any:
+def _wholes(book: LawBook, argument: Any) -> Any:
     """Arguments with every stack as one value."""
     if isinstance(argument, Stacked):
         return book.whole(argument)

@@ -4,7 +4,7 @@ from typing import Any
 
 from equinorm.discovery.labels import axis_runs
 from equinorm.permuting.atoms import Axis, Sum, cut, size_of, split_front
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.reshaping import reshaped
 from equinorm.permuting.values import Laid, Stacked
@@ -28,7 +28,7 @@ def _of_columns(columns: _Columns) -> Laid | Stacked:
 
 
 @law("permute transpose t numpy_T mT movedim moveaxis swapaxes swapdims unsqueeze squeeze", on_stacks=True)
-def reordered(book: Book, call: Call) -> Laid | Stacked:
+def reordered(book: LawBook, call: Call) -> Laid | Stacked:
     """Axes in another order, and axes of size 1 that come and go."""
     columns, shape = _columns(call.input), call.input.shape
     name, rank = call.operator_name.removesuffix("_"), len(shape)
@@ -60,7 +60,7 @@ def reordered(book: Book, call: Call) -> Laid | Stacked:
 
 
 @law("view reshape flatten unflatten _unsafe_view ravel view_copy view_as reshape_as", on_stacks=True)
-def other_shape(book: Book, call: Call) -> Laid | Stacked:
+def other_shape(book: LawBook, call: Call) -> Laid | Stacked:
     """The same entries in another shape."""
     if call.operator._overloadname == "dtype":
         book.pin(call.input, "reinterprets the bits of its input")
@@ -75,7 +75,7 @@ def other_shape(book: Book, call: Call) -> Laid | Stacked:
 
 
 @law("expand broadcast_to expand_as")
-def expanded(book: Book, call: Call) -> Laid:
+def expanded(book: LawBook, call: Call) -> Laid:
     """New axes along which nothing varies."""
     given = call.input.axes
     lead = len(call.shape) - len(given)
@@ -84,14 +84,14 @@ def expanded(book: Book, call: Call) -> Laid:
 
 
 @law("repeat tile")
-def repeated(book: Book, call: Call) -> Laid:
+def repeated(book: LawBook, call: Call) -> Laid:
     """Copies one after the other: an axis of n becomes (copies, n)."""
     given = ((),) * (len(call.shape) - len(call.input.axes)) + call.input.axes
     return Laid(tuple((*book.free(size // size_of(axis)), *axis) for axis, size in zip(given, call.shape, strict=True)))
 
 
 @law("repeat_interleave")
-def repeated_each(book: Book, call: Call) -> Laid:
+def repeated_each(book: LawBook, call: Call) -> Laid:
     """Copies of each entry: an axis of n becomes (n, copies)."""
     if not isinstance(call.get("repeats"), int) or call.get("dim") is None:
         book.pin(call.arguments, "repeats entries as often as a tensor says")
@@ -100,7 +100,7 @@ def repeated_each(book: Book, call: Call) -> Laid:
 
 
 @law("cat")
-def joined(book: Book, call: Call) -> Laid:
+def joined(book: LawBook, call: Call) -> Laid:
     """Axes one after the other; the others are permuted alike."""
     values = [value for value in call.tensors if 0 not in value.shape]
     place = call.dim % len(call.shape)
@@ -110,7 +110,7 @@ def joined(book: Book, call: Call) -> Laid:
 
 
 @law("stack")
-def stacked(book: Book, call: Call) -> Laid | Stacked:
+def stacked(book: LawBook, call: Call) -> Laid | Stacked:
     """A new axis; until it is known whether it is taken apart again, each part keeps its own."""
     place = call.dim % len(call.shape)
     if len(call.tensors) == 1:
@@ -119,7 +119,7 @@ def stacked(book: Book, call: Call) -> Laid | Stacked:
     return Stacked(place, tuple(call.tensors))
 
 
-def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
+def pieces(book: LawBook, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
     """A value cut along an axis; a stack that is cut along its own is taken apart."""
     if isinstance(value, Stacked) and place == value.dim and set(sizes) == {1}:
         return [Laid((*part.axes[:place], (), *part.axes[place:])) for part in value.parts]
@@ -134,21 +134,21 @@ def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> l
 
 
 @law("split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split", on_stacks=True)
-def cut_up(book: Book, call: Call) -> list[Laid | Stacked]:
+def cut_up(book: LawBook, call: Call) -> list[Laid | Stacked]:
     """Consecutive pieces of an axis."""
     place = call.dim % len(call.input.shape)
     return pieces(book, call.input, place, [int(part.shape[place]) for part in call.result])
 
 
 @law("unbind", on_stacks=True)
-def unbound(book: Book, call: Call) -> list[Laid]:
+def unbound(book: LawBook, call: Call) -> list[Laid]:
     """Every entry of an axis by itself."""
     place = call.dim % len(call.input.shape)
     return [book.whole(piece).with_axis(place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
 
 
 @law("select", on_stacks=True)
-def selected(book: Book, call: Call) -> Laid:
+def selected(book: LawBook, call: Call) -> Laid:
     """One entry of an axis."""
     place = call.dim % len(call.input.shape)
     index = call.get("index") % call.input.shape[place]
@@ -158,7 +158,7 @@ def selected(book: Book, call: Call) -> Laid:
 
 
 @law("slice narrow", on_stacks=True)
-def sliced(book: Book, call: Call) -> Laid | Stacked:
+def sliced(book: LawBook, call: Call) -> Laid | Stacked:
     """Consecutive entries of an axis."""
     place = call.dim % len(call.input.shape)
     size, length = call.input.shape[place], int(call.shape[place])
@@ -178,14 +178,14 @@ def _start(call: Call, size: int) -> int:
     return min(start + size if start < 0 else start, size)
 
 
-def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
+def segment(book: LawBook, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
     """Consecutive entries of an axis."""
     sizes = [part for part in (start, length, value.shape[place] - start - length) if part]
     return pieces(book, value, place, sizes)[1 if start else 0]
 
 
 @law("slice_scatter")
-def written_into(book: Book, call: Call) -> Laid:
+def written_into(book: LawBook, call: Call) -> Laid:
     """Consecutive entries of an axis, put in the place of others."""
     value, source, place = call.input, call.src, (call.get("dim") or 0) % len(call.shape)
     size, length = call.shape[place], int(source.shape[place])
@@ -205,7 +205,7 @@ def written_into(book: Book, call: Call) -> Laid:
 
 
 @law("roll flip fliplr flipud rot90 tril triu fft_fftshift fft_ifftshift")
-def rearranged(book: Book, call: Call) -> Laid:
+def rearranged(book: LawBook, call: Call) -> Laid:
     """Entries that change places along some axes: these are pinned, and axes of one size may change places."""
     given = call.get("dims", call.get("dim"))
     rank = len(call.shape)
@@ -213,7 +213,7 @@ def rearranged(book: Book, call: Call) -> Laid:
     return along(book, call.input, places, call.shape)
 
 
-def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells positions apart") -> Laid:
+def along(book: LawBook, value: Any, places: Any, sizes: Any, detail: str = "tells positions apart") -> Laid:
     """Entries that change, or meet those at other places, along some axes: nothing is permuted there."""
     value = book.whole(value)
     places = {place % len(value.axes) for place in places}
@@ -225,7 +225,7 @@ def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells 
 
 
 @law("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d")
-def padded(book: Book, call: Call) -> Laid:
+def padded(book: LawBook, call: Call) -> Laid:
     """New entries around an axis: constant ones may be permuted among themselves."""
     amounts = list(call.get("pad") or call.get("padding"))
     is_constant = call.operator_name in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
@@ -242,7 +242,7 @@ def padded(book: Book, call: Call) -> Laid:
 
 
 @law("unfold")
-def windows(book: Book, call: Call) -> Laid:
+def windows(book: LawBook, call: Call) -> Laid:
     """Windows along an axis, whose entries become a new last one."""
     place = call.dimension % max(len(call.input.shape), 1)
     if not len(call.input.shape):
@@ -252,7 +252,7 @@ def windows(book: Book, call: Call) -> Laid:
 
 
 @law("im2col")
-def patches(book: Book, call: Call) -> Laid:
+def patches(book: LawBook, call: Call) -> Laid:
     """Windows of an image as columns: channels become (channels, places in a window)."""
     *lead, channels, _, _ = along(book, call.input, [-2, -1], call.input.shape).axes
     inner = call.shape[-2] // size_of(channels)
@@ -260,7 +260,7 @@ def patches(book: Book, call: Call) -> Laid:
 
 
 @law("col2im")
-def from_patches(book: Book, call: Call) -> Laid:
+def from_patches(book: LawBook, call: Call) -> Laid:
     """Columns of (channels, places in a window), summed where windows meet."""
     *lead, columns, windows = call.input.axes
     channels, inside = split_front(columns, call.shape[-3], book.because("its windows are no parts of its columns"))
@@ -271,7 +271,7 @@ def from_patches(book: Book, call: Call) -> Laid:
 
 
 @law("pixel_shuffle pixel_unshuffle")
-def shuffled(book: Book, call: Call) -> Laid:
+def shuffled(book: LawBook, call: Call) -> Laid:
     """Channels of (c, r, r) become c with r times the height and width, or back."""
     *lead, channels, _, _ = call.input.axes
     rest = (*map(book.fixed, call.shape[-2:]),)

@@ -3,14 +3,14 @@
 import torch
 
 from equinorm.permuting.atoms import Sum, size_of
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along, segment
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 
 @law("embedding", on_names="indices")
-def embedding(book: Book, call: Call) -> Laid:
+def embedding(book: LawBook, call: Call) -> Laid:
     """Rows of a table; those that the network itself chooses, as of a codebook, move with what it chooses by."""
     if call.indices.names is not None and call.get("padding_idx", -1) < 0:
         return _chosen(book, call.weight, 0, call.indices)
@@ -20,7 +20,7 @@ def embedding(book: Book, call: Call) -> Laid:
     return Laid((*call.indices.axes, *table.axes[1:]))
 
 
-def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
+def _chosen(book: LawBook, table: Laid, place: int, index: Laid) -> Laid:
     """Entries along one axis that an index names: those of the same channels, wherever they stand."""
     book.named(table.axes[place], index)
     book.mixes(table.axes, [place])
@@ -28,7 +28,7 @@ def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
 
 
 @law("one_hot", on_names="self")
-def one_hot(book: Book, call: Call) -> Laid:
+def one_hot(book: LawBook, call: Call) -> Laid:
     """One at the place that an index names; classes beyond those are never named."""
     names, classes = call.input.names, int(call.shape[-1])
     if names is None or classes < size_of(names):
@@ -40,7 +40,7 @@ def one_hot(book: Book, call: Call) -> Laid:
 
 
 @law("index_add")
-def added_at(book: Book, call: Call) -> Laid:
+def added_at(book: LawBook, call: Call) -> Laid:
     """Entries that are added at places along one axis that an index names."""
     place = call.dim % max(len(call.shape), 1)
     book.pin(call.index, "an index tells its entries apart")
@@ -51,7 +51,7 @@ def added_at(book: Book, call: Call) -> Laid:
 
 
 @law("index_select", on_names="index")
-def rows(book: Book, call: Call) -> Laid:
+def rows(book: LawBook, call: Call) -> Laid:
     """Entries along one axis, in the order of an index."""
     if call.index.names is not None:
         return _chosen(book, call.input, call.dim % len(call.shape), call.index)
@@ -60,7 +60,7 @@ def rows(book: Book, call: Call) -> Laid:
 
 
 @law("gather take_along_dim", on_names="index indices")
-def gathered(book: Book, call: Call) -> Laid:
+def gathered(book: LawBook, call: Call) -> Laid:
     """Entries along one axis that an index of the same rank chooses."""
     index = call.get("index", call.get("indices"))
     if index.names is not None:
@@ -86,7 +86,7 @@ def gathered(book: Book, call: Call) -> Laid:
     return Laid(tuple(others))
 
 
-def _named_along(book: Book, call: Call, index: Laid) -> Laid:
+def _named_along(book: LawBook, call: Call, index: Laid) -> Laid:
     """Entries along one axis that an index of the same shape along all others names."""
     place = (call.dim or 0) % max(len(call.shape), 1)
     same = [at == place or call.input.shape[at] == index.shape[at] for at in range(len(index.axes))]
@@ -99,7 +99,7 @@ def _named_along(book: Book, call: Call, index: Laid) -> Laid:
 
 
 @law("scatter", on_names="index")
-def scattered(book: Book, call: Call) -> Laid:
+def scattered(book: LawBook, call: Call) -> Laid:
     """Entries to places along one axis that an index names; by any other index they are told apart."""
     index, source = call.index, call.get("src")
     place = call.dim % max(len(call.shape), 1)
@@ -131,7 +131,7 @@ def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -
 
 
 @law("index", on_names="indices")
-def indexed(book: Book, call: Call) -> Laid:
+def indexed(book: LawBook, call: Call) -> Laid:
     """Entries at indices of one axis or more; the other axes keep their order."""
     indices = [*call.indices, *[None] * (len(call.input.shape) - len(call.indices))]
     named = [place for place, index in enumerate(indices) if index is not None]

@@ -11,7 +11,7 @@ from equinorm.permuting.values import Laid, Stacked, flat
 
 
 @dataclass(eq=False)
-class Book:
+class LawBook:
     """Laws on axes.
 
     Attributes:
