@@ -281,7 +281,7 @@ def _picks(ids: Tensor, exponents: Tensor, family_of: Tensor) -> list[tuple[_Kin
     if len(ids) and bool((families == families[0]).all() & (exponents == exponents[0]).all()):  # nearly always
         return [((int(families[0]), float(exponents[0]) if int(ids[0]) else 1.0), slice(0, len(ids)))]
     codes, legend = _kinds(ids, exponents, family_of)
-    return [(legend[code], _where(codes, code)) for code in legend]
+    return [(legend[code], pick_of((codes == code).nonzero().flatten())) for code in legend]
 
 
 def _term_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
@@ -306,8 +306,7 @@ def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, d
     return codes, {code: (code // len(values) + GROUND, float(values[code % len(values)])) for code in present}
 
 
-def _where(codes: Tensor, code: int) -> Pick:
-    """Places of one kind."""
-    places = (codes == code).nonzero().flatten()
-    first, last = int(places[0]), int(places[-1]) + 1
+def pick_of(places: Tensor) -> Pick:
+    """Ascending places; a slice where they are contiguous."""
+    first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
     return slice(first, last) if last - first == len(places) else places

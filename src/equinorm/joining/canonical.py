@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
-from equinorm._symmetries import symmetries_of
+from equinorm._symmetries import Symmetries, symmetries_of
+from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
@@ -50,6 +51,18 @@ class Canonical:
         tied = f"; {count(self.ties, 'channel')} that weights do not tell from others" if self.ties else ""
         scales, families = count(len(self.log_scales), "scale"), count(len(self.permutation), "family", "families")
         return f"canonical: {scales} balanced{flipped}, {families} sorted{tied}"
+
+
+def balanced(found: Symmetries, whose: str) -> Balance:
+    """The balance of a canonical form.
+
+    Raises:
+        EquivalenceError: if it was not reached.
+    """
+    balance = found.balance(tol=TOLERANCE, biases=True)
+    if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
+        raise EquivalenceError(f"the canonical form of {whose} was not reached: {balance.reason}.")
+    return balance
 
 
 @on_cpu()
@@ -99,16 +112,13 @@ def canonical_(
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
-    balance = found.balance(tol=TOLERANCE, biases=True)
-    if not balance.converged and balance.norm_after > 0:
-        raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
-    log_scales, _ = settled(found, balance)
+    log_scales, _ = settled(found, balanced(found, describe(model)))
     moves = Moves.of(graphs)
     if found.num_free:
         found.rescale_(log_scales, power_of_two=power_of_two)
-    balanced = real(forms(found))
-    flips = moves.canonical_signs(balanced)
-    order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
+    weights = real(forms(found))
+    flips = moves.canonical_signs(weights)
+    order, ties = sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights)
     try:
         moves.apply_(found.model, flips, order)
     except BaseException:

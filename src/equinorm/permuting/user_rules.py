@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
-from equinorm.discovery.graph.nodes import bind
-from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of, results_of
+from equinorm.discovery.graph.nodes import bind, results_of
+from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of
 from equinorm.discovery.rules import qualified
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.atoms import Axis

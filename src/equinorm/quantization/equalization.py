@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,6 @@ class Equalization:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON holds it: all but the model and the data; numbers that are not finite are strings."""
-        tensors = [{"name": t.name, "kind": t.kind, "before": t.before, "after": t.after} for t in self.tensors]
         further = {
             "left": dict(self.left),
             "log_scales": self.log_scales.tolist(),
@@ -220,7 +219,7 @@ class Equalization:
             "seconds": dict(self.seconds),
         }
         record = {name: getattr(self, name) for name in _RECORDED}
-        return plain({"scheme": str(self.scheme), **record, "tensors": tensors, **further})
+        return plain({"scheme": str(self.scheme), **record, "tensors": [asdict(tensor) for tensor in self.tensors], **further})
 
     def __str__(self) -> str:
         return (
