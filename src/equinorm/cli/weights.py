@@ -116,7 +116,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     found = read(path, "weights", advice)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no state dict, but a value of type {type(found).__name__}. Save model.state_dict().")
-    odd = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    odd = _odd(found)
     if not odd:
         return found, ""
     dicts = [key for key in odd if isinstance(found[key], dict) and found[key] and not _odd(found[key])]
@@ -132,8 +132,9 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     raise InputError(f"{path} holds no state dict, which has names and tensors alone: {kinds}. Save model.state_dict().")
 
 
-def _odd(state: Mapping[Any, Any]) -> bool:
-    return any(not isinstance(key, str) or not isinstance(value, Tensor) for key, value in state.items())
+def _odd(state: Mapping[Any, Any]) -> list[Any]:
+    """Keys of what stands in no state dict."""
+    return [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
 
 
 def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
