@@ -37,6 +37,15 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def sizes(shape: Sequence[int]) -> str:
+    """Sizes of the axes of a tensor.
+
+    >>> sizes((3, 4)), sizes(())
+    ('3×4', 'scalar')
+    """
+    return "×".join(map(str, shape)) or "scalar"
+
+
 def percent(part: float, whole: float) -> str:
     """A share in percent with one decimal; what is not all, or not nothing, does not read so."""
     share = part / whole if whole else 0.0

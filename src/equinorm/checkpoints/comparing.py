@@ -14,7 +14,7 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import ComponentWeights, Task, components_of, size_of
 from equinorm.checkpoints.stored import CheckpointError, at_places, pieces
-from equinorm.joining.differences import beyond_rounding
+from equinorm.joining.differences import beyond_rounding, relative
 from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
 from equinorm.rescaling.tensor_write import scaled
@@ -143,13 +143,11 @@ def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint], t
         here = [at_places(log, places) for log in logs]
         a, b = (tensor[places].double() + scaling.offset for tensor in tensors)
         a, b = (x.reshape(x.shape[0] if x.dim() else 1, -1) for x in (scaled(a, here), b))
-        apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        larger = torch.maximum(a.abs(), b.abs())
-        relative = torch.where(apart == 0, 0.0, apart / larger.amax(1, keepdim=True)).nan_to_num(nan=math.inf)
-        worst = max(worst, float(relative.max()))
+        apart = relative(a, b)
+        worst = max(worst, float(apart.max()))
         if dtype in HALVES:
             least = torch.finfo(dtype).tiny * math.exp(max(0.0, sum(float(log.max()) for log in here))) + abs(scaling.offset)
             entries += int(beyond_rounding(a, b, dtype, least).sum())
         else:
-            entries += int((relative > tolerance).sum())
+            entries += int((apart > tolerance).sum())
     return Apart(key, worst, entries, size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import count, first_few
+from equinorm._display import count, first_few, sizes
 from equinorm._errors import describe
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
@@ -294,9 +294,5 @@ _NO_LONGER_STORED = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_i
 
 def _check_shape(model: nn.Module, key: str, found: Sequence[int], own: Sequence[int]) -> None:
     if tuple(found) != tuple(own):
-        shapes = f"{_shape(found)} in the files and {_shape(own)} in {describe(model)}"
+        shapes = f"{sizes(found)} in the files and {sizes(own)} in {describe(model)}"
         raise CheckpointError(f"{key} has the shape {shapes}. Do config.json and the weights belong together?")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from equinorm._display import and_more
+from equinorm._display import and_more, sizes
 from equinorm._errors import EquinormError, dtype_name, first_line
 from equinorm._memory import place_of
 
@@ -166,9 +166,8 @@ def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
     missing = [key for key in own if key not in state and not _is_counter(key) and _memory(own[key]) not in present]
     unexpected = [key for key in state if key not in own]
     both = [key for key in own if isinstance(own[key], Tensor) and key in state]
-    shapes = [
-        f"{key} (file {_shape(state[key])}, model {_shape(own[key])})" for key in both if state[key].shape != own[key].shape
-    ]
+    shaped = [(key, state[key].shape, own[key].shape) for key in both]
+    shapes = [f"{key} (file {sizes(file)}, model {sizes(ours)})" for key, file, ours in shaped if file != ours]
     kinds = [
         f"{key} (file {dtype_name(state[key].dtype)}, model {dtype_name(own[key].dtype)})"
         for key in both
@@ -272,7 +271,3 @@ def shorten(names: Sequence[str]) -> str:
 def first_sentence(error: BaseException) -> str:
     """First sentence of an error's first line, without the place in PyTorch's own source."""
     return re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", first_line(error)).partition(". ")[0]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
