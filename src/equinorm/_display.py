@@ -12,6 +12,9 @@ from equinorm._errors import EquinormError
 ROWS = 12
 """Rows of a table in a notebook, before it says how many more there are."""
 
+SCREEN, EACH = 24, 9
+"""Most lines about a network that are shown instead of a summary, and of a summary about each kind of thing."""
+
 Section = tuple[Sequence[str], Sequence[Sequence[object]], str]
 """Headers of columns, rows, and what a row is (plural)."""
 
@@ -32,6 +35,15 @@ def count(number: int, one: str, many: str = "") -> str:
     ('1 cycle', '2 cycles', '3 families')
     """
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """Sizes of the axes of a tensor.
+
+    >>> sizes((3, 4)), sizes(())
+    ('3×4', 'scalar')
+    """
+    return "×".join(map(str, shape)) or "scalar"
 
 
 def percent(part: float, whole: float) -> str:
@@ -61,6 +73,16 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
 def first_few(names: Iterable[str], most: int = 6, noun: str = "of them") -> str:
     """Names in a line, cut as `shortened` does."""
     return ", ".join(shortened([*names], most, noun))
+
+
+def and_more(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first names, and how many more there are.
+
+    >>> and_more(["a", "b", "c", "d"], 3), and_more(["a", "b"], 3)
+    ('a, b, c and 1 more', 'a, b')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def by_reason(left: Mapping[str, str]) -> list[tuple[str, list[str]]]:

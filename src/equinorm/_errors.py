@@ -122,6 +122,12 @@ def _instead(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str:
     return f"It is called as model(*args, **kwargs), and its forward takes ({shown})."
 
 
+def first_line(error: BaseException, silent: str = "") -> str:
+    """First line of an error's text, without a full stop; of one that says nothing its class, or what is given for that."""
+    lines = (line.strip() for line in str(error).splitlines() if line.strip())
+    return next(lines, silent or type(error).__name__).rstrip(".")
+
+
 def warn(text: str) -> None:
     """Warn at the line of the user's code that led here."""
     frame, level = sys._getframe(), 1

@@ -1,6 +1,7 @@
 """How each tensor of a model scales with the free log-scales: what solving and rescaling need to know of a network."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,14 @@ class Reason:
     code: str = ""
     module: str = ""
 
+    @property
+    def name(self) -> str:
+        """The operation and the law."""
+        return self.operation + (f" ({self.detail})" if self.detail else "")
+
     def __str__(self) -> str:
         place = " in ".join(part for part in (self.source, self.module) if part)
-        text = self.operation + (f" ({self.detail})" if self.detail else "")
-        return f"{text} at {place}" if place else text
+        return f"{self.name} at {place}" if place else self.name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,6 +172,15 @@ class Pin:
     axis: int
     channels: int
     reason: Reason
+
+
+def by_operation(pins: Iterable[Pin]) -> list[tuple[str, int, list[Pin]]]:
+    """Each operation that pins: its name and law, how many channels, and its pins; most channels first."""
+    found: dict[str, list[Pin]] = {}
+    for pin in pins:
+        found.setdefault(pin.reason.name, []).append(pin)
+    rows = [(name, sum(pin.channels for pin in here), here) for name, here in found.items()]
+    return sorted(rows, key=lambda row: -row[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from equinorm._display import and_more
 from equinorm._errors import BalanceError, EquinormError, ExportError, check_module, warn
 from equinorm.balancing.balance import Balance, balance as balance_orbit
 from equinorm.balancing.options import BalanceOptions
@@ -127,9 +128,9 @@ def _warn_of_batch_norm(values: InnerValues) -> None:
     """Say that least maximum weights are not those that quantizers round where they fold batch normalization first."""
     norms = [value for value in values if "batch_norm" in value.operator and "running_mean" in value.reads]
     if norms:
-        more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
+        names = [repr(norm.module or norm.name) for norm in norms]
         warn(
-            f"{norms[0].module or norms[0].name!r}{more} (batch normalization) will be folded into the layers beside it when "
+            f"{and_more(names, 1)} (batch normalization) will be folded into the layers beside it when "
             "the network is quantized, and p = inf evens out the weights as they are now, not the folded ones. Fold first: "
             "equinorm.quantization.prepare(model, args) gives a folded copy to balance."
         )

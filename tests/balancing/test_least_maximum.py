@@ -13,10 +13,11 @@ import equinorm
 from equinorm import ENorm
 from equinorm.balancing import active_set
 from equinorm.balancing.active_set import Entries
+from equinorm.balancing.blocks import Block
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.policy_iteration import Differences
-from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.sides import GROUND, Side
 from equinorm.balancing.solver import Solution, solve
 

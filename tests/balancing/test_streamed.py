@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import equinorm
 from equinorm.balancing import weight_passes
 from equinorm.balancing.assemble import problem_of
+from equinorm.balancing.blocks import Block
 from equinorm.balancing.energy_reader import AT_ONCE
 from equinorm.balancing.layout import lay_out
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.scope import counted
 from equinorm.balancing.streamed import Stream, StreamedBlock
 from equinorm.balancing.weight_passes import CompiledPass, StripPass

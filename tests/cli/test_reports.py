@@ -81,7 +81,7 @@ def is_self_contained(text):
 
 def test_page_shows_the_record():
     record, pictures = balanced(cli_models.convolutional(), torch.randn(2, 3, 12, 12))
-    text = report.page(record, pictures)
+    text = report.draw(Path("r.html"), record, pictures).decode()
     assert is_self_contained(text)
     page = Page(text)
     assert len(page.images()) == 3
@@ -108,13 +108,14 @@ def test_page_shows_the_record():
 def test_both_formats_of_every_kind_of_result(factory, options, pictures):
     record, weights = balanced(getattr(cli_models, factory)(), torch.randn(2, 8), **options)
     assert len(weights) <= 5
-    picture(report.png(record, weights))
-    assert len(Page(report.page(record, weights)).images()) == pictures
+    picture(report.draw(Path("r.png"), record, weights))
+    assert len(Page(report.draw(Path("r.html"), record, weights).decode()).images()) == pictures
 
 
 def test_names_are_escaped():
     record, weights = balanced(cli_models.mlp(), torch.randn(2, 8))
-    text = report.page(replace(record, model="<script src='https://x.y/z.js'></script>"), weights)
+    record = replace(record, model="<script src='https://x.y/z.js'></script>")
+    text = report.draw(Path("r.html"), record, weights).decode()
     assert "<script" not in text
 
 

@@ -95,7 +95,7 @@ def test_report_pictures_the_weights_that_apply_writes(monkeypatch, tmp_path):
     net = network()
     net.register_parameter("unused", nn.Parameter(torch.ones(3, 3)))
     drawn = []
-    monkeypatch.setattr(pictures, "page", lambda record, weights: drawn.extend(weights) or "")
+    monkeypatch.setattr(pictures, "draw", lambda path, record, weights: drawn.extend(weights) or b"")
     balance = equinorm.symmetries(net, (BATCH,)).balance()
     balance.report(tmp_path / "x.html")
     before = {w.name: w.before for w in drawn}

@@ -9,7 +9,7 @@ from torch import nn, optim
 
 import equinorm
 from equinorm import ENorm, RescaleError
-from equinorm.rescaling.recorded import Mover
+from equinorm.rescaling.mover import Mover
 
 
 class Gain(nn.Module):

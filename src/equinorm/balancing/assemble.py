@@ -10,13 +10,14 @@ from torch import Tensor
 
 from equinorm import native
 from equinorm._errors import BalanceError
+from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.energy_reader import Reading, check_finite
 from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
 from equinorm.balancing.list_reader import Extremes, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import AnyBlock, Block, Problem
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.streamed import Stream, streamed
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -144,8 +144,8 @@ class Balance:
         >>> json.loads(json.dumps(record)) == record, record["converged"], len(record["log_scales"])
         (True, True, 16)
         """
-        energies = [{"name": e.name, "before": e.before, "after": e.after} for e in self.energies]
         record = {name: getattr(self, name) for name in _RECORDED}
+        energies = [asdict(energy) for energy in self.energies]
         return plain({**record, "energies": energies, "log_scales": self.log_scales.tolist()})
 
     def __str__(self) -> str:
@@ -260,12 +260,9 @@ def _reason(solution: Solution, options: BalanceOptions, converged: bool, is_voi
     if len(residuals) > LIMIT:
         return f"stopped at the limit of {LIMIT} cycles, residual above {tol:g}"
     if options.norm.is_max and residuals[-1] > tol:
-        return f"stands still {residuals[-1]:.1e} above the least maximum; {_way(options.method)}"
+        rest = "method='two-level' reaches it" if options.method == "cyclic" else "that is as far as rounding lets it"
+        return f"stands still {residuals[-1]:.1e} above the least maximum; {rest}"
     return f"stopped where rounding keeps the residual at {min(residuals):.1e}, above {tol:g}"
-
-
-def _way(method: str) -> str:
-    return "method='two-level' reaches it" if method == "cyclic" else "that is as far as rounding lets it"
 
 
 def _norm(norm: Norm, log_energies: Iterable[float]) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.sides import GROUND, HasSides
+from equinorm.balancing.sides import GROUND, Side
 
 DISPARATE = 1.0
 """Imbalance of a family, as a logarithm, from which on Newton's method has a long way to go."""
@@ -25,12 +25,12 @@ class FamilyStructure:
     """How blocks join families: what a solver needs to know before it reads a number.
 
     Attributes:
-        blocks: of the energies.
+        blocks: the sides of each block of energies.
         count: number of families.
         norm: of the energies.
     """
 
-    blocks: Sequence[HasSides]
+    blocks: Sequence[Sequence[Side]]
     count: int
     norm: Norm
 
@@ -38,8 +38,8 @@ class FamilyStructure:
     def exponents(self) -> Tensor:
         """By which each block's energy scales with one scalar for each family: float64, (blocks, families)."""
         rows = [[0.0] * self.count for _ in self.blocks]
-        for row, block in zip(rows, self.blocks, strict=True):
-            for side in block.sides:
+        for row, sides in zip(rows, self.blocks, strict=True):
+            for side in sides:
                 if side.family != GROUND:
                     row[side.family] += self.norm.q * side.exponent
         return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), self.count)
@@ -57,9 +57,9 @@ class FamilyStructure:
         1 / (2p · max(a, b)), at least for a and b of 1, and 1 / (a + b) for p = ∞.
         """
         up, down = [0.0] * self.count, [0.0] * self.count
-        for block in self.blocks:
-            for family in {side.family for side in block.sides} - {GROUND}:
-                exponents = [side.exponent for side in block.sides if side.family == family]
+        for sides in self.blocks:
+            for family in {side.family for side in sides} - {GROUND}:
+                exponents = [side.exponent for side in sides if side.family == family]
                 up[family] = max(up[family], sum(e for e in exponents if e > 0))
                 down[family] = max(down[family], -sum(e for e in exponents if e < 0))
         if self.norm.is_max:
@@ -70,8 +70,8 @@ class FamilyStructure:
     def neighbours(self) -> list[set[int]]:
         """The families that share a block with each family."""
         found: list[set[int]] = [set() for _ in range(self.count)]
-        for block in self.blocks:
-            families = {side.family for side in block.sides} - {GROUND}
+        for sides in self.blocks:
+            families = {side.family for side in sides} - {GROUND}
             for family in families:
                 found[family] |= families - {family}
         return found

@@ -18,7 +18,7 @@ from torch import Tensor
 from equinorm._class_ids import firsts_of_runs
 from equinorm._scaling import Scaling
 from equinorm.balancing.sides import GROUND, Side, family_of_classes, self_loops
-from equinorm.rescaling.kept import Kept
+from equinorm.rescaling.last_answers import LastAnswers
 
 Pick = slice | Tensor
 """Places along one axis; a slice where they are contiguous, which copies nothing."""
@@ -115,7 +115,7 @@ class NetworkLayout:
     layouts: tuple[TensorLayout, ...]
     families: tuple[tuple[int, int], ...]
     num_free: int
-    kept: Kept = field(default_factory=Kept)
+    kept: LastAnswers = field(default_factory=LastAnswers)
 
     @property
     def moving(self) -> list[tuple[int, Part]]:
@@ -281,7 +281,7 @@ def _picks(ids: Tensor, exponents: Tensor, family_of: Tensor) -> list[tuple[_Kin
     if len(ids) and bool((families == families[0]).all() & (exponents == exponents[0]).all()):  # nearly always
         return [((int(families[0]), float(exponents[0]) if int(ids[0]) else 1.0), slice(0, len(ids)))]
     codes, legend = _kinds(ids, exponents, family_of)
-    return [(legend[code], _where(codes, code)) for code in legend]
+    return [(legend[code], pick_of((codes == code).nonzero().flatten())) for code in legend]
 
 
 def _term_parts(sides: Sequence[_Channels], family_of: Tensor) -> Iterator[Part]:
@@ -306,8 +306,7 @@ def _kinds(ids: Tensor, exponents: Tensor, family_of: Tensor) -> tuple[Tensor, d
     return codes, {code: (code // len(values) + GROUND, float(values[code % len(values)])) for code in present}
 
 
-def _where(codes: Tensor, code: int) -> Pick:
-    """Places of one kind."""
-    places = (codes == code).nonzero().flatten()
-    first, last = int(places[0]), int(places[-1]) + 1
+def pick_of(places: Tensor) -> Pick:
+    """Ascending places; a slice where they are contiguous."""
+    first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
     return slice(first, last) if last - first == len(places) else places

@@ -17,12 +17,13 @@ from torch import Tensor
 from equinorm._memory import STRIP
 from equinorm.balancing import active_set
 from equinorm.balancing.active_set import Entries
+from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.policy_iteration import Differences, largest_ratio, lifted
-from equinorm.balancing.problem import Block, Problem
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.separable import is_separable, least_maximum_by_class
-from equinorm.balancing.sides import GROUND, HasSides, family_of_classes
+from equinorm.balancing.sides import GROUND, family_of_classes
 from equinorm.balancing.singles import ClassMaxima, Singles
 from equinorm.balancing.sweeps import imbalance
 
@@ -92,8 +93,8 @@ class SweepSchedule:
     """
 
     def __init__(self, problem: Problem) -> None:
-        blocks = [block for block in problem.blocks if not block.is_empty]
-        structure, owner = FamilyStructure(blocks, len(problem.families), problem.norm), _family_of(problem)
+        sides = [block.sides for block in problem.blocks if not block.is_empty]
+        structure, owner = FamilyStructure(sides, len(problem.families), problem.norm), _family_of(problem)
         shades = np.array([*structure.colours, -1])[owner]
         self.masks = [shades == shade for shade in range(shades.max() + 1)]
         self.steps = np.array([*structure.steps, 0.0])[owner]
@@ -234,7 +235,7 @@ def _joined(parts: Sequence[Entries]) -> Entries:
 # -------------------------------------------------------------------------------------------------------- differences
 
 
-def _gains(blocks: Sequence[HasSides], count: int) -> list[float] | None:
+def _gains(blocks: Sequence[AnyBlock], count: int) -> list[float] | None:
     """g of every family such that a · g + a' · g' = 0 for any two that move an entry; None if there are none."""
     ties: list[list[tuple[int, float]]] = [[] for _ in range(count)]
     for block in blocks:

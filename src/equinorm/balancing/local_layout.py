@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equinorm.balancing.layout import NetworkLayout, Part, Pick, TensorLayout
+from equinorm.balancing.layout import NetworkLayout, Part, Pick, TensorLayout, pick_of
 from equinorm.balancing.sides import Side, self_loops
 from equinorm.sharding.boxes import Box
 
@@ -111,14 +111,8 @@ def _part(part: Part, lines: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Pa
         own = where[line]
         here = (own >= 0).nonzero().flatten()
         places.append(own[here])
-        picks.append(_pick(here))
+        picks.append(pick_of(here))
     of_side = places if len(places) > 1 else places * len(part.sides)
     sides = tuple(Side(side.family, side.ids[own], side.exponent) for side, own in zip(part.sides, of_side, strict=True))
     loops = None if part.loops is None else self_loops(*sides)
     return Part(tuple(picks), sides, loops), tuple(places)
-
-
-def _pick(places: Tensor) -> Pick:
-    """Ascending places; a slice where they are contiguous."""
-    first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
-    return slice(first, last) if last - first == len(places) else places

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm.balancing.blocks import AnyBlock, log_sum
 from equinorm.balancing.families import FamilyStructure, minimise_families
-from equinorm.balancing.problem import AnyBlock, Problem, log_sum
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.sides import GROUND, Side, family_of_classes
 
 SWEEPS = 20
@@ -131,7 +132,7 @@ class RankOneStructure:
 
     def __init__(self, problem: Problem, matrices: Sequence[AnyBlock], lists: Sequence[AnyBlock]) -> None:
         self.entries = _Entries(matrices, lists)
-        families = FamilyStructure([*matrices, *lists], len(problem.families), problem.norm)
+        families = FamilyStructure([block.sides for block in (*matrices, *lists)], len(problem.families), problem.norm)
         self.levels, self.is_chained = families.exponents, families.is_chained
         # GROUND reads the last entry of what is by family.
         self.family = family_of_classes(problem.families, problem.num_free).numpy()

@@ -14,11 +14,12 @@ from torch import Tensor
 from equinorm._errors import BalanceError
 from equinorm._memory import local
 from equinorm.balancing.assemble import problem_of
+from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.layout import NetworkLayout
 from equinorm.balancing.local_layout import local_network
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.balancing.problem import AnyBlock, Block, Problem, ReadMatrix
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.sides import Side
 from equinorm.sharding.boxes import box_of
 from equinorm.sharding.processes import Processes
@@ -118,7 +119,7 @@ def _summed(processes: Processes, logs: Tensor, about: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class SharedBlock(ReadMatrix):
+class SharedBlock(AnyBlock):
     """A matrix of which processes hold parts.
 
     Attributes:

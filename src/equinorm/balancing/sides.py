@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,15 +24,6 @@ class Side:
     family: int
     ids: Tensor
     exponent: float
-
-
-class HasSides(Protocol):
-    """A block, or the layout of one."""
-
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """Who moves the energies."""
-        ...
 
 
 def family_of_classes(families: Sequence[tuple[int, int]], num_free: int) -> Tensor:

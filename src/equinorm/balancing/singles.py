@@ -1,39 +1,14 @@
 """Lists of terms that one side moves, as one list: a network of many small tensors has hundreds."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm.balancing.blocks import Block
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.sides import Side
-from equinorm.rescaling.kept import Kept
-
-
-class List(Protocol):
-    """A block that is a list of terms."""
-
-    @property
-    def tensor(self) -> int:
-        """Index of the scaling that it comes from."""
-        ...
-
-    @property
-    def energies(self) -> Tensor:
-        """Of all terms."""
-        ...
-
-    @property
-    def offsets(self) -> tuple[Tensor, ...]:
-        """One, of natural logarithms to add to the log-energies."""
-        ...
-
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """Who moves the energies."""
-        ...
+from equinorm.rescaling.last_answers import LastAnswers
 
 
 class ClassMaxima:
@@ -63,7 +38,7 @@ class ClassMaxima:
 class SinglesStructure:
     """What the layouts of the lists tell, without a number of theirs."""
 
-    def __init__(self, blocks: Sequence[List]) -> None:
+    def __init__(self, blocks: Sequence[Block]) -> None:
         self.sizes = [len(block.energies) for block in blocks]
         self.starts = np.cumsum([0, *self.sizes[:-1]])
         self.ids = torch.cat([block.sides[0].ids for block in blocks])
@@ -90,7 +65,7 @@ class Singles:
         are_alike: are these 1 and −1?
     """
 
-    def __init__(self, blocks: Sequence[List], norm: Norm, kept: Kept) -> None:
+    def __init__(self, blocks: Sequence[Block], norm: Norm, kept: LastAnswers) -> None:
         self._structure = kept.once(SinglesStructure, None, lambda: SinglesStructure(blocks))
         self.blocks, self._norm = blocks, norm
         self.ids, self.exponents, self.are_alike = self._structure.ids, self._structure.exponents, self._structure.are_alike

@@ -16,7 +16,6 @@ Sources: Stock et al., ICLR 2019, Algorithm 1; Osborne, JACM 1960; Anderson, JAC
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -113,22 +112,6 @@ def _is_stalled(residuals: Sequence[float]) -> bool:
     return len(residuals) > PATIENCE and STALLED > min(residuals[:-PATIENCE]) <= min(residuals[-PATIENCE:])
 
 
-class _Descent(Protocol):
-    """Cycles that go down, and where they are."""
-
-    z: Tensor
-    residual: float
-
-    @property
-    def is_done(self) -> bool:
-        """Is more of them of no use?"""
-        ...
-
-    def cycle(self) -> None:
-        """Run one cycle."""
-        ...
-
-
 class _Sweeps:
     """Coordinate steps on the energies themselves: Algorithm 1."""
 
@@ -199,3 +182,7 @@ class _Least:
         else:
             largest = max((block.log_total(self.z, self._system.norm) for block in self._system.blocks), default=-math.inf)
         return gap(self._bound, largest)
+
+
+_Descent = SeparableDescent | ModelDescent | _Least | _Sweeps
+"""Cycles that go down, and where they are: `z`, `residual`, `is_done`, `cycle()`."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from equinorm.balancing.blocks import AnyBlock, log_sum
 from equinorm.balancing.energy_reader import check_finite
 from equinorm.balancing.float32_range import are_safe_sums
 from equinorm.balancing.layout import Pick, TensorLayout
 from equinorm.balancing.norm import Norm
-from equinorm.balancing.problem import ReadMatrix, log_sum
 from equinorm.balancing.sides import Side
-from equinorm.balancing.weight_passes import Pass, StripPass, compiled_pass
+from equinorm.balancing.weight_passes import StripPass, compiled_pass
 
 
 class _Axis:
@@ -85,7 +85,7 @@ class Stream:
         self._loops = _loops(layout)
         groups = [axis.group for axis in self._axes]
         compiled = compiled_pass(layout, tensor, norm, groups) if compile and self._loops is None else None
-        self.reader: Pass = compiled or StripPass(layout, tensor, norm, self._loops)
+        self.reader = compiled or StripPass(layout, tensor, norm, self._loops)
         self._is_wide = False  # float32 does not hold these energies
         self._at: tuple[Tensor, bool] | None = None  # log-scales of the last sums, and whether they are in float64
         self._sums: list[Tensor] = []
@@ -158,7 +158,7 @@ def _loops(layout: TensorLayout) -> Tensor | None:
 
 
 @dataclass(eq=False)
-class StreamedBlock(ReadMatrix):
+class StreamedBlock(AnyBlock):
     """The same as a `Block` that is a matrix, read from the weight."""
 
     tensor: int

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from equinorm.balancing.blocks import AnyBlock
 from equinorm.balancing.families import FamilyStructure
-from equinorm.balancing.problem import AnyBlock, Problem
+from equinorm.balancing.problem import Problem
 from equinorm.balancing.sides import GROUND
 
 
@@ -20,7 +21,7 @@ class System:
         self.touching: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
         self._joining: list[list[tuple[AnyBlock, int]]] = [[] for _ in problem.families]
         others = set(map(id, problem.others))
-        self.structure = FamilyStructure(self.blocks, len(problem.families), problem.norm)
+        self.structure = FamilyStructure([block.sides for block in self.blocks], len(problem.families), problem.norm)
         self.live = torch.zeros(problem.num_free + 1, dtype=torch.bool)
         for block in self.blocks:
             for place, side in enumerate(block.sides):

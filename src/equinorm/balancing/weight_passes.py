@@ -8,7 +8,6 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,22 +25,6 @@ KEPT = 8
 
 FEW = 8
 """Columns that are multiplied one by one."""
-
-
-class Pass(Protocol):
-    """A way to read a weight."""
-
-    def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Energies times the factors of the other side, for both sides.
-
-        Args:
-            factors: of rows and of columns, shapes (channels, groups).
-            dtype: of the sums, float32 or float64.
-
-        Returns:
-            float64 on the CPU, shapes (channels, groups of the other side).
-        """
-        ...
 
 
 class StripPass:
@@ -64,7 +47,15 @@ class StripPass:
         self._kept: list[tuple[slice, slice, Tensor]] | None = None
 
     def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """As in `Pass`."""
+        """Energies times the factors of the other side, for both sides.
+
+        Args:
+            factors: of rows and of columns, shapes (channels, groups).
+            dtype: of the sums, float32 or float64.
+
+        Returns:
+            float64 on the CPU, shapes (channels, groups of the other side).
+        """
         slow, device = self._readings[dtype].slow_side, self._tensor.device
         along, across = (factors[place].to(device, dtype) for place in (slow, 1 - slow))
         loops = None if self._loops is None else (self._loops if slow == 0 else self._loops.T).to(device)
@@ -114,7 +105,7 @@ class CompiledPass:
         self._pieces, self._tensor, self._p = pieces, tensor, int(norm.p)
 
     def products(self, factors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """As in `Pass`."""
+        """As in `StripPass`."""
         kernels = native.kernels_for(self._tensor.dtype, dtype)
         assert kernels is not None
         found = [factors[i].new_zeros(len(factors[i]), factors[1 - i].size(1)) for i in (0, 1)]

@@ -13,8 +13,8 @@ from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import ComponentWeights, Task, components_of, size_of
-from equinorm.checkpoints.stored import CheckpointError, pieces
-from equinorm.joining.differences import beyond_rounding
+from equinorm.checkpoints.stored import CheckpointError, at_places, pieces
+from equinorm.joining.differences import beyond_rounding, relative
 from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
 from equinorm.rescaling.tensor_write import scaled
@@ -134,22 +134,20 @@ def _snapped(z: Tensor) -> Tensor:
 
 def _apart(key: str, scaling: Scaling, z: Tensor, sides: Sequence[Checkpoint], tolerance: float) -> Apart:
     """How one tensor differs, once the first is rescaled."""
-    tensors = [side.where[key].mapped(key) for side in sides]
+    tensors = [side.mapped(key) for side in sides]
     worst, entries, shape, size = 0.0, 0, tuple(tensors[0].shape), tensors[0].numel()
     if not size or (torch.equal(*tensors) and not does_move(scaling, z)):
         return Apart(key, 0.0, 0, size)
     logs, dtype = scaling.log_factors(z), tensors[0].dtype
     for places, _ in pieces(shape, max(_AT_ONCE, math.prod(shape[1:]))):
-        here = [log[tuple(p if log.size(axis) > 1 else slice(None) for axis, p in enumerate(places))] for log in logs]
+        here = [at_places(log, places) for log in logs]
         a, b = (tensor[places].double() + scaling.offset for tensor in tensors)
         a, b = (x.reshape(x.shape[0] if x.dim() else 1, -1) for x in (scaled(a, here), b))
-        apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        larger = torch.maximum(a.abs(), b.abs())
-        relative = torch.where(apart == 0, 0.0, apart / larger.amax(1, keepdim=True)).nan_to_num(nan=math.inf)
-        worst = max(worst, float(relative.max()))
+        apart = relative(a, b)
+        worst = max(worst, float(apart.max()))
         if dtype in HALVES:
             least = torch.finfo(dtype).tiny * math.exp(max(0.0, sum(float(log.max()) for log in here))) + abs(scaling.offset)
             entries += int(beyond_rounding(a, b, dtype, least).sum())
         else:
-            entries += int((relative > tolerance).sum())
+            entries += int((apart > tolerance).sum())
     return Apart(key, worst, entries, size)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import count, first_few
+from equinorm._display import count, first_few, sizes
+from equinorm._errors import describe
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
 from equinorm.checkpoints.stored import CheckpointError, Entry
@@ -54,7 +55,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     direct, converted, unknown = _named(model, own, entries)
     ignored = tuple(key for key in unknown if _is_ignored(model, key))
     if lost := [key for key in unknown if key not in ignored]:
-        said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {_name(model)}"
+        said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {describe(model)}"
         raise CheckpointError(
             f"{said}: {first_few(lost)}. Does config.json name the class that the weights are of (architectures)?"
         )
@@ -68,7 +69,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     if converted:
         stored += _Converter(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
-        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {_name(model)}: {first_few(rest)}.")
+        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {describe(model)}: {first_few(rest)}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
@@ -143,7 +144,8 @@ def _transforms(model: nn.Module) -> list[Any]:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError as error:
         raise CheckpointError(
-            f"checkpoints whose keys are not those of {_name(model)} need transformers: pip install 'equinorm[transformers]'."
+            f"checkpoints whose keys are not those of {describe(model)} need transformers: "
+            "pip install 'equinorm[transformers]'."
         ) from error
     return get_model_conversion_mapping(model)  # pyright: ignore[reportArgumentType]
 
@@ -183,7 +185,9 @@ class _Converter:
             _check_shape(self._model, key, entries[key].shape, found[name].shape)
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
-            raise CheckpointError(f"the files lack {count(len(found), 'tensor')} of {_name(self._model)}: {first_few(found)}.")
+            raise CheckpointError(
+                f"the files lack {count(len(found), 'tensor')} of {describe(self._model)}: {first_few(found)}."
+            )
         return stored
 
     def _reverted(self, names: Sequence[str]) -> dict[str, Scaling]:
@@ -215,7 +219,9 @@ class _Converter:
         parents = [self._scalings[number] for number in numbers]
         if len({(p.offset, p.is_squared, p.kind) for p in parents}) > 1:
             names = [parent.name for parent in parents]
-            raise CheckpointError(f"{key} holds tensors that {_name(self._model)} uses in different ways: {first_few(names)}.")
+            raise CheckpointError(
+                f"{key} holds tensors that {describe(self._model)} uses in different ways: {first_few(names)}."
+            )
         factors: list[tuple[float, Tensor]] = []
         for code in codes:
             code = _compact(code)
@@ -235,7 +241,7 @@ def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         return loading.revert_weight_conversion(model, dict(tensors))
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot tell how files hold {first_few(tensors)} of {_name(model)}: "
+            f"transformers cannot tell how files hold {first_few(tensors)} of {describe(model)}: "
             f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
         ) from error
 
@@ -247,8 +253,8 @@ def _under(model: nn.Module, key: str, name: str, reverted: Collection[str]) -> 
         if under in reverted:
             return under
     raise CheckpointError(
-        f"{key} becomes a part of {name} in {_name(model)}, but transformers does not save it so: how it moves cannot be told. "
-        "Load the folder and save it again with save_pretrained."
+        f"{key} becomes a part of {name} in {describe(model)}, but transformers does not save it so: how it moves cannot be "
+        "told. Load the folder and save it again with save_pretrained."
     )
 
 
@@ -288,13 +294,5 @@ _NO_LONGER_STORED = {"rotary_emb.inv_freq": r"rotary_emb\.inv_freq", "position_i
 
 def _check_shape(model: nn.Module, key: str, found: Sequence[int], own: Sequence[int]) -> None:
     if tuple(found) != tuple(own):
-        shapes = f"{_shape(found)} in the files and {_shape(own)} in {_name(model)}"
+        shapes = f"{sizes(found)} in the files and {sizes(own)} in {describe(model)}"
         raise CheckpointError(f"{key} has the shape {shapes}. Do config.json and the weights belong together?")
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
-
-
-def _name(model: nn.Module) -> str:
-    return type(model).__name__

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from equinorm._display import first_few
 from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, open_stored
 
@@ -40,6 +42,10 @@ class Checkpoint:
     def size(self) -> int:
         """Bytes of the files of weights."""
         return sum(file.size for file in self.files)
+
+    def mapped(self, key: str) -> Tensor:
+        """A tensor that lies in its file; see `StoredFile.mapped`."""
+        return self.where[key].mapped(key)
 
     def others(self) -> tuple[list[Path], list[Path]]:
         """Relative paths of files that fit any weights, as tokenizers do, and of those that may hold other weights."""

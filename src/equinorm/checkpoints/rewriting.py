@@ -11,7 +11,7 @@ from torch import Tensor
 from equinorm._display import first_few
 from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
-from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, pieces, read_into
+from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, at_places, pieces, read_into
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.plan import Plan
 from equinorm.rescaling.powers_of_two import is_power_of_two, scale_of
@@ -121,7 +121,7 @@ def _rescaled(stored: StoredFile, entry: Entry, work: Rewriting, source: BinaryI
     for places, shape in pieces(entry.shape, _AT_ONCE):
         piece = torch.empty(shape, dtype=entry.dtype)
         read_into(source, stored.path, piece.view(-1).view(torch.uint8))
-        here = [log[tuple(p if log.size(axis) > 1 else slice(None) for axis, p in enumerate(places))] for log in logs]
+        here = [at_places(log, places) for log in logs]
         after, below = step.apply(piece, here)
         file.write(memoryview(after.view(-1).view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
         work.tick(piece.numel() * piece.element_size())

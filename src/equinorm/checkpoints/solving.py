@@ -101,12 +101,15 @@ class Task:
         """Mask over 0..num_free of classes that cannot move exactly in these files, and why, in words."""
         held = torch.zeros(self.orbit.num_free + 1, dtype=torch.bool)
         notes: list[str] = []
-        keys = {key for scaling in self.conversion.scalings for key in scaling.names}
+        scalings = self.conversion.scalings
+        shifted = [scaling for scaling in scalings if scaling.offset and scaling.dtype.itemsize < 4]
+        unwritable = [scaling for scaling in scalings if scaling.factors and scaling.dtype not in WRITABLE]
+        keys = {key for scaling in scalings for key in scaling.names}
         casts = [cast for cast in self.orbit.casts if cast.tensor and cast.tensor not in keys]
         reasons: list[tuple[str, Sequence[Scaling | Cast]]] = [
             ("they also move tensors that the model makes for itself", self.conversion.unstored),
-            ("they move gains that are stored as w in half precision and used as 1 + w, which rounds", self._shifted()),
-            ("they move weights in a dtype that is not rescaled, as quantized ones are", self._unwritable()),
+            ("they move gains that are stored as w in half precision and used as 1 + w, which rounds", shifted),
+            ("they move weights in a dtype that is not rescaled, as quantized ones are", unwritable),
             ("they move tensors that the model casts and that the files hold otherwise", casts),
         ]
         for why, movers in reasons:
@@ -116,12 +119,6 @@ class Task:
             if fresh:
                 notes.append(f"{fresh:,} of {self.orbit.num_free:,} scales stay at 1: {why}")
         return held, notes
-
-    def _shifted(self) -> list[Scaling]:
-        return [s for s in self.conversion.scalings if s.offset and s.dtype.itemsize < 4]
-
-    def _unwritable(self) -> list[Scaling]:
-        return [s for s in self.conversion.scalings if s.factors and s.dtype not in WRITABLE]
 
 
 def components_of(task: Task, held: Tensor) -> Iterator[Component]:
@@ -185,7 +182,7 @@ def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = la
 def _check_casts(task: Task, z: Tensor) -> None:
     """Refuse scales that casts inside of the network do not keep."""
     checkpoint, casts = task.checkpoint, task.orbit.casts
-    cast = {name: _mapped(checkpoint, name) for name in {cast.tensor for cast in casts} if name in checkpoint.entries}
+    cast = {name: checkpoint.mapped(name) for name in {cast.tensor for cast in casts} if name in checkpoint.entries}
     check_casts(casts, [scaling for scaling in task.conversion.scalings if scaling.factors], cast, z)
 
 
@@ -208,7 +205,7 @@ def _solved(task: Task, component: Component, unit: float) -> ComponentBalance:
     for scaling in component.scalings:
         logs = [log for log in scaling.log_factors(found.log_scales) if bool((log != 0).any())]
         if logs:
-            tensor = _mapped(task.checkpoint, scaling.name)
+            tensor = task.checkpoint.mapped(scaling.name)
             check(
                 Write(scaling.name, tensor, factors_of(logs), True, scaling.offset, scaling.is_squared),
                 weights.bounds(scaling.name),
@@ -224,10 +221,10 @@ class ComponentWeights(Mapping[str, Tensor]):
         self._bounds: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = _mapped(self._checkpoint, name)
+        tensor = self._checkpoint.mapped(name)
         self._bounds[name] = _bounds(tensor)
         for other in self._scalings[name].names[1:]:
-            second = _mapped(self._checkpoint, other)
+            second = self._checkpoint.mapped(other)
             is_same = torch.equal(tensor, second)
             forget(tensor)
             forget(second)
@@ -259,10 +256,6 @@ def _bounds(tensor: Tensor) -> Tensor:
         own.copy_(row_bounds(part))
         forget(part)
     return found
-
-
-def _mapped(checkpoint: Checkpoint, key: str) -> Tensor:
-    return checkpoint.where[key].mapped(key)
 
 
 def _begun(staging: Path | None, num_free: int) -> tuple[Tensor, Record]:

@@ -9,7 +9,7 @@ Source: https://huggingface.co/docs/safetensors/index#format.
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +174,11 @@ def _cut(places: tuple[slice, ...], shape: tuple[int, ...], most: int) -> Iterat
             yield from _cut((*places, slice(first, first + 1)), shape[1:], most)
         else:
             yield (*places, slice(first, first + count)), (*ones, count, *shape[1:])
+
+
+def at_places(log: Tensor, places: Sequence[slice]) -> Tensor:
+    """Of what broadcasts to a tensor the part that belongs to a piece."""
+    return log[tuple(place if log.size(axis) > 1 else slice(None) for axis, place in enumerate(places))]
 
 
 def read_into(file: BinaryIO, path: Path, buffer: Tensor) -> None:

@@ -7,12 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from equinorm._deviation import deviation
+from equinorm._deviation import LIMITS
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._scaling import HALVES
-from equinorm.checkpoints.saving import fitted
-from equinorm.cli.exactness import LIMITS, WIDER, coarsest, verify
+from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
@@ -20,7 +19,7 @@ from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Res
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import save_like, source_of
+from equinorm.cli.writing import check_fits, save_like, source_of
 from equinorm.joining.alignment import align as aligned
 from equinorm.reporting import words
 from equinorm.reporting.tables import facts
@@ -80,13 +79,12 @@ def align(
         check_room((model_a, model_b), BYTES_A_WEIGHT)
         source = ModelSource(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
-        if like is not None:
-            fitted(a.model, like)
+        check_fits(a.model, like)
         steps.say("aligning")
         options = {"rescale": rescale, "power_of_two": power_of_two, "starts": starts, "seed": seed, "opaque": opaque or ()}
         found = aligned(a.model, b.model, a.args, a.kwargs, **options)
-        apart, dtype = deviation(found.model, a.model, a.args, a.kwargs), coarsest(a.model)
-        verify("aligned", apart, dtype, f"Use {WIDER}." if rescale is False else f"Use --permute-only, or {WIDER}.")
+        instead = f"Use {WIDER}." if rescale is False else f"Use --permute-only, or {WIDER}."
+        apart, dtype = verified("aligned", found.model, a.model, a, instead)
         is_still = rescale is None and not power_of_two and dtype in HALVES
         stays = f"scales stay as they are, since {dtype_name(dtype)} would round them: --power-of-two moves them too"
         steps.say("writing")

@@ -7,18 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from equinorm._deviation import deviation
+from equinorm._deviation import LIMITS
 from equinorm._display import count
 from equinorm._errors import describe, describe_inputs
-from equinorm.checkpoints.saving import fitted
-from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
+from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import save_like, source_of
+from equinorm.cli.writing import check_fits, save_like, source_of
 from equinorm.joining.canonical import canonical_
 from equinorm.modules.copying import duplicate
 from equinorm.reporting import words
@@ -72,13 +71,11 @@ def canonical(
         check_room((model,), BYTES_A_WEIGHT)
         steps.say(f"loading {model}")
         loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
-        if like is not None:
-            fitted(loaded.model, like)
+        check_fits(loaded.model, like)
         original = duplicate(loaded.model, VERIFYING)
         steps.say("balancing and sorting")
         found = canonical_(loaded.model, loaded.args, loaded.kwargs, power_of_two=power_of_two, opaque=opaque or ())
-        apart, dtype = deviation(loaded.model, original, loaded.args, loaded.kwargs), coarsest(original)
-        verify("canonical", apart, dtype, remedy(power_of_two))
+        apart, dtype = verified("canonical", loaded.model, original, loaded, remedy(power_of_two))
         steps.say("writing")
         left = save_like(like, loaded.model, output, force)
         record = Canonicalizing(

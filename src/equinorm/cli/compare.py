@@ -10,11 +10,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from equinorm._deviation import deviation
+from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
 from equinorm._errors import EquinormError, describe, describe_inputs, dtype_name
 from equinorm.checkpoints.comparing import Difference
-from equinorm.cli.exactness import LIMITS, coarsest
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights

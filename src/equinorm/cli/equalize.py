@@ -10,18 +10,18 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from equinorm._deviation import deviation
 from equinorm._display import count
 from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.equalized_files import VERIFIED, destination
-from equinorm.cli.exactness import VERIFYING, coarsest, remedy, verify
+from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
 from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
+from equinorm.cli.writing import check_fits
 from equinorm.modules.copying import duplicate
 from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.bias_correction import correct_
@@ -117,7 +117,7 @@ def equalize(
         steps.say(f"loading {model}")
         source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
-        to.check(loaded.model)
+        check_fits(loaded.model, to.like)
         steps.say("finding symmetries")
         hidden, notes = opaque or (), list(loaded.notes)
         given, network = (loaded.args, loaded.kwargs), loaded.model
@@ -140,7 +140,8 @@ def equalize(
         settle_(found.model)
         if not found.symmetries.num_free and not found.corrections:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        apart = max(_verified(found, original, given, power_of_two) for given in (loaded, *_further(loaded, batches or [])))
+        examples = [loaded, *(_on_data(loaded, batch) for batch in (batches or [])[1:VERIFIED])]
+        apart = max(_verified(found, original, example, power_of_two) for example in examples)
         steps.say("writing")
         notes += _of_biases(found, bias_correction)
         if batches is None:
@@ -228,11 +229,6 @@ def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
     return tuple(typed(place, value) for place, value in enumerate(batch))
 
 
-def _further(loaded: Loaded, batches: Sequence[Batch]) -> list[Loaded]:
-    """The same with other data as the example."""
-    return [_on_data(loaded, batch) for batch in batches[1:VERIFIED]]
-
-
 def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
     """The same with data as the example, by which the function is verified, where they fit and hold numbers only."""
     args, kwargs = ((), dict(batch)) if isinstance(batch, dict) else (batch, {})
@@ -256,9 +252,7 @@ def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded, po
     if found.corrections:
         model = duplicate(model, VERIFYING)
         correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
-    apart, dtype = deviation(model, original, loaded.args, loaded.kwargs), coarsest(original)
-    verify("equalized", apart, dtype, f"{remedy(power_of_two)} A smaller --largest helps, too.")
-    return apart
+    return verified("equalized", model, original, loaded, f"{remedy(power_of_two)} A smaller --largest helps, too.")[0]
 
 
 def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from equinorm.checkpoints.folder import Checkpoint
-from equinorm.checkpoints.saving import fitted, write_folder
+from equinorm.checkpoints.saving import write_folder
 from equinorm.cli.calibration import Batch
 from equinorm.cli.loading import Loaded
 from equinorm.cli.onnx_files import about, is_onnx, to_write
@@ -37,15 +37,6 @@ class Destination:
     like: Checkpoint | None
     report: Path | None
     force: bool
-
-    def check(self, model: nn.Module) -> None:
-        """See that the files of a checkpoint can hold the weights of its model.
-
-        Raises:
-            CheckpointError: if a file would round a weight.
-        """
-        if self.like is not None:
-            fitted(model, self.like)
 
     def write(self, found: Equalization, loaded: Loaded, batches: Sequence[Batch], names: Collection[str]) -> list[str]:
         """Write everything; returns what the user must know of it.

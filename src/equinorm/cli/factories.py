@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from equinorm.cli.weights import InputError, first_line, shorten
+from equinorm._errors import first_line
+from equinorm.cli.weights import InputError, shorten
 
 
 def settings_of(texts: Sequence[str]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._display import count
-from equinorm.cli.weights import InputError, first_line, first_sentence, readable, shorten
+from equinorm._errors import first_line
+from equinorm.checkpoints.folder import INDEX, ONE
+from equinorm.cli.weights import InputError, first_sentence, readable, shorten
 
-_ONE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENS = 8
 """Length of the text that a language model is run with."""
 
@@ -153,13 +154,13 @@ def _way_to_checkpoint(folder: Path) -> str:
 
 def _check_weights(folder: Path) -> None:
     """Refuse a folder without safetensors, or without some that its index names."""
-    if (folder / _ONE).exists():
-        readable(folder / _ONE)
+    if (folder / ONE).exists():
+        readable(folder / ONE)
         return
-    index = folder / _INDEX
+    index = folder / INDEX
     if not index.is_file():
         raise InputError(
-            f"{folder} holds neither {_ONE} nor {_INDEX}, and other formats are not read. Write it with save_pretrained."
+            f"{folder} holds neither {ONE} nor {INDEX}, and other formats are not read. Write it with save_pretrained."
         )
     try:
         shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))

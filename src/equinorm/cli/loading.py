@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from equinorm._errors import first_line
 from equinorm.cli.factories import built, settings_of
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.libraries import from_timm, from_transformers
 from equinorm.cli.onnx_files import from_onnx, is_onnx
-from equinorm.cli.weights import InputError, first_line, load_weights, readable
+from equinorm.cli.weights import InputError, load_weights, readable
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,17 +11,7 @@ from equinorm.reporting.words import deviation, solution
 
 def draw(path: Path, record: Balancing, weights: Sequence[Weights]) -> bytes:
     """The report in the format that a path's suffix names."""
-    return png(record, weights) if path.suffix == ".png" else page(record, weights).encode()
-
-
-def png(record: Balancing, weights: Sequence[Weights]) -> bytes:
-    """The whole report as one picture."""
-    return pictures.png(_balanced(record), weights)
-
-
-def page(record: Balancing, weights: Sequence[Weights], title: str = pictures.TITLE) -> str:
-    """The whole report as one HTML page without external references."""
-    return pictures.page(_balanced(record), weights, title)
+    return pictures.draw(path, _balanced(record), weights)
 
 
 def _balanced(record: Balancing) -> Balanced:

@@ -18,8 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 from typer.core import TyperGroup
 
-from equinorm._errors import EquinormError
-from equinorm.cli.weights import first_line
+from equinorm._errors import EquinormError, first_line
 from equinorm.cli.wording import worded
 from equinorm.reporting.records import as_json
 

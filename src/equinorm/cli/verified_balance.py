@@ -9,12 +9,12 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from equinorm._deviation import deviation
+from equinorm._deviation import LIMITS
 from equinorm._errors import describe, describe_inputs, dtype_name
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.balancing.options import BalanceOptions
-from equinorm.cli.exactness import LIMITS, VERIFYING, coarsest, remedy, verify
+from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded
 from equinorm.modules.copying import duplicate
 from equinorm.reporting.pictures import pictured
@@ -86,9 +86,7 @@ def verified_balance(
     norm, residual, energies, reason = balance.norm_after, balance.residual, balance.energies, balance.reason
     if power_of_two and balance.energies:
         norm, residual, energies, reason = _rounded(symmetries, balance, options, original)
-    apart = deviation(model, original, loaded.args, loaded.kwargs)
-    dtype = coarsest(model)
-    verify("balanced", apart, dtype, remedy(power_of_two))
+    apart, dtype = verified("balanced", model, original, loaded, remedy(power_of_two))
     record = Balancing(
         model=f"{loaded.name} ({describe(model)})",
         inputs=describe_inputs(loaded.args, loaded.kwargs),

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from equinorm._errors import EquinormError, dtype_name
+from equinorm._display import and_more, sizes
+from equinorm._errors import EquinormError, dtype_name, first_line
 from equinorm._memory import place_of
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -115,7 +116,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     found = read(path, "weights", advice)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no state dict, but a value of type {type(found).__name__}. Save model.state_dict().")
-    odd = [key for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    odd = _odd(found)
     if not odd:
         return found, ""
     dicts = [key for key in odd if isinstance(found[key], dict) and found[key] and not _odd(found[key])]
@@ -131,8 +132,9 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     raise InputError(f"{path} holds no state dict, which has names and tensors alone: {kinds}. Save model.state_dict().")
 
 
-def _odd(state: Mapping[Any, Any]) -> bool:
-    return any(not isinstance(key, str) or not isinstance(value, Tensor) for key, value in state.items())
+def _odd(state: Mapping[Any, Any]) -> list[Any]:
+    """Keys of what stands in no state dict."""
+    return [key for key, value in state.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
 
 
 def _renamed(state: dict[str, Tensor], own: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
@@ -164,9 +166,8 @@ def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any])
     missing = [key for key in own if key not in state and not _is_counter(key) and _memory(own[key]) not in present]
     unexpected = [key for key in state if key not in own]
     both = [key for key in own if isinstance(own[key], Tensor) and key in state]
-    shapes = [
-        f"{key} (file {_shape(state[key])}, model {_shape(own[key])})" for key in both if state[key].shape != own[key].shape
-    ]
+    shaped = [(key, state[key].shape, own[key].shape) for key in both]
+    shapes = [f"{key} (file {sizes(file)}, model {sizes(ours)})" for key, file, ours in shaped if file != ours]
     kinds = [
         f"{key} (file {dtype_name(state[key].dtype)}, model {dtype_name(own[key].dtype)})"
         for key in both
@@ -264,19 +265,9 @@ def readable(path: Path) -> None:
 
 def shorten(names: Sequence[str]) -> str:
     """The first few names and how many more there are."""
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "") if names else "none"
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, without a full stop."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+    return and_more(names, _SHOWN) or "none"
 
 
 def first_sentence(error: BaseException) -> str:
     """First sentence of an error's first line, without the place in PyTorch's own source."""
     return re.sub(r"^\[enforce fail at [^]]*\][ .]*", "", first_line(error)).partition(". ")[0]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"

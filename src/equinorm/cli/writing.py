@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from equinorm._display import count, first_few
 from equinorm._errors import describe
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
-from equinorm.checkpoints.saving import write_folder
+from equinorm.checkpoints.saving import fitted, write_folder
 from equinorm.checkpoints.staging import Rewritten, check_output
 from equinorm.cli.folders import is_folder
 from equinorm.reporting.files import OutputError, check_target, make_folder, write_atomically
@@ -70,6 +70,16 @@ def check_is_folder(model: str, output: Path, suffixes: Sequence[str] = _FILES) 
             f"{output} is a file, and {model} a checkpoint's folder, which goes to a folder: name one with --output, without "
             f"{output.suffix}. hf:{model} is loaded as a whole, and goes to one file."
         )
+
+
+def check_fits(model: nn.Module, checkpoint: Checkpoint | None) -> None:
+    """Refuse early a model whose weights the files of its checkpoint cannot hold.
+
+    Raises:
+        CheckpointError: if a file would round a weight.
+    """
+    if checkpoint is not None:
+        fitted(model, checkpoint)
 
 
 def save_like(checkpoint: Checkpoint | None, model: nn.Module, output: Path, force: bool) -> list[str]:

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from equinorm._errors import dtype_name
 from equinorm._scaling import Reason
 from equinorm.discovery.graph.aliasing import GraphAliases, written
-from equinorm.discovery.graph.nodes import bind, is_static, module_of, subgraph
+from equinorm.discovery.graph.nodes import bind, is_static, module_of, results_of, subgraph
 from equinorm.discovery.operation import Operation, flat, is_pinned, pinned
 from equinorm.discovery.rules import key
 from equinorm.discovery.trace import Trace
@@ -167,8 +167,7 @@ def _addends(node: fx.Node) -> set[fx.Node]:
 
 
 def _floats(values: Any) -> list[Tensor]:
-    parts = values if isinstance(values, (list, tuple)) else [values]
-    return [part for part in parts if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())]
+    return [part for part in results_of(values) if isinstance(part, Tensor) and (part.is_floating_point() or part.is_complex())]
 
 
 def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static, mapped
 from equinorm.discovery.labels import Label
 from equinorm.discovery.rules import SIGNS, Call, find, key, why_not
 from equinorm.discovery.selected_rows import follow
@@ -78,7 +78,7 @@ class Operation:
         if not all(isinstance(value, Constant) for value in self.tensors) or not is_computable(self.node):
             return _PASS
         with torch.no_grad():
-            return _wrapped(self.target(*map(_number, self.args), **{key: _number(v) for key, v in self.kwargs.items()}))
+            return _wrapped(self.target(*mapped(self.args, _number), **mapped(self.kwargs, _number)))
 
     def _filled(self) -> Any:
         """New tensors of one number."""
@@ -188,10 +188,7 @@ def pinned(result: Any) -> Any:
 
 
 def _number(argument: Any) -> Any:
-    """An argument with constants replaced by their numbers, in lists too."""
-    if isinstance(argument, Constant):
-        return argument.value
-    return type(argument)(_number(item) for item in argument) if isinstance(argument, (list, tuple)) else argument
+    return argument.value if isinstance(argument, Constant) else argument
 
 
 def _wrapped(output: Any) -> Any:

@@ -95,8 +95,3 @@ def _outcome(attempt: Callable[[], object]) -> bool | None:
     except Exception:  # on integers of unknown range, say
         return None
     return True
-
-
-def results_of(value: Any) -> list:
-    """The results of an operator, of which there may be several."""
-    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
 from equinorm._scaling import Reason
-from equinorm.discovery.graph.nodes import bind
+from equinorm.discovery.graph.nodes import bind, results_of
 from equinorm.discovery.labels import Label
 from equinorm.discovery.operation import pinned
 from equinorm.discovery.resolve import resolve
-from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of, results_of
+from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of
 from equinorm.discovery.rules import TABLE, Call, find, qualified
 from equinorm.discovery.rules.registry import Rule
 from equinorm.discovery.trace import Trace

@@ -31,12 +31,12 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
         model = fully_convolutional(shape[0], classes, run.width, run.biases, norm)
     else:
         model = ResNet(run.network, shape, classes, run.width, run.biases, norm)
-    for layer in model.modules():
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    _, *inner, last = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    weighted = [*layers_of(model).values()]
+    for layer in weighted:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    _, *inner, last = weighted
     if run.centred:
         for layer in inner:
             centre_(layer.weight).data.mul_(_CENTRED)
@@ -48,10 +48,14 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
             model.temper_(run.identity)
         model.shrink_branches_(run.branch)
     if method.weight_norm:
-        for layer in list(model.modules()):
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                weight_norm(layer)
+        for layer in weighted:
+            weight_norm(layer)
     return model
+
+
+def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear and convolution layers by name, from the inputs on."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
 
 
 @torch.no_grad()

@@ -41,6 +41,14 @@ _TRIALS = (
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 _BESIDE_SKIPS = "head=0.1,centralise=1,biases=1,centred=1,identity=1"
 """What brings a ResNet without normalization level with batch normalization: docs/results-convolutional.md."""
+_CONV_128 = Sweep(
+    replace(_CONV, width=16, weight_decay=5e-4, c=1.2, bfloat16=True),
+    tuple(f"{name}{extras}" for extras in (":head=0.1,centralise=1", "") for name in _NORMS),
+    seeds=2,
+    select_epochs=0,
+    lrs=(0.05,),
+)
+_RESNETS = Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5)
 
 PRESETS = {
     "digits": Sweep(
@@ -61,21 +69,9 @@ PRESETS = {
     "fc-60-bfloat16": Sweep(replace(_FC, bfloat16=True), _NORMS, depths=(1, 9, 15), seeds=2, select_epochs=0, lrs=(0.05,)),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
-    "conv-short": Sweep(
-        replace(_CONV, width=16, epochs=8, weight_decay=5e-4, c=1.2, bfloat16=True),
-        tuple(f"{name}{extras}" for extras in (":head=0.1,centralise=1", "") for name in _NORMS),
-        seeds=2,
-        select_epochs=0,
-        lrs=(0.05,),
-    ),
-    "conv-128": Sweep(
-        replace(_CONV, width=16, weight_decay=5e-4, c=1.2, bfloat16=True),
-        tuple(f"{name}{extras}" for extras in (":head=0.1,centralise=1", "") for name in _NORMS),
-        seeds=2,
-        select_epochs=0,
-        lrs=(0.05,),
-    ),
-    "resnet18": Sweep(_RESNET, ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5),
+    "conv-short": replace(_CONV_128, base=replace(_CONV_128.base, epochs=8)),
+    "conv-128": _CONV_128,
+    "resnet18": _RESNETS,
     "resnet18-reduced": Sweep(
         replace(_RESNET, width=8, epochs=3),
         ("bn", "gn", "enorm"),
@@ -95,12 +91,8 @@ PRESETS = {
         select_epochs=0,
         lrs=(0.1,),
     ),
-    "resnet18-identity": Sweep(
-        replace(_RESNET, network="resnet18"), ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5
-    ),
-    "resnet50-identity": Sweep(
-        replace(_RESNET, network="resnet50"), ("bn", "gn", "enorm"), batches=(16, 32, 64, 128, 256), seeds=3, select_epochs=5
-    ),
+    "resnet18-identity": replace(_RESNETS, base=replace(_RESNET, network="resnet18")),
+    "resnet50-identity": replace(_RESNETS, base=replace(_RESNET, network="resnet50")),
 }
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equinorm.experiments.networks import layers_of
+
 _SIZE = 40
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
     """The first, the middle and the last matrix or kernel, as they enter the network."""
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    layers = layers_of(model)
     names = list(layers)
     chosen = dict.fromkeys([names[0], names[len(names) // 2], names[-1]]) if names else {}
     with torch.no_grad():

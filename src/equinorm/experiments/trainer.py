@@ -62,7 +62,7 @@ class Trainer:
         self.curves, self.symmetries = Curves(residuals_at=(run.p, run.c)), None
         if not run.held_out and not self.method.weight_norm:  # imbalance of v in g·v/‖v‖ would compare with nothing
             self.symmetries = equinorm.symmetries(model, self.args, **options)
-        self.layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+        self.layers = networks.layers_of(model)
         parameters = list(model.parameters())
         self.optimizer = optim.SGD(parameters, run.lr, run.momentum, weight_decay=run.weight_decay, fused=True)
         self.paths = PathSGD(model, self.shape, run.path_every) if self.method.path else None

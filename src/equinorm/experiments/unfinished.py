@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from equinorm._errors import first_line
 from equinorm.experiments.config import ExperimentError, Run
 from equinorm.reporting.files import OutputError, make_folder, write_atomically
 from equinorm.reporting.records import as_json
@@ -53,7 +54,7 @@ class Unfinished:
         except FileNotFoundError:  # another program has just finished the run
             return None
         except Exception as error:  # of a file that is cut off, PyTorch raises almost any
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+            reason = first_line(error).rstrip(". ")
             raise ExperimentError(f"cannot read the unfinished run {self._path}: {reason}. Delete it to start over.") from error
         for name, value in maker.items():
             if begun.get(name) != value:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe
-from equinorm._symmetries import symmetries_of
+from equinorm._symmetries import Symmetries, symmetries_of
+from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
@@ -18,7 +19,7 @@ from equinorm.joining.moves import Moves
 from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
-from equinorm.permuting.nearest import sorting
+from equinorm.permuting.matching import sorting
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two, unit_of_powers_of_two
 
 TOLERANCE = 1e-12
@@ -59,6 +60,18 @@ class Canonical:
         tied = f"; {count(self.ties, 'channel')} that weights do not tell from others" if self.ties else ""
         scales, families = count(len(self.log_scales), "scale"), count(len(self.permutation), "family", "families")
         return f"canonical: {scales} balanced{flipped}, {families} sorted{tied}"
+
+
+def balanced(found: Symmetries, whose: str) -> Balance:
+    """The balance of a canonical form.
+
+    Raises:
+        EquivalenceError: if it was not reached.
+    """
+    balance = found.balance(tol=TOLERANCE, biases=True)
+    if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
+        raise EquivalenceError(f"the canonical form of {whose} was not reached: {balance.reason}.")
+    return balance
 
 
 @on_cpu()
@@ -108,19 +121,16 @@ def canonical_(
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
-    balance = found.balance(tol=TOLERANCE, biases=True)
-    if not balance.converged and balance.norm_after > 0:
-        raise EquivalenceError(f"the canonical form of {describe(model)} was not reached: {balance.reason}.")
-    log_scales, _ = settled(found, balance)
+    log_scales, _ = settled(found, balanced(found, describe(model)))
     if power_of_two:
         moving = [*found.scalings, *found.casts]
         log_scales = round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
     moves = Moves.of(graphs)
     if found.num_free:
         found.rescale_(log_scales)
-    balanced = real(forms(found))
-    flips = moves.canonical_signs(balanced)
-    order, ties = sorting(moves.group.layout, moves.flips.flipped(balanced, flips) if len(flips) else balanced)
+    weights = real(forms(found))
+    flips = moves.canonical_signs(weights)
+    order, ties = sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights)
     try:
         moves.apply_(found.model, flips, order)
     except BaseException:

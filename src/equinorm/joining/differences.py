@@ -100,7 +100,7 @@ def changes(
     for scaling, half, (one, other) in zip(scalings, tolerance.halves, forms, strict=True):
         if not one.numel():
             continue
-        apart = _relative(one, other)
+        apart = relative(one, other)
         mask = apart > tolerance.relative
         if half is not None and not one.is_complex():
             largest = torch.maximum(*(scaling.log_scales(z) for z in scales)).exp()
@@ -125,7 +125,7 @@ def beyond_rounding(one: Tensor, other: Tensor, dtype: torch.dtype, least: Tenso
     return torch.where(one == other, 0.0, (one - other).abs()) > ROUNDINGS * torch.finfo(dtype).eps / 2 * larger
 
 
-def _relative(a: Tensor, b: Tensor) -> Tensor:
+def relative(a: Tensor, b: Tensor) -> Tensor:
     """|a − b| of every entry, in parts of the largest in its channel."""
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
     rest = tuple(range(1, a.dim()))

@@ -14,6 +14,7 @@ from equinorm._memory import is_wrapped
 from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
+from equinorm.joining.canonical import balanced
 from equinorm.joining.differences import Change, Tolerance, changes
 from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import each, forms, real
@@ -279,11 +280,9 @@ class _Canonical(NamedTuple):
     def of(found: Symmetries, which: str) -> "_Canonical":
         """Those of the first or the second network."""
         try:
-            balance = found.balance(tol=1e-12, biases=True)
+            balance = balanced(found, f"the {which} network")
         except BalanceError as error:
             raise EquivalenceError(f"the {which} network has no canonical form: {error}") from error
-        if not balance.converged and balance.norm_after > 0:  # else all is dead, and fitted
-            raise EquivalenceError(f"the canonical form of the {which} network was not reached: {balance.reason}.")
         alone, dead = settled(found, balance)
         return _Canonical(balance.log_scales, alone, dead)
 

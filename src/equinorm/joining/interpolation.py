@@ -16,7 +16,7 @@ from equinorm._memory import storage_of
 from equinorm.joining.same_architecture import same_dtypes, same_parameters
 from equinorm.modules.choosing import tensors_of, unwrapped
 from equinorm.modules.copying import duplicate
-from equinorm.modules.running import once
+from equinorm.modules.running import in_mode, once
 
 
 def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Iterable[tuple | Tensor] | None = None) -> nn.Module:
@@ -109,8 +109,7 @@ def _moved_statistics(middle: nn.Module, theirs: Mapping[str, Tensor]) -> list[s
 def _measure_(model: nn.Module, data: Iterable[tuple | Tensor]) -> None:
     """Make running statistics those of these batches, all else in evaluation mode."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
-    with _modes_kept(model), _momenta_kept(norms), torch.no_grad():
-        model.eval()
+    with in_mode(model, False), _momenta_kept(norms), torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the mean over all batches
@@ -123,16 +122,6 @@ def _measure_(model: nn.Module, data: Iterable[tuple | Tensor]) -> None:
                     f"{describe(model)} does not run on batch {number} of data, {describe_inputs(batch, {})}: "
                     f"{type(error).__name__}: {error}. Give positional inputs alone, without labels."
                 ) from error
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.forms import Forms
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
-from equinorm.permuting.nearest import matching, nearest
+from equinorm.permuting.matching import matching
+from equinorm.permuting.nearest import nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 

@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import nn
 
+from equinorm._display import and_more
 from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._memory import is_sharded, place_of
 from equinorm._symmetries import Symmetries
@@ -22,10 +23,9 @@ def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (model_a, model_b)]
     apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
     if apart:
-        rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart[:8]]
-        more = f" and {len(apart) - 8} more" if len(apart) > 8 else ""
+        rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart]
         raise EquivalenceError(
-            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {'; '.join(rows)}{more}. "
+            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {and_more(rows, 8, '; ')}. "
             "Rescalings join networks of one architecture only."
         )
 

@@ -26,6 +26,11 @@ class Standing(NamedTuple):
     around: tuple[int, ...]
 
 
+def shapes_of(around: Mapping[Atom, Sequence[Atom]]) -> dict[Atom, tuple[int, ...]]:
+    """Of each atom the shape of its order: sizes of the atoms around it, then its own."""
+    return {atom: (*(other.size for other in outer), atom.size) for atom, outer in around.items()}
+
+
 class Arrangement:
     """Where every family stands in two sets of weights, and the moves of its channels.
 
@@ -38,7 +43,7 @@ class Arrangement:
     def __init__(self, sides: Sides, atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]) -> None:
         self.ours, self.theirs = sides.ours, [tensor.contiguous() for tensor in sides.theirs]
         self.around = dict(zip(atoms, around, strict=True))
-        self.shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in self.around.items()}
+        self.shapes = shapes_of(self.around)
         self.standings: dict[Atom, list[Standing]] = {atom: [] for atom in atoms}
         self.neighbours: dict[Atom, set[Atom]] = {atom: set() for atom in atoms}
         for piece in pieces(sides.axes, self.around):

@@ -4,15 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from equinorm._display import as_html, count, shortened
+from equinorm._display import EACH, SCREEN, as_html, count, shortened
 from equinorm._errors import describe
+from equinorm._scaling import by_operation
 from equinorm.permuting.families import AxisPin, ChannelFamily
-
-SCREEN = 24
-"""Most lines about families and pins that are shown instead of a summary."""
-
-_FAMILIES, _REASONS = 9, 9
-"""Most lines of a summary about each."""
 
 
 def channels(families: Sequence[ChannelFamily]) -> int:
@@ -28,9 +23,11 @@ def text(model: nn.Module, families: Sequence[ChannelFamily], pins: Sequence[Axi
         f"{f'{f.orders} × ' if f.within else ''}{f.size} channels of {f.name}, along {count(len(f.axes), 'axis', 'axes')}"
         for f in families
     ]
-    reasons = [f"{number} channels on {count(axes, 'axis', 'axes')} by {name}" for name, number, axes in _reasons(pins)]
-    lines = [_heading(model, families), *(f"  {line}" for line in shortened(rows, _FAMILIES, "families"))]
-    lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, _REASONS, "reasons"))]
+    reasons = [
+        f"{number} channels on {count(len(here), 'axis', 'axes')} by {name}" for name, number, here in by_operation(pins)
+    ]
+    lines = [_heading(model, families), *(f"  {line}" for line in shortened(rows, EACH, "families"))]
+    lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, EACH, "reasons"))]
     return "\n".join([*lines, "permutations.details() shows every axis and every pin."])
 
 
@@ -43,7 +40,7 @@ def details(model: nn.Module, families: Sequence[ChannelFamily], pins: Sequence[
 def markup(model: nn.Module, families: Sequence[ChannelFamily], pins: Sequence[AxisPin]) -> str:
     """A table for notebooks."""
     rows = [(f.name, f"{f.size:,}", f"{f.orders:,}", f"{len(f.axes):,}") for f in families]
-    reasons = [(name, f"{number:,}", f"{axes:,}") for name, number, axes in _reasons(pins)]
+    reasons = [(name, f"{number:,}", f"{len(here):,}") for name, number, here in by_operation(pins)]
     facts = [("channels that can be permuted", f"{channels(families):,} in {count(len(rows), 'family', 'families')}")]
     return as_html(
         f"Permutations of {describe(model)}",
@@ -56,13 +53,3 @@ def markup(model: nn.Module, families: Sequence[ChannelFamily], pins: Sequence[A
 def _heading(model: nn.Module, families: Sequence[ChannelFamily]) -> str:
     number = count(len(families), "family", "families")
     return f"{describe(model)}: {channels(families)} channels in {number} can be permuted"
-
-
-def _reasons(pins: Sequence[AxisPin]) -> list[tuple[str, int, int]]:
-    """Each operation that pins, with channels and axes; most channels first."""
-    found: dict[str, tuple[int, int]] = {}
-    for pin in pins:
-        name = pin.reason.operation + (f" ({pin.reason.detail})" if pin.reason.detail else "")
-        number, axes = found.get(name, (0, 0))
-        found[name] = number + pin.channels, axes + 1
-    return sorted(((name, *numbers) for name, numbers in found.items()), key=lambda row: -row[1])

@@ -15,9 +15,9 @@ from equinorm.discovery.left_out import LEFT_OUT, left_out
 from equinorm.discovery.resolve import UNUSED
 from equinorm.discovery.values import Constant, Source
 from equinorm.permuting.atoms import Axis, fresh, pin
-from equinorm.permuting.book import Book
 from equinorm.permuting.dependence import Dependence
 from equinorm.permuting.interpreter import Interpreter
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import pieces
 from equinorm.permuting.own_orders import settle
 from equinorm.permuting.trail import Trail
@@ -45,7 +45,7 @@ def discover(graphs: Graphs) -> AxisDiscovery:
         ExportError: if the model cannot be exported.
     """
     started, exporting = time.perf_counter(), 0.0
-    book = Book()
+    book = LawBook()
     exports: list[Exported] = []
     interpreters: list[Interpreter] = []
     laid: dict[Source, Laid] = {}
@@ -78,7 +78,7 @@ def discover(graphs: Graphs) -> AxisDiscovery:
     return AxisDiscovery(exports[0].sources, axes, dependence, seconds, (exports[graphs.own].program, interpreters[graphs.own]))
 
 
-def _pin_left_out(book: Book, laid: Mapping[Source, Laid], masks_of: Mapping[Source, Sequence[Tensor]]) -> None:
+def _pin_left_out(book: LawBook, laid: Mapping[Source, Laid], masks_of: Mapping[Source, Sequence[Tensor]]) -> None:
     """Entries that no operation reads stay where they are; the masks tell them, along each axis of a tensor."""
     for source, masks in masks_of.items():
         for axis, mask in enumerate(masks):

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from equinorm.discovery.graph.nodes import bind, operator_name
 from equinorm.permuting.atoms import atoms
-from equinorm.permuting.equal_entries import ENTRYWISE, MOVED, PRODUCTS, chosen_along
+from equinorm.permuting.equal_entries import DEEPEST, ENTRYWISE, MOVED, PRODUCTS, chosen_along
 from equinorm.permuting.trail import Atoms, Trail
 from equinorm.permuting.values import Laid
 
@@ -28,8 +28,6 @@ _OF_BATCHES = "batch_norm native_batch_norm group_norm native_group_norm instanc
 _BINARY = "add sub rsub mul div"
 
 _CARRIED = f"{ENTRYWISE} {MOVED} expand clamp clamp_min clamp_max pow relu"
-
-_DEEPEST = 200
 
 
 def made_from(chosen: fx.Node, trail: Trail) -> list[Laid]:
@@ -75,7 +73,7 @@ class _Scores:
             node = self.trail.back(node.all_input_nodes[0])
         if (node, summed) not in self.known:
             self.known[node, summed] = False  # until it is known
-            self.known[node, summed] = depth < _DEEPEST and self._are_equal(node, summed, depth)
+            self.known[node, summed] = depth < DEEPEST and self._are_equal(node, summed, depth)
         return self.known[node, summed]
 
     def _are_equal(self, node: fx.Node, summed: Atoms, depth: int) -> bool:
@@ -130,7 +128,7 @@ class _Scores:
     def _roots(self, node: fx.Node, reduced: str) -> Iterator[int]:
         """Numbers of what a value is made from by operations on single entries, and by sums if these are named."""
         names = {*f"{_CARRIED} {reduced}".split()}
-        for _ in range(_DEEPEST):
+        for _ in range(DEEPEST):
             node = self.trail.back(node)
             yield self.trail.numbers.of(node)
             if operator_name(node).removesuffix("_") not in names:

@@ -38,7 +38,7 @@ _COPIED = f"{MOVED} expand"
 _CAME_FIRST = "tells which of equal entries came first"
 _MASKED = "may choose among masked entries, which are equal"
 
-_DEEPEST = 200
+DEEPEST = 200
 """Operations that are followed back from a choice."""
 
 
@@ -84,7 +84,7 @@ class _Choice:
             depth: of operations between.
         """
         node, value = self.trail.back(node), node.meta.get("val")
-        if depth > _DEEPEST or not isinstance(value, Tensor) or not value.is_floating_point():
+        if depth > DEEPEST or not isinstance(value, Tensor) or not value.is_floating_point():
             return _CAME_FIRST
         if node.op == "placeholder":
             return None if node.name in self.trail.parameters else _CAME_FIRST

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from equinorm._scaling import Reason
+from equinorm._scaling import Pin
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class ChannelFamily:
 
 
 @dataclass(frozen=True, slots=True)
-class AxisPin:
+class AxisPin(Pin):
     """Entries of one axis that cannot be permuted.
 
     Attributes:
@@ -82,11 +82,6 @@ class AxisPin:
         channels: how many.
         reason: the operation and source line that says so.
     """
-
-    tensor: str
-    axis: int
-    channels: int
-    reason: Reason
 
     def __str__(self) -> str:
         return f"{self.tensor}[{self.axis}]: {self.channels} channels by {self.reason}"

@@ -10,14 +10,23 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from equinorm.discovery.graph.aliasing import GraphAliases, written
-from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static, operator_name, subgraph
+from equinorm.discovery.graph.nodes import (
+    bind,
+    fill_value,
+    is_computable,
+    is_static,
+    mapped,
+    operator_name,
+    results_of,
+    subgraph,
+)
 from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
-from equinorm.permuting.book import Book
 from equinorm.permuting.equal_by_nature import WHY, made_from
 from equinorm.permuting.equal_entries import why_equal
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
@@ -51,7 +60,7 @@ class Interpreter:
         trail: where values come from, in all graphs.
     """
 
-    def __init__(self, aliases: GraphAliases, book: Book, unsteady: frozenset[fx.Node], trail: Trail) -> None:
+    def __init__(self, aliases: GraphAliases, book: LawBook, unsteady: frozenset[fx.Node], trail: Trail) -> None:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
         self.sizes, self.values, self.trail = Sizes(), dict[fx.Node, Any](), trail
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
@@ -147,7 +156,7 @@ class Interpreter:
         numbers = [value.number if isinstance(value, Laid) else None for value in tensors]
         if all(number is not None for number in numbers) and is_computable(node):
             with torch.no_grad():
-                return self._constants(target(*map(_number, args), **{name: _number(value) for name, value in kwargs.items()}))
+                return self._constants(target(*mapped(args, _number), **mapped(kwargs, _number)))
         result: Any = self.sizes.known(node.meta.get("val"))
         fill = fill_value(node)
         if fill is not None:
@@ -157,7 +166,7 @@ class Interpreter:
             return Laid(tuple(map(self.book.free, result.shape)))
         if name in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
-        if is_static(result) and all(not part.numel() for part in _parts(result)):
+        if is_static(result) and all(not part.numel() for part in results_of(result)):
             return pinned(result, self.book.because("has no entries"))
         law = find(target)
         if law is None or not is_static(result) or not _is_plain(result, tensors, name):
@@ -176,12 +185,12 @@ class Interpreter:
             if parts is not None:
                 return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
         if law not in ON_STACKS:
-            call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
+            call = _of_wholes(self.book, call)
         return law(self.book, call)
 
     def _of_names(self, found: Law, call: Call, tensors: list[Laid | Stacked]) -> Any:
         """What an operation makes of values that name places along an axis."""
-        call = Call(call.operator, _wholes(self.book, call.arguments), call.result)
+        call = _of_wholes(self.book, call)
         if key(call.operator) in _CARRIERS.split() and len(tensors) == 1 and call.result.dtype in (torch.int32, torch.int64):
             return replace(found(self.book, call), names=call.input.names)
         indices = flat([call.get(name) for name in ON_NAMES.get(found, ())])
@@ -222,30 +231,23 @@ def _is_symbolic(arguments: Any) -> bool:
 def _fits(value: Any, result: Any) -> bool:
     """Does a value, or each of several, have the shape that the exporter saw? One that is made when asked for may not."""
     if isinstance(value, (list, tuple)):
-        return len(value) == len(_parts(result)) and all(map(_fits, value, _parts(result)))
+        return len(value) == len(results_of(result)) and all(map(_fits, value, results_of(result)))
     return callable(value) or tuple(value.shape) == tuple(result.shape)
-
-
-def _parts(result: Any) -> list[Any]:
-    return list(result) if isinstance(result, (list, tuple)) else [result]
 
 
 def _is_plain(result: Any, tensors: list[Laid | Stacked], name: str) -> bool:
     """Are there entries in everything? Tensors that are joined may have none."""
-    return all(0 not in part.shape for part in (*_parts(result), *(tensors if name != "cat" else ())))
+    return all(0 not in part.shape for part in (*results_of(result), *(tensors if name != "cat" else ())))
 
 
-def _wholes(book: Book, argument: Any) -> Any:
-    """Arguments with every stack as one value."""
-    if isinstance(argument, Stacked):
-        return book.whole(argument)
-    if isinstance(argument, dict):
-        return {name: _wholes(book, value) for name, value in argument.items()}
-    return type(argument)(_wholes(book, item) for item in argument) if isinstance(argument, (list, tuple)) else argument
+def _of_wholes(book: LawBook, call: Call) -> Call:
+    """The same with every stack as one value."""
+
+    def whole(argument: Any) -> Any:
+        return book.whole(argument) if isinstance(argument, Stacked) else argument
+
+    return replace(call, arguments=mapped(call.arguments, whole))
 
 
 def _number(argument: Any) -> Any:
-    """An argument with constants replaced by their numbers, in lists too."""
-    if isinstance(argument, Laid):
-        return argument.number
-    return type(argument)(_number(item) for item in argument) if isinstance(argument, (list, tuple)) else argument
+    return argument.number if isinstance(argument, Laid) else argument

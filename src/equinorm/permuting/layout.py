@@ -10,7 +10,6 @@ from torch import Tensor
 from equinorm._errors import PermutationError
 from equinorm.discovery.values import Source
 from equinorm.permuting.atoms import Atom, Axis
-from equinorm.permuting.checks import checked
 from equinorm.permuting.families import ChannelFamily, PermutationSpec
 from equinorm.permuting.reading import Order, places
 from equinorm.permuting.writing import Reordering
@@ -54,7 +53,7 @@ class Layout:
         for family, atom, around, order in zip(self.families, self.atoms, self.around, self._given(permutation), strict=True):
             if order is None:
                 continue
-            order = checked(family, order)
+            order = _checked(family, order)
             if bool((order != torch.arange(family.size)).any()):
                 found[atom] = Order(around, order)
         return found
@@ -95,3 +94,15 @@ class Layout:
             found = [moved.get((source.names[0], axis), []) for axis in range(len(source.shape))]
             backward[source.names[0]] = tuple(own[0] if len(own) == 1 else tuple(own) or None for own in found)
         return PermutationSpec(forward, backward)
+
+
+def _checked(family: ChannelFamily, order: Any) -> Tensor:
+    """An order of a family's channels."""
+    shape = tuple(getattr(order, "shape", ()))
+    if not isinstance(order, Tensor) or order.dtype != torch.int64 or shape != family.shape or order.is_meta:
+        kind = f"{order.dtype} of shape {shape}" if isinstance(order, Tensor) else type(order).__name__
+        raise PermutationError(f"the order of {family.name} must be an int64 tensor of shape {family.shape}, not {kind}.")
+    order = order.cpu()
+    if not bool((order.sort(-1).values == torch.arange(family.size)).all()):
+        raise PermutationError(f"the order of {family.name} must hold each of its channels 0 to {family.size - 1} once.")
+    return order

@@ -11,7 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from equinorm.permuting.atoms import Atom, Axis
+from equinorm.permuting.arrangement import shapes_of
+from equinorm.permuting.atoms import Atom
+from equinorm.permuting.layout import Layout
 from equinorm.permuting.pieces import Piece, pieces
 
 FEATURES, ROUNDS = 6, 5
@@ -22,6 +24,8 @@ TIE = 1e-9
 
 _LETTERS = "abcdefghijklmnopqrstuvwxy"
 """Of the axes of a piece; z counts features."""
+
+Tensors = Mapping[str, Tensor]
 
 Shapes = Mapping[Atom, tuple[int, ...]]
 """Of each free atom: sizes of the atoms around it, then its own."""
@@ -116,54 +120,40 @@ def paired(distances: Tensor) -> Tensor:
     return order
 
 
-def match(
-    ours: Sequence[Tensor],
-    theirs: Sequence[Tensor],
-    axes: Sequence[Sequence[Axis]],
-    atoms: Sequence[Atom],
-    around: Sequence[tuple[Atom, ...]],
-) -> tuple[Tensor, ...]:
-    """For each atom the order of our channels that comes nearest to theirs.
+def matching(layout: Layout, ours: Tensors, theirs: Tensors) -> dict[str, Tensor]:
+    """The permutation that brings weights by name nearest to others, by fingerprints of channels: exact for copies.
 
-    Args:
-        ours: tensors of one network.
-        theirs: of the other.
-        axes: of each tensor, in parts.
-        atoms: that may be permuted.
-        around: for each, those at each place of which its order may be another one.
+    Returns an order of our channels for each family, by its name.
     """
-    places, shapes, parts = _laid_out(axes, atoms, around)
-    one, other = (fingerprints(side, parts, places, shapes) for side in (ours, theirs))
-    return _chosen(places, shapes, lambda atom, origin, place: paired(torch.cdist(other[atom][place], one[atom][origin])))
+    around, shapes, parts = _laid_out(layout)
+    one, other = (fingerprints(_in_turn(layout, tensors), parts, around, shapes) for tensors in (ours, theirs))
+    orders = _chosen(around, shapes, lambda atom, origin, place: paired(torch.cdist(other[atom][place], one[atom][origin])))
+    return layout.by_name(orders)
 
 
-def in_order(
-    tensors: Sequence[Tensor], axes: Sequence[Sequence[Axis]], atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]
-) -> tuple[tuple[Tensor, ...], int]:
-    """For each atom the order of its channels by their fingerprints, and how many have that of another one.
+def sorting(layout: Layout, tensors: Tensors) -> tuple[dict[str, Tensor], int]:
+    """The permutation that sorts every family by fingerprints of its channels, as in `equinorm.canonical`.
 
-    Args:
-        tensors: of one network.
-        axes: of each tensor, in parts.
-        atoms: that may be permuted.
-        around: for each, those at each place of which its order may be another one.
+    Returns an order for each family, by its name, and how many channels have the fingerprint of another one.
     """
-    places, shapes, parts = _laid_out(axes, atoms, around)
-    found = fingerprints(tensors, parts, places, shapes)
+    around, shapes, parts = _laid_out(layout)
+    found = fingerprints(_in_turn(layout, tensors), parts, around, shapes)
     ties = 0
     for colours in found.values():
         firsts = colours[..., 0].sort(-1).values
         ties += int((firsts.diff(dim=-1) < TIE).sum())
-    return _chosen(places, shapes, lambda atom, origin, _: found[atom][origin][:, 0].argsort(stable=True)), ties
+    orders = _chosen(around, shapes, lambda atom, origin, _: found[atom][origin][:, 0].argsort(stable=True))
+    return layout.by_name(orders), ties
 
 
-def _laid_out(
-    axes: Sequence[Sequence[Axis]], atoms: Sequence[Atom], around: Sequence[tuple[Atom, ...]]
-) -> tuple[dict[Atom, tuple[Atom, ...]], dict[Atom, tuple[int, ...]], list[Piece]]:
+def _in_turn(layout: Layout, tensors: Tensors) -> list[Tensor]:
+    return [tensors[name].detach().cpu() for name in layout.names]
+
+
+def _laid_out(layout: Layout) -> tuple[dict[Atom, tuple[Atom, ...]], dict[Atom, tuple[int, ...]], list[Piece]]:
     """The atoms around each, shapes of their orders, and the pieces in which they stand."""
-    places = dict(zip(atoms, around, strict=True))
-    shapes = {atom: (*(other.size for other in outer), atom.size) for atom, outer in places.items()}
-    return places, shapes, pieces(axes, places)
+    around = dict(zip(layout.atoms, layout.around, strict=True))
+    return around, shapes_of(around), pieces([*layout.axes.values()], around)
 
 
 _Place = tuple[int, ...]

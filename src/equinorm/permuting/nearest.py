@@ -1,34 +1,11 @@
-"""The permutation that brings weights near to others, or into an order of their own."""
-
-from collections.abc import Mapping
+"""The permutation that brings weights near to others."""
 
 from torch import Tensor
 
 from equinorm.permuting.arrangement import Sides
 from equinorm.permuting.assignment import fixed_point
 from equinorm.permuting.layout import Layout
-from equinorm.permuting.matching import in_order, match
-
-Tensors = Mapping[str, Tensor]
-
-
-def matching(layout: Layout, ours: Tensors, theirs: Tensors) -> dict[str, Tensor]:
-    """The permutation that brings weights by name nearest to others, by fingerprints of channels: exact for copies.
-
-    Returns an order of our channels for each family, by its name.
-    """
-    one, other = ([tensors[name].detach().cpu() for name in layout.names] for tensors in (ours, theirs))
-    return layout.by_name(match(one, other, [*layout.axes.values()], layout.atoms, layout.around))
-
-
-def sorting(layout: Layout, tensors: Tensors) -> tuple[dict[str, Tensor], int]:
-    """The permutation that sorts every family by fingerprints of its channels, as in `equinorm.canonical`.
-
-    Returns an order for each family, by its name, and how many channels have the fingerprint of another one.
-    """
-    given = [tensors[name].detach().cpu() for name in layout.names]
-    orders, ties = in_order(given, [*layout.axes.values()], layout.atoms, layout.around)
-    return layout.by_name(orders), ties
+from equinorm.permuting.matching import Tensors
 
 
 def nearest(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe_inputs
-from equinorm.discovery.graph.nodes import bind
-from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of, results_of
+from equinorm.discovery.graph.nodes import bind, results_of
+from equinorm.discovery.rule_trials import MOST, TOLERANCE, RuleTrials, WrongRuleError, checked_samples, overload_of
 from equinorm.discovery.rules import qualified
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.atoms import Axis
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import LAWS, Call, find
 from equinorm.permuting.values import Laid, pinned
 
@@ -96,7 +96,7 @@ def register_axes(operator: Any, equation: str, samples: Iterable[Sequence[Any]]
         _check(overload, letters, {key: _redrawn(value, generator, overload) for key, value in shown[-1].items()})
     trials = RuleTrials((Laid,), shown)
 
-    def law(book: Book, call: Call) -> Any:
+    def law(book: LawBook, call: Call) -> Any:
         tensors = _tensors(call.arguments)
         if not trials.hold(call.arguments, lambda: _try(overload, letters, call)):
             book.pin(list(tensors.values()), "its law could not be confirmed for these arguments")
@@ -106,7 +106,7 @@ def register_axes(operator: Any, equation: str, samples: Iterable[Sequence[Any]]
     LAWS[name] = law
 
 
-def _laid(book: Book, letters: _Letters | None, tensors: Sequence[Laid], result: Any) -> Any:
+def _laid(book: LawBook, letters: _Letters | None, tensors: Sequence[Laid], result: Any) -> Any:
     """Axes of the results."""
     if letters is None:
         joined = Laid(book.join(*tensors))

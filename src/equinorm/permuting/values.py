@@ -34,6 +34,11 @@ class Laid:
         """Sizes of its axes."""
         return tuple(map(size_of, self.axes))
 
+    def with_axis(self, place: int, *axes: Axis) -> "Laid":
+        """Its axes with these in the place of one."""
+        place %= len(self.axes)
+        return Laid((*self.axes[:place], *axes, *self.axes[place + 1 :]))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stacked:

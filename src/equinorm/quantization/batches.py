@@ -16,6 +16,11 @@ Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
 
 
+def floats_in(result: Any) -> list[Tensor]:
+    """The tensors of floating-point numbers in what a network returns."""
+    return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
+
+
 def rows(batch: Batch) -> int:
     """Size of the first axis that all tensors of a batch share; 1 if there is none."""
     sizes = {value.shape[0] if value.dim() else 0 for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)}

@@ -84,7 +84,7 @@ def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, bia
     given: dict[str, tuple[Any, nn.Parameter]] = {}
     for weight, bias in biases.items():
         module: Any = model.get_submodule(bias.rpartition(".")[0])
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None:
+        if _lacks_bias(module):
             size = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             given[weight] = module, nn.Parameter(module.weight.new_zeros(size), requires_grad=False)
     unread: list[str] = []
@@ -115,8 +115,7 @@ def _bias(model: nn.Module, values: InnerValues, point: Point) -> tuple[str, str
     biases = {_added(values, use, point) for use in uses}
     if biases == {None}:
         module: Any = model.get_submodule(point.module)
-        can_have_one = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None
-        return (f"{point.module}.bias".lstrip("."), "") if can_have_one else ("", "it has no bias of its own")
+        return (f"{point.module}.bias".lstrip("."), "") if _lacks_bias(module) else ("", "it has no bias of its own")
     bias, *others = biases
     if others or not bias:
         return "", "its bias is computed, or another in each call"
@@ -124,6 +123,11 @@ def _bias(model: nn.Module, values: InnerValues, point: Point) -> tuple[str, str
     if held[model.get_parameter(bias).data_ptr()] > 1 or any(use.name not in own for use in values.uses(bias)):
         return "", "its bias is shared"
     return bias, ""
+
+
+def _lacks_bias(module: nn.Module) -> bool:
+    """Has a module none that could have one?"""
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is None
 
 
 def _added(values: InnerValues, use: InnerValue, point: Point) -> str | None:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import as_html, by_reason, count, drawing, plain
+from equinorm._display import and_more, as_html, by_reason, count, drawing, plain
 from equinorm._errors import describe
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
@@ -212,7 +212,6 @@ class Equalization:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON holds it: all but the model and the data; numbers that are not finite are strings."""
-        tensors = [{"name": t.name, "kind": t.kind, "before": t.before, "after": t.after} for t in self.tensors]
         further = {
             "left": dict(self.left),
             "log_scales": self.log_scales.tolist(),
@@ -220,7 +219,7 @@ class Equalization:
             "seconds": dict(self.seconds),
         }
         record = {name: getattr(self, name) for name in _RECORDED}
-        return plain({"scheme": str(self.scheme), **record, "tensors": tensors, **further})
+        return plain({"scheme": str(self.scheme), **record, "tensors": [asdict(tensor) for tensor in self.tensors], **further})
 
     def __str__(self) -> str:
         return (
@@ -240,4 +239,4 @@ def _change(before: float, after: float) -> str:
 
 def _left(left: Mapping[str, str]) -> str:
     """Why sums stay in float, and how many for each reason."""
-    return "; ".join(f"{first}{f' and {len(more)} more' if more else ''}: {why}" for why, (first, *more) in by_reason(left))
+    return "; ".join(f"{and_more(names, 1)}: {why}" for why, names in by_reason(left))

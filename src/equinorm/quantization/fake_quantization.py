@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from equinorm._scaling import Scaling
-from equinorm.quantization.batches import Batch, rows, run_undisturbed
+from equinorm.quantization.batches import Batch, floats_in, rows, run_undisturbed
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
@@ -187,8 +186,7 @@ def outputs(
     model: nn.Module, batch: Batch, handle: Callable[[LayerCall], Tensor], add: Callable[[ActivationSum], Tensor] | None = None
 ) -> list[Tensor]:
     """Floating-point outputs of a network, its linear maps handed to a function, and its sums to another if there is one."""
-    result = run_undisturbed(model, *batch, CallWatch(model, handle, add))
-    return [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
+    return floats_in(run_undisturbed(model, *batch, CallWatch(model, handle, add)))
 
 
 def decibels(signal: float, noise: float) -> float:

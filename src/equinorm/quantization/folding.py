@@ -161,13 +161,14 @@ class _Graph:
             raise LeftError(f"{value.operator} stands beside it, not a layer")
         if not isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
             raise LeftError(f"{value.name} beside it is no module")
-        name = self.names[id(layer)]
+        name, parameters = self.names[id(layer)], dict(self.model.named_parameters(remove_duplicate=False))
         for tensor in ("weight", "bias"):
             if (read := value.reads.get(tensor)) is None:
                 continue
-            if self.values[read].tensor == "" or getattr(layer, tensor) is not _parameter(self.model, self.values[read].tensor):
+            stored = self.values[read].tensor
+            if stored == "" or getattr(layer, tensor) is not parameters.get(stored):
                 raise LeftError(f"the {tensor} of {name} is computed or shared")
-            if len(self.values.uses(self.values[read].tensor)) != 1:
+            if len(self.values.uses(stored)) != 1:
                 raise LeftError(f"{name} is used more than once")
         return layer
 
@@ -176,10 +177,6 @@ def _behind_it(norm: BatchNorm) -> list[tuple[str, nn.Module]] | None:
     """Names and modules of what a normalization runs on its result; None if that is not known."""
     names = ACTING.get(f"{type(norm).__module__}.{type(norm).__qualname__}")
     return None if names is None else [(name, getattr(norm, name)) for name in names]
-
-
-def _parameter(model: nn.Module, name: str) -> nn.Parameter | None:
-    return dict(model.named_parameters(remove_duplicate=False)).get(name)
 
 
 def _is_unpadded(layer: Layer) -> bool:

@@ -68,7 +68,8 @@ def _freed(
     freed: dict[str, int] = {}
     left: dict[str, str] = {}
     for name, (parent, key, module) in places.items():
-        calls = [value for value in found.values if _is_of(value, model, stand_ins[name])]
+        relus = [value for value in found.values if value.operator == "aten.relu"]
+        calls = [value for value in relus if module_at(model, value) is stand_ins[name]]
         shapes = {shape for value in calls if (shape := varying(value)) is not None}
         is_reread = bool(module.inplace) and any(_is_reread(value, found.values) for value in calls)
         why = _why_left(module, calls, shapes, is_reread)
@@ -169,10 +170,6 @@ def module_at(model: nn.Module, value: InnerValue) -> nn.Module | None:
 def has_hooks(module: nn.Module) -> bool:
     """Does anything run before or after it?"""
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _is_of(value: InnerValue, model: nn.Module, module: nn.Module) -> bool:
-    return value.operator == "aten.relu" and module_at(model, value) is module
 
 
 def _is_reread(call: InnerValue, values: InnerValues) -> bool:

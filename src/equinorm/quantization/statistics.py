@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from equinorm._errors import EqualizeError, describe
 from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed
-from equinorm.quantization.batches import Batch, rows, split_rows, watched
+from equinorm.quantization.batches import Batch, floats_in, rows, split_rows, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
@@ -122,7 +121,9 @@ def gather(
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
     found = Statistics()
-    size = max(map(rows, batches)) if takes_one_size(model) else _rows_a_part(batches)
+    size = max(math.ceil(sum(map(rows, batches)) / MOST_PARTS), 1)
+    if takes_one_size(model):
+        size = max(map(rows, batches))
     passes = [(number, part) for number, batch in enumerate(batches) for part in split_rows(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(passes):
@@ -140,10 +141,6 @@ def gather(
     if all(not bool(seen.any()) for seen in found.weights.values()):
         raise EqualizeError(f"no output of {describe(model)} depends on its weights on the calibration data.")
     return found
-
-
-def _rows_a_part(batches: Sequence[Batch]) -> int:
-    return max(math.ceil(sum(map(rows, batches)) / MOST_PARTS), 1)
 
 
 class _Pass:
@@ -189,7 +186,7 @@ class _Pass:
     def _forward(self, part: Batch) -> list[Tensor]:
         sums = self._sum if any(isinstance(p, Operand) for p in self.points.values()) else None
         result = watched(self.model, part, self.number, CallWatch(self.model, self._note, sums))
-        outputs = [value for value in pytree.tree_leaves(result) if isinstance(value, Tensor) and value.is_floating_point()]
+        outputs = floats_in(result)
         if not all(bool(output.isfinite().all()) for output in outputs):
             raise EqualizeError(f"{describe(self.model)} returns NaN or inf on calibration batch {self.number}.")
         return outputs

@@ -2,18 +2,17 @@
 
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import pyplot
 
-from equinorm._errors import EquinormError, describe
+from equinorm._errors import describe
 from equinorm._memory import is_sharded
 from equinorm._scaling import Scaling
 from equinorm.balancing.balance import Balance
 from equinorm.reporting import pictures
-from equinorm.reporting.files import check_target, write_atomically
+from equinorm.reporting.axes import two_axes
+from equinorm.reporting.files import write_report
 from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.style import STYLE
 from equinorm.reporting.words import solution
@@ -23,13 +22,8 @@ def plot(balance: Balance, axes: Any = None) -> Any:
     """See `Balance.plot`."""
     record = _balanced(balance)
     with matplotlib.rc_context(STYLE):
-        if axes is None:
-            height = min(max(3.2, 1.3 + 0.3 * len(record.energies)), 9.0)
-            _, axes = pyplot.subplots(1, 2, figsize=(10, height), layout="constrained")
-        try:
-            left, right = axes
-        except (TypeError, ValueError) as error:
-            raise EquinormError(f"axes must be two of matplotlib's, not {type(axes).__name__}.") from error
+        axes = two_axes(axes, min(max(3.2, 1.3 + 0.3 * len(record.energies)), 9.0))
+        left, right = axes
         if not balance.energies:
             left.text(0.0, 1.0, balance.reason, va="top", wrap=True, transform=left.transAxes)
             left.set_axis_off()
@@ -43,12 +37,7 @@ def plot(balance: Balance, axes: Any = None) -> Any:
 
 def report(balance: Balance, path: str | os.PathLike[str]) -> None:
     """See `Balance.report`."""
-    target = Path(path)
-    check_target(target, (".html", ".png"), force=True)
-    record, weights = _balanced(balance), _weights(balance)
-    is_picture = target.suffix == ".png"
-    content = pictures.png(record, weights) if is_picture else pictures.page(record, weights).encode("utf-8")
-    write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
+    write_report(path, lambda target: pictures.draw(target, _balanced(balance), _weights(balance)))
 
 
 def _balanced(balance: Balance) -> Balanced:

@@ -8,13 +8,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from equinorm._errors import EquinormError, describe
+from equinorm._errors import describe
 from equinorm.quantization.equalization import ChannelRanges, Equalization
-from equinorm.reporting.files import check_target, write_atomically
+from equinorm.reporting.axes import two_axes
+from equinorm.reporting.files import write_report
 from equinorm.reporting.pages import Part, page
 from equinorm.reporting.pictures import BARS, before_and_after
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, STYLE, render
@@ -26,12 +26,8 @@ _PICTURED = 4
 def plot(found: Equalization, axes: Any = None) -> Any:
     """See `Equalization.plot`."""
     with matplotlib.rc_context(STYLE):
-        if axes is None:
-            _, axes = pyplot.subplots(1, 2, figsize=(10, _height(found)), layout="constrained")
-        try:
-            left, right = axes
-        except (TypeError, ValueError) as error:
-            raise EquinormError(f"axes must be two of matplotlib's, not {type(axes).__name__}.") from error
+        axes = two_axes(axes, _height(found))
+        left, right = axes
         _noise(left, found)
         _ranges(right, found.channel_ranges()[:1])
     return axes
@@ -39,10 +35,7 @@ def plot(found: Equalization, axes: Any = None) -> Any:
 
 def report(found: Equalization, path: str | os.PathLike[str]) -> None:
     """See `Equalization.report`."""
-    target = Path(path)
-    check_target(target, (".html", ".png"), force=True)
-    content = draw(target, found)
-    write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
+    write_report(path, lambda target: draw(target, found))
 
 
 def draw(path: Path, found: Equalization) -> bytes:

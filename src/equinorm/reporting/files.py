@@ -89,3 +89,15 @@ def _mode(target: Path) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def write_report(path: str | os.PathLike[str], draw: Callable[[Path], bytes]) -> None:
+    """Draw a page or a picture, as a path's suffix says, and write it.
+
+    Raises:
+        OutputError: if the path is none of these, or cannot be written.
+    """
+    target = Path(path)
+    check_target(target, (".html", ".png"), force=True)
+    content = draw(target)
+    write_atomically([(target, lambda file: file.write_bytes(content))], force=True)

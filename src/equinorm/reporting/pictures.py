@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -20,8 +21,6 @@ from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, GREY, STYLE, render
 from equinorm.reporting.words import energy_name, number
 
-TITLE = "Balance report"
-
 _PIXELS = 192
 """Larger matrices are pictured by the rms of blocks."""
 
@@ -29,7 +28,12 @@ BARS = 28
 """More tensors than this are drawn as lines over their position."""
 
 
-def png(record: Balanced, weights: Sequence[Weights]) -> bytes:
+def draw(path: Path, record: Balanced, weights: Sequence[Weights]) -> bytes:
+    """The report in the format that a path's suffix names."""
+    return _png(record, weights) if path.suffix == ".png" else _page(record, weights).encode()
+
+
+def _png(record: Balanced, weights: Sequence[Weights]) -> bytes:
     """The whole report as one picture."""
     with matplotlib.rc_context(STYLE):
         parts = _parts(record, weights)
@@ -44,7 +48,7 @@ def png(record: Balanced, weights: Sequence[Weights]) -> bytes:
         return render(figure)
 
 
-def page(record: Balanced, weights: Sequence[Weights], title: str = TITLE) -> str:
+def _page(record: Balanced, weights: Sequence[Weights]) -> str:
     """The whole report as one HTML page."""
     rows = "".join(
         f"<tr><td>{html.escape(row.name)}</td><td>{number(row.before)}</td><td>{number(row.after)}</td></tr>"
@@ -56,7 +60,7 @@ def page(record: Balanced, weights: Sequence[Weights], title: str = TITLE) -> st
         f"<th>before</th><th>after</th></tr></thead><tbody>{rows}</tbody><tfoot><tr><td>{total}</td>"
         f"<td>{number(record.totals[0])}</td><td>{number(record.totals[1])}</td></tr></tfoot></table></section>"
     )
-    return pages.page(title, record.facts, _parts(record, weights), table if record.energies else "")
+    return pages.page("Balance report", record.facts, _parts(record, weights), table if record.energies else "")
 
 
 def _parts(record: Balanced, weights: Sequence[Weights]) -> list[Part]:

@@ -4,16 +4,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from equinorm._display import as_html, count, percent, shortened
+from equinorm._display import EACH, SCREEN, as_html, count, percent, shortened
 from equinorm._errors import describe
+from equinorm._scaling import Pin, by_operation
 from equinorm.rescaling.casts import described
 from equinorm.rescaling.orbit import Orbit
-
-SCREEN = 24
-"""Most lines about tensors, casts and pins that are shown instead of a summary."""
-
-_FAMILIES, _REASONS = 9, 9
-"""Most lines of a summary about each."""
 
 
 def text(orbit: Orbit) -> str:
@@ -47,11 +42,12 @@ def markup(orbit: Orbit) -> str:
     ]
     if orbit.casts:
         facts.append(("powers of two only", "; ".join(line.strip() for line in described(orbit.casts)[1:])))
+    reasons = [(name, f"{channels:,}", f"{len(pins):,}") for name, channels, pins in by_operation(orbit.pins)]
     return as_html(
         f"Symmetries of {describe(orbit.model)}",
         facts,
         (("free classes of", "number"), [(f"{f.tensor}[{f.axis}]", f"{len(f.ids):,}") for f in orbit.families], "families"),
-        (("pinned by", "channels", "axes"), [(name, f"{n:,}", f"{axes:,}") for name, n, axes, _ in _reasons(orbit)], "reasons"),
+        (("pinned by", "channels", "axes"), reasons, "reasons"),
     )
 
 
@@ -68,26 +64,18 @@ def _summary(orbit: Orbit) -> str:
         f"{count(len(family.ids), 'class', 'classes')} from {family.tensor}[{family.axis}]" for family in orbit.families
     ]
     reasons = [
-        f"{count(channels, 'channel', 'channels')} on {count(axes, 'axis', 'axes')} by {name}, as {example}"
-        for name, channels, axes, example in _reasons(orbit)
+        f"{count(channels, 'channel')} on {count(len(pins), 'axis', 'axes')} by {name}, as {_example(pins[0])}"
+        for name, channels, pins in by_operation(orbit.pins)
     ]
-    lines = [_heading(orbit), *(f"  {line}" for line in shortened(families, _FAMILIES, "families"))]
+    lines = [_heading(orbit), *(f"  {line}" for line in shortened(families, EACH, "families"))]
     lines += described(orbit.casts)
     if reasons:
-        lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, _REASONS, "reasons"))]
+        lines += ["pinned:", *(f"  {line}" for line in shortened(reasons, EACH, "reasons"))]
     return "\n".join([*lines, "symmetries.details() shows every tensor and every pin."])
 
 
-def _reasons(orbit: Orbit) -> list[tuple[str, int, int, str]]:
-    """Each operation that pins: its name and law, channels and axes that it pins, and one of these; most channels first."""
-    found: dict[str, tuple[int, int, str]] = {}
-    for pin in orbit.pins:
-        reason = pin.reason
-        name = reason.operation + (f" ({reason.detail})" if reason.detail else "")
-        example = f"{pin.tensor}[{pin.axis}]" + (f" at {reason.source}" if reason.source else "")
-        channels, axes, first = found.get(name, (0, 0, example))
-        found[name] = channels + pin.channels, axes + 1, first
-    return sorted(((name, *rest) for name, rest in found.items()), key=lambda row: -row[1])
+def _example(pin: Pin) -> str:
+    return f"{pin.tensor}[{pin.axis}]" + (f" at {pin.reason.source}" if pin.reason.source else "")
 
 
 def _factor(exponent: float, ids: Tensor, place: Mapping[int, str]) -> str:

@@ -16,7 +16,7 @@ from equinorm.modules.running import on_cpu
 from equinorm.rescaling.casts import check as check_casts
 from equinorm.rescaling.factors import FactorTable
 from equinorm.rescaling.in_place import rescale_ as rescale_tensors_
-from equinorm.rescaling.kept import Kept
+from equinorm.rescaling.last_answers import LastAnswers
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -46,7 +46,7 @@ class Orbit:
     pins: tuple[Pin, ...] = field(repr=False)
     backward: tuple[str, ...] = field(repr=False, default=(), kw_only=True)
     casts: tuple[Cast, ...] = field(repr=False, default=(), kw_only=True)
-    kept: Kept = field(init=False, repr=False, default_factory=Kept)
+    kept: LastAnswers = field(init=False, repr=False, default_factory=LastAnswers)
     _guard: ModelGuard = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from equinorm._scaling import Cast, Scaling
 
 LN2 = math.log(2.0)
 
@@ -33,12 +34,7 @@ def is_power_of_two(log: Tensor) -> bool:
     return bool(are_powers_of_two(log).all())
 
 
-class _Moves(Protocol):
-    @property
-    def factors(self) -> tuple[tuple[float, Tensor], ...]: ...
-
-
-def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
+def unit_of_powers_of_two(scalings: Sequence[Scaling | Cast]) -> float:
     """Log-scales that are multiples of this scale every tensor entry by an integer power of two.
 
     Exponents in labels are rational; with m the least common multiple of their denominators it is m·ln 2.
@@ -47,7 +43,7 @@ def unit_of_powers_of_two(scalings: Sequence[_Moves]) -> float:
     return math.lcm(*denominators) * LN2
 
 
-def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[_Moves]) -> Tensor:
+def round_to_powers_of_two(log_scales: Tensor, scalings: Sequence[Scaling | Cast]) -> Tensor:
     """Round log-scales so that the scale of every tensor entry becomes an integer power of two."""
     return round_to_unit(log_scales, unit_of_powers_of_two(scalings))
 

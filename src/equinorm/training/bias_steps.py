@@ -29,7 +29,7 @@ from equinorm.rescaling.optimizer_laws import remembers, update_exponent
 
 def drift(network: NetworkLayout, norm: Norm, c: float) -> Tensor:
     """Log-scale of each class 0..num_free that the asymmetry alone gives to a network whose blocks all have energy 1."""
-    exponents = FamilyStructure([part for _, part in network.moving], len(network.families), norm).exponents
+    exponents = FamilyStructure([part.sides for _, part in network.moving], len(network.families), norm).exponents
     depth = torch.tensor([network.layouts[index].scaling.depth for index, _ in network.moving], dtype=torch.float64)
     exponents, depth = exponents[exponents.any(1)], depth[exponents.any(1)]
     scales = torch.zeros(network.num_free + 1, dtype=torch.float64)

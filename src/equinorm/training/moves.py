@@ -9,9 +9,9 @@ from equinorm._errors import RescaleError
 from equinorm._memory import has_memory, local, storage_of
 from equinorm.rescaling.flat_state import vectors
 from equinorm.rescaling.in_place import check_writable
+from equinorm.rescaling.mover import Move
 from equinorm.rescaling.optimizer_laws import Law, laws
 from equinorm.rescaling.optimizer_state import shift, state_of, unaveraged
-from equinorm.rescaling.recorded import Move
 from equinorm.sharding.boxes import box_of
 from equinorm.training.bindings import Bindings, Bound
 from equinorm.training.optimizers import SteppedTogether

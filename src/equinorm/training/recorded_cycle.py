@@ -63,7 +63,7 @@ class RecordedCycle:
         held, self._processes = parts.network(network), parts.processes
         self._blocks = [recorded(index, part, held, device) for index, part in held.moving]
         self._edges = edges_of(self._blocks, network.families)
-        structure = FamilyStructure([part for _, part in network.moving], len(network.families), norm)
+        structure = FamilyStructure([part.sides for _, part in network.moving], len(network.families), norm)
         self._order, self._steps, self._exponents = structure.order(method), structure.steps, structure.exponents.to(device)
         self._at_once = [[family] for family in self._order]
         if self._processes is not None:

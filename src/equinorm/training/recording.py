@@ -12,7 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.float32_range import fits_float32
 from equinorm.native import Compute
-from equinorm.rescaling.recorded import Move, Mover
+from equinorm.rescaling.mover import Move, Mover
 from equinorm.sharding.processes import Processes
 from equinorm.training.bias_steps import Bias, BiasSteps
 from equinorm.training.bindings import Bindings, Placement

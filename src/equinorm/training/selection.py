@@ -1,10 +1,11 @@
 """Frozen parameters: what was saved of them elsewhere stays valid only while they keep still."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from equinorm._display import and_more
 from equinorm._errors import BalanceError, describe, warn
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
@@ -57,7 +58,7 @@ class Selection:
         if not self.moving:
             raise BalanceError(
                 f"every hidden channel of {describe(self._symmetries.model)} that can be rescaled would move a frozen "
-                f"parameter, as {shown(self.frozen)}. Unfreeze them before ENorm is made, or let them move: "
+                f"parameter, as {self._frozen_names()}. Unfreeze them before ENorm is made, or let them move: "
                 "ENorm(..., frozen='move')."
             )
 
@@ -80,7 +81,7 @@ class Selection:
             for scaling in self.moving:
                 left[scaling.free()] = True
             warn(
-                f"frozen parameters stay as they are, and so does what would move with them: {shown(self.frozen)}. "
+                f"frozen parameters stay as they are, and so does what would move with them: {self._frozen_names()}. "
                 f"{int((left & ~self.held).sum())} of {self._symmetries.num_free} scale classes are left to move. If the whole "
                 "network is saved together, ENorm(frozen='move') rescales frozen parameters too; if not (adapters without "
                 "their base), leave it."
@@ -106,13 +107,10 @@ class Selection:
         tensors = [s for s in self._symmetries.scalings if self._options.match_biases or s.role != "bias"]
         return [s for s in tensors if s.factors and s.numel and bool((~held[s.free()]).any())]
 
+    def _frozen_names(self) -> str:
+        return and_more([scaling.name for scaling in self.frozen], 3)
+
 
 def _parameters(scaling: Scaling, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """The tied tensors of a parameter; none for buffers, which are never trained."""
     return [tensors[name] for name in scaling.names if name in tensors] if scaling.kind == "parameter" else []
-
-
-def shown(scalings: Sequence[Scaling]) -> str:
-    """A few of their names."""
-    more = f" and {len(scalings) - 3} more" if len(scalings) > 3 else ""
-    return ", ".join(scaling.name for scaling in scalings[:3]) + more

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from equinorm._errors import ExportError, describe, describe_inputs, does_not_run
+from equinorm._errors import ExportError, describe, describe_inputs, does_not_run, first_line
 
 
 def failure(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exception, eager: Exception | None) -> ExportError:
@@ -24,7 +24,7 @@ def failure(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], error: Exc
 
 def _advice(model: nn.Module, error: Exception) -> str:
     """What went wrong and what to do."""
-    text, first = str(error), _first_line(error)
+    text, first = str(error), first_line(error, "no message")
     shown = "the model branches on the value of a tensor" if "data-dependent" in first else first
     unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
     if unknown:
@@ -85,10 +85,6 @@ def _unknown_class(path: str, met: str) -> str:
         "flatten_with_keys_fn) for others than dataclasses; or wrap the model so that there are tensors, tuples, "
         "lists and dicts only."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _packed(model: nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """What one node of a graph says by itself: its operator, arguments, module, and how large its result is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,9 +46,23 @@ def module_of(node: fx.Node) -> str:
     return modules[-1] if modules else ""
 
 
+def results_of(value: Any) -> list[Any]:
+    """The results of an operation, of which there may be several."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def mapped(argument: Any, change: Callable[[Any], Any]) -> Any:
+    """What a function makes of an argument, of each in lists and dicts."""
+    if isinstance(argument, dict):
+        return {name: mapped(value, change) for name, value in argument.items()}
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(mapped(item, change) for item in argument)
+    return change(argument)
+
+
 def is_static(result: Any) -> bool:
     """Are these tensors of sizes that no data decides?"""
-    parts = result if isinstance(result, (list, tuple)) else [result]
+    parts = results_of(result)
     return all(isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape) for part in parts)
 
 
@@ -77,8 +91,7 @@ def _is_dense(value: Any) -> bool:
 
 def _is_small(node: fx.Node) -> bool:
     result: Any = node.meta.get("val")
-    parts = result if isinstance(result, (list, tuple)) else [result]
-    return is_static(result) and all(part.numel() <= CONSTANT_LIMIT and not part.is_meta for part in parts)
+    return is_static(result) and all(part.numel() <= CONSTANT_LIMIT and not part.is_meta for part in results_of(result))
 
 
 _SUBGRAPHS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def _replayed(name: str, model: nn.Module, record: ModuleRecord) -> Callable:
         call = next(calls, None)
         if call is None or call.num_inputs != len(inputs):
             raise ExportError(f"opaque: {describe(model)} calls its module {name!r} in another way while it is exported.")
-        memories = [*inputs, *(_tensor(model, key) for key in call.read)]
+        memories = [*inputs, *(attrgetter(key)(model) for key in call.read)]
         made = torch.ops.equinorm.opaque(memories, call.made)
         if call.written:
             torch.ops.equinorm.overwritten([memories[number] for number in sorted(call.written)])
@@ -119,11 +120,6 @@ def _replayed(name: str, model: nn.Module, record: ModuleRecord) -> Callable:
         return pytree.tree_unflatten(results, call.structure)
 
     return stand_in
-
-
-def _tensor(model: nn.Module, name: str) -> Tensor:
-    path, _, attribute = name.rpartition(".")
-    return getattr(model.get_submodule(path), attribute)
 
 
 def _viewed(view: ResultView, memories: list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ power of its input.
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import torch
 
@@ -106,12 +107,18 @@ def glu(trace: Trace, call: Call) -> Label:
     return move_one(lambda ids: ids.chunk(2, dim)[0], label)
 
 
+def exponent_of(call: Call) -> Any:
+    """The exponent of a power, as a number where it is constant."""
+    exponent = call.exponent
+    if isinstance(exponent, Constant) and exponent.value.numel() == 1 and not exponent.value.is_meta:
+        return exponent.value.item()
+    return exponent
+
+
 @rule("pow float_power")
 def power(trace: Trace, call: Call) -> Label:
     """x^k for a constant number k."""
-    exponent = call.exponent
-    if isinstance(exponent, Constant) and exponent.value.numel() == 1 and not exponent.value.is_meta:
-        exponent = exponent.value.item()
+    exponent = exponent_of(call)
     base = call.get("self")
     if not isinstance(exponent, (int, float)) or not math.isfinite(exponent) or isinstance(base, (int, float)):
         trace.pin(base, "exponent is not a constant number")

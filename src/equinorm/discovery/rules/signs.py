@@ -13,10 +13,10 @@ from torch import Tensor
 
 from equinorm.discovery.labels import Label, move_one
 from equinorm.discovery.rules import contraction, movement
-from equinorm.discovery.rules.elementwise import IDENTITIES
+from equinorm.discovery.rules.elementwise import IDENTITIES, exponent_of
 from equinorm.discovery.rules.registry import TABLE, Call, Rule, key
 from equinorm.discovery.trace import Trace
-from equinorm.discovery.values import VALUES, Constant, Value
+from equinorm.discovery.values import VALUES, Value
 
 ODD = (
     "tanh sin tan asin atan sinh asinh atanh erf erfinv sgn sign round trunc fix hardshrink softshrink "
@@ -80,9 +80,7 @@ def _spread(trace: Trace, call: Call) -> Any:
 
 def _power(trace: Trace, call: Call) -> Label:
     """x^k for a constant whole number k."""
-    exponent = call.exponent
-    if isinstance(exponent, Constant) and exponent.value.numel() == 1 and not exponent.value.is_meta:
-        exponent = exponent.value.item()
+    exponent = exponent_of(call)
     base = call.get("self")
     if not isinstance(exponent, (int, float)) or exponent != int(exponent) or not isinstance(base, VALUES):
         for value in (base, exponent):

@@ -21,8 +21,3 @@ def library(name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or name
         raise OnnxError(f"ONNX files need {missing}, which is not installed. Run pip install 'equinorm[onnx]'.") from error
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text, without a full stop."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

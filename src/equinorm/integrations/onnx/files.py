@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm._errors import first_line
+from equinorm.integrations.onnx.errors import OnnxError, library
 
 QUANTIZED = {
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"),

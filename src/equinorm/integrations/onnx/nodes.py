@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm._errors import first_line
+from equinorm.integrations.onnx.errors import OnnxError, library
 from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, captured
 from equinorm.integrations.onnx.numbers import to_tensor
 from equinorm.integrations.onnx.opaque import Opaque

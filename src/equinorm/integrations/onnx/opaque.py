@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm._errors import first_line
+from equinorm.integrations.onnx.errors import OnnxError, library
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
 _NUMBERS = itertools.count()

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._errors import EquinormError
-from equinorm.integrations.onnx.errors import OnnxError, first_line
+from equinorm._errors import EquinormError, first_line
+from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.examples import Given, examples, fixed_numbers
 from equinorm.integrations.onnx.files import Stored, stored
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.nodes import Node
-from equinorm.integrations.onnx.numbers import to_array
 from equinorm.integrations.onnx.preparing import planned
-from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, outputs
+from equinorm.integrations.onnx.runtime import FLOOR, READING, apart, arrays, outputs
 from equinorm.quantization.prepare import Preparation, patterns
 
 
@@ -92,16 +90,11 @@ def read(
         raise OnnxError(f"cannot read {path}: {error}") from error
     except Exception as error:
         raise OnnxError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}.") from error
-    module.rounding = apart(_arrays(found), wanted, FLOOR)
+    module.rounding = apart(arrays(found), wanted, FLOOR)
     _check_rounding(module)
     nodes = [node for node in module.modules() if isinstance(node, Node) and node.unread]
     unread = tuple(f"{node.opaque.name}: {node.unread}" for node in nodes if node.opaque.has_run)
     return OnnxFile(path, module, args, module.rounding, unread, tuple(module.fed), preparation)
-
-
-def _arrays(found: Any) -> list[np.ndarray]:
-    """The outputs of a module."""
-    return [to_array(value) for value in (found if isinstance(found, tuple) else (found,))]
 
 
 def _check_rounding(module: OnnxModule) -> None:
@@ -142,7 +135,7 @@ def _prepared(
     plan = planned(stored(path), *asked, module_of, args)
     module = module_of(plan.apply(stored(path)))
     module.preparing = plan
-    deviation = apart(_arrays(module(*args)), _arrays(wanted), FLOOR)
+    deviation = apart(arrays(module(*args)), arrays(wanted), FLOOR)
     return module, Preparation(path.name, plan.folded, plan.freed, plan.left, deviation)
 
 

@@ -67,7 +67,8 @@ class _Reader:
             if name and known is not None and place in known.settings:
                 self._demand(name, scope)
             elif name:
-                self._use(name, scope, "" if known is None else _role(known, place))
+                kinds = ("statistics", "weights") if known is not None else ()
+                self._use(name, scope, next((kind for kind in kinds if place in getattr(known, kind)), ""))
         for name, body in inner:
             if self.taken.get(prefix + node.output[0]) != name:  # a branch that is not taken here may be taken elsewhere
                 for outside in captured(body):
@@ -88,10 +89,6 @@ class _Reader:
         elif name in scope.made and scope.made[name].op_type not in SIZES:
             for source in filter(None, scope.made.pop(name).input):
                 self._demand(source, scope)
-
-
-def _role(known: Any, place: int) -> str:
-    return "statistics" if place in known.statistics else "weights" if place in known.weights else ""
 
 
 def roles(graph: Any, tensors: Mapping[str, Any], settled: Set[str], known: Set[str], taken: Mapping[str, str]) -> Roles:

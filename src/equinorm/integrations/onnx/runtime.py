@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from equinorm._deviation import difference
-from equinorm.integrations.onnx.errors import OnnxError, first_line, library
+from equinorm._errors import first_line
+from equinorm.integrations.onnx.errors import OnnxError, library
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
@@ -39,11 +40,15 @@ def outputs(path: Path, module: OnnxModule, args: Sequence[Tensor]) -> list[np.n
         raise OnnxError(f"onnxruntime cannot run {path}: {_sentence(error)}.") from error
 
 
+def arrays(found: Any) -> list[np.ndarray]:
+    """The outputs of a module, in the same form."""
+    return [*map(to_array, found if isinstance(found, tuple) else (found,))]
+
+
 def computed(module: OnnxModule, args: Sequence[Tensor]) -> list[np.ndarray]:
     """What a module computes, in the same form."""
     with torch.no_grad():
-        found = module(*args)
-    return [*map(to_array, found if isinstance(found, tuple) else (found,))]
+        return arrays(module(*args))
 
 
 def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> float:

@@ -1,6 +1,6 @@
 """Laws: what each operation asks of the axes of its inputs, and the axes of what it returns.
 
-Takes a `Book` and a `Call`. Gives axes, and what must be permuted alike. Never imports the graph nor the interpreter.
+Takes a `LawBook` and a `Call`. Gives axes, and what must be permuted alike. Never imports the graph nor the interpreter.
 
 `LAWS` maps operators to laws. The modules, by kind: `elementwise`, `movement` (entries only move), `placement` (to places that
 an index names), `reduction` (along whole axes), `normalization`, `contraction` (products summed over an axis), `recurrent`.

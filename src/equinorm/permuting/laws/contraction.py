@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase, ascii_uppercase
 
 from equinorm.permuting.atoms import Axis, size_of, split_front
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
@@ -16,7 +16,7 @@ KERNEL = "a place in a kernel"
 """Why the axes of a kernel are pinned, which are no channels."""
 
 
-def contract(book: Book, equation: str, *operands: Sequence[Axis]) -> Laid:
+def contract(book: LawBook, equation: str, *operands: Sequence[Axis]) -> Laid:
     """The axes of einsum(equation, *operands)."""
     terms, out = equation.split("->")
     found: dict[str, Axis] = {}
@@ -27,12 +27,12 @@ def contract(book: Book, equation: str, *operands: Sequence[Axis]) -> Laid:
     return Laid(tuple(found[letter] for letter in out))
 
 
-def _added(book: Book, result: Laid, addend: Laid | None) -> Laid:
+def _added(book: LawBook, result: Laid, addend: Laid | None) -> Laid:
     return result if addend is None else Laid(book.join(result, addend))
 
 
 @law("linear")
-def linear(book: Book, call: Call) -> Laid:
+def linear(book: LawBook, call: Call) -> Laid:
     """x·Wᵀ + b, W of shape (out, in)."""
     batch = ascii_lowercase[: len(call.input.axes) - 1]
     out = "Y" if len(call.weight.axes) == 2 else ""
@@ -40,13 +40,13 @@ def linear(book: Book, call: Call) -> Laid:
 
 
 @law("matmul mm bmm mv dot linalg_matmul")
-def matmul(book: Book, call: Call) -> Laid:
+def matmul(book: LawBook, call: Call) -> Laid:
     """Matrix products with broadcast batch axes."""
     left, right = list(call.arguments.values())[:2]
     return _product(book, left, right)
 
 
-def _product(book: Book, left: Laid, right: Laid) -> Laid:
+def _product(book: LawBook, left: Laid, right: Laid) -> Laid:
     ranks = len(left.axes), len(right.axes)
     batch = ascii_lowercase[: max(max(ranks) - 2, 0)]
     row, column = "X" if ranks[0] > 1 else "", "Y" if ranks[1] > 1 else ""
@@ -56,21 +56,21 @@ def _product(book: Book, left: Laid, right: Laid) -> Laid:
 
 
 @law("addmm addmv baddbmm")
-def add_matmul(book: Book, call: Call) -> Laid:
+def add_matmul(book: LawBook, call: Call) -> Laid:
     """bias + a @ b."""
     bias, left, right = list(call.arguments.values())[:3]
     return _added(book, _product(book, left, right), bias)
 
 
 @law("outer ger")
-def outer(book: Book, call: Call) -> Laid:
+def outer(book: LawBook, call: Call) -> Laid:
     """x yᵀ."""
     left, right = list(call.arguments.values())[:2]
     return contract(book, "X,Y->XY", left.axes, right.axes)
 
 
 @law("cdist _cdist_forward")
-def distances(book: Book, call: Call) -> Laid:
+def distances(book: LawBook, call: Call) -> Laid:
     """Norms of differences between all rows of two operands: sums over their last axis."""
     left, right = call.x1.axes, call.x2.axes
     batch = ascii_lowercase[: max(len(left), len(right)) - 2]
@@ -79,7 +79,7 @@ def distances(book: Book, call: Call) -> Laid:
 
 
 @law("einsum")
-def einsum(book: Book, call: Call) -> Laid:
+def einsum(book: LawBook, call: Call) -> Laid:
     """Any sum of products that letters describe; "..." are axes that broadcast."""
     equation = call.equation.replace(" ", "")
     terms, arrow, out = equation.partition("->")
@@ -98,7 +98,7 @@ def einsum(book: Book, call: Call) -> Laid:
 
 
 @law("conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d conv_transpose3d")
-def convolution(book: Book, call: Call) -> Laid:
+def convolution(book: LawBook, call: Call) -> Laid:
     """Convolutions with groups: groups among themselves, and channels within each; W of shape (out, in / groups, kernel)."""
     weight = call.weight.axes
     is_transposed = bool(call.get("transposed")) or "transpose" in call.operator_name
@@ -137,7 +137,7 @@ def _is_pointwise(call: Call, place: int) -> bool:
 
 
 @law("scaled_dot_product_attention")
-def attention(book: Book, call: Call) -> Laid:
+def attention(book: LawBook, call: Call) -> Laid:
     """softmax(q·kᵀ)·v: queries with keys, keys' places with values' places, values into the result."""
     query, key, value = call.query.axes, call.key.axes, call.value.axes
     if len(query) > 2 and size_of(query[-3]) != size_of(key[-3]):  # several heads of queries for each of keys
@@ -161,7 +161,7 @@ def attention(book: Book, call: Call) -> Laid:
     return _merged(call, result)
 
 
-def _with_heads(book: Book, scores: Laid, value: tuple[Axis, ...], mask: Laid, batch: str) -> tuple[Axis, ...]:
+def _with_heads(book: LawBook, scores: Laid, value: tuple[Axis, ...], mask: Laid, batch: str) -> tuple[Axis, ...]:
     """Grouped queries with a mask that has an axis of heads."""
     heads = (*scores.axes[-4], *scores.axes[-3])
     merged = Laid((*scores.axes[:-4], heads, *scores.axes[-2:]))

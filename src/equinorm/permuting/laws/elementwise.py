@@ -3,20 +3,20 @@
 from torch import Tensor
 
 from equinorm.permuting.atoms import cut, size_of
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid, Stacked, flat
 
 
 @law("add sub mul div rsub subtract multiply divide floor_divide true_divide where masked_fill hardswish log_sigmoid")
-def pointwise(book: Book, call: Call) -> Laid | list[Laid]:
+def pointwise(book: LawBook, call: Call) -> Laid | list[Laid]:
     """Any function of the entries at one place; axes of size 1 are broadcast."""
     result = Laid(book.join(*map(book.whole, flat(call.arguments))))
     return result if isinstance(call.result, Tensor) else [result for _ in call.result]
 
 
 @law("eq ne", on_names="self other")
-def compared(book: Book, call: Call) -> Laid:
+def compared(book: LawBook, call: Call) -> Laid:
     """Equal or not. Places that are compared with 0, 1, 2, … along a new axis become places along that axis."""
     values = [value for value in (call.input, call.other) if isinstance(value, Laid)]
     named = [(value, value.names) for value in values if value.names is not None]
@@ -25,9 +25,7 @@ def compared(book: Book, call: Call) -> Laid:
         place = _counts(other, size_of(names))
         if place is not None and (len(index.axes) < -place or size_of(index.axes[place]) == 1):
             book.see((names,))
-            axes = list(book.join(index, Laid(((),) * len(call.shape))))
-            axes[place] = names
-            return Laid(tuple(axes))
+            return Laid(book.join(index, Laid(((),) * len(call.shape)))).with_axis(place, names)
     for _, names in named:
         book.pin_axis(names, "tells which entry it was")
     return Laid(book.join(*map(book.whole, flat(call.arguments))))
@@ -47,32 +45,31 @@ def _counts(value: Laid, size: int) -> int | None:
     "feature_dropout feature_alpha_dropout",
     on_stacks=True,
 )
-def unchanged(book: Book, call: Call) -> Laid | Stacked:
+def unchanged(book: LawBook, call: Call) -> Laid | Stacked:
     """The input itself, or the input with entries dropped at random: by place, so that a seed drops other channels."""
     return Laid(call.input.axes) if isinstance(call.input, Laid) else call.input
 
 
 @law("copy")
-def copied(book: Book, call: Call) -> Laid:
+def copied(book: LawBook, call: Call) -> Laid:
     """The second operand in the shape of the first, whose entries do not matter."""
     return Laid(book.join(Laid(tuple(() if size == 1 else book.free(size) for size in call.shape)), call.src))
 
 
 @law("prelu _prelu_kernel")
-def prelu(book: Book, call: Call) -> Laid:
+def prelu(book: LawBook, call: Call) -> Laid:
     """A slope for each channel, along axis 1."""
-    axes = list(call.input.axes)
-    slopes = call.weight.axes
-    place = min(1, len(axes) - 1)
+    axes, slopes = call.input.axes, call.weight.axes
     if len(slopes) == len(axes) > 1:  # broadcast already
         return Laid(book.join(call.input, call.weight))
-    if slopes:
-        axes[place] = book.same(axes[place], slopes[0])
-    return Laid(tuple(axes))
+    if not slopes:
+        return Laid(axes)
+    place = min(1, len(axes) - 1)
+    return call.input.with_axis(place, book.same(axes[place], slopes[0]))
 
 
 @law("glu")
-def gated(book: Book, call: Call) -> Laid:
+def gated(book: LawBook, call: Call) -> Laid:
     """The first half of an axis times a function of the second."""
     place = call.dim % len(call.input.axes)
     axis = call.input.axes[place]
@@ -80,6 +77,4 @@ def gated(book: Book, call: Call) -> Laid:
     if halves is None:
         book.pin_axis(axis, "its halves are no parts")
         halves = [book.fixed(call.shape[place])] * 2
-    axes = list(call.input.axes)
-    axes[place] = book.same(*halves)
-    return Laid(tuple(axes))
+    return call.input.with_axis(place, book.same(*halves))

@@ -4,7 +4,7 @@ from typing import Any
 
 from equinorm.discovery.labels import axis_runs
 from equinorm.permuting.atoms import Axis, Sum, cut, size_of, split_front
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.reshaping import reshaped
 from equinorm.permuting.values import Laid, Stacked
@@ -28,7 +28,7 @@ def _of_columns(columns: _Columns) -> Laid | Stacked:
 
 
 @law("permute transpose t numpy_T mT movedim moveaxis swapaxes swapdims unsqueeze squeeze", on_stacks=True)
-def reordered(book: Book, call: Call) -> Laid | Stacked:
+def reordered(book: LawBook, call: Call) -> Laid | Stacked:
     """Axes in another order, and axes of size 1 that come and go."""
     columns, shape = _columns(call.input), call.input.shape
     name, rank = call.operator_name.removesuffix("_"), len(shape)
@@ -60,11 +60,11 @@ def reordered(book: Book, call: Call) -> Laid | Stacked:
 
 
 @law("view reshape flatten unflatten _unsafe_view ravel view_copy view_as reshape_as", on_stacks=True)
-def other_shape(book: Book, call: Call) -> Laid | Stacked:
+def other_shape(book: LawBook, call: Call) -> Laid | Stacked:
     """The same entries in another shape."""
     if call.operator._overloadname == "dtype":
         book.pin(call.input, "reinterprets the bits of its input")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     reason = book.because("looks at an axis in parts that do not fit")
     if isinstance(call.input, Stacked):
         for before, after in axis_runs(call.input.shape, call.shape):
@@ -75,7 +75,7 @@ def other_shape(book: Book, call: Call) -> Laid | Stacked:
 
 
 @law("expand broadcast_to expand_as")
-def expanded(book: Book, call: Call) -> Laid:
+def expanded(book: LawBook, call: Call) -> Laid:
     """New axes along which nothing varies."""
     given = call.input.axes
     lead = len(call.shape) - len(given)
@@ -84,47 +84,42 @@ def expanded(book: Book, call: Call) -> Laid:
 
 
 @law("repeat tile")
-def repeated(book: Book, call: Call) -> Laid:
+def repeated(book: LawBook, call: Call) -> Laid:
     """Copies one after the other: an axis of n becomes (copies, n)."""
     given = ((),) * (len(call.shape) - len(call.input.axes)) + call.input.axes
     return Laid(tuple((*book.free(size // size_of(axis)), *axis) for axis, size in zip(given, call.shape, strict=True)))
 
 
 @law("repeat_interleave")
-def repeated_each(book: Book, call: Call) -> Laid:
+def repeated_each(book: LawBook, call: Call) -> Laid:
     """Copies of each entry: an axis of n becomes (n, copies)."""
     if not isinstance(call.get("repeats"), int) or call.get("dim") is None:
         book.pin(call.arguments, "repeats entries as often as a tensor says")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    place = call.dim % len(axes)
-    axes[place] = (*axes[place], *book.free(call.repeats))
-    return Laid(tuple(axes))
+        return book.all_fixed(call.shape)
+    return call.input.with_axis(call.dim, (*call.input.axes[call.dim], *book.free(call.repeats)))
 
 
 @law("cat")
-def joined(book: Book, call: Call) -> Laid:
+def joined(book: LawBook, call: Call) -> Laid:
     """Axes one after the other; the others are permuted alike."""
     values = [value for value in call.tensors if 0 not in value.shape]
     place = call.dim % len(call.shape)
-    others = [Laid(tuple(() if at == place else axis for at, axis in enumerate(value.axes))) for value in values]
-    axes = list(book.join(*others))
-    axes[place] = (Sum(tuple(value.axes[place] for value in values)),) if len(values) > 1 else values[0].axes[place]
-    return Laid(tuple(axes))
+    others = Laid(book.join(*(value.with_axis(place, ()) for value in values)))
+    axis = (Sum(tuple(value.axes[place] for value in values)),) if len(values) > 1 else values[0].axes[place]
+    return others.with_axis(place, axis)
 
 
 @law("stack")
-def stacked(book: Book, call: Call) -> Laid | Stacked:
+def stacked(book: LawBook, call: Call) -> Laid | Stacked:
     """A new axis; until it is known whether it is taken apart again, each part keeps its own."""
     place = call.dim % len(call.shape)
     if len(call.tensors) == 1:
-        axes = list(call.tensors[0].axes)
-        axes.insert(place, ())
-        return Laid(tuple(axes))
+        axes = call.tensors[0].axes
+        return Laid((*axes[:place], (), *axes[place:]))
     return Stacked(place, tuple(call.tensors))
 
 
-def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
+def pieces(book: LawBook, value: Laid | Stacked, place: int, sizes: list[int]) -> list[Laid | Stacked]:
     """A value cut along an axis; a stack that is cut along its own is taken apart."""
     if isinstance(value, Stacked) and place == value.dim and set(sizes) == {1}:
         return [Laid((*part.axes[:place], (), *part.axes[place:])) for part in value.parts]
@@ -135,66 +130,62 @@ def pieces(book: Book, value: Laid | Stacked, place: int, sizes: list[int]) -> l
         book.pin_axis(axis, "cuts an axis in pieces that are no parts of it")
         book.mixes(value.axes, [place])
         parts = [book.fixed(size) for size in sizes]
-    return [Laid((*value.axes[:place], part, *value.axes[place + 1 :])) for part in parts]
+    return [value.with_axis(place, part) for part in parts]
 
 
 @law("split split_with_sizes chunk tensor_split unsafe_chunk unsafe_split", on_stacks=True)
-def cut_up(book: Book, call: Call) -> list[Laid | Stacked]:
+def cut_up(book: LawBook, call: Call) -> list[Laid | Stacked]:
     """Consecutive pieces of an axis."""
     place = call.dim % len(call.input.shape)
     return pieces(book, call.input, place, [int(part.shape[place]) for part in call.result])
 
 
 @law("unbind", on_stacks=True)
-def unbound(book: Book, call: Call) -> list[Laid]:
+def unbound(book: LawBook, call: Call) -> list[Laid]:
     """Every entry of an axis by itself."""
     place = call.dim % len(call.input.shape)
-    return [_without(book, piece, place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
+    return [book.whole(piece).with_axis(place) for piece in pieces(book, call.input, place, [1] * call.input.shape[place])]
 
 
 @law("select", on_stacks=True)
-def selected(book: Book, call: Call) -> Laid:
+def selected(book: LawBook, call: Call) -> Laid:
     """One entry of an axis."""
     place = call.dim % len(call.input.shape)
-    size = call.input.shape[place]
-    index = call.get("index") % size
+    index = call.get("index") % call.input.shape[place]
     if isinstance(call.input, Stacked) and place == call.input.dim:
         return call.input.parts[index]
-    sizes = [part for part in (index, 1, size - index - 1) if part]
-    return _without(book, pieces(book, call.input, place, sizes)[1 if index else 0], place)
-
-
-def _without(book: Book, value: Laid | Stacked, place: int) -> Laid:
-    """A value without an axis of size 1."""
-    axes = book.whole(value).axes
-    return Laid((*axes[:place], *axes[place + 1 :]))
+    return book.whole(segment(book, call.input, place, index, 1)).with_axis(place)
 
 
 @law("slice narrow", on_stacks=True)
-def sliced(book: Book, call: Call) -> Laid | Stacked:
+def sliced(book: LawBook, call: Call) -> Laid | Stacked:
     """Consecutive entries of an axis."""
     place = call.dim % len(call.input.shape)
     size, length = call.input.shape[place], int(call.shape[place])
     if size == length:
         return call.input
-    start = int(call.get("start") or 0)
-    start = min(start + size if start < 0 else start, size)
     if call.get("step", 1) != 1 or not length:
         value = book.whole(call.input)
         book.pin_axis(value.axes[place], "takes every other entry")
         book.mixes(value.axes, [place])
-        return Laid((*value.axes[:place], book.fixed(length), *value.axes[place + 1 :]))
-    return segment(book, call.input, place, start, length)
+        return value.with_axis(place, book.fixed(length))
+    return segment(book, call.input, place, _start(call, size), length)
 
 
-def segment(book: Book, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
+def _start(call: Call, size: int) -> int:
+    """Where a slice of an axis begins."""
+    start = int(call.get("start") or 0)
+    return min(start + size if start < 0 else start, size)
+
+
+def segment(book: LawBook, value: Laid | Stacked, place: int, start: int, length: int) -> Any:
     """Consecutive entries of an axis."""
     sizes = [part for part in (start, length, value.shape[place] - start - length) if part]
     return pieces(book, value, place, sizes)[1 if start else 0]
 
 
 @law("slice_scatter")
-def written_into(book: Book, call: Call) -> Laid:
+def written_into(book: LawBook, call: Call) -> Laid:
     """Consecutive entries of an axis, put in the place of others."""
     value, source, place = call.input, call.src, (call.get("dim") or 0) % len(call.shape)
     size, length = call.shape[place], int(source.shape[place])
@@ -202,22 +193,19 @@ def written_into(book: Book, call: Call) -> Laid:
         return Laid(book.join(Laid(tuple(() if n == 1 else book.free(n) for n in call.shape)), source))
     if call.get("step", 1) != 1 or not length:
         book.pin([value, source], "writes every other entry")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    start = int(call.get("start") or 0)
-    start = min(start + size if start < 0 else start, size)
-    before, after = start, size - start - length
+        return book.all_fixed(call.shape)
+    before = _start(call, size)
+    after = size - before - length
     cuts = pieces(book, value, place, [part for part in (before, length, after) if part])
     kept = [book.whole(piece) for piece in cuts[: before > 0] + cuts[len(cuts) - (after > 0) :]]
     terms = [piece.axes[place] for piece in kept]
     terms.insert(before > 0, source.axes[place])
-    joined = [Laid(tuple(() if at == place else a for at, a in enumerate(part.axes))) for part in (*kept, source)]
-    axes = list(book.join(*joined))
-    axes[place] = (Sum(tuple(terms)),)
-    return Laid(tuple(axes))
+    others = Laid(book.join(*(part.with_axis(place, ()) for part in (*kept, source))))
+    return others.with_axis(place, (Sum(tuple(terms)),))
 
 
 @law("roll flip fliplr flipud rot90 tril triu fft_fftshift fft_ifftshift")
-def rearranged(book: Book, call: Call) -> Laid:
+def rearranged(book: LawBook, call: Call) -> Laid:
     """Entries that change places along some axes: these are pinned, and axes of one size may change places."""
     given = call.get("dims", call.get("dim"))
     rank = len(call.shape)
@@ -225,7 +213,7 @@ def rearranged(book: Book, call: Call) -> Laid:
     return along(book, call.input, places, call.shape)
 
 
-def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells positions apart") -> Laid:
+def along(book: LawBook, value: Any, places: Any, sizes: Any, detail: str = "tells positions apart") -> Laid:
     """Entries that change, or meet those at other places, along some axes: nothing is permuted there."""
     value = book.whole(value)
     places = {place % len(value.axes) for place in places}
@@ -237,7 +225,7 @@ def along(book: Book, value: Any, places: Any, sizes: Any, detail: str = "tells 
 
 
 @law("pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d")
-def padded(book: Book, call: Call) -> Laid:
+def padded(book: LawBook, call: Call) -> Laid:
     """New entries around an axis: constant ones may be permuted among themselves."""
     amounts = list(call.get("pad") or call.get("padding"))
     is_constant = call.operator_name in ("pad", "constant_pad_nd") and call.get("mode", "constant") == "constant"
@@ -254,7 +242,7 @@ def padded(book: Book, call: Call) -> Laid:
 
 
 @law("unfold")
-def windows(book: Book, call: Call) -> Laid:
+def windows(book: LawBook, call: Call) -> Laid:
     """Windows along an axis, whose entries become a new last one."""
     place = call.dimension % max(len(call.input.shape), 1)
     if not len(call.input.shape):
@@ -264,7 +252,7 @@ def windows(book: Book, call: Call) -> Laid:
 
 
 @law("im2col")
-def patches(book: Book, call: Call) -> Laid:
+def patches(book: LawBook, call: Call) -> Laid:
     """Windows of an image as columns: channels become (channels, places in a window)."""
     *lead, channels, _, _ = along(book, call.input, [-2, -1], call.input.shape).axes
     inner = call.shape[-2] // size_of(channels)
@@ -272,7 +260,7 @@ def patches(book: Book, call: Call) -> Laid:
 
 
 @law("col2im")
-def from_patches(book: Book, call: Call) -> Laid:
+def from_patches(book: LawBook, call: Call) -> Laid:
     """Columns of (channels, places in a window), summed where windows meet."""
     *lead, columns, windows = call.input.axes
     channels, inside = split_front(columns, call.shape[-3], book.because("its windows are no parts of its columns"))
@@ -283,7 +271,7 @@ def from_patches(book: Book, call: Call) -> Laid:
 
 
 @law("pixel_shuffle pixel_unshuffle")
-def shuffled(book: Book, call: Call) -> Laid:
+def shuffled(book: LawBook, call: Call) -> Laid:
     """Channels of (c, r, r) become c with r times the height and width, or back."""
     *lead, channels, _, _ = call.input.axes
     rest = (*map(book.fixed, call.shape[-2:]),)

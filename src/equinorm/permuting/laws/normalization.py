@@ -5,12 +5,12 @@ from typing import Any
 from torch import Tensor
 
 from equinorm.permuting.atoms import size_of, split_front
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 
-def _of_channels(book: Book, call: Call) -> Laid:
+def _of_channels(book: LawBook, call: Call) -> Laid:
     """Gain, shift and statistics along axis 1."""
     axes = list(call.input.axes)
     for name in ("weight", "bias", "running_mean", "running_var"):
@@ -23,7 +23,7 @@ def _of_channels(book: Book, call: Call) -> Laid:
     "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional "
     "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_with_update_functional _batch_norm_no_update"
 )
-def batch_norm(book: Book, call: Call) -> Any:
+def batch_norm(book: LawBook, call: Call) -> Any:
     """Each channel over what it is in the whole batch."""
     result = _of_channels(book, call)
     channels = result.axes[1]
@@ -34,7 +34,7 @@ def batch_norm(book: Book, call: Call) -> Any:
 
 
 @law("instance_norm")
-def instance_norm(book: Book, call: Call) -> Laid:
+def instance_norm(book: LawBook, call: Call) -> Laid:
     """Each channel of each image over what it is in the whole image."""
     result = _of_channels(book, call)
     book.see(result.axes[:2])
@@ -42,7 +42,7 @@ def instance_norm(book: Book, call: Call) -> Laid:
 
 
 @law("group_norm native_group_norm")
-def group_norm(book: Book, call: Call) -> Any:
+def group_norm(book: LawBook, call: Call) -> Any:
     """Groups of channels: groups among themselves, and channels within each."""
     groups = call.get("num_groups") or call.get("group")
     result = _of_channels(book, call)
@@ -54,7 +54,7 @@ def group_norm(book: Book, call: Call) -> Any:
 
 
 @law("layer_norm native_layer_norm rms_norm _fused_rms_norm")
-def layer_norm(book: Book, call: Call) -> Any:
+def layer_norm(book: LawBook, call: Call) -> Any:
     """Entries of the last axes over what all of these are."""
     number = len(call.normalized_shape)
     lead, inside = call.input.axes[: len(call.input.axes) - number], call.input.axes[len(call.input.axes) - number :]
@@ -69,21 +69,21 @@ def layer_norm(book: Book, call: Call) -> Any:
 
 
 @law("_weight_norm _weight_norm_interface")
-def weight_norm(book: Book, call: Call) -> Any:
+def weight_norm(book: LawBook, call: Call) -> Any:
     """g·v / ‖v‖ with a norm for each place along one axis; for −1 one of all entries, of no order."""
     if call.dim == -1:
         book.see([])
         return call.v if isinstance(call.result, Tensor) else [call.v, call.g]
     place = call.dim % len(call.v.axes)
-    axes = list(call.v.axes)
     norms = call.g.axes[place if len(call.g.axes) > 1 else 0]
-    axes[place] = book.same(axes[place], norms)
-    book.see([axes[place]])
-    return Laid(tuple(axes)) if isinstance(call.result, Tensor) else [Laid(tuple(axes)), call.g]
+    axis = book.same(call.v.axes[place], norms)
+    book.see([axis])
+    weight = call.v.with_axis(place, axis)
+    return weight if isinstance(call.result, Tensor) else [weight, call.g]
 
 
 @law("norm_except_dim")
-def norm_except(book: Book, call: Call) -> Laid:
+def norm_except(book: LawBook, call: Call) -> Laid:
     """A norm for each place along one axis."""
     place = call.dim % len(call.v.axes)
     return Laid(tuple(axis if at == place else () for at, axis in enumerate(call.v.axes)))

@@ -3,14 +3,14 @@
 import torch
 
 from equinorm.permuting.atoms import Sum, size_of
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along, segment
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
 
 
 @law("embedding", on_names="indices")
-def embedding(book: Book, call: Call) -> Laid:
+def embedding(book: LawBook, call: Call) -> Laid:
     """Rows of a table; those that the network itself chooses, as of a codebook, move with what it chooses by."""
     if call.indices.names is not None and call.get("padding_idx", -1) < 0:
         return _chosen(book, call.weight, 0, call.indices)
@@ -20,16 +20,15 @@ def embedding(book: Book, call: Call) -> Laid:
     return Laid((*call.indices.axes, *table.axes[1:]))
 
 
-def _chosen(book: Book, table: Laid, place: int, index: Laid) -> Laid:
+def _chosen(book: LawBook, table: Laid, place: int, index: Laid) -> Laid:
     """Entries along one axis that an index names: those of the same channels, wherever they stand."""
-    axes = list(table.axes)
-    book.named(axes[place], index)
-    book.mixes(axes, [place])
-    return Laid((*axes[:place], *index.axes, *axes[place + 1 :]))
+    book.named(table.axes[place], index)
+    book.mixes(table.axes, [place])
+    return table.with_axis(place, *index.axes)
 
 
 @law("one_hot", on_names="self")
-def one_hot(book: Book, call: Call) -> Laid:
+def one_hot(book: LawBook, call: Call) -> Laid:
     """One at the place that an index names; classes beyond those are never named."""
     names, classes = call.input.names, int(call.shape[-1])
     if names is None or classes < size_of(names):
@@ -41,18 +40,18 @@ def one_hot(book: Book, call: Call) -> Laid:
 
 
 @law("index_add")
-def added_at(book: Book, call: Call) -> Laid:
+def added_at(book: LawBook, call: Call) -> Laid:
     """Entries that are added at places along one axis that an index names."""
     place = call.dim % max(len(call.shape), 1)
     book.pin(call.index, "an index tells its entries apart")
     if not len(call.shape):
         return Laid(())
     into, added = (along(book, v, [place], call.shape, "an index tells its entries apart") for v in (call.input, call.source))
-    return Laid(book.join(*(Laid(tuple(() if at == place else a for at, a in enumerate(v.axes))) for v in (into, added)), into))
+    return Laid(book.join(*(value.with_axis(place, ()) for value in (into, added)), into))
 
 
 @law("index_select", on_names="index")
-def rows(book: Book, call: Call) -> Laid:
+def rows(book: LawBook, call: Call) -> Laid:
     """Entries along one axis, in the order of an index."""
     if call.index.names is not None:
         return _chosen(book, call.input, call.dim % len(call.shape), call.index)
@@ -61,14 +60,14 @@ def rows(book: Book, call: Call) -> Laid:
 
 
 @law("gather take_along_dim", on_names="index indices")
-def gathered(book: Book, call: Call) -> Laid:
+def gathered(book: LawBook, call: Call) -> Laid:
     """Entries along one axis that an index of the same rank chooses."""
     index = call.get("index", call.get("indices"))
     if index.names is not None:
         return _named_along(book, call, index)
     if call.get("dim") is None or len(index.axes) != len(call.input.axes):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     place = call.dim % len(call.shape)
     for value in (call.input, index):
         for at, axis in enumerate(value.axes):
@@ -87,22 +86,20 @@ def gathered(book: Book, call: Call) -> Laid:
     return Laid(tuple(others))
 
 
-def _named_along(book: Book, call: Call, index: Laid) -> Laid:
+def _named_along(book: LawBook, call: Call, index: Laid) -> Laid:
     """Entries along one axis that an index of the same shape along all others names."""
     place = (call.dim or 0) % max(len(call.shape), 1)
     same = [at == place or call.input.shape[at] == index.shape[at] for at in range(len(index.axes))]
     if call.get("dim") is None or len(index.axes) != len(call.input.axes) or not all(same):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    book.named(axes[place], index)
-    book.mixes(axes, [place])
-    axes[place] = ()
-    return Laid(book.join(Laid(tuple(axes)), index))
+        return book.all_fixed(call.shape)
+    book.named(call.input.axes[place], index)
+    book.mixes(call.input.axes, [place])
+    return Laid(book.join(call.input.with_axis(place, ()), index))
 
 
 @law("scatter", on_names="index")
-def scattered(book: Book, call: Call) -> Laid:
+def scattered(book: LawBook, call: Call) -> Laid:
     """Entries to places along one axis that an index names; by any other index they are told apart."""
     index, source = call.index, call.get("src")
     place = call.dim % max(len(call.shape), 1)
@@ -112,17 +109,14 @@ def scattered(book: Book, call: Call) -> Laid:
     )
     if index.names is None or not fits or call.get("reduce") is not None or not len(call.shape):
         book.pin(call.arguments, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
-    axes = list(call.input.axes)
-    named = book.named(axes[place], index)
+        return book.all_fixed(call.shape)
+    named = book.named(call.input.axes[place], index)
     book.join(*given)
     if len(given) > 1:
         book.pin_axis(index.axes[place], "of entries for one place the last one stays")
-    book.mixes(axes, [place])
-    axes[place] = ()
-    others = list(book.join(Laid(tuple(axes)), Laid(tuple(() if at == place else a for at, a in enumerate(index.axes)))))
-    others[place] = named
-    return Laid(tuple(others))
+    book.mixes(call.input.axes, [place])
+    others = Laid(book.join(call.input.with_axis(place, ()), index.with_axis(place, ())))
+    return others.with_axis(place, named)
 
 
 def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -> bool:
@@ -137,14 +131,14 @@ def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -
 
 
 @law("index", on_names="indices")
-def indexed(book: Book, call: Call) -> Laid:
+def indexed(book: LawBook, call: Call) -> Laid:
     """Entries at indices of one axis or more; the other axes keep their order."""
     indices = [*call.indices, *[None] * (len(call.input.shape) - len(call.indices))]
     named = [place for place, index in enumerate(indices) if index is not None]
     if len(named) == 1 and len(indices) == len(call.input.shape) and indices[named[0]].names is not None:
         return _chosen(book, call.input, named[0], indices[named[0]])
     if _one_of_each_row(call, indices, named):
-        axes = list(call.input.axes)
+        axes = call.input.axes
         book.named(axes[1], indices[1])
         rows = book.same(axes[0], indices[1].axes[0])
         book.mixes(axes, [1])
@@ -153,7 +147,7 @@ def indexed(book: Book, call: Call) -> Laid:
         book.pin(index, "an index tells its entries apart")
     if len(named) != 1 or len(indices) != len(call.input.shape):
         book.pin(call.input, "an index tells its entries apart")
-        return Laid(tuple(map(book.fixed, call.shape)))
+        return book.all_fixed(call.shape)
     place = named[0]
     number = indices[place].number
     if number is not None and number.dim() == 1 and len(number) and not number.dtype.is_floating_point:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from equinorm.permuting.atoms import Axis, Sum, cut, is_pinned, size_of
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid, Stacked
@@ -16,7 +16,7 @@ _GATES = {"lstm": 4, "gru": 3, "lstm_cell": 4, "gru_cell": 3}
 """Gates of those that have more than one."""
 
 
-def _channels(book: Book, gates: int, weights: Sequence[Laid]) -> Axis:
+def _channels(book: LawBook, gates: int, weights: Sequence[Laid]) -> Axis:
     """The hidden channels, which each gate has in its rows, in every weight and bias."""
     found: Axis = ()
     for weight in weights:
@@ -30,7 +30,7 @@ def _channels(book: Book, gates: int, weights: Sequence[Laid]) -> Axis:
     return found
 
 
-def _step(book: Book, name: str, x: Axis, weights: Sequence[Laid], projection: Laid | None = None) -> tuple[Axis, Axis]:
+def _step(book: LawBook, name: str, x: Axis, weights: Sequence[Laid], projection: Laid | None = None) -> tuple[Axis, Axis]:
     """Axes of a state and, for an LSTM, of its memory."""
     channels = _channels(book, _GATES.get(name, 1), weights)
     state = channels
@@ -42,18 +42,18 @@ def _step(book: Book, name: str, x: Axis, weights: Sequence[Laid], projection: L
     return state, channels
 
 
-def _starts(book: Book, start: Laid, axis: Axis) -> None:
+def _starts(book: LawBook, start: Laid, axis: Axis) -> None:
     """A first state has the axis; numbers that do not vary along it, such as zeros, fit any."""
     if start.number is None or is_pinned([start.axes[-1]]):
         book.same(start.axes[-1], axis)
 
 
 @law("rnn_relu rnn_tanh gru lstm")
-def recurrent(book: Book, call: Call) -> Any:
+def recurrent(book: LawBook, call: Call) -> Any:
     """Several layers, each in one or two directions: weights of a direction are W_ih, W_hh, their biases, and a projection."""
     if "batch_sizes" in call.arguments:
         book.pin(call.arguments, "packed sequences have no law")
-        return [Laid(tuple(map(book.fixed, part.shape))) for part in call.result]
+        return [book.all_fixed(part.shape) for part in call.result]
     starts = call.hx if call.operator_name == "lstm" else [call.hx]
     time = 1 if call.batch_first and len(call.input.axes) == 3 else 0
     inputs = along(book, call.input, [time], call.input.shape, "a step of time")
@@ -79,7 +79,7 @@ def recurrent(book: Book, call: Call) -> Any:
     return [Laid((*inputs.axes[:-1], axis)), *last]
 
 
-def _layers(book: Book, axes: list[tuple[Axis, ...]]) -> Laid | Stacked:
+def _layers(book: LawBook, axes: list[tuple[Axis, ...]]) -> Laid | Stacked:
     """Last states of every layer and direction."""
     if len(axes) == 1:
         return Laid(((), *axes[0]))
@@ -87,7 +87,7 @@ def _layers(book: Book, axes: list[tuple[Axis, ...]]) -> Laid | Stacked:
 
 
 @law("rnn_relu_cell rnn_tanh_cell gru_cell lstm_cell")
-def cell(book: Book, call: Call) -> Any:
+def cell(book: LawBook, call: Call) -> Any:
     """One step."""
     starts = call.hx if call.operator_name == "lstm_cell" else [call.hx]
     weights = [value for value in (call.w_ih, call.w_hh, call.get("b_ih"), call.get("b_hh")) if value is not None]

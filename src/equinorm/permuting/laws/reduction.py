@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from equinorm.permuting.atoms import Axis
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along
 from equinorm.permuting.laws.registry import Call, law
 from equinorm.permuting.values import Laid
@@ -27,7 +27,7 @@ def _without(call: Call, places: list[int]) -> Laid:
     return Laid(tuple(axes if kept else [axis for place, axis in enumerate(axes) if place not in places]))
 
 
-def _index(book: Book, call: Call, places: list[int], value: Laid) -> Callable[[], Laid]:
+def _index(book: LawBook, call: Call, places: list[int], value: Laid) -> Callable[[], Laid]:
     """Places of entries along one axis go on naming them; along several they tell them apart. Only where the network asks."""
     reason, axes = book.because("tells which entry it was"), call.input.axes
     if len(places) == 1:
@@ -47,7 +47,7 @@ def _index(book: Book, call: Call, places: list[int], value: Laid) -> Callable[[
     "sum mean amax amin prod nansum nanmean norm linalg_vector_norm logsumexp any all count_nonzero var std var_mean std_mean "
     "max min aminmax"
 )
-def symmetric(book: Book, call: Call) -> Any:
+def symmetric(book: LawBook, call: Call) -> Any:
     """Sums, means, maxima, norms: of no order."""
     if call.get("other") is not None:  # max(x, y)
         return Laid(book.join(call.input, call.other))
@@ -60,39 +60,38 @@ def symmetric(book: Book, call: Call) -> Any:
 
 
 @law("argmax argmin")
-def place_of(book: Book, call: Call) -> Laid:
+def place_of(book: LawBook, call: Call) -> Laid:
     """The place of the largest entry, or of the smallest."""
     return _index(book, call, _places(call), _without(call, _places(call)))()
 
 
 @law("softmax log_softmax _softmax _log_softmax")
-def normalized(book: Book, call: Call) -> Laid:
+def normalized(book: LawBook, call: Call) -> Laid:
     """Each entry over what all entries along an axis sum to."""
     book.mixes(call.input.axes, _places(call))
     return Laid(call.input.axes)
 
 
 @law("cumsum cumprod logcumsumexp")
-def cumulative(book: Book, call: Call) -> Laid:
+def cumulative(book: LawBook, call: Call) -> Laid:
     """Sums of what comes before."""
     return along(book, call.input, _places(call), call.shape, "sums what comes before")
 
 
 @law("sort topk")
-def ordered(book: Book, call: Call) -> list[Any]:
+def ordered(book: LawBook, call: Call) -> list[Any]:
     """Entries by size: of no order, but for the places that they had."""
     rank = len(call.input.shape)
     if not rank:
         return [Laid(()), Laid(())]
     place = (-1 if call.get("dim") is None else call.dim) % rank
     shape = call.result[0].shape
-    axes = list(call.input.axes)
     if call.get("sorted") is False:
-        axes[place] = book.own_order(call.input.axes, place, shape[place])
+        axis = book.own_order(call.input.axes, place, shape[place])
     else:
-        axes[place] = book.fixed(shape[place], "puts entries in order")
-    value = Laid(tuple(axes))
-    book.mixes(axes, [place])
+        axis = book.fixed(shape[place], "puts entries in order")
+    value = call.input.with_axis(place, axis)
+    book.mixes(value.axes, [place])
     return [value, _index(book, call, [place], value)]
 
 
@@ -103,7 +102,7 @@ def ordered(book: Book, call: Call) -> list[Any]:
     "upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d "
     "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
-def pooled(book: Book, call: Call) -> Any:
+def pooled(book: LawBook, call: Call) -> Any:
     """Neighbours along the last axes: channels stay what they are."""
     rank = next(int(number) for number in "123" if f"{number}d" in call.operator_name)
     parts = [call.result] if isinstance(call.result, Tensor) else call.result

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from equinorm.discovery.rules import Call as Operation, key
-from equinorm.permuting.book import Book
+from equinorm.permuting.law_book import LawBook
 
 
 class Call(Operation):
@@ -18,7 +18,7 @@ class Call(Operation):
         return next(iter(self.arguments.values()))
 
 
-Law = Callable[[Book, Call], Any]
+Law = Callable[[LawBook, Call], Any]
 
 LAWS: dict[str, Law] = {}
 """Law of every known operator, by its name in `torch.ops.aten`."""

@@ -53,7 +53,12 @@ def recurrent(call: NodeCall, x: Tensor, weight: Tensor, again: Tensor, *rest: T
 def _gates(x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
     """What the inputs add to the gates, in PyTorch's order."""
     sums = F.linear(x, weight, None if bias is None else bias[: len(weight)])
-    return torch.cat([sums.chunk(len(ORDER[name]), -1)[gate] for gate in ORDER[name]], -1)
+    return _reordered(sums, name, -1)
+
+
+def _reordered(gates: Tensor, name: str, axis: int = 0) -> Tensor:
+    parts = gates.chunk(len(ORDER[name]), axis)
+    return torch.cat([parts[gate] for gate in ORDER[name]], axis)
 
 
 def _run(
@@ -62,9 +67,8 @@ def _run(
     """All steps; the gates come through a unit matrix, which changes no bit of them."""
     size = len(weight)
     unit = torch.eye(size, dtype=gates.dtype)
-    parts = [unit, torch.cat([weight.chunk(len(ORDER[name]), 0)[gate] for gate in ORDER[name]], 0)]
+    parts = [unit, _reordered(weight, name)]
     if bias is not None:
-        again = bias[size:]
-        parts += [gates.new_zeros(size), torch.cat([again.chunk(len(ORDER[name]), 0)[gate] for gate in ORDER[name]], 0)]
+        parts += [gates.new_zeros(size), _reordered(bias[size:], name)]
     start = [*first] if name == "LSTM" else first[0]
     return getattr(torch, kind)(gates, start, parts, bias is not None, 1, 0.0, False, False, False)

@@ -11,7 +11,7 @@ from equinorm.permuting.values import Laid, Stacked, flat
 
 
 @dataclass(eq=False)
-class Book:
+class LawBook:
     """Laws on axes.
 
     Attributes:
@@ -46,6 +46,10 @@ class Book:
     def fixed(self, size: int, detail: str = "tells positions apart") -> Axis:
         """A new axis along which nothing is permuted."""
         return fresh(int(size), self.because(detail))
+
+    def all_fixed(self, shape: Iterable[int]) -> Laid:
+        """A new value in which nothing is permuted."""
+        return Laid(tuple(map(self.fixed, shape)))
 
     def names(self, axes: Sequence[Axis], named: Axis) -> Laid:
         """Whole numbers that are places along an axis, whose order then is the same at all places of others."""

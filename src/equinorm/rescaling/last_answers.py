@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 Answer = TypeVar("Answer")
 
 
-class Kept:
+class LastAnswers:
     """The last answer of each class, with the question that it answers. Copies begin without any, and none is pickled.
 
-    >>> kept = Kept()
-    >>> kept.once(int, "how many?", lambda: 3), kept.once(int, "how many?", lambda: 4), kept.once(int, "and now?", lambda: 5)
+    >>> last = LastAnswers()
+    >>> last.once(int, "how many?", lambda: 3), last.once(int, "how many?", lambda: 4), last.once(int, "and now?", lambda: 5)
     (3, 3, 5)
     """
 
@@ -44,4 +44,4 @@ class Kept:
         return len(self._answers)
 
     def __reduce__(self) -> tuple:
-        return Kept, ()
+        return LastAnswers, ()
