@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 
 import equinorm
+import equinorm.quantization
 
 CHECKS: dict[int, dict[str, Callable[[], None]]] = {2: {}, 4: {}}
 """By the number of processes, by name."""
@@ -520,8 +521,11 @@ def copies_in_every_process_stay_alike():
 @check(2)
 def two_networks_are_compared_where_they_are_whole():
     pair = fsdp(unbalanced(mlp)), fsdp(unbalanced(mlp))
+    said = "0.weight of FSDPSequential is sharded over processes; "
     for compare in (equinorm.equivalence, equinorm.align, lambda a, b, _: equinorm.interpolate(a, b, 0.5)):
-        refused(lambda compare=compare: compare(*pair, ROWS), "0.weight of FSDPSequential is sharded over processes. Load")
+        refused(lambda compare=compare: compare(*pair, ROWS), f"{said}a comparison needs whole tensors")
+    for copied in (equinorm.balance, equinorm.canonical, equinorm.quantization.prepare):
+        refused(lambda copied=copied: copied(pair[0].eval(), ROWS), f"{said}a copy needs whole tensors")
 
 
 @check(2)

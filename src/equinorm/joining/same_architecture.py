@@ -7,19 +7,15 @@ from torch import nn
 
 from equinorm._display import and_more
 from equinorm._errors import EquivalenceError, describe, dtype_name
-from equinorm._memory import is_sharded, place_of
+from equinorm._memory import place_of
 from equinorm._symmetries import Symmetries
-from equinorm.modules.choosing import tensors_of
+from equinorm.modules.choosing import refuse_sharded, tensors_of
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
     """Refuse models of other parameters or buffers, and those that are sharded."""
     for model in (model_a, model_b):
-        if sharded := next((name for name, tensor in tensors_of(model).items() if is_sharded(tensor)), None):
-            raise EquivalenceError(
-                f"{sharded} of {describe(model)} is sharded over processes. Load whole weights into a model of one process: "
-                "torch.distributed.checkpoint.state_dict.get_model_state_dict gathers them."
-            )
+        refuse_sharded(model, "a comparison", EquivalenceError)
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (model_a, model_b)]
     apart = [name for name in dict.fromkeys([*shapes[0], *shapes[1]]) if shapes[0].get(name) != shapes[1].get(name)]
     if apart:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from equinorm._errors import EquinormError
+from equinorm._errors import EquinormError, describe
+from equinorm._memory import is_sharded
 
 Choice = str | nn.Module | Sequence[str | nn.Module]
 """Modules of a model: a name or a module, or several."""
@@ -38,6 +39,23 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     held = [(module._parameters, name) for name, module in modules] + [(module._buffers, name) for name, module in modules]
     named = ((f"{name}.{key}" if name else key, tensor) for tensors, name in held for key, tensor in tensors.items())
     return {name: tensor for name, tensor in named if tensor is not None}
+
+
+def refuse_sharded(model: nn.Module, purpose: str, error: type[EquinormError], otherwise: str = "") -> None:
+    """Refuse a model of which this process holds a part only.
+
+    Args:
+        model: the model.
+        purpose: what whole tensors are needed for.
+        error: what to raise.
+        otherwise: what else the user could do.
+    """
+    sharded = next((name for name, tensor in tensors_of(model).items() if is_sharded(tensor)), None)
+    if sharded:
+        raise error(
+            f"{sharded} of {describe(model)} is sharded over processes; {purpose} needs whole tensors. Load them into a "
+            f"model of one process: torch.distributed.checkpoint.state_dict.get_model_state_dict gathers them{otherwise}."
+        )
 
 
 def chosen(model: nn.Module, choice: Choice, error: type[EquinormError], what: str) -> dict[str, nn.Module]:

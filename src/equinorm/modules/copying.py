@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import EquinormError, describe
+from equinorm.modules.choosing import refuse_sharded
 
 
 def duplicate(model: nn.Module, purpose: str, otherwise: str = "") -> nn.Module:
@@ -19,8 +20,9 @@ def duplicate(model: nn.Module, purpose: str, otherwise: str = "") -> nn.Module:
         otherwise: what else the user could do.
 
     Raises:
-        EquinormError: if the model cannot be copied.
+        EquinormError: if the model cannot be copied, as where it is sharded.
     """
+    refuse_sharded(model, "a copy", EquinormError, otherwise)
     try:
         return copy.deepcopy(model, _copied_tensors(model))
     except Exception as error:
