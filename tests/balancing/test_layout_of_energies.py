@@ -138,6 +138,8 @@ def test_the_hook_goes_to_the_same_norm(build, shape):
     hook = ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, (inputs,), cycles=50)
     for _ in range(40):
         hook.cycle_()
+        if hook.residual() < 1e-12:
+            break
     after = equinorm.symmetries(model, (inputs,)).balance(cycles=0)
     assert after.norm_before == pytest.approx(least, rel=1e-9)
 

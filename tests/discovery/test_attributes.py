@@ -364,6 +364,24 @@ def tidy() -> None:
         del Public.last
 
 
+@dataclass(slots=True)
+class Renamed:
+    """As `Slotted` in memory."""
+
+    number: int = 3
+    last: Any = None
+
+
+def test_slots_are_put_back_in_an_object_that_has_another_class_by_then():
+    def leave(net, h):
+        net.s.__class__ = Renamed
+        net.s.last, net.s.number = h, 4
+
+    net = Public({"s": Slotted()}, leave)
+    assert equinorm.symmetries(net, X).num_free == 6  # what h leaves in is pinned
+    assert net.s == Renamed(3, None)
+
+
 @pytest.mark.parametrize("where", LEAVING)
 def test_what_a_forward_leaves_is_taken_back_and_pinned(where):
     attributes, leave = LEAVING[where]

@@ -38,6 +38,8 @@ def _base(holder: Any) -> Any:
 
 
 def _read_dict(holder: Any) -> list:
+    if type(holder) is dict:
+        return [*holder, *holder.values()]
     base = _base(holder)
     return [*base.keys(holder), *base.values(holder)]
 
@@ -94,26 +96,41 @@ def _write_cell(holder: Any, content: list, _: Any) -> None:
         del holder.cell_contents
 
 
-def slots(kind: type) -> tuple[Any, ...]:
-    """Descriptors of the slots that a class and its bases declare."""
-    owners = [vars(base) for base in kind.__mro__ if "__slots__" in vars(base)]
-    return tuple(entry for owner in owners for entry in owner.values() if isinstance(entry, types.MemberDescriptorType))
+def slotted(owner: type) -> Kind | None:
+    """How to read and write the slots that a class and its bases declare; None if there are none."""
+    declared = [vars(base) for base in owner.__mro__ if "__slots__" in vars(base)]
+    slots = [entry for entries in declared for entry in entries.values() if isinstance(entry, types.MemberDescriptorType)]
+    getters = [slot.__get__ for slot in slots]
 
-
-def _read_slots(holder: Any) -> list:
-    content = []
-    for slot in slots(type(holder)):
+    def get(getter: Callable[[Any], Any], holder: Any) -> Any:
         try:
-            content.append(slot.__get__(holder))
+            return getter(holder)
         except AttributeError:
-            content.append(_ABSENT)
-    return content
+            return _ABSENT
+
+    def read(holder: Any) -> list:
+        try:
+            return [getter(holder) for getter in getters]
+        except AttributeError:
+            return [get(getter, holder) for getter in getters]
+        except TypeError:  # it has another class by now, with slots of the same names
+            return _kind_now(holder).read(holder)
+
+    def write(holder: Any, content: list, _: Any) -> None:
+        if not isinstance(holder, owner):
+            _kind_now(holder).write(holder, content, _)
+            return
+        for slot, value, now in zip(slots, content, read(holder), strict=True):
+            if now is not value:
+                slot.__delete__(holder) if value is _ABSENT else slot.__set__(holder, value)
+
+    return Kind(read, write) if slots else None
 
 
-def _write_slots(holder: Any, content: list, _: Any) -> None:
-    for slot, value, now in zip(slots(type(holder)), content, _read_slots(holder), strict=True):
-        if now is not value:
-            slot.__delete__(holder) if value is _ABSENT else slot.__set__(holder, value)
+def _kind_now(holder: Any) -> Kind:
+    found = slotted(type(holder))
+    assert found is not None
+    return found
 
 
 def _entries(holder: Any) -> dict:
@@ -146,7 +163,7 @@ def _write_cache(holder: Any, _: list, __: Any) -> None:
 
 
 DICT, CACHE = Kind(_read_dict, _write_dict), Kind(_read_cache, _write_cache)
-SLOTTED, CLASS = Kind(_read_slots, _write_slots), Kind(_read_class, _write_class)
+CLASS = Kind(_read_class, _write_class)
 CONTAINERS: Mapping[type, Kind] = {
     dict: DICT,
     list: Kind(list.copy, _write_list),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm.discovery.graph.holders import CACHE, CLASS, CONTAINERS, DICT, SLOTTED, Kind, pairs, results, same, slots
+from equinorm.discovery.graph.holders import CACHE, CLASS, CONTAINERS, DICT, Kind, pairs, results, same, slotted
 
 LEAVES = (Tensor, np.ndarray, torch.UntypedStorage, torch.TypedStorage)
 """What holds numbers; not looked into."""
@@ -130,7 +130,7 @@ def _contents(kind: type) -> _Contents:
     if is_foreign and not issubclass(kind, (nn.Module, threading.local)):
         return _Contents()
     holders = [container for base, container in CONTAINERS.items() if issubclass(kind, base)]
-    holders += [SLOTTED] if slots(kind) else []
+    holders += filter(None, [slotted(kind)])
     is_of_python = kind.__module__ in ("builtins", "itertools") and not holders and not issubclass(kind, _CALLS)
     has_dict = bool(kind.__dictoffset__) or issubclass(kind, threading.local)
     return _Contents(tuple(holders), has_dict, is_of_python or issubclass(kind, _IMMUTABLE))
