@@ -4,10 +4,15 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+import equinorm
+from equinorm.rescaling import optimizer_laws
 
 ROOT = Path(__file__).parents[1]
 
 import fill
+import source
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
@@ -33,3 +38,12 @@ def test_filling_replaces_what_stood_there():
     text = "a <!-- one x -->old<!-- end --> b\n\n<!-- one y z -->\nold\n<!-- end -->\n"
     made = fill.filled(text, {"one": lambda *words: f"[{'+'.join(words)}]"})
     assert made == "a <!-- one x -->[x]<!-- end --> b\n\n<!-- one y z -->\n\n[y+z]\n\n<!-- end -->\n"
+
+
+def test_optimizers_of_users_are_not_in_the_table(monkeypatch):
+    monkeypatch.setattr(optimizer_laws, "LAWS", dict(optimizer_laws.LAWS))
+    monkeypatch.setattr(source, "LAWS", optimizer_laws.LAWS)
+    before = source.optimizers()
+    equinorm.register_optimizer(type("Mine", (torch.optim.SGD,), {}), like=torch.optim.SGD)
+    assert "Mine" in [kind.__name__ for kind in source.LAWS]
+    assert source.optimizers() == before

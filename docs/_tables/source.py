@@ -62,9 +62,9 @@ def _cell(text: str) -> str:
 
 
 def optimizers() -> str:
-    """How the state of each known optimizer scales where its parameter scales by s."""
+    """How the state of each optimizer that Equinorm itself knows scales where its parameter scales by s."""
     rows = ["| Optimizer | State where w ↦ s·w |", "| --- | --- |"]
-    for kind, known in LAWS.items():
+    for kind, known in ((kind, known) for kind, known in LAWS.items() if not known.is_registered):
         rows.append(f"| `{kind.__name__}` | {_states(known)} |")
     for name, known in ELSEWHERE.items():
         rows.append(f"| `{name.partition('.')[0]}`'s `{name.rpartition('.')[2]}` | {_states(known)} |")

@@ -8,7 +8,7 @@ from torch import nn, optim
 
 import equinorm
 from equinorm import ENorm
-from equinorm.rescaling import recorded
+from equinorm.rescaling import mover
 from equinorm.rescaling.bounds import room
 
 
@@ -69,7 +69,7 @@ def test_steps_are_cut_where_a_state_would_overflow(value, monkeypatch):
     assert equinorm.deviation(net, before, (inputs,)) <= 1e-5
     assert not torch.equal(net[0].weight, before[0].weight)
     looked = []
-    monkeypatch.setattr(recorded, "room", lambda *given: looked.append(given) or room(*given))
+    monkeypatch.setattr(mover, "room", lambda *given: looked.append(given) or room(*given))
     with torch.no_grad():
         for parameter in net.parameters():
             optimizer.state[parameter]["exp_avg_sq"].fill_(1.0)
