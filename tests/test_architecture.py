@@ -20,7 +20,7 @@ CORE = FLOORS[: FLOORS.index("__init__") + 1]
 """Floors that neither print nor touch files."""
 
 STRANGERS = {
-    "modules": ["native", "_memory", "_display"],
+    "modules": ["native", "_display"],
     "native": ["_memory", "modules", "_scaling"],
     "rescaling": ["discovery"],
     "sharding": ["native"],
