@@ -11,7 +11,7 @@ from random_networks.networks import Network, arguments, networks
 import equinorm
 from equinorm.discovery.resolve import UNUSED
 
-EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "70"))
+EXAMPLES = int(os.environ.get("EQUINORM_EXAMPLES", "50"))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,
