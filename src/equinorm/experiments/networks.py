@@ -204,7 +204,9 @@ class ResNet(nn.Module):
         """
         for block in self.blocks:
             assert isinstance(block, Block)
-            ends = [layer for layer in block.branch if isinstance(layer, nn.Conv2d)][-1:]
-            is_drawn = len(block.skip) and not identity
-            for layer in [*ends, block.skip[0]] if is_drawn else ends:
-                layer.get_parameter("weight").mul_(math.sqrt(0.5) if is_drawn else len(self.blocks) ** -0.5)
+            last = [layer for layer in block.branch if isinstance(layer, nn.Conv2d)][-1]
+            if len(block.skip) and not identity:
+                for layer in (last, block.skip[0]):
+                    layer.get_parameter("weight").mul_(math.sqrt(0.5))
+            else:
+                last.weight.mul_(len(self.blocks) ** -0.5)

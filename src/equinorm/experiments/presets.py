@@ -40,7 +40,7 @@ _TRIALS = (
 """What theory suggests beside the variant of ENorm that docs/claims.md compares, and others with its extras."""
 _NORMS = ("baseline", "bn", "gn", "enorm", "enorm_bn")
 _BESIDE_SKIPS = "head=0.1,centralise=1,biases=1,centred=1,identity=1"
-"""What brings a ResNet without normalization level with batch normalization: docs/results-convolutional.md."""
+"""What brings a ResNet without normalization near one with batch normalization: docs/results-convolutional.md."""
 _CONV_128 = Sweep(
     replace(_CONV, width=16, weight_decay=5e-4, c=1.2, bfloat16=True),
     tuple(f"{name}{extras}" for extras in (":head=0.1,centralise=1", "") for name in _NORMS),
@@ -81,7 +81,7 @@ PRESETS = {
         lrs=(0.005, 0.02, 0.1),
     ),
     "resnet18-recipe": Sweep(
-        replace(_RESNET, width=8, epochs=10, batch=128, weight_decay=5e-4, c=1.0),
+        replace(_RESNET, width=8, epochs=10, weight_decay=5e-4, c=1.0),
         (
             *(f"{name}:{_BESIDE_SKIPS}" for name in ("enorm", "baseline")),
             *(f"{name}:head=0.1,centralise=1{rest}" for name in ("bn", "gn") for rest in ("", ",identity=1")),

@@ -54,7 +54,7 @@ class Unfinished:
         except FileNotFoundError:  # another program has just finished the run
             return None
         except Exception as error:  # of a file that is cut off, PyTorch raises almost any
-            reason = first_line(error).rstrip(". ")
+            reason = first_line(error)
             raise ExperimentError(f"cannot read the unfinished run {self._path}: {reason}. Delete it to start over.") from error
         for name, value in maker.items():
             if begun.get(name) != value:

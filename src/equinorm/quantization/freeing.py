@@ -67,8 +67,8 @@ def _freed(
     found = symmetries(model, args, kwargs, batch_norm="evaluation", opaque=opaque)
     freed: dict[str, int] = {}
     left: dict[str, str] = {}
+    relus = [value for value in found.values if value.operator == "aten.relu"]
     for name, (parent, key, module) in places.items():
-        relus = [value for value in found.values if value.operator == "aten.relu"]
         calls = [value for value in relus if module_at(model, value) is stand_ins[name]]
         shapes = {shape for value in calls if (shape := varying(value)) is not None}
         is_reread = bool(module.inplace) and any(_is_reread(value, found.values) for value in calls)

@@ -121,9 +121,8 @@ def gather(
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
     found = Statistics()
-    size = max(math.ceil(sum(map(rows, batches)) / MOST_PARTS), 1)
-    if takes_one_size(model):
-        size = max(map(rows, batches))
+    sizes = [*map(rows, batches)]
+    size = max(sizes) if takes_one_size(model) else max(math.ceil(sum(sizes) / MOST_PARTS), 1)
     passes = [(number, part) for number, batch in enumerate(batches) for part in split_rows(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(passes):

@@ -109,16 +109,16 @@ def slotted(owner: type) -> Kind | None:
             return _ABSENT
 
     def read(holder: Any) -> list:
+        if type(holder) is not owner:  # it has another class by now, with slots of the same names
+            return _kind_now(holder).read(holder)
         try:
             return [getter(holder) for getter in getters]
         except AttributeError:
             return [get(getter, holder) for getter in getters]
-        except TypeError:  # it has another class by now, with slots of the same names
-            return _kind_now(holder).read(holder)
 
-    def write(holder: Any, content: list, _: Any) -> None:
-        if not isinstance(holder, owner):
-            _kind_now(holder).write(holder, content, _)
+    def write(holder: Any, content: list, chosen: Any) -> None:
+        if type(holder) is not owner:
+            _kind_now(holder).write(holder, content, chosen)
             return
         for slot, value, now in zip(slots, content, read(holder), strict=True):
             if now is not value:

@@ -67,8 +67,7 @@ class _Reader:
             if name and known is not None and place in known.settings:
                 self._demand(name, scope)
             elif name:
-                kinds = ("statistics", "weights") if known is not None else ()
-                self._use(name, scope, next((kind for kind in kinds if place in getattr(known, kind)), ""))
+                self._use(name, scope, "" if known is None else known.role(place))
         for name, body in inner:
             if self.taken.get(prefix + node.output[0]) != name:  # a branch that is not taken here may be taken elsewhere
                 for outside in captured(body):

@@ -60,6 +60,10 @@ class Operator:
     weights: frozenset[int]
     statistics: frozenset[int]
 
+    def role(self, place: int) -> str:
+        """What an input is: "statistics", "weights", or nothing where its numbers decide."""
+        return "statistics" if place in self.statistics else "weights" if place in self.weights else ""
+
 
 TABLE: dict[str, Operator] = {}
 
