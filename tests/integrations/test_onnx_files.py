@@ -238,6 +238,15 @@ def test_shared_initializers_satisfy_every_use(tmp_path):
     assert equinorm.symmetries(file.module, file.args).num_free == 1  # w by one number, v by its square
 
 
+def test_weights_of_one_entry_are_weights_where_layers_have_theirs(tmp_path):
+    nodes = [node("Gemm", ["x", "w"], ["a"]), node("Relu", ["a"], ["b"]), node("Gemm", ["b", "v"], ["c"]),
+             node("Mul", ["c", "number"], ["y"])]  # fmt: skip
+    stored = {name: normal(1, 1, seed=seed) for seed, name in enumerate(("w", "v", "number"))}
+    file = read(save(model(nodes, [info("x", [2, 1])], [info("y", [2, 1])], stored), tmp_path / "in.onnx"))
+    assert {*file.module.state_dict()} == {"w", "v"}
+    assert equinorm.symmetries(file.module, file.args).num_free == 1
+
+
 @pytest.mark.parametrize("shared", [{"mean": "shift"}, {"var": "gain"}, {"mean": "shift", "var": "gain"}])
 def test_statistics_that_are_weights_too(tmp_path, shared):
     """As in files whose equal initializers were made one: those of an untrained batch normalization."""

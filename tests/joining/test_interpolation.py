@@ -74,16 +74,16 @@ def test_memory_that_tensors_share_is_written_as_one(join):
     assert equinorm.deviation(equinorm.interpolate(a, b, 1), b, x) == 0
 
 
-@pytest.mark.parametrize("join", ["tied", "memory"])
-def test_weights_that_only_one_network_ties(join):
+@pytest.mark.parametrize(
+    ("join", "why"), [("tied", "are one tensor in the first"), ("memory", "moves differently in the two models.*ties")]
+)
+def test_weights_that_only_one_network_ties(join, why):
     torch.manual_seed(0)
     a, b, x = Two(join), Two(), torch.randn(4, 3)
     with pytest.raises(equinorm.EquivalenceError, match=r"one\.weight and two\.weight share memory in the first network"):
         equinorm.interpolate(a, b, 0.5)
     assert equinorm.deviation(equinorm.interpolate(b, a, 1), a, x) < 1e-6
-    with pytest.raises(
-        equinorm.EquivalenceError, match=r"are one tensor in the first|moves differently in the two models.*ties"
-    ):
+    with pytest.raises(equinorm.EquivalenceError, match=why):
         equinorm.align(a, b, x)
 
 

@@ -74,11 +74,11 @@ class _Reader:
                     self._demand(outside, scope)
             self.graph(body, inside(prefix, node, name), scope)
 
-    def _use(self, name: str, scope: _Scope, role: str | None) -> None:
+    def _use(self, name: str, scope: _Scope, role: str) -> None:
         key = scope.stored.get(name)
         if key is not None:
             (self.statistics if role == "statistics" else self.weights).add(key)
-            if role in ("weights", "statistics"):
+            if role:
                 self.single.add(key)
 
     def _demand(self, name: str, scope: _Scope) -> None:
