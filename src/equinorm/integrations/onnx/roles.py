@@ -55,7 +55,7 @@ class _Reader:
         for node in graph.node:
             self._node(node, prefix, scope)
         for value in graph.output if outer is not None else ():
-            self._use(value.name, scope, None)
+            self._use(value.name, scope, "")
 
     def _node(self, node: Any, prefix: str, scope: _Scope) -> None:
         inner = bodies(node)
