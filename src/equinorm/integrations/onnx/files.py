@@ -50,7 +50,20 @@ class Stored:
         self.graph = self.model.graph
         if self.model.functions:
             self.graph = library("onnx.inliner").inline_local_functions(self.model).graph
+            self._check_inlined()
         self.own = set(tensors(self.model.graph))
+
+    def _check_inlined(self) -> None:
+        """Refuse functions that stay where they are called, as those of other versions of operators do."""
+        functions = {(function.domain, function.name): function for function in self.model.functions}
+        for _, node in nodes(self.graph):
+            if (function := functions.get((node.domain, node.op_type))) is not None:
+                versions = ", ".join(f"{entry.domain or 'ONNX'} {entry.version}" for entry in function.opset_import)
+                raise OnnxError(
+                    f"{self.path} calls its function {node.domain}.{node.op_type}, which cannot be put in the place of the "
+                    f"call: its operators are of other versions ({versions}) than the file's. Export it with one version "
+                    "throughout."
+                )
 
     @property
     def folder(self) -> str:
@@ -68,6 +81,21 @@ class Stored:
         except Exception as error:
             raise OnnxError(f"cannot read the tensor {proto.name!r} of {self.path}: {first_line(error)}.") from error
 
+    def raw(self, proto: Any) -> bytes:
+        """The bytes of a TensorProto, as they lie outside of a file: two numbers of four bits share one.
+
+        Raises:
+            OnnxError: if they cannot be read.
+        """
+        if proto.data_location != proto.EXTERNAL:
+            return self.numbers(proto).tobytes()
+        copy = type(proto).FromString(proto.SerializeToString())
+        try:
+            library("onnx.external_data_helper").load_external_data_for_tensor(copy, self.folder)
+        except Exception as error:
+            raise OnnxError(f"cannot read the tensor {proto.name!r} of {self.path}: {first_line(error)}.") from error
+        return copy.raw_data
+
 
 def stored(path: Path) -> Stored:
     """Read a file without its external data.
@@ -77,7 +105,7 @@ def stored(path: Path) -> Stored:
     """
     model = _loaded(path)
     opsets = {"" if entry.domain in ONNX_DOMAINS else entry.domain: entry.version for entry in model.opset_import}
-    _check_operators(model.graph, opsets, path)
+    _check_operators(model, opsets, path)
     file = Stored(path, model, model.graph, opsets)
     file.refresh()
     return file
@@ -99,7 +127,7 @@ def _loaded(path: Path) -> Any:
     return model
 
 
-def _check_operators(graph: Any, opsets: Mapping[str, int], path: Path) -> None:
+def _check_operators(model: Any, opsets: Mapping[str, int], path: Path) -> None:
     """Refuse what is of an unknown version, quantized, or stored in a form that is not read."""
     onnx = library("onnx")
     newest = onnx.defs.onnx_opset_version()
@@ -108,14 +136,18 @@ def _check_operators(graph: Any, opsets: Mapping[str, int], path: Path) -> None:
             f"{path} uses version {opsets['']} of ONNX's operators, and onnx {onnx.__version__} knows them up to {newest}. "
             "Install a newer onnx."
         )
-    quantized = [node.op_type for _, node in nodes(graph) if node.op_type in QUANTIZED]
+    every = [node for graph in (model.graph, *model.functions) for _, node in nodes(graph)]
+    quantized = [node.op_type for node in every if node.op_type in QUANTIZED]
     if quantized:
         raise OnnxError(
             f"{path} is quantized already ({len(quantized)} nodes such as {quantized[0]}): rescaling integers loses bits. "
             "Name the file in floating point that it was made from."
         )
-    if graph.sparse_initializer:
-        raise OnnxError(f"{path} holds sparse initializers ({graph.sparse_initializer[0].values.name}), which are not read.")
+    graphs = [model.graph, *(body for node in every for _, body in bodies(node))]
+    sparse = [proto.values.name for graph in graphs for proto in graph.sparse_initializer]
+    sparse += [node.output[0] for node in every if any(attribute.HasField("sparse_tensor") for attribute in node.attribute)]
+    if sparse:
+        raise OnnxError(f"{path} holds sparse tensors ({sparse[0]}), which are not read. Store them as dense initializers.")
 
 
 def nodes(graph: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,7 +177,12 @@ def tensors(graph: Any, prefix: str = "") -> dict[str, Any]:
             protos = [attribute.t for attribute in node.attribute if attribute.name == "value"]
             found |= zip([prefix + node.output[0]], protos, strict=False)
         for name, body in bodies(node):
-            found |= tensors(body, inside(prefix, node, name))
+            more = tensors(body, inside(prefix, node, name))
+            if both := sorted(found.keys() & more.keys()):
+                raise OnnxError(
+                    f"two tensors are called {both[0]!r} here: one of the graph, one of a subgraph. Rename one of them."
+                )
+            found |= more
     return found
 
 

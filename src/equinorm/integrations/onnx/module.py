@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, inside, tensors
-from equinorm.integrations.onnx.names import TensorHolder, free, legal, place
+from equinorm.integrations.onnx.names import free, legal, place
 from equinorm.integrations.onnx.nodes import Node, captured_by, static_value
 from equinorm.integrations.onnx.numbers import FLOATS, to_tensor, weight
 from equinorm.integrations.onnx.preparing import Preparing
@@ -145,7 +145,8 @@ class OnnxModule(nn.Module):
         self.rounding = 0.0
         self.keys: dict[str, str] = {}
         self.tiny = 0
-        self.nodes: nn.Module = TensorHolder()  # the name is taken before tensors get theirs
+        self.nodes = nn.Module()  # names are taken before tensors get theirs
+        self._single: list[str] = []
         held: dict[str, tuple[nn.Module, str]] = {}
         for key in (key for key in found if key in kinds.weights | kinds.statistics):
             tensor, tiny = weight(stored.numbers(found[key]))

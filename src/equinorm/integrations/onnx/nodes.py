@@ -89,7 +89,8 @@ class Node(nn.Module):
         if self.proto.op_type in ("Shape", "Size") and isinstance(values[0], Tensor):
             return self._sizes(values[0])
         numbers = bool(given) and all(isinstance(value, np.ndarray) for value in given)
-        if numbers and self.proto.op_type not in RANDOM and not bodies(self.proto):
+        is_known = self.proto.domain in ONNX_DOMAINS and self.proto.op_type not in RANDOM and not bodies(self.proto)
+        if numbers and is_known:
             return self._known(values)
         if self.operator is not None:
             try:

@@ -171,8 +171,8 @@ def _external(
         with open(place, "wb") as stream:
             for key, proto in external.items():
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
-                array = to_array(changed[key]) if key in changed else file.numbers(proto)
-                raw, start = array.tobytes(), stream.tell()
+                raw = to_array(changed[key]).tobytes() if key in changed else file.raw(proto)
+                start = stream.tell()
                 stream.write(raw)
                 places[key] = start, len(raw)
         names.insert(0, place.name)
