@@ -127,7 +127,7 @@ def real_trials(model, x):
     symmetries, points = find_points(model, (x,), None, scheme)
     seen = gather(model, points, [((x,), {})])
     rounding = Rounding(model, points, seen.activations, by_name(symmetries.scalings))
-    return real.Trials(rounding, Noise([], symmetries.num_free), [((x,), {})])
+    return real.Trials(rounding, Noise([], symmetries.num_free), [((x,), {})], cuts=seen.cuts)
 
 
 def test_a_glance_is_at_the_first_quarter_and_nothing_is_measured_twice():

@@ -9,11 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from equinorm._deviation import LIMITS, coarsest, difference
 from equinorm._errors import EqualizeError, describe, describe_inputs
+from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed, without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
+
+ALIKE = 1e-3
+"""Relative difference of outputs up to which rows are treated each by itself."""
 
 
 def floats_in(result: Any) -> list[Tensor]:
@@ -37,13 +42,13 @@ def split_rows(batch: Batch, size: int) -> list[Batch]:
     return [batch] if total <= size else [cut(start) for start in range(0, total, size)]
 
 
-def first_rows(batches: Sequence[Batch], most: int) -> list[Batch]:
-    """The first batches, of so many rows together: at least one, cut if it has more."""
+def first_rows(batches: Sequence[Batch], most: int, *, cuts: bool = True) -> list[Batch]:
+    """The first batches, of so many rows together: at least one, cut if it has more and may be."""
     found: list[Batch] = []
     for batch in batches:
         if most <= 0:
             break
-        found.append(split_rows(batch, most)[0])
+        found.append(split_rows(batch, most)[0] if cuts else batch)
         most -= rows(found[-1])
     return found
 
@@ -69,6 +74,9 @@ def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs:
             raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
         batch = (tuple(batch[0]), batch[1])
         _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
+        tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
+        if tensors and not any(value.numel() for value in tensors):
+            raise EqualizeError(f"calibration batch {number} has no rows: leave it out.")
         found.append(batch)
     if not found:
         raise EqualizeError("calibration holds no batch. Give tens of samples, or None to draw random inputs.")
@@ -117,6 +125,27 @@ def run_undisturbed(
         for watch in (undisturbed(model), by_default(), *watches):
             stack.enter_context(watch)
         return model(*args, **without_cache(model, args, dict(kwargs or {})))
+
+
+def may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
+    """Does a network treat the rows of a batch each by itself? Both halves of one then give what the whole gives.
+
+    Not so where rows are steps in time or nodes of a graph, where an input such as a mask belongs to all rows, and in graphs
+    that were exported for one size.
+    """
+    batch = next((batch for batch in batches if rows(batch) > 1), None)
+    if batch is None or takes_one_size(model):
+        return batch is None
+    try:
+        with torch.no_grad():
+            whole, *parts = (
+                floats_in(run_undisturbed(model, *part)) for part in (batch, *split_rows(batch, math.ceil(rows(batch) / 2)))
+            )
+            joined = [torch.cat(both) for both in zip(*parts, strict=True)]
+    except Exception:
+        return False
+    limit = max(ALIKE, LIMITS[coarsest(model)])
+    return all(one.shape == other.shape and difference(one, other) <= limit for one, other in zip(joined, whole, strict=True))
 
 
 def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:

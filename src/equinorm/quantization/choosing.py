@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.batches import Batch, first_rows, rows
 from equinorm.quantization.bias_correction import mean_shifts
 from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation
@@ -60,21 +59,28 @@ class Trials:
         activations: what rounding activations costs, predicted.
         batches: calibration data; some samples are taken.
         corrects: weights of layers whose biases are corrected before measuring.
+        cuts: may batches be cut into rows?
     """
 
     def __init__(
-        self, rounding: Rounding, activations: Noise, batches: Sequence[Batch], *, corrects: Collection[str] = ()
+        self,
+        rounding: Rounding,
+        activations: Noise,
+        batches: Sequence[Batch],
+        *,
+        corrects: Collection[str] = (),
+        cuts: bool = True,
     ) -> None:
         self.activations, self.corrects, self._rounding = activations, corrects, rounding
         layers = [point for point in rounding.points if isinstance(point, Point)]
         weights = [replace(point, scheme=replace(point.scheme, activation_bits=None)) for point in layers]
         halves = {key: replace(was, low=was.half[0], high=was.half[1]) for key, was in rounding.activations.items()}
         self._of_weights, self._with_halves = replace(rounding, points=weights), replace(rounding, activations=halves)
-        self.reference = Reference(rounding.model, first_rows(batches, SAMPLES))
+        self.reference = Reference(rounding.model, first_rows(batches, SAMPLES, cuts=cuts))
         samples = sum(map(rows, batches))
         self.is_whole = samples <= SAMPLES
         few = first_rows(batches, math.ceil(min(samples, SAMPLES) / GLANCE))
-        self._few = self.reference if takes_one_size(rounding.model) else Reference(rounding.model, few)
+        self._few = Reference(rounding.model, few) if cuts else self.reference
         self._known: dict[tuple[str, bytes], Tensor] = {}
 
     def expected(self, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._display import and_more, as_html, by_reason, count, drawing, plain
-from equinorm._errors import describe
+from equinorm._errors import EqualizeError, describe, does_not_run
 from equinorm._symmetries import Symmetries
 from equinorm.modules.running import on_cpu
 from equinorm.quantization.batches import Batch, calibration_batches
@@ -131,6 +131,9 @@ class Equalization:
     def simulated(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """What the rounded network returns for inputs, before and after: its outputs, a tensor if there is one.
 
+        Raises:
+            EqualizeError: if these are no inputs of the model.
+
         >>> import torch, equinorm
         >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
         >>> found = equinorm.equalize(net, torch.randn(1, 8), calibration=[torch.randn(32, 8)])
@@ -138,7 +141,10 @@ class Equalization:
         >>> before.shape, after.shape
         (torch.Size([3, 4]), torch.Size([3, 4]))
         """
-        before, after = (simulation.outputs((args, kwargs)) for simulation in self._simulations())
+        try:
+            before, after = (simulation.outputs((args, kwargs)) for simulation in self._simulations())
+        except Exception as error:
+            raise EqualizeError(does_not_run(self.model, args, kwargs, error)) from error
         return (before[0], after[0]) if len(before) == 1 else (before, after)
 
     def _shifts(self) -> dict[str, Tensor]:

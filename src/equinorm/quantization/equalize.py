@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from equinorm._errors import EqualizeError, ExportError, check_module, describe
+from equinorm._errors import EqualizeError, ExportError, check_module
 from equinorm.modules.choosing import Choice, chosen, unwrapped
-from equinorm.modules.exported import is_exported
 from equinorm.modules.running import on_cpu
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.freeing import settle_
-from equinorm.quantization.prepare import prepare
+from equinorm.quantization.prepare import check_state, prepare
 from equinorm.quantization.scheme import Scheme, scheme_of
 from equinorm.quantization.solve import EqualizeOptions, Progress, solve_
 
@@ -82,7 +81,7 @@ def equalize(
     True
     """
     options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
-    _check(model)
+    check_module(model, EqualizeError)
     hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))
     prepared, preparation = prepare(model, args, kwargs, opaque=hidden)
     found = solve_(prepared, args, kwargs, calibration, replace(options, opaque=hidden))
@@ -117,13 +116,6 @@ def equalize_(
     True
     """
     options = EqualizeOptions(scheme_of(scheme), largest, power_of_two, bias_correction, tol, opaque, progress)
-    _check(model)
-    return solve_(unwrapped(model), args, kwargs, calibration, options)
-
-
-def _check(model: Any) -> None:
     check_module(model, EqualizeError)
-    if model.training and not is_exported(model):
-        raise EqualizeError(
-            f"{describe(model)} is in training mode, and what is quantized runs in evaluation mode: model.eval()."
-        )
+    check_state(unwrapped(model))
+    return solve_(unwrapped(model), args, kwargs, calibration, options)

@@ -8,13 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._scaling import Scaling
-from equinorm.quantization.batches import Batch, floats_in, rows, run_undisturbed
+from equinorm.modules.running import by_default, undisturbed
+from equinorm.quantization.batches import Batch, floats_in, rows, run_undisturbed, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
 from equinorm.quantization.statistics import ActivationStatistics
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """At least single precision: half precision holds neither the numbers of 16 bits nor many a scale."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: bool) -> Tensor:
@@ -73,8 +79,9 @@ def weight_noise(weight: Tensor, sensitivity: Tensor, scaling: Scaling, point: P
         point: where it is rounded.
         z: free log-scales.
     """
+    weight = weight.detach().to(wide(weight.dtype))
     scales = scaling.log_scales(z).exp().to(weight.device, weight.dtype)
-    error = rounded_weight(weight.detach() * scales, point) / scales - weight.detach()
+    error = rounded_weight(weight * scales, point) / scales - weight
     return float((sensitivity * error.square()).sum(dtype=torch.float64))
 
 
@@ -154,9 +161,10 @@ class Simulation:
     def weight(self, point: Point, call: LayerCall) -> Tensor:
         """The weight, rounded."""
         if point.weight not in self.weights:
-            weight = call.arguments["weight"].detach()
+            given = call.arguments["weight"].detach()
+            weight = given.to(wide(given.dtype))
             scales = self.rounding.scalings[point.weight].log_scales(self.z).exp().to(weight.device, weight.dtype)
-            self.weights[point.weight] = rounded_weight(weight * scales, point) / scales
+            self.weights[point.weight] = (rounded_weight(weight * scales, point) / scales).to(given.dtype)
         return self.weights[point.weight]
 
     def activation(self, place: Place, value: Tensor) -> Tensor:
@@ -166,10 +174,12 @@ class Simulation:
             return value
         seen, scales = self.rounding.activations[place.key], place.scaling.log_scales(self.z).exp()
         low, high = (bound * channel_scales(place, self.z) for bound in (seen.low, seen.high))
+        dtype, value = value.dtype, value.to(wide(value.dtype))
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
         if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
-        return rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
+        found = rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
+        return found.to(dtype)
 
 
 def channel_scales(place: Place, z: Tensor) -> Tensor:
@@ -210,8 +220,12 @@ class Reference:
             result = call.run()
             return result + broadcast(moved[call.name], call, result) if call.name in moved else result
 
+        def wanted(number: int, batch: Batch) -> list[Tensor]:
+            with undisturbed(model), by_default():
+                return [value.double() for value in floats_in(watched(model, batch, number, CallWatch(model, shifted)))]
+
         self.batches = batches
-        self.wanted = [[value.double() for value in outputs(model, batch, shifted)] for batch in batches]
+        self.wanted = [wanted(number, batch) for number, batch in enumerate(batches)]
         self.signal = sum(float(value.square().sum()) for wanted in self.wanted for value in wanted)
 
     def noises(self, simulation: Simulation) -> Tensor:

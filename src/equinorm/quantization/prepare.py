@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import as_html, by_reason, count, first_few, shortened
-from equinorm._errors import EqualizeError, ExportError, check_module, describe
+from equinorm._errors import EqualizeError, EquinormError, ExportError, check_module, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.exported import is_exported, parts_in_training
 from equinorm.modules.running import on_cpu
+from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.folding import fold_
 from equinorm.quantization.freeing import free_
 from equinorm.quantization.quantized import check_floats
@@ -123,19 +124,24 @@ def prepare(
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
-    _check_state(model)
+    check_state(model)
     hidden = list(chosen(model, opaque, ExportError, "opaque"))
     prepared = duplicate(model, "to prepare the copy")
-    folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
-    freed, bound = free_(prepared, args, kwargs, hidden, patterns(free)) if free else ({}, {})
-    if not is_exported(prepared):
-        prepared.eval()  # also what was put in
-    found = Preparation(describe(model), folded, freed, left | bound, deviation(model, prepared, args, kwargs))
+    try:
+        folded, left = fold_(prepared, args, kwargs, hidden) if fold else ({}, {})
+        freed, bound = free_(prepared, args, kwargs, hidden, patterns(free)) if free else ({}, {})
+        if not is_exported(prepared):
+            prepared.eval()  # also what was put in
+        apart = deviation(model, prepared, args, kwargs)
+    except EquinormError:
+        _check_reads(model, prepared, args, kwargs)
+        raise
+    found = Preparation(describe(model), folded, freed, left | bound, apart)
     _check_deviation(found, LIMITS[coarsest(model)] if limit is None else limit)
     return prepared, found
 
 
-def _check_state(model: nn.Module) -> None:
+def check_state(model: nn.Module) -> None:
     """Refuse a model that is quantized already, or in training mode."""
     check_floats(model)
     if trained := parts_in_training(model):
@@ -143,6 +149,20 @@ def _check_state(model: nn.Module) -> None:
         raise EqualizeError(
             f"{describe(model)} is in training mode{where}, and what is quantized runs in evaluation mode: model.eval()."
         )
+
+
+def _check_reads(model: nn.Module, prepared: nn.Module, args: tuple | Tensor, kwargs: Mapping[str, Any] | None) -> None:
+    """Refuse a model that asks modules for what those in their places do not have, as it does if only the copy lacks it."""
+    try:
+        deviation(prepared, prepared, args, kwargs)
+    except EquinormError as error:
+        why = error.__cause__
+        if isinstance(why, AttributeError) and isinstance(why.obj, (nn.Identity, nn.ReLU, Clamp)):
+            raise EqualizeError(
+                f"{describe(model)} reads the attribute {why.name!r} of a batch normalization or bounded activation, which is "
+                "another module in the copy. Give equinorm.quantization.prepare fold=False or free=False, and equalize_ its "
+                "copy."
+            ) from error
 
 
 def _check_deviation(found: Preparation, limit: float) -> None:

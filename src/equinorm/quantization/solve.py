@@ -170,7 +170,7 @@ def _chosen(network: _Network, minimum: LeastNoise, options: EqualizeOptions) ->
     """The log-scales that are as good as the best by measurement, and the trials that showed it."""
     symmetries, z = network.symmetries, torch.from_numpy(minimum.z)
     activations = network.noise(one.expected for one in network.rounded if one.kind == "activation")
-    trials = Trials(network.rounding, activations, network.batches, corrects=network.biases)
+    trials = Trials(network.rounding, activations, network.batches, corrects=network.biases, cuts=network.seen.cuts)
     levels, watch = options.scheme.weight_levels, options.watch("measuring")
     return choose(trials, z, _settling(symmetries, options), levels, watch, _others(symmetries, z)), trials
 

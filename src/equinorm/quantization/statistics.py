@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._errors import EqualizeError, describe
-from equinorm.modules.exported import takes_one_size
 from equinorm.modules.running import by_default, undisturbed
-from equinorm.quantization.batches import Batch, floats_in, rows, split_rows, watched
+from equinorm.quantization.batches import Batch, floats_in, may_be_cut, rows, split_rows, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
 from equinorm.quantization.operands import Operand, Place
 from equinorm.quantization.outputs import Output, output_key
@@ -95,6 +94,7 @@ class Statistics:
         signal: mean over samples of Σ y².
         samples: how many.
         passes: backward passes.
+        cuts: may batches be cut into rows?
     """
 
     activations: dict[Key, ActivationStatistics] = field(default_factory=dict)
@@ -102,6 +102,7 @@ class Statistics:
     signal: float = 0.0
     samples: int = 0
     passes: int = 0
+    cuts: bool = True
 
 
 def gather(
@@ -120,9 +121,9 @@ def gather(
     Raises:
         EqualizeError: if the network does not run on a batch, a number is not finite, or no gradient reaches a point.
     """
-    found = Statistics()
+    found = Statistics(cuts=may_be_cut(model, batches))
     sizes = [*map(rows, batches)]
-    size = max(sizes) if takes_one_size(model) else max(math.ceil(sum(sizes) / MOST_PARTS), 1)
+    size = max(math.ceil(sum(sizes) / MOST_PARTS), 1) if found.cuts else max(sizes)
     passes = [(number, part) for number, batch in enumerate(batches) for part in split_rows(batch, size)]
     generator = torch.Generator().manual_seed(0)
     for done, (number, part) in enumerate(passes):
@@ -165,6 +166,8 @@ class _Pass:
         total = sum(((output * sign).sum() for output, sign in zip(outputs, signs, strict=True)), start=torch.zeros(()))
         wanted = [*self.leaves.values(), *(value for _, _, value in self.inputs)]
         if not total.requires_grad:
+            if torch.is_inference_mode_enabled():
+                raise EqualizeError("no gradient is recorded within torch.inference_mode(): equalize outside of it.")
             raise EqualizeError(
                 f"no gradient reaches the layers of {describe(self.model)}: its forward runs without gradients "
                 "(torch.no_grad, detach). Equalize the module inside."
@@ -173,8 +176,16 @@ class _Pass:
             gradients = torch.autograd.grad(total, wanted, allow_unused=True)
         except RuntimeError as error:
             raise EqualizeError(f"gradients of {describe(self.model)} cannot be taken: {str(error).splitlines()[0]}") from error
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
+            raise EqualizeError(
+                f"gradients of {describe(self.model)} are NaN or inf on calibration batch {self.number}: what rounding costs "
+                "cannot be told. In half precision, equalize a copy in float32: model.float(). Otherwise balance the network: "
+                "equinorm.balance(..., p=math.inf) evens out its channels."
+            )
         for name, gradient in zip(self.leaves, gradients, strict=False):
-            squares = torch.zeros_like(self.leaves[name]) if gradient is None else gradient.square()
+            leaf = self.leaves[name]
+            dtype = torch.promote_types(leaf.dtype, torch.float32)  # half precision holds few squares
+            squares = torch.zeros_like(leaf, dtype=dtype) if gradient is None else gradient.to(dtype).square()
             self.found.weights[name] = self.found.weights[name].add_(squares) if name in self.found.weights else squares
         for (point, axis, value), gradient in zip(self.inputs, gradients[len(self.leaves) :], strict=True):
             self._add(point, axis, value.detach(), torch.zeros_like(value) if gradient is None else gradient)
@@ -220,6 +231,11 @@ class _Pass:
         """Add what one place shows."""
         if axis is None:  # all of it is one channel
             axis, value, gradient = -1, value[..., None], gradient[..., None]
+        if not value.numel():
+            raise EqualizeError(
+                f"what {place.name} reads is empty on calibration batch {self.number}: leave out batches without rows, and "
+                "keep layers without channels in float: Scheme(..., in_float=[name])."
+            )
         lows, highs = _by_sample(value, axis)
         value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
@@ -247,6 +263,7 @@ def _sensitivity(value: Tensor, gradient: Tensor, shared_values: Sequence[Tensor
         shared_values: of each channel, which many of its entries may have.
     """
     coherent = torch.zeros(len(value), dtype=torch.float64)
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     alone = gradient.masked_fill(value == 0, 0.0)  # zero is rounded to itself
     for bound in shared_values:
         same = value == bound[:, None]
