@@ -19,6 +19,10 @@ LATE = 12
 ROUNDS, STEPS, MEMORY = 100, 60, 12
 """Rounds of multipliers at most, steps of each, and pairs that L-BFGS remembers."""
 
+SURE, SURE_STEPS, MARGIN = 1e-4, 1000, 1000.0
+"""At last: how close to the minimum the bound is taken, in parts of the gap asked for, after how many steps at most, and how
+many times what the quadratic model says is left, which does not know every flat direction."""
+
 PATIENCE = 25
 """Rounds in which the gap must become smaller by a tenth."""
 
@@ -32,7 +36,7 @@ class LeastNoise:
     Attributes:
         z: log-scales.
         value: ln N there.
-        bound: ln N is at least this, whatever the log-scales.
+        bound: ln N is at least this, whatever the log-scales, as far as a search that has converged tells.
         rounds: of multipliers.
     """
 
@@ -77,7 +81,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNoise:
-    best, lowest = (_value(noise, z), z), -math.inf
+    best, lowest, guess = (_value(noise, z), z), -math.inf, -math.inf
     rounds = 0
     for beta in FRESH:
         noise.sharpen(z, beta, None)
@@ -88,11 +92,16 @@ def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNo
         noise.sharpen(z, SHARP if rounds < LATE else SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
         z, value, slack = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
         if rounds > 1:
-            lowest = max(lowest, value - slack)
+            guess = max(guess, value - slack)
         best = min(best, (_value(noise, z), z), key=lambda pair: pair[0])
-        gaps.append(best[0] - lowest)
-        if gaps[-1] <= math.log1p(tol) or (rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]):
-            break
+        gaps.append(best[0] - guess)
+        is_close, is_last = gaps[-1] <= math.log1p(tol), rounds == ROUNDS
+        is_stuck = rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]
+        if is_close or is_stuck or is_last:
+            z, value, slack = descend(noise.smooth, z, limit, SURE * max(tol, 1e-12), SURE_STEPS)
+            lowest = guess = max(lowest, value - MARGIN * slack)
+            if is_stuck or best[0] - lowest <= math.log1p(tol):
+                break
     return LeastNoise(best[1], best[0], min(lowest, best[0]), rounds)
 
 
