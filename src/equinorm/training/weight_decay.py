@@ -72,7 +72,8 @@ class DecayParts:
         self.is_following = True
         self.moving = {*names.values()}
         self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
-        self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
+        self._early: dict[str, dict[str, Parts]] | None = None  # ours, loaded before the optimizer's state was made
+        self._handle = optimizer.register_load_state_dict_post_hook(self._after_loading)
         self._follow = CompiledFollow(bool(compile)) if native.are_wanted(compile) else follow
         laws(optimizer)
 
@@ -84,14 +85,20 @@ class DecayParts:
         """All parts."""
         return [part for states in self._parts.values() for parts in states.values() for part in parts.values()]
 
-    def before_step(self) -> None:
+    def before_step(self, is_idle: bool = False) -> None:
         """Follow what the optimizer is about to do. Call it before every step, with the gradients in place.
+
+        Args:
+            is_idle: does the step only make the optimizer's state, as before it is loaded?
 
         Raises:
             RescaleError: if an average contains weight decay that was not followed from its start, or cannot be.
         """
         if self._loaded == {"optimizer"}:  # what we followed belongs to a state that is gone
             self._parts, self._late = {}, set()
+        self._early = None
+        if is_idle and self._loaded == {"ours"}:
+            self._early, self._parts = self._parts, {}
         self._loaded = set()
         if self._entered:
             raise RescaleError(
@@ -112,6 +119,13 @@ class DecayParts:
         for one in entering:
             if not one.is_plain:
                 one.enter_(self._optimizer)
+
+    def _after_loading(self, _: optim.Optimizer) -> None:
+        """The optimizer's state was loaded; what was loaded for it before belongs to it."""
+        self._loaded.add("optimizer")
+        if self._early is not None:
+            self.take(self._early)
+            self._early = None
 
     def after_step(self) -> None:
         """The step has ended."""
