@@ -147,10 +147,13 @@ class DecayParts:
                 check_group(self._optimizer, group, name)
                 if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
                     continue
-                present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
-                if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
-                    present = set()  # Adagrad makes its state, still zero, before the first step
-                yield _SteppedParameter(name, parameter, group, decay, kept, frozenset(present))
+                yield _SteppedParameter(name, parameter, group, decay, kept, self._present(parameter, name))
+
+    def _present(self, parameter: Tensor, name: str) -> frozenset[str]:
+        """Keys of the averages of a parameter that are there already."""
+        if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+            return frozenset()  # Adagrad makes its state, still zero, before the first step
+        return frozenset(key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy)
 
     def _meet_(self, stepped: _SteppedParameter) -> None:
         """Note what starts with this step: a parameter without averages is followed, an average that is gone is anew."""
@@ -173,7 +176,7 @@ class DecayParts:
         """What this step does to one average, whose parts are there from now on."""
         group, parameter = stepped.group, stepped.parameter
         parts = self._parts.setdefault(stepped.name, {}).setdefault(key, {})
-        for exponent in (1,) if average.degree == 1 else (0, 2):
+        for exponent in _powers(average):
             parts.setdefault(exponent, torch.zeros_like(parameter))
         starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
         add = (1.0 if starts else average.add(group)) * stepped.decay
@@ -233,8 +236,22 @@ class DecayParts:
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, dict[str, Parts]]:
-        """The parts by parameter name, state key and exponent of s."""
-        return {name: {key: dict(parts) for key, parts in states.items()} for name, states in self._parts.items()}
+        """The parts by parameter name, state key and exponent of s; zeros where they start with the next step.
+
+        `torch.distributed.checkpoint` loads into what is there, and nothing else.
+        """
+        found = {name: {key: dict(parts) for key, parts in states.items()} for name, states in self._parts.items()}
+        for group in self._optimizer.param_groups if self.is_following else ():
+            averages = {key: law.average for key, law in self._kept(group).items() if law.average is not None}
+            for parameter in group["params"] if coupled_decay(self._optimizer, group) else ():
+                name = self._names.get(id(parameter))
+                if name is None or name in found or not parameter.requires_grad or self._present(parameter, name):
+                    continue
+                found[name] = {
+                    key: {power: torch.zeros_like(parameter.detach()) for power in _powers(average)}
+                    for key, average in averages.items()
+                }
+        return found
 
     def read(self, state: Mapping[str, Mapping[str, Mapping[int, Tensor]]]) -> dict[str, dict[str, Parts]]:
         """What `state_dict` returned, of parameters that this optimizer trains.
@@ -248,7 +265,7 @@ class DecayParts:
             loaded[name] = {}
             for key, parts in items(states):
                 law = laws(self._optimizer).get(str(key))
-                powers = () if law is None or law.average is None else (1,) if law.average.degree == 1 else (0, 2)
+                powers = () if law is None or law.average is None else _powers(law.average)
                 if tuple(sorted(power for power, _ in items(parts))) != powers or not powers:
                     kind = type(self._optimizer).__name__
                     raise RescaleError(f"the state holds weight decay of {name} in {key!r}, which is not one of {kind}.")
@@ -270,6 +287,11 @@ class DecayParts:
             for parameter in group["params"]:
                 if id(parameter) in self._names:
                     yield self._names[id(parameter)], parameter
+
+
+def _powers(average: Average) -> tuple[int, ...]:
+    """Of s, by which the parts of an average that contain weights scale."""
+    return (1,) if average.degree == 1 else (0, 2)
 
 
 def items(found: Any) -> list[tuple[Any, Any]]:
