@@ -249,10 +249,24 @@ def test_steps_that_only_make_a_state_are_none(options, order):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
-def test_rates_of_zero_alone_are_steps():
-    """A schedule may begin with a rate of 0."""
+@pytest.mark.parametrize("rate", [0.0, torch.zeros(()), None, torch.zeros(2)], ids=str)
+def test_rates_of_zero_alone_are_steps(rate, monkeypatch):
+    """A schedule may begin with a rate of 0; and optimizers of other packages may know no rate, or several."""
+
+    class Own(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.0)
+            self.param_groups[0]["lr"] = rate
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            pass
+
     model, inputs = mlp(depth=2, width=6), torch.randn(16, 5, dtype=torch.float64)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    laws = equinorm.rescaling.optimizer_laws
+    monkeypatch.setattr(laws, "LAWS", dict(laws.LAWS))
+    equinorm.register_optimizer(Own, like=torch.optim.SGD)
+    optimizer = Own(model.parameters())
     hook = ENorm(optimizer, model, (inputs,))
     before = hook.residual()
     model(inputs).square().mean().backward()

@@ -132,5 +132,7 @@ class SteppedTogether:
 
 
 def _is_zero(rate: Any) -> bool:
-    """Is this learning rate 0? Looks at no tensors on accelerators."""
-    return not (isinstance(rate, Tensor) and rate.device.type != "cpu") and float(rate) == 0.0
+    """Is this learning rate the number 0? Looks at no tensors on accelerators."""
+    if isinstance(rate, Tensor):
+        return rate.device.type == "cpu" and not bool(rate.any())
+    return isinstance(rate, (int, float)) and rate == 0
