@@ -20,6 +20,7 @@ from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
 from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
 from equinorm.rescaling.optimizer_state import check_group, refusal, state_of
+from equinorm.sharding.boxes import held_like
 from equinorm.training.decay_recursion import CompiledFollow, Entering, Parts, follow
 
 SWITCHES = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
@@ -306,10 +307,10 @@ def items(found: Any) -> list[tuple[Any, Any]]:
 
 
 def _like(part: Any, parameter: Tensor, name: str) -> Tensor:
-    """A copy on the parameter's device and in its dtype."""
+    """A copy on the parameter's device, in its dtype, and sharded as it is."""
     if not isinstance(part, Tensor) or part.shape != parameter.shape:
         shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
         raise RescaleError(
             f"the state holds weight decay of {name} in shape {shape} where the model has {tuple(parameter.shape)}."
         )
-    return part.detach().to(parameter.device, parameter.dtype, copy=True)
+    return held_like(f"weight decay of {name}", part, parameter)
