@@ -55,7 +55,8 @@ class Cycle {
  public:
   Cycle(const Program& program, const T* const* tensors, const double* weights, double* z, double* u, int threads)
       : program_(program), tensors_(tensors), weights_(weights), z_(z), u_(u), threads_(threads),
-        shift_(program.families), has_moved_(program.families, true), is_live_(program.families), into_(program.ids), out_(program.ids) {}
+        shift_(program.families), has_moved_(program.families, true), is_live_(program.families), into_(program.ids),
+        out_(program.ids) {}
 
   // Minimise over one scalar for each family, by Newton steps. Families with a channel without energy on one side stay.
   void level() {
