@@ -1,6 +1,7 @@
 """What is checked in several processes at once: each function below is one check, called by all of them."""
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -473,6 +474,27 @@ def training_resumes_from_a_distributed_checkpoint():
         resumed.load_state_dict(state["enorm"])
         assert resumed.steps == 4
         for _ in range(2):
+            step(again, other, resumed, ROWS)
+        assert_close(whole(again), whole(net), 1e-13)
+
+
+@check(2)
+def states_of_the_hook_go_from_whole_models_to_shards_and_back():
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    shapes = {"whole": lambda net: net, "fsdp": fsdp, "tensor parallel": tensor_parallel}
+    for first, second in (("whole", "fsdp"), ("fsdp", "whole"), ("fsdp", "tensor parallel")):
+        net = shapes[first](unbalanced(mlp))
+        hook, optimizer, _ = trained(net, ROWS, sgd)
+        weights, states = copy.deepcopy(get_state_dict(net, optimizer, options=options))
+        again = shapes[second](unbalanced(mlp))
+        other = sgd(again.parameters())
+        resumed = equinorm.ENorm(other, again, ROWS)
+        set_state_dict(again, other, model_state_dict=weights, optim_state_dict=states, options=options)
+        resumed.load_state_dict(hook.state_dict())
+        for _ in range(2):
+            step(net, optimizer, hook, ROWS)
             step(again, other, resumed, ROWS)
         assert_close(whole(again), whole(net), 1e-13)
 

@@ -186,3 +186,31 @@ def test_explicit_calls_move_what_is_frozen():
     before = copy.deepcopy(model)
     equinorm.balance_(model, (inputs,))
     assert not torch.equal(model[0].weight, before[0].weight)
+
+
+def test_biases_of_channels_that_are_held_take_plain_steps():
+    """Also where others of their family move: c ≠ 1 asks nothing of a channel that keeps its scale."""
+
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.two = nn.Linear(5, 8), nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            one, two = self.first(x).relu().chunk(2, -1)
+            return self.one(one) + self.two(two)
+
+    torch.manual_seed(0)
+    model, inputs = Split().double(), torch.randn(16, 5, dtype=torch.float64)
+    model.two.requires_grad_(False)
+    before = copy.deepcopy(model.first.bias)
+    optimizer = optim.SGD(trainable(model), lr=0.1)
+    with pytest.warns(UserWarning, match=r"4 of 8 scale classes are left"):
+        ENorm(optimizer, model, (inputs,), c=1.5, every=2)
+    model(inputs).square().mean().backward()
+    assert model.first.bias.grad is not None
+    plain = -0.1 * model.first.bias.grad
+    optimizer.step()
+    steps = (model.first.bias - before).detach()
+    torch.testing.assert_close(steps[4:], plain[4:], rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(steps[:4], plain[:4] / 1.5, rtol=1e-12, atol=1e-15)

@@ -145,6 +145,42 @@ def test_resumed_training_is_bitwise_the_same(options):
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.Adagrad])
+def test_a_distributed_checkpoint_finds_a_place_for_all(tmp_path, kind):
+    """It loads into the tensors of a state that is there: a new hook's has those of a trained one, whatever makes a step."""
+    dcp = pytest.importorskip("torch.distributed.checkpoint")
+    states = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    options = {"momentum": 0.9} if kind is optim.SGD else {}
+
+    def build():
+        model, inputs = unbalanced()
+        optimizer = kind(model.parameters(), lr=0.05, weight_decay=0.1, **options)
+        return model, inputs, optimizer, ENorm(optimizer, model, (inputs,), c=1.1)
+
+    def train(model, inputs, optimizer):
+        for _ in range(3):
+            gradients_(model, inputs)
+            optimizer.step()
+
+    def state(model, optimizer, hook):
+        weights, averages = states.get_state_dict(model, optimizer)
+        return {"model": weights, "optimizer": averages, "enorm": hook.state_dict()}
+
+    model, inputs, optimizer, hook = build()
+    train(model, inputs, optimizer)
+    dcp.save(state(model, optimizer, hook), checkpoint_id=tmp_path, no_dist=True)
+    train(model, inputs, optimizer)
+    resumed, _, other, again = build()
+    loaded = state(resumed, other, again)
+    dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
+    states.set_state_dict(resumed, other, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"])
+    again.load_state_dict(loaded["enorm"])
+    train(resumed, inputs, other)
+    assert again.steps == 6
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
 def test_decay_that_was_not_followed_is_refused():
     model, inputs = unbalanced()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)

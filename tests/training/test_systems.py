@@ -204,3 +204,72 @@ def test_the_default_device_is_the_networks_alone():
         parameters.append([p.detach() for p in model.parameters()])
     for one, two in zip(*parameters, strict=True):
         assert torch.equal(one, two)
+
+
+OPTIMIZERS = {"without a state": {}, "momentum": {"momentum": 0.9, "weight_decay": 0.1}}
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("order", ["model, optimizer, hook", "hook, model, optimizer"])
+def test_steps_that_only_make_a_state_are_none(options, order):
+    """torch.distributed.checkpoint steps an optimizer without a state; saving and loading still change nothing."""
+    states = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    inputs = torch.randn(16, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def build():
+        torch.manual_seed(0)
+        model = mlp(depth=2, width=6)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, **options)
+        return model, optimizer, ENorm(optimizer, model, (inputs,))
+
+    def train(model, optimizer):
+        for _ in range(3):
+            (model(inputs) - 1).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model, optimizer, hook = build()
+    train(model, optimizer)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    saved = copy.deepcopy([*states.get_state_dict(model, optimizer), hook.state_dict()])
+    assert hook.steps == 3
+    assert all(torch.equal(parameter, start[name]) for name, parameter in model.named_parameters())
+    train(model, optimizer)
+    resumed, other, again = build()
+    load = {
+        "model": lambda: states.set_model_state_dict(resumed, saved[0]),
+        "optimizer": lambda: states.set_optimizer_state_dict(resumed, other, saved[1]),
+        "hook": lambda: again.load_state_dict(saved[2]),
+    }
+    for name in order.split(", "):
+        load[name]()
+    assert all(torch.equal(parameter, start[name]) for name, parameter in resumed.named_parameters())
+    train(resumed, other)
+    assert again.steps == hook.steps == 6
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("rate", [0.0, torch.zeros(()), None, torch.zeros(2)], ids=str)
+def test_rates_of_zero_alone_are_steps(rate, monkeypatch):
+    """A schedule may begin with a rate of 0; and optimizers of other packages may know no rate, or several."""
+
+    class Own(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.0)
+            self.param_groups[0]["lr"] = rate
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            pass
+
+    model, inputs = mlp(depth=2, width=6), torch.randn(16, 5, dtype=torch.float64)
+    laws = equinorm.rescaling.optimizer_laws
+    monkeypatch.setattr(laws, "LAWS", dict(laws.LAWS))
+    equinorm.register_optimizer(Own, like=torch.optim.SGD)
+    optimizer = Own(model.parameters())
+    hook = ENorm(optimizer, model, (inputs,))
+    before = hook.residual()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    assert hook.steps == 1
+    assert hook.residual() < before

@@ -55,33 +55,33 @@ class Cycle {
  public:
   Cycle(const Program& program, const T* const* tensors, const double* weights, double* z, double* u, int threads)
       : program_(program), tensors_(tensors), weights_(weights), z_(z), u_(u), threads_(threads),
-        shift_(program.families), has_moved_(program.families, true), into_(program.ids), out_(program.ids) {}
+        shift_(program.families), has_moved_(program.families, true), is_live_(program.families), into_(program.ids),
+        out_(program.ids) {}
 
-  // Minimise over one scalar for each family, by Newton steps.
+  // Minimise over one scalar for each family, by Newton steps. Families with a channel without energy on one side stay.
   void level() {
     const Size n = program_.families;
     std::vector<double> shares(program_.blocks), logs(program_.blocks), exponents(program_.blocks * n), hessian(n * n), step(n);
-    for (Size b = 0; b < program_.blocks; ++b) {
-      logs[b] = std::log(weights_[b] * read(program_.block[b]));
-      for (const Line& line : program_.block[b].lines)
-        for (Size k = 0; k < line.count; ++k)
-          if (line.factors[k].family >= 0) exponents[b * n + line.factors[k].family] += program_.p * line.factors[k].exponent;
-    }
+    for (Size b = 0; b < program_.blocks; ++b) logs[b] = std::log(weights_[b] * read(program_.block[b]));
     std::fill(shift_.begin(), shift_.end(), 0.0);
+    std::fill(has_moved_.begin(), has_moved_.end(), false);
+    for (Size f = 0; f < n; ++f) is_live_[f] = has_energy(program_.family[f]);
+    for (Size b = 0; b < program_.blocks; ++b)
+      for (const Line& line : program_.block[b].lines)
+        for (Size k = 0; k < line.count; ++k) {
+          const Size family = line.factors[k].family;
+          if (family >= 0 && is_live_[family]) exponents[b * n + family] += program_.p * line.factors[k].exponent;
+        }
     for (Size number = 0; number < program_.newton_steps; ++number) newton(logs, exponents, shares, hessian, step);
-    for (Size f = 0; f < n; ++f) {
-      has_moved_[f] = false;
+    for (Size f = 0; f < n; ++f)
       for (Size id = program_.family[f].first; id < program_.family[f].last; ++id) move(id, shift_[f]);
-    }
   }
 
   // Coordinate steps z += log(out / into) · step, family by family.
   void sweep() {
     for (Size number = 0; number < program_.families; ++number) {
       const Family& family = program_.family[program_.order[number]];
-      std::fill(into_.begin() + family.first, into_.begin() + family.last, 0.0);
-      std::fill(out_.begin() + family.first, out_.begin() + family.last, 0.0);
-      for (Size e = 0; e < family.count; ++e) add(family.edges[e]);
+      gather(family);
       for (Size id = family.first; id < family.last; ++id) {
         const double step = std::log(out_[id] / into_[id]) * family.step;
         if (std::isfinite(step)) move(id, step);  // channels without energy on one side stay
@@ -91,6 +91,21 @@ class Cycle {
   }
 
  private:
+  // The energies into and out of the channels of a family.
+  void gather(const Family& family) {
+    std::fill(into_.begin() + family.first, into_.begin() + family.last, 0.0);
+    std::fill(out_.begin() + family.first, out_.begin() + family.last, 0.0);
+    for (Size e = 0; e < family.count; ++e) add(family.edges[e]);
+  }
+
+  // Has each channel of a family some on both sides?
+  bool has_energy(const Family& family) {
+    gather(family);
+    for (Size id = family.first; id < family.last; ++id)
+      if (!(into_[id] > 0 && out_[id] > 0)) return false;
+    return true;
+  }
+
   void move(Size id, double step) {
     z_[id] += step;
     u_[id] = std::exp(program_.p * z_[id]);
@@ -211,6 +226,7 @@ class Cycle {
   int threads_;
   std::vector<double> shift_;    // of each family in the last leveling, …
   std::vector<bool> has_moved_;  // … and whether its channels have moved by themselves since
+  std::vector<bool> is_live_;    // does the last leveling move it?
   std::vector<double> into_, out_;
   std::vector<A> rows_, columns_, sums_[2];
 };

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from equinorm._errors import RescaleError
@@ -60,3 +61,18 @@ def part_of(name: str, tensor: Tensor, logs: Sequence[Tensor]) -> tuple[Tensor, 
     """What this process holds of a tensor, and of the logarithms that broadcast to it."""
     box = box_of(name, tensor)
     return (tensor, [*logs]) if box is None else (local(tensor), [box.narrowed(log) for log in logs])
+
+
+def held_like(name: str, value: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of a tensor, whole or in parts, on the device and in the dtype and the parts of another one of its shape.
+
+    Every process calls this: parts of other boxes are put together first.
+    """
+    box, value = box_of(name, tensor), value.detach()
+    if box_of(name, value) == box:
+        return value.to(tensor.device, tensor.dtype, copy=True)
+    held: Any = value
+    whole = held.full_tensor() if is_sharded(value) else value
+    found = torch.zeros_like(tensor.detach())
+    local(found).copy_(whole if box is None else box.narrowed(whole))
+    return found

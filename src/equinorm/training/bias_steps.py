@@ -57,10 +57,11 @@ class BiasSteps:
         biases: that are stepped.
         network: the layouts of the tensors whose norm counts.
         norm: whose minimum is followed.
+        held: mask over 0..num_free of classes that do not move, whose biases take plain steps.
     """
 
-    def __init__(self, biases: Sequence[Bias], network: NetworkLayout, norm: Norm) -> None:
-        self._biases, self._network, self._norm = biases, network, norm
+    def __init__(self, biases: Sequence[Bias], network: NetworkLayout, norm: Norm, held: Tensor) -> None:
+        self._biases, self._network, self._norm, self._held = biases, network, norm, held
         self._factors: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by optimizer
         self._before: dict[int, list[Tensor]] = {}
 
@@ -72,7 +73,7 @@ class BiasSteps:
         """
         factors: dict[int, list[tuple[Tensor, Tensor]]] = {}
         biases = [bias for bias in self._biases if update_exponent(bias.optimizer) != 1] if c != 1 else []
-        scales = drift(self._network, self._norm, c) if biases else torch.zeros(1)
+        scales = drift(self._network, self._norm, c).masked_fill(self._held, 0.0) if biases else torch.zeros(1)
         for bias in biases:
             if remembers(bias.optimizer):
                 kind = type(bias.optimizer).__name__

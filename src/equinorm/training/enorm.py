@@ -240,8 +240,7 @@ class ENorm:
         return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
-        self._step.after_step(optimizer)
-        if self._turns.take(optimizer):
+        if self._step.after_step(optimizer) and self._turns.take(optimizer):
             self.steps += 1
             if self.steps % self.settings.every == 0:
                 self.cycle_()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
+from equinorm._memory import local
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_laws import Group
+from equinorm.sharding.processes import Processes
 from equinorm.training.decay_recursion import Parts
 from equinorm.training.weight_decay import DecayParts, items
 
@@ -32,6 +34,22 @@ class Stepped:
     def holders(self) -> tuple[Any, ...]:
         """All that hold states."""
         return (self.optimizer, *self.wrappers)
+
+    def is_idle(self, processes: Processes | None) -> bool:
+        """Is the next step none of training, with learning rates and gradients that are all zero?
+
+        `torch.distributed.checkpoint` makes such a step where an optimizer has no state yet. Rates on accelerators count as not
+        zero, since looking would cost a synchronisation.
+
+        Args:
+            processes: that hold parts of the gradients; None where this one holds all.
+        """
+        groups = self.optimizer.param_groups
+        if not all(_is_zero(group.get("lr", 1.0)) for group in groups):
+            return False
+        gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+        moves = any(one.layout != torch.strided or bool(local(one).any()) for one in gradients)
+        return not moves if processes is None else not processes.largest(torch.tensor([moves], dtype=torch.int32))
 
 
 class SteppedTogether:
@@ -111,3 +129,10 @@ class SteppedTogether:
         loaded = [stepped.parts.read(states) for stepped, states in zip(self.all, own, strict=True)]
         for stepped, states in zip(self.all, loaded, strict=True):
             stepped.parts.take(states)
+
+
+def _is_zero(rate: Any) -> bool:
+    """Is this learning rate the number 0? Looks at no tensors on accelerators."""
+    if isinstance(rate, Tensor):
+        return rate.device.type == "cpu" and not bool(rate.any())
+    return isinstance(rate, (int, float)) and rate == 0

@@ -76,8 +76,9 @@ class RecordedCycle:
         pairs = enumerate(zip(held.layouts, held.weights(parts.tensors), strict=True))
         self._readings = {index: Reading(*pair, norm, dtype, keeps) for index, pair in pairs if index in used}
         self._is_weighed, self._weights = False, torch.ones(len(self._blocks), device=device, dtype=dtype)
-        self._uses = self._counts(edge.block for pair in self._edges for edges in pair for edge in edges)
-        self._level_uses = self._counts(self._filled if self._levels_first else ())
+        swept = [edge.block for pair in self._edges for edges in pair for edge in edges]
+        self._uses = self._counts(swept)
+        self._level_uses = self._counts([*self._filled, *swept] if self._levels_first else ())
 
     @property
     def _filled(self) -> list[int]:
@@ -219,14 +220,25 @@ class RecordedCycle:
 
     # ------------------------------------------------------------------------------------------------- one per family
 
+    def _has_energy(self, into: Tensor | None, out: Tensor | None) -> Tensor:
+        """Has each channel of a family some on both sides?"""
+        if into is None or out is None:
+            return torch.zeros_like(self._zero[0], dtype=torch.bool)
+        return ((into > 0) & (out > 0)).all()
+
     def _level(self, state: _State) -> None:
-        """Minimise over one scalar for each family by Newton steps."""
+        """Minimise over one scalar for each family by Newton steps; families with a channel without energy on one side stay."""
         totals = torch.zeros_like(self._weights)
         for number in self._filled:
             totals[number] = self._along(state, number, 0).sum()
-        totals = totals if self._processes is None else self._processes.sum(totals)
+        ends = [self._energies(family, state) for family in range(len(self._fixed))]
+        if self._processes is not None:
+            empty = [*self._fixed, torch.zeros_like(totals)]
+            ends = summed_ends(self._processes, [*ends, (totals, None)], empty, self._maximum)
+            totals = ends.pop()[0]
+            assert totals is not None
         logs = (totals * self._weights).double().log()
-        A = self._exponents
+        A = self._exponents * torch.stack([self._has_energy(*pair) for pair in ends])
         shift = torch.zeros(A.shape[1], dtype=torch.float64, device=logs.device)
         identity = torch.eye(A.shape[1], dtype=torch.float64, device=logs.device)
         for _ in range(NEWTON_STEPS):

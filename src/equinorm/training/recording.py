@@ -97,7 +97,7 @@ class StepRecorder:
         parts = LocalParts(found.tensors)
         cycle = RecordedCycle(network, parts, options.norm, options.method, compute)
         cycle.weigh(c)
-        biases = BiasSteps(self._biases(parts), network, options.norm)
+        biases = BiasSteps(self._biases(parts), network, options.norm, held)
         biases.weigh(c)
         mover = Mover(parts.scalings(self._selection.moving), parts.tensors, compute, options.power_of_two)
         for kind in compute.native:  # those of weight decay too, so that no step can fail for want of a compiler

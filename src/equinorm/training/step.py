@@ -46,7 +46,7 @@ class Step:
         c: float,
         options: StepOptions,
     ) -> None:
-        self._selection, self._c = selection, c
+        self._selection, self._c, self._is_idle = selection, c, False
         self._bindings = Bindings(symmetries, selection, averages)
         offsets = {bound.name: bound.scaling.offset for bound in self._bindings.all if bound.scaling.offset}
         names = {id(bound.tensor): bound.name for bound in self._bindings.all}
@@ -85,13 +85,16 @@ class Step:
         Raises:
             RescaleError: if its averages contain weight decay that was not followed.
         """
-        self.optimizers[optimizer].parts.before_step()
+        stepped = self.optimizers[optimizer]
+        self._is_idle = stepped.is_idle(self._recording.processes)
+        stepped.parts.before_step(self._is_idle)
         self._recording.biases.before_step(optimizer)
 
-    def after_step(self, optimizer: optim.Optimizer) -> None:
-        """Correct its steps of biases."""
+    def after_step(self, optimizer: optim.Optimizer) -> bool:
+        """Correct its steps of biases; says whether this was a step of training."""
         self.optimizers[optimizer].parts.after_step()
         self._recording.biases.after_step(optimizer)
+        return not self._is_idle
 
     @on_cpu()
     def residual(self) -> float:

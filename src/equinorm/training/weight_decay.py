@@ -20,6 +20,7 @@ from equinorm import native
 from equinorm._errors import EquinormError, RescaleError
 from equinorm.rescaling.optimizer_laws import Average, Group, Law, coupled_decay, laws
 from equinorm.rescaling.optimizer_state import check_group, refusal, state_of
+from equinorm.sharding.boxes import held_like
 from equinorm.training.decay_recursion import CompiledFollow, Entering, Parts, follow
 
 SWITCHES = {"momentum_buffer": "momentum", "grad_avg": "centered", "max_exp_avg_sq": "amsgrad"}
@@ -72,7 +73,8 @@ class DecayParts:
         self.is_following = True
         self.moving = {*names.values()}
         self._loaded: set[str] = set()  # what was loaded since the last step: the optimizer's state, ours
-        self._handle = optimizer.register_load_state_dict_post_hook(lambda _: self._loaded.add("optimizer"))
+        self._early: dict[str, dict[str, Parts]] | None = None  # ours, loaded before the optimizer's state was made
+        self._handle = optimizer.register_load_state_dict_post_hook(self._after_loading)
         self._follow = CompiledFollow(bool(compile)) if native.are_wanted(compile) else follow
         laws(optimizer)
 
@@ -84,14 +86,20 @@ class DecayParts:
         """All parts."""
         return [part for states in self._parts.values() for parts in states.values() for part in parts.values()]
 
-    def before_step(self) -> None:
+    def before_step(self, is_idle: bool = False) -> None:
         """Follow what the optimizer is about to do. Call it before every step, with the gradients in place.
+
+        Args:
+            is_idle: does the step only make the optimizer's state, as before it is loaded?
 
         Raises:
             RescaleError: if an average contains weight decay that was not followed from its start, or cannot be.
         """
         if self._loaded == {"optimizer"}:  # what we followed belongs to a state that is gone
             self._parts, self._late = {}, set()
+        self._early = None
+        if is_idle and self._loaded == {"ours"}:
+            self._early, self._parts = self._parts, {}
         self._loaded = set()
         if self._entered:
             raise RescaleError(
@@ -113,6 +121,13 @@ class DecayParts:
             if not one.is_plain:
                 one.enter_(self._optimizer)
 
+    def _after_loading(self, _: optim.Optimizer) -> None:
+        """The optimizer's state was loaded; what was loaded for it before belongs to it."""
+        self._loaded.add("optimizer")
+        if self._early is not None:
+            self.take(self._early)
+            self._early = None
+
     def after_step(self) -> None:
         """The step has ended."""
         self._entered = False
@@ -133,10 +148,13 @@ class DecayParts:
                 check_group(self._optimizer, group, name)
                 if not decay and (name in self._late or (name in self._parts and not self._parts[name])):
                     continue
-                present = {key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy}
-                if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
-                    present = set()  # Adagrad makes its state, still zero, before the first step
-                yield _SteppedParameter(name, parameter, group, decay, kept, frozenset(present))
+                yield _SteppedParameter(name, parameter, group, decay, kept, self._present(parameter, name))
+
+    def _present(self, parameter: Tensor, name: str) -> frozenset[str]:
+        """Keys of the averages of a parameter that are there already."""
+        if name not in self._parts and float(self._optimizer.state.get(parameter, {}).get("step", 1)) == 0:
+            return frozenset()  # Adagrad makes its state, still zero, before the first step
+        return frozenset(key for key, _, law in state_of(self._optimizer, parameter, name) if not law.is_copy)
 
     def _meet_(self, stepped: _SteppedParameter) -> None:
         """Note what starts with this step: a parameter without averages is followed, an average that is gone is anew."""
@@ -159,7 +177,7 @@ class DecayParts:
         """What this step does to one average, whose parts are there from now on."""
         group, parameter = stepped.group, stepped.parameter
         parts = self._parts.setdefault(stepped.name, {}).setdefault(key, {})
-        for exponent in (1,) if average.degree == 1 else (0, 2):
+        for exponent in _powers(average):
             parts.setdefault(exponent, torch.zeros_like(parameter))
         starts = average.starts_whole and key not in self._optimizer.state.get(parameter, {})
         add = (1.0 if starts else average.add(group)) * stepped.decay
@@ -219,8 +237,22 @@ class DecayParts:
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, dict[str, Parts]]:
-        """The parts by parameter name, state key and exponent of s."""
-        return {name: {key: dict(parts) for key, parts in states.items()} for name, states in self._parts.items()}
+        """The parts by parameter name, state key and exponent of s; zeros where they start with the next step.
+
+        `torch.distributed.checkpoint` loads into what is there, and nothing else.
+        """
+        found = {name: {key: dict(parts) for key, parts in states.items()} for name, states in self._parts.items()}
+        for group in self._optimizer.param_groups if self.is_following else ():
+            averages = {key: law.average for key, law in self._kept(group).items() if law.average is not None}
+            for parameter in group["params"] if coupled_decay(self._optimizer, group) else ():
+                name = self._names.get(id(parameter))
+                if name is None or name in found or not parameter.requires_grad or self._present(parameter, name):
+                    continue
+                found[name] = {
+                    key: {power: torch.zeros_like(parameter.detach()) for power in _powers(average)}
+                    for key, average in averages.items()
+                }
+        return found
 
     def read(self, state: Mapping[str, Mapping[str, Mapping[int, Tensor]]]) -> dict[str, dict[str, Parts]]:
         """What `state_dict` returned, of parameters that this optimizer trains.
@@ -234,7 +266,7 @@ class DecayParts:
             loaded[name] = {}
             for key, parts in items(states):
                 law = laws(self._optimizer).get(str(key))
-                powers = () if law is None or law.average is None else (1,) if law.average.degree == 1 else (0, 2)
+                powers = () if law is None or law.average is None else _powers(law.average)
                 if tuple(sorted(power for power, _ in items(parts))) != powers or not powers:
                     kind = type(self._optimizer).__name__
                     raise RescaleError(f"the state holds weight decay of {name} in {key!r}, which is not one of {kind}.")
@@ -258,6 +290,11 @@ class DecayParts:
                     yield self._names[id(parameter)], parameter
 
 
+def _powers(average: Average) -> tuple[int, ...]:
+    """Of s, by which the parts of an average that contain weights scale."""
+    return (1,) if average.degree == 1 else (0, 2)
+
+
 def items(found: Any) -> list[tuple[Any, Any]]:
     """Of a dict that was saved.
 
@@ -270,10 +307,10 @@ def items(found: Any) -> list[tuple[Any, Any]]:
 
 
 def _like(part: Any, parameter: Tensor, name: str) -> Tensor:
-    """A copy on the parameter's device and in its dtype."""
+    """A copy on the parameter's device, in its dtype, and sharded as it is."""
     if not isinstance(part, Tensor) or part.shape != parameter.shape:
         shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
         raise RescaleError(
             f"the state holds weight decay of {name} in shape {shape} where the model has {tuple(parameter.shape)}."
         )
-    return part.detach().to(parameter.device, parameter.dtype, copy=True)
+    return held_like(f"weight decay of {name}", part, parameter)
