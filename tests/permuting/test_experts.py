@@ -26,7 +26,7 @@ class Mixture(nn.Module):
         self.up = nn.Parameter(torch.randn(experts, 2 * INNER, INTO))
         self.down = nn.Parameter(torch.randn(experts, INTO, INNER))
         self.bias = nn.Parameter(torch.randn(experts, INTO))
-        self.gain = nn.Parameter(torch.randn(INNER))
+        self.gain, self.places = nn.Parameter(torch.randn(INNER)), nn.Parameter(torch.randn(40, INNER))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.choose(self, x, self.router(x).softmax(-1))
@@ -64,7 +64,13 @@ def selected(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return m.bias.index_select(0, scores.argmax(-1)) * x
 
 
-FOUND = {f.__name__: f for f in (largest, sorted_scores, gathered, scattered, selected)}
+def cut_and_joined(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    first, second = (m.up[index] @ x[:, :, None]).tanh().squeeze(-1).chunk(2)
+    return (m.down[index] @ torch.cat([first, second])[:, :INNER, None]).squeeze(-1)
+
+
+FOUND = {f.__name__: f for f in (largest, sorted_scores, gathered, scattered, selected, cut_and_joined)}
 
 
 def next_one(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -260,6 +266,33 @@ def groups_by_their_ends(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return x + grouped_product(inside, m.down.transpose(1, 2), ends).sum(0)
 
 
+def groups_and_rows(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """The same index holds the ends of groups here and chooses rows there."""
+    ends = torch.histc(scores.argmax(-1).float(), EXPERTS, 0, EXPERTS - 1).cumsum(0).to(torch.int32).clamp(max=EXPERTS - 1)
+    of_rows = (m.up[ends][:, :INNER] @ x[:EXPERTS, :, None]).squeeze(-1)
+    of_groups = grouped_product(x[:EXPERTS], m.up[:, :INNER].transpose(1, 2), ends)
+    return x + grouped_product(of_rows * of_groups, m.down.transpose(1, 2), ends).sum(0)
+
+
+def of_each_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """With a gain for each place, which stays in its place."""
+    index = scores.argmax(-1)
+    return (m.down[index] @ (hidden(m, x, index) * m.places)[:, :, None]).squeeze(-1)
+
+
+def in_two_ranks(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """Broadcast, so that each row meets all others."""
+    index = scores.argmax(-1)
+    inside = hidden(m, x, index)
+    return (m.down[index] @ (inside[:, None] * inside).sum(1)[:, :, None]).squeeze(-1)
+
+
+def in_two_halves(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """Cut along places and joined again."""
+    index = scores.argmax(-1)
+    return (m.down[index] @ torch.cat(hidden(m, x, index).chunk(2))[:, :, None]).squeeze(-1)
+
+
 TOGETHER = {
     f.__name__: f
     for f in (
@@ -271,6 +304,10 @@ TOGETHER = {
         through_one_layer,
         with_each_other,
         groups_by_their_ends,
+        groups_and_rows,
+        of_each_place,
+        in_two_ranks,
+        in_two_halves,
     )
 }
 
