@@ -110,7 +110,11 @@ def written(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return (kept @ m.bias) * x
 
 
-PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written)
+def by_numbers(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return (m.down.index_select(0, (scores[:, 0] * 20).long() % EXPERTS) @ x[:, :INNER, None]).squeeze(-1)
+
+
+PINNED = (by_numbers, next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written)
 
 
 def rectified(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -231,6 +235,12 @@ def of_a_changed_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return (m.down[index] @ inside[:, :, None]).squeeze(-1)
 
 
+def of_an_index_in_shared_memory(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """As before, where the graph keeps the change in place: it cannot be rewritten for a table with max_norm."""
+    row = nn.functional.embedding(torch.zeros(1, dtype=torch.long), m.bias, max_norm=100.0)
+    return of_a_changed_index(m, x, scores) + row
+
+
 def over_places(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
     return (m.down[index] @ hidden(m, x, index).softmax(0)[:, :, None]).squeeze(-1)
@@ -271,7 +281,7 @@ def groups_and_rows(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     ends = torch.histc(scores.argmax(-1).float(), EXPERTS, 0, EXPERTS - 1).cumsum(0).to(torch.int32).clamp(max=EXPERTS - 1)
     of_rows = (m.up[ends][:, :INNER] @ x[:EXPERTS, :, None]).squeeze(-1)
     of_groups = grouped_product(x[:EXPERTS], m.up[:, :INNER].transpose(1, 2), ends)
-    return x + grouped_product(of_rows * of_groups, m.down.transpose(1, 2), ends).sum(0)
+    return x + grouped_product(of_groups * of_rows, m.down.transpose(1, 2), ends).sum(0)
 
 
 def of_each_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -298,6 +308,7 @@ TOGETHER = {
     for f in (
         of_another_index,
         of_a_changed_index,
+        of_an_index_in_shared_memory,
         over_places,
         with_the_next_place,
         with_one_gain,

@@ -21,7 +21,7 @@ from equinorm.permuting.values import Chosen, Laid, Stacked
 
 _ENTRYWISE = LAWS["add"], LAWS["clone"]
 _BATCHED = "bmm matmul baddbmm"
-_MOVED = "unsqueeze squeeze transpose permute t mT movedim swapaxes"
+_MOVED = "linear unsqueeze squeeze transpose permute t mT movedim swapaxes"
 _CUT = "select slice narrow split split_with_sizes chunk unbind glu"
 
 
@@ -61,10 +61,7 @@ def _differ(one: Chosen, other: Chosen) -> bool:
 
 def _is_of_rows(name: str, call: Call, chosen: Chosen) -> bool:
     """Does an operation on one value move or mix other axes only?"""
-    rank = len(chosen.shape)
-    if name == "linear":
-        return chosen.place < rank - 1
-    return name in _MOVED.split() or (name in _CUT.split() and call.get("dim", 0) % rank != chosen.place)
+    return name in _MOVED.split() or (name in _CUT.split() and call.get("dim", 0) % len(chosen.shape) != chosen.place)
 
 
 def _of_row(book: LawBook, value: Any, chosen: Chosen, behind: int) -> Any:
