@@ -37,7 +37,27 @@ def untold() -> nn.Module:
     return nn.Sequential(*layers).double()
 
 
+class Experts(nn.Module):
+    """The best of five experts, as in a mixture: rows of data choose the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.router = nn.Linear(5, 6), nn.Linear(6, 5)
+        self.up, self.down = (nn.Parameter(torch.randn(shape)) for shape in ((5, 8, 6), (5, 6, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x).tanh()
+        weights, index = self.router(x).softmax(-1).max(-1)
+        gate, value = (self.up[index] @ x[:, :, None]).chunk(2, 1)
+        return (self.down[index] @ (nn.functional.silu(gate) * value)).squeeze(-1) * weights[:, None]
+
+
+def experts() -> nn.Module:
+    return Experts().double()
+
+
 NETWORKS = {
+    "experts": (experts, x(9, 5)),
     "mixed": (mixed, x(4, 5)),
     "images": (images, x(4, 3, 8, 8)),
     "encoder": (encoder, x(2, 5, 8)),
@@ -58,7 +78,16 @@ def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("name", "in_powers_of_two"),
-    [("mixed", False), ("mixed", True), ("images", True), ("encoder", False), ("untold", False), ("untold", True)],
+    [
+        ("experts", False),
+        ("experts", True),
+        ("mixed", False),
+        ("mixed", True),
+        ("images", True),
+        ("encoder", False),
+        ("untold", False),
+        ("untold", True),
+    ],
 )
 def test_copies_get_the_same_form(name, in_powers_of_two):
     make, args = NETWORKS[name]

@@ -92,6 +92,38 @@ def test_networks(name, is_training):
     assert signs.num_free == free
 
 
+EXPERTS = {
+    "tanh": (torch.tanh, 12),
+    "cube": (lambda y: y**3, 12),
+    "over places": (lambda y: torch.tanh(y - y.mean(0)), 4),
+    "relu": (torch.relu, 0),
+}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_signs_inside_of_experts_are_their_own(name):
+    """Of three experts with four channels each, as long as rows of one expert do not meet those of another."""
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.up, self.down = (nn.Parameter(torch.randn(shape).double()) for shape in ((3, 4, 5), (3, 2, 4)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            index = x[:, :3].argmax(-1)
+            inside = function((self.up[index] @ x[:, :, None]).squeeze(-1))
+            return (self.down[index] @ inside[:, :, None]).squeeze(-1)
+
+    function, expected = EXPERTS[name]
+    net, inputs = Chosen(), x(7, 5)
+    twin, signs = flipped(net, inputs)
+    assert signs.num_free == expected
+    assert torch.equal(net(inputs), twin(inputs))
+    signs.flip_(signs.random(torch.Generator().manual_seed(0)))
+    assert (net(inputs) - twin(inputs)).abs().max() <= 1e-13
+
+
 def test_training_goes_on_as_it_would_have():
     torch.manual_seed(0)
     net, args = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), x(5, 3)

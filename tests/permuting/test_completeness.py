@@ -41,6 +41,12 @@ def gated(x, a, b):
     return (up * F.silu(gate)) @ b
 
 
+def in_turns(x, a, b):
+    """Gates and values one after the other, as GPT-OSS has them."""
+    h = x @ a
+    return (h[:, 1::2] * F.silu(h[:, ::2])) @ b
+
+
 def attention(x, q, v, o):
     """Two heads of two channels; queries are their own keys."""
     heads, values = ((x @ w).unflatten(-1, (2, 2)).transpose(-2, -3) for w in (q, v))
@@ -76,6 +82,12 @@ def chosen(x, router, up):
     """The best of three experts."""
     best = (x @ router).argmax(-1)
     return torch.einsum("bi,eio->beo", x, up)[torch.arange(len(x)), best]
+
+
+def of_its_expert(x, router, up, down):
+    """The best of two experts, whose weights are looked up."""
+    best = (x @ router).argmax(-1)
+    return (torch.tanh(x[:, None] @ up[best]) @ down[best]).squeeze(1)
 
 
 def codebook(x, a, book, b):
@@ -121,6 +133,7 @@ NETWORKS = {
     tied: ([(2, 3), (3, 3)], 0),
     concatenated: ([(2, 2), (2, 2), (4, 2)], 0),
     gated: ([(2, 4), (2, 2)], 0),
+    in_turns: ([(2, 4), (2, 2)], 0),
     attention: ([(2, 4), (2, 4), (4, 2)], 0),
     normalized: ([(2, 3), (3,), (3, 2)], 0),
     grouped: ([(4, 2, 1), (4, 2, 1), (2, 4, 1)], 0),
@@ -128,6 +141,7 @@ NETWORKS = {
     pooled: ([(2, 4), (2, 2)], 0),
     routed: ([(2, 2), (2, 2, 2), (2, 2, 2)], 0),
     chosen: ([(2, 3), (3, 2, 2)], 0),
+    of_its_expert: ([(2, 2), (2, 2, 2), (2, 2, 2)], 0),
     codebook: ([(2, 2), (3, 2), (2, 2)], 0),
     own_order: ([(2, 3), (3, 2, 2)], 0),
     pointwise: ([(2, 3), (2, 1, 1), (3, 2)], 0),

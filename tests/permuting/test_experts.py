@@ -26,6 +26,7 @@ class Mixture(nn.Module):
         self.up = nn.Parameter(torch.randn(experts, 2 * INNER, INTO))
         self.down = nn.Parameter(torch.randn(experts, INTO, INNER))
         self.bias = nn.Parameter(torch.randn(experts, INTO))
+        self.gain, self.places = nn.Parameter(torch.randn(INNER)), nn.Parameter(torch.randn(40, INNER))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.choose(self, x, self.router(x).softmax(-1))
@@ -63,7 +64,13 @@ def selected(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return m.bias.index_select(0, scores.argmax(-1)) * x
 
 
-FOUND = {f.__name__: f for f in (largest, sorted_scores, gathered, scattered, selected)}
+def cut_and_joined(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    first, second = (m.up[index] @ x[:, :, None]).tanh().squeeze(-1).chunk(2)
+    return (m.down[index] @ torch.cat([first, second])[:, :INNER, None]).squeeze(-1)
+
+
+FOUND = {f.__name__: f for f in (largest, sorted_scores, gathered, scattered, selected, cut_and_joined)}
 
 
 def next_one(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -103,7 +110,11 @@ def written(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     return (kept @ m.bias) * x
 
 
-PINNED = (next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written)
+def by_numbers(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return (m.down.index_select(0, (scores[:, 0] * 20).long() % EXPERTS) @ x[:, :INNER, None]).squeeze(-1)
+
+
+PINNED = (by_numbers, next_one, first_or_not, as_numbers, names_of_names, pairs, of_other_places, of_one_place, written)
 
 
 def rectified(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -170,6 +181,155 @@ def test_experts_move_with_their_routers_rows(name):
     tables = {part.tensor for part in family.axes if part.axis == 0}
     assert tables >= {"2.router.weight", "2.router.bias"}
     assert tables & {"2.up", "2.down", "2.bias"}
+
+
+def grouped_product(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """That of transformers, which exists in float64 too."""
+    pytest.importorskip("transformers.integrations.moe")
+    return torch.ops.transformers.grouped_mm_fallback(rows, weight, ends)
+
+
+def grouped(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index, order = scores.argmax(-1).sort()
+    ends = torch.histc(index.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0).to(torch.int32)
+    gate, value = grouped_product(x[order], m.up.transpose(1, 2), ends).chunk(2, -1)
+    return grouped_product(nn.functional.silu(gate) * value, m.down.transpose(1, 2), ends)[order.argsort()]
+
+
+def by_data(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    return m.of(x, (x[:, 0] * 3).long() % EXPERTS)
+
+
+def with_other_axes(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    rows = m.up.transpose(1, 2)[:, :, INNER:].index_select(0, index).unsqueeze(1).squeeze(1)
+    hidden = (x[:, None] @ rows).tanh() * (1 + x[:, :1, None] ** 2)
+    return torch.bmm(hidden, m.down[index].mT)[:, 0]
+
+
+APART = {f.__name__: f for f in (largest, gathered, grouped, by_data, with_other_axes)}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_channels_of_each_expert_have_an_order_of_their_own(name):
+    net, x = network(APART[name])
+    found, apart = moved(net, x)
+    assert apart <= 1e-12
+    family = next(family for family in found.families if ("2.down", 2) in found.spec().perm_to_axes[family.name])
+    assert (family.within, family.size) == ((EXPERTS,), INNER)
+
+
+def hidden(m: Mixture, x: Tensor, index: Tensor) -> Tensor:
+    return (m.up[index][:, :INNER] @ x[:, :, None]).squeeze(-1).tanh()
+
+
+def of_another_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    order = scores.topk(2, -1).indices
+    return (m.down[order[:, 1]] @ hidden(m, x, order[:, 0])[:, :, None]).squeeze(-1)
+
+
+def of_a_changed_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1).clone()
+    view = index.view(-1)
+    inside = hidden(m, x, view)
+    index.add_(1).remainder_(EXPERTS)
+    return (m.down[view] @ inside[:, :, None]).squeeze(-1)
+
+
+def of_an_index_in_shared_memory(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """As before, where the graph keeps the change in place: this einsum shares memory, which its schema denies."""
+    return of_a_changed_index(m, torch.einsum("ab->ab", x.clone()), scores)
+
+
+def over_places(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    return (m.down[index] @ hidden(m, x, index).softmax(0)[:, :, None]).squeeze(-1)
+
+
+def with_the_next_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    inside = hidden(m, x, index)
+    return (m.down[index] @ (inside + inside.roll(1, 0))[:, :, None]).squeeze(-1)
+
+
+def with_one_gain(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    return (m.down[index] @ (hidden(m, x, index) * m.gain)[:, :, None]).squeeze(-1)
+
+
+def through_one_layer(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    inside = hidden(m, x, scores.argmax(-1))
+    return nn.functional.linear(inside, m.down[0]) + x
+
+
+def with_each_other(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    index = scores.argmax(-1)
+    inside = hidden(m, x, index)
+    return (inside @ inside.T) @ x + (m.down[index] @ inside[:, :, None]).squeeze(-1)
+
+
+def groups_by_their_ends(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """The ends of groups choose rows too, which are other rows than those in the groups."""
+    index = scores.argmax(-1)
+    ends = torch.histc(index.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0).to(torch.int32).clamp(max=EXPERTS - 1)
+    inside = (m.up[ends][:, :INNER] @ x[:EXPERTS, :, None]).squeeze(-1).tanh()
+    return x + grouped_product(inside, m.down.transpose(1, 2), ends).sum(0)
+
+
+def groups_and_rows(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """The same index holds the ends of groups here and chooses rows there."""
+    ends = torch.histc(scores.argmax(-1).float(), EXPERTS, 0, EXPERTS - 1).cumsum(0).to(torch.int32).clamp(max=EXPERTS - 1)
+    of_rows = (m.up[ends][:, :INNER] @ x[:EXPERTS, :, None]).squeeze(-1)
+    of_groups = grouped_product(x[:EXPERTS], m.up[:, :INNER].transpose(1, 2), ends)
+    return x + grouped_product(of_groups * of_rows, m.down.transpose(1, 2), ends).sum(0)
+
+
+def of_each_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """With a gain for each place, which stays in its place."""
+    index = scores.argmax(-1)
+    return (m.down[index] @ (hidden(m, x, index) * m.places)[:, :, None]).squeeze(-1)
+
+
+def in_two_ranks(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """Broadcast, so that each row meets all others."""
+    index = scores.argmax(-1)
+    inside = hidden(m, x, index)
+    return (m.down[index] @ (inside[:, None] * inside).sum(1)[:, :, None]).squeeze(-1)
+
+
+def in_two_halves(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
+    """Cut along places and joined again."""
+    index = scores.argmax(-1)
+    return (m.down[index] @ torch.cat(hidden(m, x, index).chunk(2))[:, :, None]).squeeze(-1)
+
+
+TOGETHER = {
+    f.__name__: f
+    for f in (
+        of_another_index,
+        of_a_changed_index,
+        of_an_index_in_shared_memory,
+        over_places,
+        with_the_next_place,
+        with_one_gain,
+        through_one_layer,
+        with_each_other,
+        groups_by_their_ends,
+        groups_and_rows,
+        of_each_place,
+        in_two_ranks,
+        in_two_halves,
+    )
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_rows_that_meet_others_have_one_order_for_all(name):
+    net, x = network(TOGETHER[name])
+    found, apart = moved(net, x)
+    assert apart <= 1e-12
+    read = [f for f in found.families if any((p.tensor, p.axis, p.offset) == ("2.up", 1, 0) for p in f.axes)]
+    assert [(family.within, family.size) for family in read] == [((), INNER)]
 
 
 @pytest.mark.parametrize("choose", PINNED, ids=lambda choose: choose.__name__)

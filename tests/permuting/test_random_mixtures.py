@@ -28,6 +28,8 @@ class Design:
         chooser: topk, unsorted (topk in an order of its own), sort, max, argmax.
         experts: gathered, masked, one_hot, range, loop, sized (a loop over the places that each expert has).
         combined: sum, largest, first (of those chosen), slots (a gain for each of them).
+        inside: what gathered experts do between their layers: nothing, own (a gain for each expert), shared (one for all),
+            places (a softmax over places), neighbours (the next place's values are added).
     """
 
     groups: int
@@ -38,6 +40,7 @@ class Design:
     chooser: str
     experts: str
     combined: str
+    inside: str = "nothing"
 
     @property
     def size(self) -> int:
@@ -59,6 +62,11 @@ class Design:
         told = self.combined in ("first", "slots") and self.chooser == "unsorted" and self.chosen > 1
         return not (looped or closed or told or self.scores == "rectified")
 
+    @property
+    def orders(self) -> int:
+        """Orders of channels inside of gathered experts."""
+        return self.size if self.inside in ("nothing", "own") else 1
+
 
 class Mixture(nn.Module):
     """A layer in front, a mixture of experts, a layer behind."""
@@ -76,6 +84,7 @@ class Mixture(nn.Module):
         else:
             self.up = nn.Parameter(torch.randn(design.size, INTO, INNER))
             self.down = nn.Parameter(torch.randn(design.size, INNER, INTO))
+            self.gains = nn.Parameter(torch.randn(design.size, INNER))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).tanh()
@@ -113,6 +122,14 @@ class Mixture(nn.Module):
     def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
         chosen = index.reshape(-1)
         hidden = F.silu(x.repeat_interleave(index.shape[1], 0)[:, None] @ self.up[chosen])
+        if self.design.inside == "own":
+            hidden = hidden * self.gains[chosen].unsqueeze(1)
+        elif self.design.inside == "shared":
+            hidden = hidden * self.gains[0]
+        elif self.design.inside == "places":
+            hidden = hidden.softmax(0)
+        elif self.design.inside == "neighbours":
+            hidden = hidden + hidden.roll(1, 0)
         return (hidden @ self.down[chosen]).view(*index.shape, INTO)
 
     def _masked(self, x: Tensor, index: Tensor) -> Tensor:
@@ -151,6 +168,7 @@ def designs(draw) -> Design:
         chooser=draw(st.sampled_from(["topk", "unsorted", "unsorted", "sort", "max", "argmax"])),
         experts=draw(st.sampled_from(["gathered", "gathered", "masked", "one_hot", "range", "loop", "sized"])),
         combined=draw(st.sampled_from(["sum", "sum", "largest", "first", "slots"])),
+        inside=draw(st.sampled_from(["nothing", "own", "shared", "places", "neighbours"])),
     )
 
 
@@ -162,6 +180,8 @@ def test_random_members_leave_outputs_unchanged_and_experts_are_found() -> None:
     @example(Design(2, 1, float("-inf"), "biased", 2, "unsorted", "gathered", "sum"))
     @example(Design(2, 1, float("-inf"), "softmax", 3, "unsorted", "gathered", "slots"))
     @example(Design(1, 0, 0.0, "softmax", 2, "topk", "sized", "sum"))
+    @example(Design(3, 0, 0.0, "softmax", 2, "topk", "gathered", "sum", "own"))
+    @example(Design(1, 0, 0.0, "softmax", 2, "topk", "gathered", "sum", "neighbours"))
     @torch.no_grad()
     def holds(design: Design) -> None:
         model, x = Mixture(design).double().eval(), torch.randn(PLACES, 3, dtype=torch.float64)
@@ -178,6 +198,9 @@ def test_random_members_leave_outputs_unchanged_and_experts_are_found() -> None:
         expected = design.size if design.groups == 1 or not design.open else 3 * design.groups + design.groups
         assert moving == (expected if design.moves else 0), found.details()
         seen[design.moves] += 1
+        if design.experts == "gathered":
+            inside = [f.orders for f in found.families for p in f.axes if (p.tensor, p.axis) == ("down", 1)]
+            assert inside == [design.orders], found.details()
 
     holds()
     assert min(seen[True], seen[False]) >= 0.2 * seen.total(), seen

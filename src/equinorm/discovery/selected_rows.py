@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from equinorm.discovery.labels import Label, compact, numbered
-from equinorm.discovery.rules import TABLE, Call, key
+from equinorm.discovery.rules import SIGNS, TABLE, Call, key
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import VALUES, Chosen, Value
 
 _EACH_ENTRY = """add sub mul div neg abs relu leaky_relu square sqrt reciprocal pow clamp clamp_min clamp_max maximum minimum
-where masked_fill clone detach alias contiguous dropout to _to_copy"""
+where masked_fill clone detach alias contiguous dropout to _to_copy tanh sin cos erf sinh cosh"""
 _BATCHED = "bmm matmul baddbmm"
 _MOVED = """unsqueeze squeeze transpose permute t mT movedim swapaxes slice select narrow split split_with_sizes chunk
 unbind"""
@@ -26,15 +26,15 @@ unbind"""
 
 def follow(trace: Trace, call: Call) -> Any:
     """The result of an operation on chosen rows, choice by choice; None if they do not stay apart."""
-    name = key(call.operator).removesuffix("_")
+    name, rules = key(call.operator).removesuffix("_"), SIGNS if trace.signs else TABLE
     arguments = {key: value for key, value in call.arguments.items() if isinstance(value, VALUES)}
     chosen = [value for value in arguments.values() if isinstance(value, Chosen)]
-    if name not in TABLE or not chosen or any(_differ(value, chosen[0]) for value in chosen):
+    if name not in rules or not chosen or any(_differ(value, chosen[0]) for value in chosen):
         return None
     if name in ("_grouped_mm", "transformers::grouped_mm_fallback.default"):
-        return TABLE[name](trace, call)
+        return rules[name](trace, call)
     if name in _MOVED.split():
-        return _moved(trace, call, chosen[0], TABLE[name])
+        return _moved(trace, call, chosen[0], rules[name])
     if not isinstance(call.result, Tensor) or name not in [*_EACH_ENTRY.split(), *_BATCHED.split()]:
         return None
     place = chosen[0].axis - len(chosen[0].shape)  # from the right, as shapes are broadcast
@@ -47,7 +47,7 @@ def follow(trace: Trace, call: Call) -> Any:
         return None
     axis = len(call.shape) + place
     result = torch.empty(_with(call.shape, axis, chosen[0].options), dtype=call.result.dtype, device="meta")
-    found = TABLE[name](trace, replace(call, arguments={**call.arguments, **inner}, result=result))
+    found = rules[name](trace, replace(call, arguments={**call.arguments, **inner}, result=result))
     found = found if trace.is_unlabelled(found) else trace.label(found)
     result = replace(chosen[0], value=found, axis=axis, length=call.shape[axis])
     return result if result.shape == call.shape else None

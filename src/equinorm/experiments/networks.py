@@ -36,11 +36,9 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-    _, *inner, last = weighted
-    if run.centred:
-        for layer in inner:
-            centre_(layer.weight).data.mul_(_CENTRED)
-    last.weight.data.mul_(run.head)
+    for weight in centred(model, run):
+        centre_(weight).data.mul_(_CENTRED)
+    weighted[-1].weight.data.mul_(run.head)
     if isinstance(model, ResNet):
         if run.identity:
             model.start_skips_at_identity_()
@@ -56,6 +54,18 @@ def build(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
 def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     """Linear and convolution layers by name, from the inputs on."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+
+
+def matrices_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of more than one axis by name, from the inputs on; of a weight normalization the direction."""
+    named = model.named_parameters()
+    return {name: weight for name, weight in named if name.endswith(("weight", "original1")) and weight.dim() > 1}
+
+
+def centred(model: nn.Module, run: Run) -> list[nn.Parameter]:
+    """Weights that are kept without a mean: all but the first, the last, and skips that start at the identity."""
+    inner = [*matrices_of(model).items()][1:-1]
+    return [weight for name, weight in inner if run.centred and not (run.identity and ".skip." in name)]
 
 
 @torch.no_grad()

@@ -176,9 +176,7 @@ class Trainer:
         run, losses, count = self.run, torch.zeros((), device=self.device), 0
         warmup = run.warmup * total / run.epochs
         parameters = list(self.model.parameters())
-        named = {name: w for name, w in self.model.named_parameters() if name.endswith(("weight", "original1")) and w.dim() > 1}
-        matrices = [*named.values()]
-        centred = [w for name, w in [*named.items()][1:-1] if run.centred and not (run.identity and ".skip." in name)]
+        matrices, centred = [*networks.matrices_of(self.model).values()], networks.centred(self.model, run)
         for images, labels in self.trained.batches(run.batch, order, run.augment):
             step = done + count
             rate = run.lr * min(1.0, (step + 1) / warmup if warmup else 1.0) * (1 - step / total)

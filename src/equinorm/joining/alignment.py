@@ -80,7 +80,8 @@ def align(
 
     With data, activations are matched instead of weights: each family gets the order of the largest sum of correlations
     between channels of the two networks, over the values that layers read. Scales do not matter to correlations. Signs
-    are still fitted to weights, and families whose channels no value shows (those between two weights) matched by them.
+    are still fitted to weights, and families whose channels no value shows (those between two weights, or inside of stacked
+    experts) matched by them.
 
     Args:
         model_a: the network to be copied and moved; untouched.

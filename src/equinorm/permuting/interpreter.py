@@ -30,9 +30,10 @@ from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import Law
 from equinorm.permuting.reshaping import unpacked
+from equinorm.permuting.selected_rows import follow
 from equinorm.permuting.sizes import Sizes
 from equinorm.permuting.trail import Trail
-from equinorm.permuting.values import Laid, Stacked, constant, flat, pinned
+from equinorm.permuting.values import Chosen, Laid, Stacked, Value, constant, flat, pinned
 
 _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
 """Operations that read no entry of what they are given."""
@@ -100,7 +101,7 @@ class Interpreter:
             self.values[node] = pinned(self.sizes.known(node.meta.get("val")), self.book.reason)
         self.trail.values[node] = self.values[node]
         for value in flat(self.values[node]):
-            for part in value.parts if isinstance(value, Stacked) else (value,):
+            for part in value.parts:
                 self.book.see(part.axes)
 
     def _arguments(self, arguments: Any) -> Any:
@@ -174,23 +175,28 @@ class Interpreter:
         if name not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
             return self._unknown(node, tensors)
         value = self._by_law(law, node, Call(target, bind(target, args, kwargs), result), tensors)
+        if isinstance(value, Chosen) and any(self.roots[part] in self.unsteady for part in node.all_input_nodes):
+            value = self.book.whole(value)  # another choice may be read there later
         return value if _fits(value, result) else self._unknown(node, tensors)
 
-    def _by_law(self, law: Law, node: fx.Node, call: Call, tensors: list[Laid | Stacked]) -> Any:
-        """What a law makes of a call; a stack where an axis is taken apart later."""
+    def _by_law(self, law: Law, node: fx.Node, call: Call, tensors: list[Value]) -> Any:
+        """What a law makes of a call; a stack where an axis is taken apart later, rows where data choose them."""
         if any(isinstance(value, Laid) and value.names is not None for value in tensors):
             return self._of_names(law, call, tensors)
+        if (rows := follow(self.book, law, call)) is not None:
+            return rows
+        call = _of_wholes(self.book, call, Chosen)
         if key(call.operator) in _RESHAPES.split() and isinstance(call.input, Laid):
             parts = unpacked(call.input.axes, call.shape, node, self.book.because("looks at an axis in parts that do not fit"))
             if parts is not None:
                 return Stacked(parts[0], tuple(Laid(tuple(axes)) for axes in parts[1]))
         if law not in ON_STACKS:
-            call = _of_wholes(self.book, call)
+            call = _of_wholes(self.book, call, Stacked)
         return law(self.book, call)
 
-    def _of_names(self, found: Law, call: Call, tensors: list[Laid | Stacked]) -> Any:
+    def _of_names(self, found: Law, call: Call, tensors: list[Value]) -> Any:
         """What an operation makes of values that name places along an axis."""
-        call = _of_wholes(self.book, call)
+        call = _of_wholes(self.book, call, (Stacked, Chosen))
         if key(call.operator) in _CARRIERS.split() and len(tensors) == 1 and call.result.dtype in (torch.int32, torch.int64):
             return replace(found(self.book, call), names=call.input.names)
         indices = flat([call.get(name) for name in ON_NAMES.get(found, ())])
@@ -204,12 +210,12 @@ class Interpreter:
             return constant(output, self.book.because("a constant that varies along the axis"))
         return [self._constants(part) for part in output]
 
-    def _unknown(self, node: fx.Node, tensors: list[Laid | Stacked]) -> Any:
+    def _unknown(self, node: fx.Node, tensors: list[Value]) -> Any:
         """Pin everything that goes in, and what comes out."""
         no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "of a size that data decides"
         detail = MARKS.get(getattr(node.target, "__name__", "")) or no_law
         for value in tensors:
-            if not is_pinned(a for part in (value.parts if isinstance(value, Stacked) else (value,)) for a in part.touched):
+            if not is_pinned(value.touched):
                 self.book.pin(value, detail)
         return pinned(self.sizes.known(node.meta.get("val")), self.book.because(detail))
 
@@ -235,16 +241,16 @@ def _fits(value: Any, result: Any) -> bool:
     return callable(value) or tuple(value.shape) == tuple(result.shape)
 
 
-def _is_plain(result: Any, tensors: list[Laid | Stacked], name: str) -> bool:
+def _is_plain(result: Any, tensors: list[Value], name: str) -> bool:
     """Are there entries in everything? Tensors that are joined may have none."""
     return all(0 not in part.shape for part in (*results_of(result), *(tensors if name != "cat" else ())))
 
 
-def _of_wholes(book: LawBook, call: Call) -> Call:
-    """The same with every stack as one value."""
+def _of_wholes(book: LawBook, call: Call, kinds: Any) -> Call:
+    """The same with every stack, or all chosen rows, as one value."""
 
     def whole(argument: Any) -> Any:
-        return book.whole(argument) if isinstance(argument, Stacked) else argument
+        return book.whole(argument) if isinstance(argument, kinds) else argument
 
     return replace(call, arguments=mapped(call.arguments, whole))
 

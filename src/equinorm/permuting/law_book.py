@@ -7,7 +7,7 @@ from typing import Any
 from equinorm._scaling import Reason
 from equinorm.permuting.atoms import Axis, fresh, pin, size_of, unify
 from equinorm.permuting.own_orders import OwnOrder
-from equinorm.permuting.values import Laid, Stacked, flat
+from equinorm.permuting.values import Chosen, Laid, Value, flat
 
 
 @dataclass(eq=False)
@@ -97,10 +97,13 @@ class LawBook:
         mixed = {place % len(axes) for place in mixed} if axes else set()
         self.see(axis for place, axis in enumerate(axes) if place not in mixed)
 
-    def whole(self, value: Laid | Stacked) -> Laid:
-        """A stack as one value: all of its parts are permuted alike."""
+    def whole(self, value: Value) -> Laid:
+        """A stack, or chosen rows, as one value: all parts and all rows are permuted alike."""
         if isinstance(value, Laid):
             return value
+        if isinstance(value, Chosen):
+            self.mixes(value.table.axes, [value.place])
+            return Laid(value.axes)
         axes = self.join(*value.parts)
         new = self.fixed(len(value.parts), "a stack that is not taken apart again")
         return Laid((*axes[: value.dim], new, *axes[value.dim :]))

@@ -12,7 +12,7 @@ from equinorm.discovery.graph.running import graph_values
 from equinorm.permuting.arrangement import Sides
 from equinorm.permuting.atoms import Atom, Axis, atoms, fresh, resolved
 from equinorm.permuting.interpreter import Interpreter
-from equinorm.permuting.values import Laid, Stacked, flat
+from equinorm.permuting.values import Laid, flat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,5 +86,5 @@ def _add(interpreter: Interpreter, inputs: Set[str], prefix: str, found: dict[st
 
 def _free(given: Any) -> set[Atom]:
     """Atoms of values that may be permuted."""
-    parts = [part for value in flat(given) for part in (value.parts if isinstance(value, Stacked) else (value,))]
+    parts = [part for value in flat(given) for part in value.parts]
     return {atom for part in parts for axis in part.axes for atom in atoms(axis) if atom.pinned is None}

@@ -7,7 +7,7 @@ from torch import fx
 
 from equinorm.permuting.atoms import Axis, atoms
 from equinorm.permuting.value_numbers import ValueNumbers
-from equinorm.permuting.values import Laid
+from equinorm.permuting.values import Chosen, Laid
 
 Atoms = frozenset[Any]
 """Of some axes."""
@@ -41,7 +41,7 @@ class Trail:
     def axes(self, node: fx.Node) -> tuple[Axis, ...]:
         """Axes of a value, where it was made; none of a stack."""
         value = self.values.get(self.back(node))
-        return value.axes if isinstance(value, Laid) else ()
+        return value.axes if isinstance(value, (Laid, Chosen)) else ()
 
     def atoms(self, node: fx.Node) -> Atoms:
         """Those of all axes of a value."""

@@ -1,4 +1,4 @@
-"""What the edges of a graph carry while it is looked at: the axes of a value in parts, stacks of values, and constants."""
+"""What the edges of a graph carry while it is looked at: axes of a value in parts, stacks, chosen rows, and constants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,11 @@ class Laid:
     axes: tuple[Axis, ...]
     number: Tensor | None = None
     names: Axis | None = None
+
+    @property
+    def parts(self) -> tuple["Laid", ...]:
+        """Itself."""
+        return (self,)
 
     @property
     def touched(self) -> tuple[Axis, ...]:
@@ -58,6 +63,53 @@ class Stacked:
         inner = self.parts[0].shape
         return (*inner[: self.dim], len(self.parts), *inner[self.dim :])
 
+    @property
+    def touched(self) -> tuple[Axis, ...]:
+        """Axes of all parts."""
+        return tuple(axis for part in self.parts for axis in part.touched)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Entries each of which is a row of a table, or was computed from one; see `selected_rows`.
+
+    Attributes:
+        table: how the axes of all rows are permuted.
+        place: of the axis of rows.
+        entries: the axis that stands in its place.
+        index: what chooses; the same object, the same choices.
+        by: "index", or "groups" if the index holds the ends of groups of entries.
+    """
+
+    table: Laid
+    place: int
+    entries: Axis
+    index: Laid
+    by: str = "index"
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Its axes, if rows are not told apart."""
+        return self.table.with_axis(self.place, self.entries).axes
+
+    @property
+    def parts(self) -> tuple[Laid, ...]:
+        """The table."""
+        return (self.table,)
+
+    @property
+    def touched(self) -> tuple[Axis, ...]:
+        """Axes of the table, and of the entries."""
+        return (*self.table.axes, self.entries)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+        return tuple(map(size_of, self.axes))
+
+
+Value = Laid | Stacked | Chosen
+
 
 def pinned(result: Any, reason: Reason) -> Any:
     """Values of results in which nothing is permuted."""
@@ -80,9 +132,9 @@ def _varying(number: Tensor, axis: int, reason: Reason) -> Reason | None:
     return None if bool((number == first).all()) else reason
 
 
-def flat(values: Any) -> list["Laid | Stacked"]:
+def flat(values: Any) -> list[Value]:
     """Every tensor value in nested lists and dicts."""
-    if isinstance(values, (Laid, Stacked)):
+    if isinstance(values, Value):
         return [values]
     parts: Sequence[Any] = list(values.values()) if isinstance(values, dict) else values
     return [found for part in parts for found in flat(part)] if isinstance(parts, (list, tuple)) else []

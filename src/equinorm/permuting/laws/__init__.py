@@ -7,8 +7,8 @@ an index names), `reduction` (along whole axes), `normalization`, `contraction` 
 """
 
 from equinorm.permuting.laws import contraction, elementwise, movement, normalization, placement, recurrent, reduction
-from equinorm.permuting.laws.registry import LAWS, ON_NAMES, ON_STACKS, Call, find
+from equinorm.permuting.laws.registry import LAWS, ON_NAMES, ON_ROWS, ON_STACKS, Call, find
 
-__all__ = ["LAWS", "ON_NAMES", "ON_STACKS", "Call", "find"]
+__all__ = ["LAWS", "ON_NAMES", "ON_ROWS", "ON_STACKS", "Call", "find"]
 
 del contraction, elementwise, movement, normalization, placement, recurrent, reduction

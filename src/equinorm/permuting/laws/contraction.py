@@ -10,7 +10,7 @@ from equinorm.permuting.atoms import Axis, size_of, split_front
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along
 from equinorm.permuting.laws.registry import Call, law
-from equinorm.permuting.values import Laid
+from equinorm.permuting.values import Chosen, Laid
 
 KERNEL = "a place in a kernel"
 """Why the axes of a kernel are pinned, which are no channels."""
@@ -60,6 +60,23 @@ def add_matmul(book: LawBook, call: Call) -> Laid:
     """bias + a @ b."""
     bias, left, right = list(call.arguments.values())[:3]
     return _added(book, _product(book, left, right), bias)
+
+
+@law("_grouped_mm transformers::grouped_mm_fallback.default", on_rows=True)
+def grouped_matmul(book: LawBook, call: Call) -> Laid | Chosen:
+    """Rows times the matrix of the group that they are in, W of shape (groups, in, out); rows and groups keep their places."""
+    rows, weight = list(call.arguments.values())[:2]
+    weight, ends = book.whole(weight), call.offs
+    if ends is None or len(rows.shape) != 2 or len(weight.axes) != 3 or call.get("bias") is not None:
+        book.pin(call.arguments, "only rows by groups, without bias, have a law")
+        return book.all_fixed(call.shape)
+    if isinstance(rows, Chosen) and rows.index is ends and rows.by == "groups" and rows.place == 0:
+        entries, given = rows.entries, rows.table.axes
+    else:
+        entries, channels = book.whole(rows).axes
+        given = (), channels
+    book.pin([ends, Laid((entries, weight.axes[0]))], "ends of groups tell rows and groups apart")
+    return Chosen(contract(book, "gi,gio->go", given, weight.axes), 0, entries, ends, "groups")
 
 
 @law("outer ger")

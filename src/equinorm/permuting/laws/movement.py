@@ -159,13 +159,17 @@ def selected(book: LawBook, call: Call) -> Laid:
 
 @law("slice narrow", on_stacks=True)
 def sliced(book: LawBook, call: Call) -> Laid | Stacked:
-    """Consecutive entries of an axis."""
+    """Consecutive entries of an axis, or one of every few."""
     place = call.dim % len(call.input.shape)
-    size, length = call.input.shape[place], int(call.shape[place])
+    size, length, step = call.input.shape[place], int(call.shape[place]), call.get("step", 1)
     if size == length:
         return call.input
-    if call.get("step", 1) != 1 or not length:
+    if step != 1 or not length:
         value = book.whole(call.input)
+        if length * step == size and _start(call, size) < step:  # of (length, step) one column
+            rows, columns = split_front(value.axes[place], length, book.because("its steps are no parts of its channels"))
+            column = segment(book, value.with_axis(place, rows, columns), place + 1, _start(call, size), 1)
+            return column.with_axis(place + 1)
         book.pin_axis(value.axes[place], "takes every other entry")
         book.mixes(value.axes, [place])
         return value.with_axis(place, book.fixed(length))

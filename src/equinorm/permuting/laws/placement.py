@@ -1,16 +1,18 @@
 """Entries that an index names: it tells them apart along the axes that it names, and along no other."""
 
+from collections.abc import Sequence
+
 import torch
 
-from equinorm.permuting.atoms import Sum, size_of
+from equinorm.permuting.atoms import Axis, Sum, size_of
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along, segment
 from equinorm.permuting.laws.registry import Call, law
-from equinorm.permuting.values import Laid
+from equinorm.permuting.values import Chosen, Laid
 
 
 @law("embedding", on_names="indices")
-def embedding(book: LawBook, call: Call) -> Laid:
+def embedding(book: LawBook, call: Call) -> Laid | Chosen:
     """Rows of a table; those that the network itself chooses, as of a codebook, move with what it chooses by."""
     if call.indices.names is not None and call.get("padding_idx", -1) < 0:
         return _chosen(book, call.weight, 0, call.indices)
@@ -20,11 +22,17 @@ def embedding(book: LawBook, call: Call) -> Laid:
     return Laid((*call.indices.axes, *table.axes[1:]))
 
 
-def _chosen(book: LawBook, table: Laid, place: int, index: Laid) -> Laid:
+def _chosen(book: LawBook, table: Laid, place: int, index: Laid) -> Laid | Chosen:
     """Entries along one axis that an index names: those of the same channels, wherever they stand."""
-    book.named(table.axes[place], index)
+    return _rows(book, table.with_axis(place, book.named(table.axes[place], index)), place, index, index.axes)
+
+
+def _rows(book: LawBook, table: Laid, place: int, index: Laid, entries: Sequence[Axis]) -> Laid | Chosen:
+    """Entries along one axis that data choose: rows apart where they stand along one axis too."""
+    if len(entries) == 1 and size_of(table.axes[place]) > 1:
+        return Chosen(table, place, entries[0], index)
     book.mixes(table.axes, [place])
-    return table.with_axis(place, *index.axes)
+    return table.with_axis(place, *entries)
 
 
 @law("one_hot", on_names="self")
@@ -51,12 +59,12 @@ def added_at(book: LawBook, call: Call) -> Laid:
 
 
 @law("index_select", on_names="index")
-def rows(book: LawBook, call: Call) -> Laid:
+def rows(book: LawBook, call: Call) -> Laid | Chosen:
     """Entries along one axis, in the order of an index."""
     if call.index.names is not None:
         return _chosen(book, call.input, call.dim % len(call.shape), call.index)
-    book.pin(call.index, "an index tells its entries apart")
-    return along(book, call.input, [call.dim], call.shape, "an index tells its entries apart")
+    book.pin([call.index, Laid((call.input.axes[call.dim],))], "an index tells its entries apart")
+    return _rows(book, call.input, call.dim % len(call.shape), call.index, [book.fixed(call.shape[call.dim])])
 
 
 @law("gather take_along_dim", on_names="index indices")
@@ -131,7 +139,7 @@ def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -
 
 
 @law("index", on_names="indices")
-def indexed(book: LawBook, call: Call) -> Laid:
+def indexed(book: LawBook, call: Call) -> Laid | Chosen:
     """Entries at indices of one axis or more; the other axes keep their order."""
     indices = [*call.indices, *[None] * (len(call.input.shape) - len(call.indices))]
     named = [place for place, index in enumerate(indices) if index is not None]
@@ -155,7 +163,5 @@ def indexed(book: LawBook, call: Call) -> Laid:
         if first >= 0 and number.tolist() == list(range(int(number[0]), int(number[0]) + len(number))):
             return segment(book, call.input, place, first, len(number))
     new = len(call.shape) - len(indices) + 1
-    value = call.input.axes
-    book.pin_axis(value[place], "an index tells its entries apart")
-    book.mixes(value, [place])
-    return Laid((*value[:place], *map(book.fixed, call.shape[place : place + new]), *value[place + 1 :]))
+    book.pin_axis(call.input.axes[place], "an index tells its entries apart")
+    return _rows(book, call.input, place, indices[place], [*map(book.fixed, call.shape[place : place + new])])

@@ -27,22 +27,27 @@ ON_STACKS: set[Law] = set()
 """Laws that know stacks; all others are given one value instead."""
 
 
+ON_ROWS: set[Law] = set()
+"""Laws that know chosen rows."""
+
 ON_NAMES: dict[Law, tuple[str, ...]] = {}
 """Arguments of laws that may name places along an axis; for all others that axis is pinned, or the values only move."""
 
 
-def law(names: str, on_stacks: bool = False, on_names: str = "") -> Callable[[Law], Law]:
+def law(names: str, on_stacks: bool = False, on_names: str = "", on_rows: bool = False) -> Callable[[Law], Law]:
     """Enter a law for these operators, separated by blanks; a second law for one of them is an error."""
 
     def enter(function: Law) -> Law:
         for name in names.split():
             if name in LAWS:
                 raise ValueError(f"aten.{name} has two laws: {LAWS[name].__qualname__} and {function.__qualname__}")
-            if not hasattr(torch.ops.aten, name):
+            if "::" not in name and not hasattr(torch.ops.aten, name):  # that of another library may come later
                 raise ValueError(f"aten.{name} does not exist in torch {torch.__version__}")
             LAWS[name] = function
         if on_stacks:
             ON_STACKS.add(function)
+        if on_rows:
+            ON_ROWS.add(function)
         if on_names:
             ON_NAMES[function] = tuple(on_names.split())
         return function
