@@ -73,8 +73,8 @@ class Equalization:
         noise_after: the same of `model`.
         measured_before: the same ratio, measured on the calibration data with rounded numbers.
         measured_after: the same of `model`, biases corrected if asked for.
-        gap: by which share the predicted noise of the minimum that was found, before measurement changed it, may be above the
-            least that any log-scales reach, from a dual bound.
+        gap: by which share the predicted noise of the minimum that was found, before measurement changed it, is above the
+            least that any log-scales reach: an estimate from a dual bound, known as closely as its search converged.
         converged: is the gap at most `tol`?
         reason: how it ended, in words.
         tensors: noise by tensor.

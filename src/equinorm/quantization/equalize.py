@@ -40,8 +40,8 @@ def equalize(
     over log-scales z of the prepared copy (normalizations folded, bounded activations set free, see `prepare`), where g are the
     groups of numbers that share a step, r_g the range of a group, λ_i the log-scale of a number, and F_i how much an error in
     it matters: E Σ_k (∂y_k/∂w_i)² over the calibration data. Ranges of activations are those that many more samples should
-    keep, by how the largest entries of samples are spread. N is convex, so the minimum is global; `Equalization.gap` bounds
-    how far the minimum that was found may be above it. Then measurement has the last word. Parts of the log-scales are rounded
+    keep, by how the largest entries of samples are spread. N is convex, so the minimum is global; `Equalization.gap` estimates
+    how far the minimum that was found is above it. Then measurement has the last word. Parts of the log-scales are rounded
     for real, and the smallest that is as good as the best, for all that samples tell, is taken: it leaves most room. So are the
     log-scales of least norm, and neighbours; one that surely loses less is taken. If the rounded network still lost more than
     as it was, less of the log-scales is taken, or none. `reason` says what was done.

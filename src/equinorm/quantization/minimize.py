@@ -1,4 +1,4 @@
-"""Minimise: the log-scales of least noise, and how far above the least they can be."""
+"""Minimise: the log-scales of least noise, and an estimate of how far above the least they are."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,12 +19,11 @@ LATE = 12
 ROUNDS, STEPS, MEMORY = 100, 60, 12
 """Rounds of multipliers at most, steps of each, and pairs that L-BFGS remembers."""
 
-SURE, SURE_STEPS, MARGIN = 1e-4, 1000, 1000.0
-"""At last: how close to the minimum the bound is taken, in parts of the gap asked for, after how many steps at most, and how
-many times what the quadratic model says is left, which does not know every flat direction."""
-
 PATIENCE = 25
 """Rounds in which the gap must become smaller by a tenth."""
+
+STILL = 8
+"""Steps in a row after which little must be left: the quadratic model of the first ones knows few directions."""
 
 Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
 
@@ -36,7 +35,7 @@ class LeastNoise:
     Attributes:
         z: log-scales.
         value: ln N there.
-        bound: ln N is at least this, whatever the log-scales, as far as a search that has converged tells.
+        bound: estimate of the least ln N: a bound from below as far as the quadratic model of each search is right.
         rounds: of multipliers.
     """
 
@@ -47,7 +46,7 @@ class LeastNoise:
 
     @property
     def gap(self) -> float:
-        """By which share N may be above the least: N / bound − 1."""
+        """By which share N is above the estimate of the least: N / bound − 1."""
         return math.expm1(max(self.value - self.bound, 0.0))
 
 
@@ -81,7 +80,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNoise:
-    best, lowest, guess = (_value(noise, z), z), -math.inf, -math.inf
+    best, lowest = (_value(noise, z), z), -math.inf
     rounds = 0
     for beta in FRESH:
         noise.sharpen(z, beta, None)
@@ -92,16 +91,11 @@ def _minimized(noise: Noise, z: np.ndarray, tol: float, limit: float) -> LeastNo
         noise.sharpen(z, SHARP if rounds < LATE else SHARPEST, None if rounds == 1 else min(1e-3, 2 * tol))
         z, value, slack = descend(noise.smooth, z, limit, min(1e-3, 0.02 * max(tol, 1e-12)), STEPS)
         if rounds > 1:
-            guess = max(guess, value - slack)
+            lowest = max(lowest, value - slack)
         best = min(best, (_value(noise, z), z), key=lambda pair: pair[0])
-        gaps.append(best[0] - guess)
-        is_close, is_last = gaps[-1] <= math.log1p(tol), rounds == ROUNDS
-        is_stuck = rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]
-        if is_close or is_stuck or is_last:
-            z, value, slack = descend(noise.smooth, z, limit, SURE * max(tol, 1e-12), SURE_STEPS)
-            lowest = guess = max(lowest, value - MARGIN * slack)
-            if is_stuck or best[0] - lowest <= math.log1p(tol):
-                break
+        gaps.append(best[0] - lowest)
+        if gaps[-1] <= math.log1p(tol) or (rounds > PATIENCE + 2 and gaps[-1] > 0.9 * gaps[-1 - PATIENCE]):
+            break
     return LeastNoise(best[1], best[0], min(lowest, best[0]), rounds)
 
 
@@ -118,7 +112,7 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
     """
     value, gradient = function(z)
     pairs: list[tuple[np.ndarray, np.ndarray, float]] = []
-    slack = math.inf
+    slack, still = math.inf, 0
     for _ in range(steps):
         is_held = ((z >= limit) & (gradient < 0)) | ((z <= -limit) & (gradient > 0))
         direction = np.where(is_held, 0.0, -_inverse(pairs, np.where(is_held, 0.0, gradient)))
@@ -127,7 +121,8 @@ def descend(function: Function, z: np.ndarray, limit: float, tol: float, steps: 
             pairs, direction = [], np.where(is_held, 0.0, -gradient)
             slope = dot(direction, gradient)
         slack = -slope
-        if (pairs and slack <= tol) or slope == 0:
+        still = still + 1 if pairs and slack <= tol else 0
+        if still == STILL or slope == 0:
             break
         length, largest = 1.0, float(np.abs(direction).max())
         if not pairs:

@@ -240,7 +240,7 @@ def _reason(symmetries: Symmetries, minimum: LeastNoise, options: EqualizeOption
     """How it ended, in words."""
     if not symmetries.num_free:
         return nothing_moves(symmetries, None)
-    found = f"within {100 * minimum.gap:.2g} % of the least noise"
+    found = f"about {100 * minimum.gap:.2g} % above the least noise"
     if minimum.gap > options.tol:
         found += f", not the {100 * options.tol:.2g} % asked for, after {minimum.rounds} rounds"
     if options.power_of_two:
