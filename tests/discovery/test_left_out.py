@@ -221,3 +221,26 @@ def test_every_other_row_of_a_long_table():
             return self.out((x + self.table[::2].mean(0)).relu())
 
     assert not [family for family in equinorm.permutations(Strided(), torch.randn(2, 4)).families if family.size == 1200]
+
+
+@torch.no_grad()
+def test_one_column_of_a_product_of_weights():
+    """Places along the columns are none of those along which the product sums, which are another number."""
+
+    class Column(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.weight = nn.Parameter(torch.randn(LONG, WIDTH)), nn.Parameter(torch.randn(2, WIDTH))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * nn.functional.linear(self.table, self.weight)[: x.shape[1], 0]
+
+    for find in (equinorm.symmetries, equinorm.permutations):
+        net, short, long = Column().double(), torch.randn(2, 4).double(), torch.randn(2, LONG).double()
+        before, found = copy.deepcopy(net), find(net, short)
+        if isinstance(found, equinorm.Permutations):
+            found.permute_(found.random(torch.Generator().manual_seed(0)))
+        else:
+            found.rescale_(torch.randn(found.num_free, dtype=torch.float64))
+        assert equinorm.deviation(net, before, (short,)) <= 1e-12
+        assert equinorm.deviation(net, before, (long,)) <= 1e-12

@@ -47,6 +47,18 @@ class Attention(nn.Module):
         return (h + self.down(F.silu(gate) * up)) @ self.embed.weight.T
 
 
+class Memory(nn.Module):
+    """Attention whose keys are its values too: learned ones, listed behind the layer that reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.learned, self.last = nn.Linear(3, 4), nn.ParameterList([torch.randn(5, 4)]), nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(F.scaled_dot_product_attention(self.first(inputs), self.learned[0], self.learned[0]))
+
+
 class Recurrent(nn.Module):
     """A layer read out at every step."""
 
@@ -81,6 +93,7 @@ NETWORKS = {
     "gelu": (mlp, x(4, 3), 2),
     "images": (image_network, x(4, 3, 6, 6), 3),
     "attention": (lambda: Attention().double(), torch.randint(0, 9, (2, 5)), 6),
+    "memory": (lambda: Memory().double(), x(4, 3), 2),
     "weight norm": (dropped, x(4, 3), 1),
     "one norm": (one_norm, x(4, 3), 1),
     "encoder": (lambda: nn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True).double(), x(2, 5, 12), 4),

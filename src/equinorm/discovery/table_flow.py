@@ -278,11 +278,14 @@ def _behind(node: fx.Node, argument: fx.Node, parts: list[_Part], masks: Sequenc
     target: Any = node.target
     named, is_read = bind(target, node.args, node.kwargs), not any(bool(mask.all()) for mask in masks)
     apart = len(masks) - len(named.get("normalized_shape", [-1]))
-    if not axes or not is_read or key(target) not in _ROWS.split() or named.get("dim", -1) not in (-1, len(masks) - 1):
-        return [] if axes else parts
+    if not axes:
+        return parts
+    of_rows = is_read and key(target) in _ROWS.split() and named.get("dim", -1) in (-1, len(masks) - 1)
+    if not of_rows or max(axes) >= apart:
+        return []
     for axis in axes if argument is node.args[0] else ():
         parts = [(table, only(label, _along(axis, ~masks[axis], len(masks)))) for table, label in parts]
-    return parts if max(axes) < apart else []
+    return parts
 
 
 def _broadcasts(given: Tensor, result: Any) -> bool:

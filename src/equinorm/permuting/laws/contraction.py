@@ -24,6 +24,7 @@ def contract(book: LawBook, equation: str, *operands: Sequence[Axis]) -> Laid:
         for letter, axis in zip(letters, axes, strict=True):
             found[letter] = book.same(found.get(letter, ()), axis)
     book.see(found.values())  # before it is summed: what meets in a product must be permuted alike at every place
+    book.see(found[letter] for letter in out)  # which may be no value of the graph, as scores inside attention
     return Laid(tuple(found[letter] for letter in out))
 
 
