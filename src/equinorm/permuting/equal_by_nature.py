@@ -15,7 +15,7 @@ from equinorm.discovery.graph.nodes import bind, operator_name
 from equinorm.permuting.atoms import atoms
 from equinorm.permuting.equal_entries import DEEPEST, ENTRYWISE, MOVED, PRODUCTS, chosen_along
 from equinorm.permuting.trail import Atoms, Trail
-from equinorm.permuting.values import Chosen, Laid
+from equinorm.permuting.values import Laid
 
 WHY = "chooses among entries that only rounding tells apart"
 
@@ -30,7 +30,7 @@ _BINARY = "add sub rsub mul div"
 _CARRIED = f"{ENTRYWISE} {MOVED} expand clamp clamp_min clamp_max pow relu"
 
 
-def made_from(chosen: fx.Node, trail: Trail) -> list[Laid | Chosen]:
+def made_from(chosen: fx.Node, trail: Trail) -> list[Laid]:
     """All values from which scores that are equal by nature are made; empty where scores are not.
 
     Args:
@@ -40,14 +40,14 @@ def made_from(chosen: fx.Node, trail: Trail) -> list[Laid | Chosen]:
     scores = trail.back(chosen.all_input_nodes[0])
     if not _Scores(trail, chosen_along(chosen, trail)).are_equal(scores, frozenset(), 0):
         return []
-    found, waiting, seen = list[Laid | Chosen](), [scores], set[fx.Node]()
+    found, waiting, seen = list[Laid](), [scores], set[fx.Node]()
     while waiting:
         node = trail.back(waiting.pop())
         if node in seen:
             continue
         seen.add(node)
         waiting += node.all_input_nodes
-        if isinstance(value := trail.values.get(node), (Laid, Chosen)):
+        if isinstance(value := trail.values.get(node), Laid):
             found.append(value)
     return found
 
