@@ -223,9 +223,13 @@ def hidden(m: Mixture, x: Tensor, index: Tensor) -> Tensor:
     return (m.up[index][:, :INNER] @ x[:, :, None]).squeeze(-1).tanh()
 
 
+def outside(m: Mixture, inside: Tensor, index: Tensor) -> Tensor:
+    return (m.down[index] @ inside[:, :, None]).squeeze(-1)
+
+
 def of_another_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     order = scores.topk(2, -1).indices
-    return (m.down[order[:, 1]] @ hidden(m, x, order[:, 0])[:, :, None]).squeeze(-1)
+    return outside(m, hidden(m, x, order[:, 0]), order[:, 1])
 
 
 def of_a_changed_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -233,7 +237,7 @@ def of_a_changed_index(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     view = index.view(-1)
     inside = hidden(m, x, view)
     index.add_(1).remainder_(EXPERTS)
-    return (m.down[view] @ inside[:, :, None]).squeeze(-1)
+    return outside(m, inside, view)
 
 
 def of_an_index_in_shared_memory(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -243,18 +247,18 @@ def of_an_index_in_shared_memory(m: Mixture, x: Tensor, scores: Tensor) -> Tenso
 
 def over_places(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
-    return (m.down[index] @ hidden(m, x, index).softmax(0)[:, :, None]).squeeze(-1)
+    return outside(m, hidden(m, x, index).softmax(0), index)
 
 
 def with_the_next_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
     inside = hidden(m, x, index)
-    return (m.down[index] @ (inside + inside.roll(1, 0))[:, :, None]).squeeze(-1)
+    return outside(m, inside + inside.roll(1, 0), index)
 
 
 def with_one_gain(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
-    return (m.down[index] @ (hidden(m, x, index) * m.gain)[:, :, None]).squeeze(-1)
+    return outside(m, hidden(m, x, index) * m.gain, index)
 
 
 def through_one_layer(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -265,12 +269,12 @@ def through_one_layer(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
 def with_each_other(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
     inside = hidden(m, x, index)
-    return (inside @ inside.T) @ x + (m.down[index] @ inside[:, :, None]).squeeze(-1)
+    return (inside @ inside.T) @ x + outside(m, inside, index)
 
 
 def made_by_experts(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     index = scores.argmax(-1)
-    return (m.down[index] @ hidden(m, x, index)[:, :, None]).squeeze(-1)
+    return outside(m, hidden(m, x, index), index)
 
 
 def summed_after_softmax(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
@@ -308,20 +312,20 @@ def groups_and_rows(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
 def of_each_place(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     """With a gain for each place, which stays in its place."""
     index = scores.argmax(-1)
-    return (m.down[index] @ (hidden(m, x, index) * m.places)[:, :, None]).squeeze(-1)
+    return outside(m, hidden(m, x, index) * m.places, index)
 
 
 def in_two_ranks(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     """Broadcast, so that each row meets all others."""
     index = scores.argmax(-1)
     inside = hidden(m, x, index)
-    return (m.down[index] @ (inside[:, None] * inside).sum(1)[:, :, None]).squeeze(-1)
+    return outside(m, (inside[:, None] * inside).sum(1), index)
 
 
 def in_two_halves(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
     """Cut along places and joined again."""
     index = scores.argmax(-1)
-    return (m.down[index] @ torch.cat(hidden(m, x, index).chunk(2))[:, :, None]).squeeze(-1)
+    return outside(m, torch.cat(hidden(m, x, index).chunk(2)), index)
 
 
 TOGETHER = {

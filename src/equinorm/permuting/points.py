@@ -86,5 +86,5 @@ def _add(interpreter: Interpreter, inputs: Set[str], prefix: str, found: dict[st
 
 def _free(given: Any) -> set[Atom]:
     """Atoms of values that may be permuted."""
-    parts = [part for value in flat(given) for part in value.parts]
-    return {atom for part in parts for axis in part.axes for atom in atoms(axis) if atom.pinned is None}
+    axes = (axis for value in flat(given) for part in value.parts for axis in part.axes)
+    return {atom for axis in axes for atom in atoms(axis) if atom.pinned is None}

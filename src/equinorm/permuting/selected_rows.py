@@ -67,8 +67,7 @@ def _is_of_rows(name: str, call: Call, chosen: Chosen) -> bool:
 def _of_row(book: LawBook, value: Any, chosen: Chosen, behind: int) -> Any:
     """What a row sees of an operand: its own entry, or what is permuted alike at all entries."""
     if isinstance(value, Chosen):
-        if value is not chosen:
-            book.same(value.entries, chosen.entries)
+        book.same(value.entries, chosen.entries)
         return value.table
     if isinstance(value, (list, tuple)):
         return [_of_row(book, part, chosen, behind) for part in value]

@@ -24,7 +24,8 @@ def embedding(book: LawBook, call: Call) -> Laid | Chosen:
 
 def _chosen(book: LawBook, table: Laid, place: int, index: Laid) -> Laid | Chosen:
     """Entries along one axis that an index names: those of the same channels, wherever they stand."""
-    return _rows(book, table.with_axis(place, book.named(table.axes[place], index)), place, index, index.axes)
+    book.named(table.axes[place], index)
+    return _rows(book, table, place, index, index.axes)
 
 
 def _rows(book: LawBook, table: Laid, place: int, index: Laid, entries: Sequence[Axis]) -> Laid | Chosen:

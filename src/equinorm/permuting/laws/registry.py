@@ -26,7 +26,6 @@ LAWS: dict[str, Law] = {}
 ON_STACKS: set[Law] = set()
 """Laws that know stacks; all others are given one value instead."""
 
-
 ON_ROWS: set[Law] = set()
 """Laws that know chosen rows."""
 
