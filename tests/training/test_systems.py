@@ -3,6 +3,7 @@
 import copy
 import datetime
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,38 @@ def test_autocast_computes_with_the_new_weights():
     for moved, expected in zip(model.parameters(), plain.parameters(), strict=True):
         assert moved.dtype == torch.float32
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("what", ["step of training", "step of the optimizer"])
+def test_a_compiled_step_leaves_the_hook_alone(what):
+    """torch.compile calls the hook, and traces nothing of it: that took minutes and warned of recompilations."""
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        traced.extend(node.stack_trace or "" for node in graph.graph.nodes)
+        return graph.forward
+
+    weights = []
+    for is_compiled in (False, True):
+        model, inputs = unbalanced(torch.float64)
+        optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+        hook = ENorm(optimizer, model, (inputs,), c=1.1)
+
+        def step(model=model, optimizer=optimizer, inputs=inputs):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+
+        if is_compiled and what == "step of the optimizer":
+            optimizer.step = torch.compile(optimizer.step, backend=backend)
+        run = torch.compile(step, backend=backend) if is_compiled and what == "step of training" else step
+        for _ in range(3):
+            run()
+        assert hook.steps == 3
+        weights.append([parameter.detach() for parameter in model.parameters()])
+    assert traced
+    assert not [trace for trace in traced if "equinorm/training" in trace.replace("\\", "/")]
+    torch.testing.assert_close(*weights, rtol=1e-12, atol=0)
 
 
 def test_compiled_modules():

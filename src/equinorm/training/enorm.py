@@ -1,9 +1,11 @@
 """ENorm while training: a few cycles after every optimizer step, and everything that belongs to the weights moves along."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn, optim
 
 from equinorm._errors import EquinormError, RescaleError, describe
@@ -139,13 +141,14 @@ class ENorm:
         self._step = Step(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
-        self._handles = [one.register_step_pre_hook(self._before_step) for one in self.optimizers]
-        self._handles += [one.register_step_post_hook(self._after_step) for one in self.optimizers]
+        before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        self._handles = [one.register_step_pre_hook(before) for one in self.optimizers]
+        self._handles += [one.register_step_post_hook(after) for one in self.optimizers]
 
     def _check_hooks(self) -> None:
         """Refuse an optimizer after whose steps another hook moves the same tensors."""
         for hook in [hook for one in self.optimizers for hook in one._optimizer_step_post_hooks.values()]:
-            other = getattr(hook, "__self__", None)
+            other = getattr(inspect.unwrap(hook), "__self__", None)
             if isinstance(other, ENorm) and other._step.shares(self._step):
                 way = "call its remove() first, or make a new optimizer if you did not keep it"
                 raise RescaleError(f"this optimizer is hooked already, by {other!r}: {way}.")
