@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -497,6 +498,44 @@ def states_of_the_hook_go_from_whole_models_to_shards_and_back():
             step(net, optimizer, hook, ROWS)
             step(again, other, resumed, ROWS)
         assert_close(whole(again), whole(net), 1e-13)
+
+
+@check(2)
+def callbacks_of_trainers_write_whole_states_from_one_process():
+    """What the first process writes is what one process alone writes; sharded training resumes from it."""
+    from equinorm.integrations.transformers import FILE, ENormCallback
+
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    state, files = SimpleNamespace(global_step=4), {}
+    for kind, sharded in {"alone": lambda net: net, "spread": fsdp}.items():
+        net, output = sharded(unbalanced(mlp)), Path(folder[0], kind)
+        files[kind] = output / "checkpoint-4" / FILE
+        files[kind].parent.mkdir(parents=True, exist_ok=True)
+        optimizer, callback = sgd(net.parameters()), ENormCallback(ROWS, c=1.1)
+        arguments = {"output_dir": str(output), "save_only_model": False, "resume_from_checkpoint": None}
+        arguments = SimpleNamespace(**arguments, should_save=dist.get_rank() == 0)
+        callback.on_train_begin(arguments, SimpleNamespace(global_step=0), None, model=net, optimizer=optimizer)
+        for _ in range(4):
+            step(net, optimizer, callback.hook, ROWS)
+        callback.on_save(arguments, state, None, model=net)
+        right = _parts(callback.hook.state_dict())
+        callback.on_train_end(arguments, state, None)
+        dist.barrier()
+        resumed = ENormCallback(ROWS, c=1.1)
+        resumed.on_train_begin(arguments, state, None, model=net, optimizer=optimizer)
+        left = _parts(resumed.hook.state_dict())
+        assert left
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    alone, spread = (torch.load(file, weights_only=True) for file in files.values())
+    assert_close(_parts(spread["hook"]), _parts(alone["hook"]), 1e-12)
+
+
+def _parts(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The part of each average that is weight decay, whole."""
+    parts = {f"{name} {key}": part for name, states in state["decay"].items() for key, part in states.items()}
+    return {f"{name} {power}": whole_part for name, found in parts.items() for power, whole_part in _whole_state(found).items()}
 
 
 @check(2)

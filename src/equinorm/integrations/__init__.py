@@ -8,6 +8,19 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
+from equinorm.sharding.boxes import whole
+from equinorm.training.enorm import ENorm
+
+
+def whole_state(hook: ENorm) -> dict[str, Any]:
+    """What `ENorm.state_dict` returns, its tensors put together where the model is sharded: every process calls this.
+
+    Trainers let one process write what callbacks keep.
+    """
+    return pytree.tree_map(whole, hook.state_dict())
+
 
 def check_options(of: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse names of options that a function does not have, before what keeps them calls it.

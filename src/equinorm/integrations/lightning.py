@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import check_options, first_installed
+from equinorm.integrations import check_options, first_installed, whole_state
 from equinorm.modules.choosing import chosen, unwrapped
 
 _PACKAGE: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning")
@@ -83,8 +83,8 @@ class ENorm(Callback):
         self._remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `equinorm.ENorm.state_dict` returns; what was restored, before training has started."""
-        return self._restored if self.hook is None else self.hook.state_dict()
+        """What `equinorm.ENorm.state_dict` returns, whole in every process; what was restored, before training has started."""
+        return self._restored if self.hook is None else whole_state(self.hook)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the hook is created."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import check_options, first_installed
+from equinorm.integrations import check_options, first_installed, whole_state
+from equinorm.sharding.boxes import whole
 
 TrainerCallback: Any = first_installed(["transformers"], "transformers").TrainerCallback
 
@@ -52,10 +53,13 @@ class ENormCallback(TrainerCallback):
             self._restore(self.hook, model, args, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
-        """Write the state beside the checkpoint."""
+        """Write the state beside the checkpoint, whole where the model is sharded: every process comes here."""
+        if self.hook is None or args.save_only_model:
+            return
+        saved = {"hook": whole_state(self.hook), "weights": fingerprint(objects["model"])}
         folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if self.hook is not None and args.should_save and not args.save_only_model and folder.is_dir():
-            torch.save({"hook": self.hook.state_dict(), "weights": fingerprint(objects["model"])}, folder / FILE)
+        if args.should_save and folder.is_dir():
+            torch.save(saved, folder / FILE)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **objects: Any) -> None:
         """Remove the hook."""
@@ -91,6 +95,6 @@ class ENormCallback(TrainerCallback):
 
 
 def fingerprint(model: nn.Module) -> int:
-    """Sum of the bytes of every parameter: the same for the same weights on any device."""
-    tensors = [parameter.detach().contiguous().reshape(-1) for parameter in model.parameters()]
+    """Sum of the bytes of every parameter: the same for the same weights on any devices."""
+    tensors = (whole(parameter.detach()).contiguous().reshape(-1) for parameter in model.parameters())
     return sum(int(tensor.view(torch.uint8).sum(dtype=torch.int64)) for tensor in tensors)

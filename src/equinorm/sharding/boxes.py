@@ -71,8 +71,11 @@ def held_like(name: str, value: Tensor, tensor: Tensor) -> Tensor:
     box, value = box_of(name, tensor), value.detach()
     if box_of(name, value) == box:
         return value.to(tensor.device, tensor.dtype, copy=True)
-    held: Any = value
-    whole = held.full_tensor() if is_sharded(value) else value
-    found = torch.zeros_like(tensor.detach())
-    local(found).copy_(whole if box is None else box.narrowed(whole))
+    found, value = torch.zeros_like(tensor.detach()), whole(value)
+    local(found).copy_(value if box is None else box.narrowed(value))
     return found
+
+
+def whole(value: Any) -> Any:
+    """A tensor, put together from the parts of all processes, each of which calls this; anything else as it is."""
+    return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
