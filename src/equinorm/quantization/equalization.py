@@ -79,8 +79,8 @@ class Equalization:
         reason: how it ended, in words.
         tensors: noise by tensor.
         corrections: what was added to outputs of layers by bias correction, by the weight's name.
-        left: sums, or operands of sums, that stay in float though the scheme asks for them, and biases that cannot be
-            corrected, and why.
+        left: layers, and sums or operands of sums, that stay in float though the scheme asks for them, and biases that cannot
+            be corrected, and why.
         biases: names of the biases that correction may change, by the weight's name.
         samples: of calibration data.
         preparation: what was folded and set free; None in place.
@@ -244,5 +244,5 @@ def _change(before: float, after: float) -> str:
 
 
 def _left(left: Mapping[str, str]) -> str:
-    """Why sums stay in float, and how many for each reason."""
+    """Why layers and sums stay in float, and how many for each reason."""
     return "; ".join(f"{and_more(names, 1)}: {why}" for why, names in by_reason(left))

@@ -1,6 +1,6 @@
 """Points: where a quantizer rounds, and how what it rounds there scales."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,6 +121,41 @@ def find_points(
             f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
         )
     return found, tuple(points)
+
+
+FURTHER_PRODUCTS = {f"aten.{name}" for name in ("einsum", "mm", "bmm", "baddbmm", "bilinear", "_grouped_mm")}
+FURTHER_PRODUCTS |= {f"aten.{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
+"""Linear maps that are not rounded, whatever they read."""
+
+
+def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme) -> dict[str, str]:
+    """Products with learned matrices that are not rounded though the scheme asks for it, and why, by name.
+
+    Args:
+        values: of the network's graph.
+        points: what is rounded.
+        scheme: what should be.
+    """
+    found: dict[str, str] = {}
+    rounded = {point.made for point in points}
+    for value in values:
+        if value.parameters or value.name in rounded or value.operator not in OPERATORS | FURTHER_PRODUCTS:
+            continue
+        read = [values[name] for role, name in value.reads.items() if role != "bias"]
+        learned = next((one for one in read if len(one.shape) > 1 and (one.parameters or one.operator == "buffer")), None)
+        if learned is None:
+            continue
+        tensor = learned.tensor or learned.parameters[0]
+        if scheme.within(value.module or tensor.rpartition(".")[0]) is None:
+            continue
+        if value.operator in FURTHER_PRODUCTS:
+            why = f"{value.operator} is not rounded"
+        elif not learned.tensor:
+            why = "its weight is computed"
+        else:
+            why = "its weight is a buffer" if learned.operator == "buffer" else "its weight is not the matrix on the right"
+        found[value.module or tensor] = why
+    return found
 
 
 def _places(values: InnerValues, weight: str, calls: list[_SeenCall], owner: str) -> dict[int, InnerValue]:

@@ -25,7 +25,7 @@ from equinorm.quantization.minimize import LeastNoise, minimize
 from equinorm.quantization.noise import Noise, Term
 from equinorm.quantization.operands import find_operands
 from equinorm.quantization.outputs import find_outputs
-from equinorm.quantization.points import Point, find_points
+from equinorm.quantization.points import Point, find_points, layers_in_float
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Statistics, gather
 from equinorm.quantization.terms import RoundedTensor, by_name, rounded_tensors
@@ -152,6 +152,7 @@ def _analysed(
     """A network, and what inputs show of it."""
     symmetries, points = find_points(model, args, kwargs, options.scheme, options.opaque)
     operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
+    left = layers_in_float(symmetries.values, points, options.scheme) | left
     points = (*points, *find_outputs(points, symmetries), *operands)
     biases, unbiased = {}, {}
     if options.bias_correction:

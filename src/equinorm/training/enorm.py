@@ -141,7 +141,8 @@ class ENorm:
         self._step = Step(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
-        before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        untraced: Any = torch.compiler.disable
+        before, after = untraced(self._before_step), untraced(self._after_step)
         self._handles = [one.register_step_pre_hook(before) for one in self.optimizers]
         self._handles += [one.register_step_post_hook(after) for one in self.optimizers]
 

@@ -1,0 +1,80 @@
+"""Layers that stay in float though the scheme asks for them are named."""
+
+import pytest
+import torch
+from torch import nn
+
+import equinorm
+from equinorm.quantization import Scheme
+
+BUFFER, COMPUTED = "its weight is a buffer", "its weight is computed"
+LEFT_HAND = "its weight is not the matrix on the right"
+
+
+class Middle(nn.Module):
+    """A layer between two that are rounded."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(8, 16), layer, nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last(self.layer(torch.relu(self.first(x))))
+
+
+class Learned(nn.Module):
+    """A product with a matrix that is a parameter, or a buffer."""
+
+    def __init__(self, product, is_parameter=True, shape=(16, 16)):
+        super().__init__()
+        values = torch.randn(shape)
+        self.register_parameter("w", nn.Parameter(values)) if is_parameter else self.register_buffer("w", values)
+        self.product = product
+
+    def forward(self, x):
+        return self.product(x, self.w)
+
+
+class Recurrent(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+def case(layer, left):
+    return pytest.param(layer, left, id=left or "none")
+
+
+def attended(x, table):
+    return (x @ x.mT).softmax(-1) @ x + table
+
+
+def by_head(x, w):
+    return torch.einsum("bti,hij->bthj", x, w).flatten(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        case(lambda: Learned(nn.functional.linear, is_parameter=False), BUFFER),
+        case(lambda: Learned(lambda x, w: x @ w.t()), COMPUTED),
+        case(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), COMPUTED),
+        case(lambda: Learned(lambda x, w: (w @ x.mT).mT), LEFT_HAND),
+        case(lambda: Learned(by_head, shape=(2, 16, 8)), "aten.einsum is not rounded"),
+        case(lambda: Learned(torch.bmm, shape=(4, 16, 16)), "aten.bmm is not rounded"),
+        case(lambda: Recurrent(16, 16, batch_first=True), "aten.lstm is not rounded"),
+        case(lambda: Learned(attended, shape=(5, 16)), ""),
+        case(lambda: nn.Conv1d(5, 5, 3, padding=1, bias=False), ""),
+    ],
+)
+def test_products_with_learned_numbers(make, left):
+    torch.manual_seed(0)
+    net, x = Middle(make()).double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
+    found = equinorm.equalize(net, (x,), scheme="w8a8-tensor")
+    assert found.left == ({"layer": left} if left else {})
+    assert [value for name, value in found.facts if name == "left"] == ([f"layer: {left}"] if left else [])
+
+
+def test_what_the_scheme_leaves_in_float_is_not_named():
+    torch.manual_seed(0)
+    net, x = Middle(Recurrent(16, 16, batch_first=True)).eval(), torch.randn(4, 5, 8)
+    assert not equinorm.equalize(net, (x,), scheme=Scheme(in_float=["la*"])).left
