@@ -71,6 +71,7 @@ PRESETS = {
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "conv-short": replace(_CONV_128, base=replace(_CONV_128.base, epochs=8)),
     "conv-128": _CONV_128,
+    "conv-128-float32": replace(_CONV_128, base=replace(_CONV_128.base, bfloat16=False)),
     "resnet18": _RESNETS,
     "resnet18-reduced": Sweep(
         replace(_RESNET, width=8, epochs=3),
