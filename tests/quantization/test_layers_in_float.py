@@ -44,8 +44,27 @@ def case(layer, left):
     return pytest.param(layer, left, id=left or "none")
 
 
+class LowRank(nn.Module):
+    """A matrix of rank 2, made by a module of its own."""
+
+    class Made(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.randn(size, 2)), nn.Parameter(torch.randn(2, size))
+
+        def forward(self):
+            return self.up @ self.down
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = self.Made(size)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight())
+
+
 def attended(x, table):
-    return (x @ x.mT).softmax(-1) @ x + table
+    return torch.baddbmm(table.expand(len(x), -1, -1), x, x.mT).softmax(-1) @ x
 
 
 def by_head(x, w):
@@ -62,7 +81,8 @@ def by_head(x, w):
         case(lambda: Learned(by_head, shape=(2, 16, 8)), "aten.einsum is not rounded"),
         case(lambda: Learned(torch.bmm, shape=(4, 16, 16)), "aten.bmm is not rounded"),
         case(lambda: Recurrent(16, 16, batch_first=True), "aten.lstm is not rounded"),
-        case(lambda: Learned(attended, shape=(5, 16)), ""),
+        case(lambda: LowRank(16), COMPUTED),
+        case(lambda: Learned(attended, shape=(5, 5)), ""),
         case(lambda: nn.Conv1d(5, 5, 3, padding=1, bias=False), ""),
     ],
 )

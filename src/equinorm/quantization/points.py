@@ -126,6 +126,8 @@ def find_points(
 FURTHER_PRODUCTS = {f"aten.{name}" for name in ("einsum", "mm", "bmm", "baddbmm", "bilinear", "_grouped_mm")}
 FURTHER_PRODUCTS |= {f"aten.{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
 """Linear maps that are not rounded, whatever they read."""
+ADDENDS = {"aten.addmm": "self", "aten.baddbmm": "self"}
+"""What they add to a product, where that may be a matrix."""
 
 
 def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme) -> dict[str, str]:
@@ -141,7 +143,7 @@ def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme
     for value in values:
         if value.parameters or value.name in rounded or value.operator not in OPERATORS | FURTHER_PRODUCTS:
             continue
-        read = [values[name] for role, name in value.reads.items() if role != "bias"]
+        read = [values[name] for role, name in value.reads.items() if role != ADDENDS.get(value.operator)]
         learned = next((one for one in read if len(one.shape) > 1 and (one.parameters or one.operator == "buffer")), None)
         if learned is None:
             continue
