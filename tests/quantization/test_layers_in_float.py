@@ -71,6 +71,26 @@ def by_head(x, w):
     return torch.einsum("bti,hij->bthj", x, w).flatten(2)
 
 
+class Tied(nn.Module):
+    """An autoencoder whose decoder is its encoder's matrix, transposed."""
+
+    def __init__(self, is_small):
+        super().__init__()
+        self.encoder = nn.Linear(16, 4 if is_small else 16)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.relu(self.encoder(x)), self.encoder.weight.t())
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_a_weight_that_is_used_transposed_too_is_rounded_where_it_is_used_as_it_is(is_small):
+    torch.manual_seed(0)
+    net, x = Middle(Tied(is_small)).double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
+    found = equinorm.equalize(net, (x,), scheme="w8a8-tensor")
+    assert [point.name for point in found.points] == ["first", "layer.encoder", "last"]
+    assert found.left == {"layer": COMPUTED}
+
+
 @pytest.mark.parametrize(
     ("make", "left"),
     [

@@ -163,13 +163,18 @@ def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme
 def _places(values: InnerValues, weight: str, calls: list[_SeenCall], owner: str) -> dict[int, InnerValue]:
     """Where calls with a weight stand in the graph, by their numbers; the graph leaves out those on which no output depends.
 
+    Products that parameters alone determine, as those of low rank that make another weight, are not among them.
+
     Raises:
         EqualizeError: if it cannot be told which these are.
     """
-    uses = [use for use in values.uses(weight) if use.operator in OPERATORS]
-    for chosen in (calls, [call for call in calls if call.matters]):
-        if [call.shape for call in chosen] == [use.shape for use in uses]:
-            return {call.number: use for call, use in zip(chosen, uses, strict=True)}
+    uses: list[InnerValue] = []
+    for shown in ([one for one in values if one.tensor == weight], [one for one in values if one.parameters == (weight,)]):
+        names = {one.name for one in shown}
+        uses = [use for use in values if use.operator in OPERATORS and names & set(use.reads.values())]
+        for chosen in (calls, [call for call in calls if call.matters]):
+            if [call.shape for call in chosen] == [use.shape for use in uses]:
+                return {call.number: use for call, use in zip(chosen, uses, strict=True) if not use.parameters}
     if not uses:
         return {}
     raise EqualizeError(
