@@ -69,6 +69,11 @@ def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) ->
         raise OnnxError(f"the input {value.name!r} of {path} holds strings or numbers of a type that PyTorch has not.")
     axes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim]
     sizes = list(wanted.shape) if isinstance(wanted, Tensor) else wanted
+    if sizes is None and not tensor.HasField("shape"):
+        raise OnnxError(
+            f"{path} does not say how many axes its input {value.name!r} has. Give its shape, for example "
+            f"inputs={{{value.name!r}: (1, 3, 224, 224)}}; on the command line --input {value.name}=1x3x224x224."
+        )
     if sizes is None:
         sizes = [1 if place == 0 and isinstance(size, str) else size for place, size in enumerate(axes)]
         if free := [str(size) for size in sizes if isinstance(size, str)]:

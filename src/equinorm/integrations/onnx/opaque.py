@@ -36,14 +36,13 @@ class Opaque:
     def __deepcopy__(self, memo: Any) -> "Opaque":
         return self  # nothing in it changes but what it remembers
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of the node."""
-        return torch.ops.equinorm.onnx_node(list(values), self.number)
+    def __call__(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
+        """The outputs of the node, where float32 is `floating` by now."""
+        return torch.ops.equinorm.onnx_node(list(values), self.number, floating)
 
-    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Its outputs, in onnxruntime; in onnx's own evaluator for double precision, which the former often lacks."""
+    def run(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
+        """Its outputs, in onnxruntime; in onnx's own evaluator where float32 became float64, which the former often lacks."""
         arrays = [to_array(value) for value in values]
-        floating = _floating(values)
         try:
             found = self._results(arrays, floating)
         except OnnxError:
@@ -55,16 +54,15 @@ class Opaque:
                 f"the node {self.name} returns a sequence or an optional value, which is no tensor: it is not read."
             )
         results = [to_tensor(np.asarray(array), floating) for array in found]
-        self._shapes[_key(values)] = [(tuple(result.shape), result.dtype) for result in results]
+        self._shapes[_key(values)] = [(tuple(r.shape), torch.float32 if r.dtype == floating else r.dtype) for r in results]
         return results
 
-    def shaped(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def shaped(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
         """Empty outputs of the shapes that it gave when it last ran on inputs of these."""
         known = self._shapes.get(_key(values))
-        floating = _floating(values)
         if known is None:
             raise OnnxError(f"run the module once on inputs of these sizes: those of {self.name} follow from numbers.")
-        return [values[0].new_empty(shape, dtype=floating if dtype in _SINGLE_OR_DOUBLE else dtype) for shape, dtype in known]
+        return [values[0].new_empty(shape, dtype=floating if dtype == torch.float32 else dtype) for shape, dtype in known]
 
     @property
     def has_run(self) -> bool:
@@ -102,22 +100,14 @@ def _key(values: Sequence[Tensor]) -> tuple:
     return tuple(tuple(value.shape) for value in values)
 
 
-_SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
-
-
-def _floating(values: Sequence[Tensor]) -> torch.dtype:
-    """Double precision if any of these have it."""
-    return torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
-
-
 @torch.library.custom_op("equinorm::onnx_node", mutates_args=())
-def _onnx_node(values: list[Tensor], number: int) -> list[Tensor]:
-    return _KNOWN[number].run(values)
+def _onnx_node(values: list[Tensor], number: int, floating: torch.dtype) -> list[Tensor]:
+    return _KNOWN[number].run(values, floating)
 
 
 @_onnx_node.register_fake
-def _shapes(values: list[Tensor], number: int) -> list[Tensor]:
-    return _KNOWN[number].shaped(values)
+def _shapes(values: list[Tensor], number: int, floating: torch.dtype) -> list[Tensor]:
+    return _KNOWN[number].shaped(values, floating)
 
 
 def _noted(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

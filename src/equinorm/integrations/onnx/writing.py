@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,8 +162,7 @@ def _external(
 ) -> Files:
     """The external data and the model, which must be new files: no crash then mixes old and new."""
     data = path.with_name(path.name + ".data")
-    if path.exists() or data.exists():
-        taken = path if path.exists() else data
+    if taken := next(filter(os.path.lexists, (path, data)), None):  # a link that leads nowhere counts
         raise OutputError(f"{taken} exists, and with external data nothing is replaced. Write to another name.")
     places: dict[str, tuple[int, int]] = {}
     names = [data.name]
@@ -171,10 +171,9 @@ def _external(
         with open(place, "wb") as stream:
             for key, proto in external.items():
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
-                raw = to_array(changed[key]).tobytes() if key in changed else file.raw(proto)
-                start = stream.tell()
-                stream.write(raw)
-                places[key] = start, len(raw)
+                raw = to_array(changed[key]).reshape(-1).view(np.uint8) if key in changed else file.raw(proto)
+                places[key] = stream.tell(), raw.size
+                stream.write(raw.data)
         names.insert(0, place.name)
 
     def write_model(place: Path) -> None:
