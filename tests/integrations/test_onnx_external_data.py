@@ -10,13 +10,14 @@ import torch
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_graphs import info, model, normal, run, save
 
 import equinorm
 from equinorm.integrations.onnx import OnnxError, read, write
 from equinorm.reporting.files import OutputError
 
+SIZES = {"one": ((), 1), "first": (1, 0)}
 NUMBERS = {"w": normal(3, 4, seed=1), "v": normal(4, 2, seed=2)}
 
 
@@ -55,6 +56,37 @@ def moved(path, out):
 @pytest.mark.parametrize("gap", [0, 7])
 def test_several_files_and_offsets(tmp_path, places, gap):
     moved(outside(tmp_path, places, gap), tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("kind", ["Loop", "function"])
+def test_numbers_within_nodes(tmp_path, kind):
+    """Those of a body that runs as a whole, and those of a function, come along into another folder."""
+    node = helper.make_node
+    made = onnx.load(str(outside(tmp_path, {"w": "a.bin", "v": "a.bin"})), load_external_data=False)
+    constant = node("Constant", [], ["k"], value=TensorProto(data_type=1, dims=[4, 2], data_location=TensorProto.EXTERNAL))
+    (tmp_path / "more.bin").write_bytes(NUMBERS["v"].tobytes())
+    entry = constant.attribute[0].t.external_data.add()
+    entry.key, entry.value = "location", "more.bin"
+    if kind == "function":
+        body = [constant, node("MatMul", ["r", "k"], ["m"])]
+        made.functions.append(helper.make_function("own", "F", ["r"], ["m"], body, [helper.make_opsetid("", 17)]))
+        made.opset_import.append(helper.make_opsetid("own", 1))
+        made.graph.node.insert(2, node("F", ["r"], ["m"], domain="own"))
+    else:
+        go = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go", "on")]
+        nodes = [node("Identity", ["go"], ["on"]), constant, node("MatMul", ["r", "k"], ["made"])]
+        body = helper.make_graph(nodes, "body", [info("i", [], "l"), go[0]], [go[1], info("made", [2, 2])])
+        made.graph.node.insert(2, node("Loop", ["one", ""], ["ms"], body=body))
+        made.graph.node.insert(3, node("Squeeze", ["ms", "first"], ["m"]))
+        made.graph.initializer.extend(numpy_helper.from_array(np.full(*size), name) for name, size in SIZES.items())
+    made.graph.node[-1].output[0] = "n"
+    made.graph.node.append(node("Add", ["m", "n"], ["y"]))
+    path = save(made, tmp_path / "model.onnx")
+    (tmp_path / "there").mkdir()
+    file = read(path)
+    assert write(file.module, tmp_path / "there" / "out.onnx", file.args) == 0.0
+    x = normal(2, 3, seed=3)
+    assert np.array_equal(run(path, x)[0], run(tmp_path / "there" / "out.onnx", x)[0])
 
 
 def test_a_cache_of_links(tmp_path):

@@ -187,6 +187,16 @@ def tensors(graph: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def within(node: Any) -> Iterator[Any]:
+    """Every TensorProto in a node's attributes and subgraphs."""
+    for attribute in node.attribute:
+        yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+    for _, body in bodies(node):
+        yield from body.initializer
+        for part in body.node:
+            yield from within(part)
+
+
 def captured(graph: Any) -> set[str]:
     """Names from outside that a subgraph reads."""
     known = {value.name for value in graph.input} | {proto.name for proto in graph.initializer}

@@ -79,7 +79,7 @@ class Node(nn.Module):
         outputs = len(node.output), max(needed, default=1)
         self.call = NodeCall(node.op_type, stored.opsets.get("", 1), attributes(node), *outputs)
         self.operator, self.unread = _found(self.call, node)
-        self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored.opsets, stored.model.ir_version)
+        self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored)
         self._memory: dict[Any, list[np.ndarray]] = {}
         self._reference: Any = None
 

@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equinorm._errors import first_line
 from equinorm.integrations.onnx.errors import OnnxError, library
+from equinorm.integrations.onnx.files import Stored, within
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
 _NUMBERS = itertools.count()
@@ -23,12 +24,11 @@ class Opaque:
     Args:
         node: its NodeProto.
         inputs: names of what it and its subgraphs read.
-        opsets: version of each domain's operators.
-        ir_version: of the file.
+        stored: the file.
     """
 
-    def __init__(self, node: Any, inputs: Sequence[str], opsets: Mapping[str, int], ir_version: int) -> None:
-        self.node, self.inputs, self.opsets, self.ir_version = node, list(inputs), dict(opsets), ir_version
+    def __init__(self, node: Any, inputs: Sequence[str], stored: Stored) -> None:
+        self.node, self.inputs, self.stored = node, list(inputs), stored
         self.number = next(_NUMBERS)
         self._shapes: dict[tuple, list[tuple[tuple[int, ...], torch.dtype]]] = {}
         _KNOWN[self.number] = self
@@ -91,9 +91,13 @@ class Opaque:
             for name, array in zip(self.inputs, arrays, strict=True)
         ]
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.node.output if name]
-        graph = helper.make_graph([self.node], "node", inputs, outputs)
-        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
-        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version)
+        graph = helper.make_graph([self.node], "node", inputs, outputs)  # a copy
+        for proto in [proto for proto in within(graph.node[0]) if proto.data_location == proto.EXTERNAL]:
+            numbers = self.stored.raw(proto).tobytes()
+            proto.ClearField("external_data")
+            proto.data_location, proto.raw_data = proto.DEFAULT, numbers
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.stored.opsets.items()]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.stored.model.ir_version)
 
 
 def _key(values: Sequence[Tensor]) -> tuple:

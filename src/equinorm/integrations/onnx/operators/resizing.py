@@ -12,7 +12,7 @@ from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 
 def _places(mode: str, size: int, new: int, scale: float) -> ndarray:
-    """Where each entry of the result lies on the axis of the input, in single precision as in onnxruntime: ties depend on it."""
+    """Where each entry of the result lies on the axis of the input; in single precision as in onnxruntime, for ties."""
     at = np.arange(new, dtype=np.float32)
     if mode == "asymmetric":
         return at / np.float32(scale)
