@@ -163,7 +163,15 @@ def test_inputs_and_outputs_that_say_little(tmp_path):
     path = save(made, tmp_path / "in.onnx")
     with pytest.raises(OnnxError, match=r"does not say how many axes its input 'x' has.*--input x=1x3x224x224"):
         read(path)
-    assert read(path, [(2, 3)]).deviation < 1e-6
+    assert read(path, [normal(2, 3)]).deviation < 1e-6
+    for given in ("2x3", 5, (2, 3.5)):
+        with pytest.raises(OnnxError, match=r"input 'x' of .* is given as .*: neither a tensor nor a shape"):
+            read(path, {"x": given})
+    with pytest.raises(OnnxError, match=r"input 'x' of .* cannot be fixed to 'one', which is no number"):
+        read(path, fixed={"x": "one"})
+    made.graph.input[0].CopyFrom(info("x", ["N", 3]))
+    with pytest.raises(OnnxError, match=r"input 'x' of .* is Nx3, not -1x3"):
+        read(save(made, path), [(-1, 3)])
     made.graph.node.append(node("Identity", ["name"], ["said"]))
     made.graph.initializer.append(helper.make_tensor("name", onnx.TensorProto.STRING, [1], [b"net"]))
     made.graph.output.append(helper.make_tensor_value_info("said", onnx.TensorProto.STRING, [1]))
