@@ -1,4 +1,4 @@
-"""Names that meet, functions, sparse and packed tensors: an ONNX file is read as it is, or refused in a sentence."""
+"""Names that meet, functions, packed tensors, outputs that nothing reads: a file is read as it is, or refused in a sentence."""
 # ruff: noqa: E402 -- what is imported here depends on what is installed
 
 import numpy as np
@@ -112,3 +112,76 @@ def test_settings_that_an_operator_of_another_domain_makes(tmp_path):
     made = model(nodes, X, Y, {**STORED, "k": np.array([2.3, 3.1], np.float32)})
     made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     assert moved_by_powers_of_two(save(made, tmp_path / "in.onnx"), tmp_path / "out.onnx") == 4
+
+
+def between(*nodes, made="k", **more):
+    """Two layers, and nodes in between that make this of `r`."""
+    every = layers()
+    every[2].input[0] = made
+    return model([*every[:2], *nodes, every[2]], X, Y, STORED, **more)
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+def test_outputs_that_nothing_reads(tmp_path, opset):
+    """The mask of Dropout is listed by many exporters; parts of a Split count whether they are read or not."""
+    dropout = between(node("Dropout", ["r"], ["k", "mask"]), opset=opset)
+    assert moved_by_powers_of_two(save(dropout, tmp_path / "in.onnx"), tmp_path / "out.onnx") == 4
+    split = between(node("Split", ["r"], ["a", "b"], axis=-1), node("Concat", ["a", "a"], ["k"], axis=-1), opset=opset)
+    assert moved_by_powers_of_two(save(split, tmp_path / "in.onnx"), tmp_path / "parts.onnx") > 0
+    dropout.graph.output.append(helper.make_tensor_value_info("mask", onnx.TensorProto.BOOL, [2, 4]))
+    assert "returns its mask" in read(save(dropout, tmp_path / "in.onnx")).unread[0]
+
+
+def test_double_precision_around_a_node_that_is_not_read(tmp_path):
+    """onnxruntime runs it, as it does the file; float32 beside float64 stays what it is."""
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["on"]), node("Add", ["d", "d"], ["e"]), node("Identity", ["s"], ["t"])],
+        "body",
+        [
+            info("i", [], "l"),
+            helper.make_tensor_value_info("go", onnx.TensorProto.BOOL, []),
+            info("d", None, "d"),
+            info("s", None),
+        ],
+        [helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []), info("e", None, "d"), info("t", None)],
+    )
+    loop = [node("Cast", ["r"], ["double"], to=11), node("Loop", ["two", "", "double", "r"], ["e", "k"], body=body)]
+    made = between(*loop)
+    made.graph.initializer.append(numpy_helper.from_array(np.array(2), "two"))
+    assert [text.partition(":")[0] for text in read(save(made, tmp_path / "in.onnx")).unread] == ["'e' (Loop)"]
+    shrink = between(node("Shrink", ["r"], ["k"], lambd=0.1))
+    for value in (*shrink.graph.input, *shrink.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for proto in shrink.graph.initializer:
+        proto.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(proto).astype(np.float64), proto.name))
+    assert read(save(shrink, tmp_path / "in.onnx")).deviation < 1e-15
+
+
+def test_inputs_and_outputs_that_say_little(tmp_path):
+    made = model(layers(), X, Y, STORED)
+    made.graph.input[0].type.tensor_type.ClearField("shape")
+    path = save(made, tmp_path / "in.onnx")
+    with pytest.raises(OnnxError, match=r"does not say how many axes its input 'x' has.*--input x=1x3x224x224"):
+        read(path)
+    assert read(path, [normal(2, 3)]).deviation < 1e-6
+    for given in ("2x3", 5, (2, 3.5)):
+        with pytest.raises(OnnxError, match=r"input 'x' of .* is given as .*: neither a tensor nor a shape"):
+            read(path, {"x": given})
+    with pytest.raises(OnnxError, match=r"input 'x' of .* cannot be fixed to 'one', which is no number"):
+        read(path, fixed={"x": "one"})
+    made.graph.input[0].CopyFrom(info("x", ["N", 3]))
+    with pytest.raises(OnnxError, match=r"input 'x' of .* is Nx3, not -1x3"):
+        read(save(made, path), [(-1, 3)])
+    made.graph.node.append(node("Identity", ["name"], ["said"]))
+    made.graph.initializer.append(helper.make_tensor("name", onnx.TensorProto.STRING, [1], [b"net"]))
+    made.graph.output.append(helper.make_tensor_value_info("said", onnx.TensorProto.STRING, [1]))
+    with pytest.raises(OnnxError, match=r"strings are no numbers"):
+        read(save(made, path), [(2, 3)])
+
+
+def test_what_onnxruntime_lacks_is_said_without_codes(tmp_path):
+    made = model(layers(), X, Y, {key: value.astype(ml_dtypes.bfloat16) for key, value in STORED.items()})
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    with pytest.raises(OnnxError, match=r"in.onnx: Could not find an implementation for \w+\(13\)"):
+        read(save(made, tmp_path / "in.onnx"))

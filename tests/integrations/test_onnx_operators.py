@@ -209,7 +209,10 @@ for coordinates in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_p
         sample("Resize", X, None, None, ints(2, 4, 3, 8), **kind)
 for rounding in ("floor", "ceil", "round_prefer_ceil"):
     sample("Resize", X, None, np.array([1, 1, 2, 0.5], dtype=np.float32), nearest_mode=rounding)
+for rounding in ("floor", "round_prefer_floor"):  # with places that are halves and whole numbers in single precision only
+    sample("Resize", normal(1, 2, 5, 7), None, np.array([1, 1, 0.6, 1.3], dtype=np.float32), nearest_mode=rounding)
 sample("Resize", X, np.array([1, 1, 2, 2], dtype=np.float32), opset=10, mode="nearest")
+sample("Resize", X, np.array([1, 1, 0.6, 1.3], dtype=np.float32), opset=10, mode="nearest")
 sample("Upsample", X, np.array([1, 1, 2, 3], dtype=np.float32), opset=9, mode="linear")
 sample("Upsample", X, opset=7, scales=[1.0, 1.0, 2.0, 2.0])
 
@@ -277,6 +280,7 @@ UNREAD = [
     ("ReduceMax", (np.zeros((2, 0), np.float32),), 17, {"axes": [1]}),
     ("CumSum", (SMALL, np.array(1)), 17, {"reverse": 1}),
     ("LpPool", (X,), 17, {"kernel_shape": [2, 2]}),
+    ("TopK", (normal(2, 4), np.array([2])), 17, {"sorted": 0, "outputs": 2}),
 ]
 
 

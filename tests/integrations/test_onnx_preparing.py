@@ -202,12 +202,38 @@ def test_what_is_left_and_why(tmp_path):
         graph.node.append(node("Sigmoid", ["c"], ["gate"]))
         graph.output.append(info("gate", ["N", 6, 6, 6]))
 
+    def one_bias_for_all(nodes, graph):
+        graph.initializer.append(numpy_helper.from_array(normal(1), "few"))
+        nodes["l"].input[2] = "few"
+
+    assert left(tmp_path, one_bias_for_all)["n4"] == "the bias of l is one number for several channels"
     assert left(tmp_path, read_twice)["n1"] == "more than one reads a, in front of it"
     assert left(tmp_path, shared)["n1"] == "a.weight of a is computed, shared, or an input of the model"
     assert left(tmp_path, behind_a_sum)["n1"] == "Add stands in front of it, not a layer"
     assert left(tmp_path, times)["n4"] == "the Gemm in front multiplies by further numbers"
     assert left(tmp_path, fed) == {"n2": "its numbers are computed, or inputs of the model"}
     assert left(tmp_path, gated) == {"c1": "nothing that it bounds can scale"}
+
+
+def test_new_names_are_new_inside_of_branches_too(tmp_path):
+    def branched(nodes, graph):
+        bodies = {
+            key: helper.make_graph([node("Identity", ["j"], [name]), node("Relu", [name], [key])], key, [], [info(key, None)])
+            for key, name in (("then_branch", "a.bias"), ("else_branch", "o_bias"))
+        }
+        every = [*graph.node]
+        place = next(number for number, part in enumerate(every) if part.op_type == "Flatten")
+        every[place].input[0] = "branched"
+        added = [
+            node("Size", ["j"], ["size"]),
+            node("Cast", ["size"], ["is"], to=9),
+            node("If", ["is"], ["branched"], **bodies),
+        ]
+        del graph.node[:]
+        graph.node.extend([*every[:place], *added, *every[place:]])
+
+    assert left(tmp_path, branched) == {}
+    assert "a.bias_1" in {proto.name for proto in onnx.load(str(tmp_path / "out.onnx")).graph.initializer}
 
 
 def test_weights_outside_of_the_file(tmp_path, images):

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from equinorm.integrations.onnx.errors import OnnxError
-from equinorm.integrations.onnx.numbers import to_array
+from equinorm.integrations.onnx.numbers import to_array, to_tensor
 from equinorm.integrations.onnx.operators.elementwise import DTYPES
 
 Given = Mapping[str, Any] | Sequence[Any] | None
-"""Tensors or shapes, by name or in order."""
+"""Tensors, arrays or shapes, by name or in order."""
 
 
 def examples(graph: Any, names: Sequence[str], given: Given, path: Path) -> tuple[Tensor, ...]:
@@ -53,7 +53,10 @@ def fixed_numbers(graph: Any, given: Mapping[str, Any], path: Path) -> dict[str,
         tensor = values[name].type.tensor_type
         if tensor.elem_type not in DTYPES:
             raise OnnxError(f"the input {name!r} of {path} holds no numbers that could be fixed.")
-        array = to_array(torch.as_tensor(number).to(DTYPES[tensor.elem_type]))
+        try:
+            array = to_array(torch.as_tensor(number).to(DTYPES[tensor.elem_type]))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise OnnxError(f"the input {name!r} of {path} cannot be fixed to {number!r}, which is no number.") from error
         if array.ndim != len(tensor.shape.dim):
             array = array.reshape((1,) * len(tensor.shape.dim)) if array.size == 1 else array
         found[name] = array
@@ -68,7 +71,14 @@ def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) ->
     if dtype is None:
         raise OnnxError(f"the input {value.name!r} of {path} holds strings or numbers of a type that PyTorch has not.")
     axes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim]
-    sizes = list(wanted.shape) if isinstance(wanted, Tensor) else wanted
+    if isinstance(wanted, np.ndarray):
+        wanted = to_tensor(wanted)
+    sizes: Any = wanted.shape if isinstance(wanted, Tensor) else wanted
+    if sizes is None and not tensor.HasField("shape"):
+        raise OnnxError(
+            f"{path} does not say how many axes its input {value.name!r} has. Give its shape, for example "
+            f"inputs={{{value.name!r}: (1, 3, 224, 224)}}; on the command line --input {value.name}=1x3x224x224."
+        )
     if sizes is None:
         sizes = [1 if place == 0 and isinstance(size, str) else size for place, size in enumerate(axes)]
         if free := [str(size) for size in sizes if isinstance(size, str)]:
@@ -78,8 +88,15 @@ def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) ->
                 f"example inputs={{{value.name!r}: {tuple(64 if isinstance(s, str) else s for s in sizes)}}}; on the command "
                 f"line --input {value.name}={shown} with numbers for N."
             )
-    sizes = [int(size) for size in sizes]
-    is_wrong = len(sizes) != len(axes) or any(isinstance(a, int) and a != size for a, size in zip(axes, sizes, strict=True))
+    try:
+        sizes = torch.Size(sizes)
+    except TypeError as error:
+        raise OnnxError(f"the input {value.name!r} of {path} is given as {wanted!r}: neither a tensor nor a shape.") from error
+    is_wrong = (
+        len(sizes) != len(axes)
+        or any(size < 0 for size in sizes)
+        or any(isinstance(a, int) and a != size for a, size in zip(axes, sizes, strict=True))
+    )
     if tensor.HasField("shape") and is_wrong:
         shown = "x".join(map(str, axes)) or "scalar"
         raise OnnxError(f"the input {value.name!r} of {path} is {shown}, not {'x'.join(map(str, sizes)) or 'scalar'}.")

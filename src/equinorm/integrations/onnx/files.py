@@ -9,6 +9,8 @@ import numpy as np
 
 from equinorm._errors import first_line
 from equinorm.integrations.onnx.errors import OnnxError, library
+from equinorm.integrations.onnx.external import outside
+from equinorm.integrations.onnx.numbers import FLOATS
 
 QUANTIZED = {
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv"),
@@ -65,11 +67,6 @@ class Stored:
                     "throughout."
                 )
 
-    @property
-    def folder(self) -> str:
-        """Where external data lie."""
-        return str(self.path.resolve().parent)
-
     def numbers(self, proto: Any) -> np.ndarray:
         """The numbers of a TensorProto.
 
@@ -77,24 +74,28 @@ class Stored:
             OnnxError: if they cannot be read.
         """
         try:
-            return library("onnx.numpy_helper").to_array(proto, self.folder)
+            if proto.data_location != proto.EXTERNAL:
+                return library("onnx.numpy_helper").to_array(proto)
+            raw = outside(self.path, proto)
+            if proto.data_type in FLOATS:
+                dtype = library("onnx.helper").tensor_dtype_to_np_dtype(proto.data_type)
+                return raw.view(dtype.newbyteorder("<")).reshape(tuple(proto.dims))
+            copy = type(proto)(name=proto.name, data_type=proto.data_type, dims=proto.dims, raw_data=raw.tobytes())
+            return library("onnx.numpy_helper").to_array(copy)
+        except OnnxError:
+            raise
         except Exception as error:
             raise OnnxError(f"cannot read the tensor {proto.name!r} of {self.path}: {first_line(error)}.") from error
 
-    def raw(self, proto: Any) -> bytes:
+    def raw(self, proto: Any) -> np.ndarray:
         """The bytes of a TensorProto, as they lie outside of a file: two numbers of four bits share one.
 
         Raises:
             OnnxError: if they cannot be read.
         """
-        if proto.data_location != proto.EXTERNAL:
-            return self.numbers(proto).tobytes()
-        copy = type(proto).FromString(proto.SerializeToString())
-        try:
-            library("onnx.external_data_helper").load_external_data_for_tensor(copy, self.folder)
-        except Exception as error:
-            raise OnnxError(f"cannot read the tensor {proto.name!r} of {self.path}: {first_line(error)}.") from error
-        return copy.raw_data
+        if proto.data_location == proto.EXTERNAL:
+            return outside(self.path, proto)
+        return np.frombuffer(self.numbers(proto).tobytes(), np.uint8)
 
 
 def stored(path: Path) -> Stored:
@@ -184,6 +185,16 @@ def tensors(graph: Any, prefix: str = "") -> dict[str, Any]:
                 )
             found |= more
     return found
+
+
+def within(node: Any) -> Iterator[Any]:
+    """Every TensorProto in a node's attributes and subgraphs."""
+    for attribute in node.attribute:
+        yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
+    for _, body in bodies(node):
+        yield from body.initializer
+        for part in body.node:
+            yield from within(part)
 
 
 def captured(graph: Any) -> set[str]:

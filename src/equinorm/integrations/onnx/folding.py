@@ -58,6 +58,8 @@ def _fold_(surgery: Surgery, norm: Any) -> str:
     gain, offset, mean, variance = numbers
     scale, shift = affine_map(gain, offset, mean, variance, float(settings.get("epsilon", 1e-5)))
     changed = behind(weight, bias, scale, shift, _groups(layer, weight, len(scale)))
+    if bias is not None and changed[1].shape != bias.shape:
+        raise LeftError(f"the bias of {name} is one number for several channels")
     surgery.change(layer.input[1], changed[0])
     if bias is not None:
         surgery.change(layer.input[2], changed[1])

@@ -37,6 +37,7 @@ class Body(nn.Module):
         self.order: list[tuple[str, list[str], list[str]]] = []
         for proto in graph.initializer:
             self._store(proto.name, proto, stored, held, prefix)
+        read = {*self.outputs}.union(*map(captured_by, graph.node))
         for number, node in enumerate(graph.node):
             if node.op_type == "Constant" and node.domain in ONNX_DOMAINS:
                 proto = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
@@ -50,7 +51,7 @@ class Body(nn.Module):
                 parts = {key: Body(body, stored, held, inside(prefix, node, key)) for key, body in bodies(node)}
                 self.add_module(name, Branch(prefix + node.output[0], node, stored, parts))
             else:
-                self.add_module(name, Node(node, stored))
+                self.add_module(name, Node(node, stored, read))
             self.order.append((name, captured_by(node), list(node.output)))
 
     def _store(self, name: str, proto: Any, stored: Stored, held: Mapping[str, tuple[nn.Module, str]], prefix: str) -> None:

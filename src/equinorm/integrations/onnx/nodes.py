@@ -1,6 +1,6 @@
 """One node: by the table of operators; computed in numbers where these are known; or as a whole, unread."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,14 +69,17 @@ class Node(nn.Module):
     Args:
         node: its NodeProto.
         stored: the file that it is of.
+        read: names of what is read in its graph; None: of everything.
     """
 
-    def __init__(self, node: Any, stored: Stored) -> None:
+    def __init__(self, node: Any, stored: Stored, read: Collection[str] | None = None) -> None:
         super().__init__()
         self.proto, self.stored = node, stored
-        self.call = NodeCall(node.op_type, stored.opsets.get("", 1), attributes(node), len(node.output))
+        needed = [place for place, name in enumerate(node.output, 1) if name and (read is None or name in read)]
+        outputs = len(node.output), max(needed, default=1)
+        self.call = NodeCall(node.op_type, stored.opsets.get("", 1), attributes(node), *outputs)
         self.operator, self.unread = _found(self.call, node)
-        self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored.opsets, stored.model.ir_version)
+        self.opaque = Opaque(node, [*dict.fromkeys(filter(None, captured_by(node)))], stored)
         self._memory: dict[Any, list[np.ndarray]] = {}
         self._reference: Any = None
 
@@ -102,7 +105,7 @@ class Node(nn.Module):
         if not given:
             raise OnnxError(f"the node {self.opaque.name} reads nothing and is not read: it may draw random numbers.")
         named = dict(zip(captured_by(self.proto), values, strict=True))
-        return _named(self.opaque([_tensor(named[name], floating) for name in self.opaque.inputs]), self.proto)
+        return _named(self.opaque([_tensor(named[name], floating) for name in self.opaque.inputs], floating), self.proto)
 
     def _sizes(self, value: Tensor) -> list[np.ndarray]:
         if self.proto.op_type == "Size":

@@ -16,10 +16,10 @@ FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64, 16: torch.bflo
 def to_tensor(array: ndarray, floating: torch.dtype = torch.float32) -> Tensor:
     """A tensor of these numbers; float32 becomes `floating`."""
     if array.dtype.name == "bfloat16":
-        return torch.tensor(array.astype(np.float32)).to(torch.bfloat16)
+        return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"numbers of type {array.dtype.name}")
-    found = torch.tensor(np.array(array, order="C"))  # which keeps an array without axes
+        raise TypeError("strings are no numbers" if array.dtype.kind in "OUS" else f"numbers of type {array.dtype.name}")
+    found = torch.from_numpy(np.array(array, order="C"))  # a copy, which keeps an array without axes
     return found.to(floating) if found.dtype == torch.float32 and floating != torch.float32 else found
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from equinorm._errors import first_line
 from equinorm.integrations.onnx.errors import OnnxError, library
+from equinorm.integrations.onnx.files import Stored, within
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 
 _NUMBERS = itertools.count()
@@ -23,12 +24,11 @@ class Opaque:
     Args:
         node: its NodeProto.
         inputs: names of what it and its subgraphs read.
-        opsets: version of each domain's operators.
-        ir_version: of the file.
+        stored: the file.
     """
 
-    def __init__(self, node: Any, inputs: Sequence[str], opsets: Mapping[str, int], ir_version: int) -> None:
-        self.node, self.inputs, self.opsets, self.ir_version = node, list(inputs), dict(opsets), ir_version
+    def __init__(self, node: Any, inputs: Sequence[str], stored: Stored) -> None:
+        self.node, self.inputs, self.stored = node, list(inputs), stored
         self.number = next(_NUMBERS)
         self._shapes: dict[tuple, list[tuple[tuple[int, ...], torch.dtype]]] = {}
         _KNOWN[self.number] = self
@@ -36,14 +36,13 @@ class Opaque:
     def __deepcopy__(self, memo: Any) -> "Opaque":
         return self  # nothing in it changes but what it remembers
 
-    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of the node."""
-        return torch.ops.equinorm.onnx_node(list(values), self.number)
+    def __call__(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
+        """The outputs of the node, where float32 is `floating` by now."""
+        return torch.ops.equinorm.onnx_node(list(values), self.number, floating)
 
-    def run(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Its outputs, in onnxruntime; in onnx's own evaluator for double precision, which the former often lacks."""
+    def run(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
+        """Its outputs, in onnxruntime; in onnx's own evaluator where float32 became float64, which the former often lacks."""
         arrays = [to_array(value) for value in values]
-        floating = _floating(values)
         try:
             found = self._results(arrays, floating)
         except OnnxError:
@@ -55,16 +54,15 @@ class Opaque:
                 f"the node {self.name} returns a sequence or an optional value, which is no tensor: it is not read."
             )
         results = [to_tensor(np.asarray(array), floating) for array in found]
-        self._shapes[_key(values)] = [(tuple(result.shape), result.dtype) for result in results]
+        self._shapes[_key(values)] = [(tuple(r.shape), torch.float32 if r.dtype == floating else r.dtype) for r in results]
         return results
 
-    def shaped(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def shaped(self, values: Sequence[Tensor], floating: torch.dtype) -> list[Tensor]:
         """Empty outputs of the shapes that it gave when it last ran on inputs of these."""
         known = self._shapes.get(_key(values))
-        floating = _floating(values)
         if known is None:
             raise OnnxError(f"run the module once on inputs of these sizes: those of {self.name} follow from numbers.")
-        return [values[0].new_empty(shape, dtype=floating if dtype in _SINGLE_OR_DOUBLE else dtype) for shape, dtype in known]
+        return [values[0].new_empty(shape, dtype=floating if dtype == torch.float32 else dtype) for shape, dtype in known]
 
     @property
     def has_run(self) -> bool:
@@ -93,31 +91,27 @@ class Opaque:
             for name, array in zip(self.inputs, arrays, strict=True)
         ]
         outputs = [helper.make_empty_tensor_value_info(name) for name in self.node.output if name]
-        graph = helper.make_graph([self.node], "node", inputs, outputs)
-        imports = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
-        return helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version)
+        graph = helper.make_graph([self.node], "node", inputs, outputs)  # a copy
+        for proto in [proto for proto in within(graph.node[0]) if proto.data_location == proto.EXTERNAL]:
+            numbers = self.stored.raw(proto).tobytes()
+            proto.ClearField("external_data")
+            proto.data_location, proto.raw_data = proto.DEFAULT, numbers
+        imports = [helper.make_opsetid(domain, version) for domain, version in self.stored.opsets.items()]
+        return helper.make_model(graph, opset_imports=imports, ir_version=self.stored.model.ir_version)
 
 
 def _key(values: Sequence[Tensor]) -> tuple:
     return tuple(tuple(value.shape) for value in values)
 
 
-_SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
-
-
-def _floating(values: Sequence[Tensor]) -> torch.dtype:
-    """Double precision if any of these have it."""
-    return torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
-
-
 @torch.library.custom_op("equinorm::onnx_node", mutates_args=())
-def _onnx_node(values: list[Tensor], number: int) -> list[Tensor]:
-    return _KNOWN[number].run(values)
+def _onnx_node(values: list[Tensor], number: int, floating: torch.dtype) -> list[Tensor]:
+    return _KNOWN[number].run(values, floating)
 
 
 @_onnx_node.register_fake
-def _shapes(values: list[Tensor], number: int) -> list[Tensor]:
-    return _KNOWN[number].shaped(values)
+def _shapes(values: list[Tensor], number: int, floating: torch.dtype) -> list[Tensor]:
+    return _KNOWN[number].shaped(values, floating)
 
 
 def _noted(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

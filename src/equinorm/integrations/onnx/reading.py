@@ -57,7 +57,8 @@ def read(
 
     Args:
         path: the file; external data lie where it says.
-        inputs: tensors or shapes to run it on, by name or in order. Axes without a size need one; the first has 1 by default.
+        inputs: tensors, arrays or shapes to run it on, by name or in order. Axes without a size need one; the first has 1 by
+            default.
         fixed: inputs that always have these numbers, by name: settings such as a sampling rate.
         fold: fold each BatchNormalization that alone reads a Conv, ConvTranspose or Gemm into it.
         free: give each Clip one bound for each channel, which scales with it, where what it bounds can scale: Relu and Min.

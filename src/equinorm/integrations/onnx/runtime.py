@@ -1,6 +1,7 @@
 """What onnxruntime computes: the judge of what was read, and of what is written."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,4 +63,4 @@ def apart(found: Sequence[Any], wanted: Sequence[Any], floor: float = 0.0) -> fl
 
 def _sentence(error: BaseException) -> str:
     """The first line of what it says, without its codes."""
-    return first_line(error).rpartition(" : FAIL : ")[2]
+    return re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )+", "", first_line(error))

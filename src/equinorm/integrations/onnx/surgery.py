@@ -10,6 +10,15 @@ from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, captu
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, to_tensor
 
 
+def _inside(graph: Any) -> Iterator[str]:
+    """Names of the values that a subgraph has, and those within it."""
+    yield from (value.name for held in (graph.input, graph.initializer) for value in held)
+    for node in graph.node:
+        yield from node.output
+        for _, body in bodies(node):
+            yield from _inside(body)
+
+
 class Surgery:
     """The main graph of a file, while nodes come and go.
 
@@ -30,7 +39,7 @@ class Surgery:
             for name in filter(None, [*node.input, *set().union(*(captured(body) for _, body in bodies(node)))]):
                 self.readers.setdefault(name, []).append(node)
             self.makers |= dict.fromkeys(filter(None, node.output), node)
-        self.names |= self.makers.keys()
+        self.names |= self.makers.keys() | {name for node in self.order for _, body in bodies(node) for name in _inside(body)}
 
     def nodes(self, kind: str) -> Iterator[Any]:
         """Nodes of ONNX's own operator of this name, as they are now."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from equinorm._deviation import LIMITS
 from equinorm.integrations.onnx.errors import OnnxError
-from equinorm.integrations.onnx.files import Stored, stored, tensors
+from equinorm.integrations.onnx.files import Stored, stored, tensors, within
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
 from equinorm.integrations.onnx.runtime import FLOOR, apart, computed, outputs
@@ -20,6 +21,9 @@ from equinorm.reporting.files import OutputError, check_target, write_atomically
 
 Files = list[tuple[Path, Callable[[Path], object]]]
 """Each path, and what writes its content to a temporary one."""
+
+External = dict[str | int, Any]
+"""TensorProtos whose numbers lie outside: by key, or numbered if they are of a function."""
 
 LARGEST = 2**31 - 1
 """Bytes that protobuf can hold."""
@@ -109,7 +113,12 @@ class Written:
             store(found[key], changed[key])
         if self.module.preparing is not None:
             self.bounds = self.module.preparing.settle(file)
-        external = {key: proto for key, proto in tensors(file.model.graph).items() if key in lies_outside}
+        external: External = {key: proto for key, proto in tensors(file.model.graph).items() if key in lies_outside}
+        for number, proto in enumerate(
+            proto for function in file.model.functions for node in function.node for proto in within(node)
+        ):
+            if proto.data_location == proto.EXTERNAL:
+                external[number] = proto
         if external:
             return _external(file, external, changed, path, self._check)
 
@@ -156,25 +165,21 @@ class Written:
             )
 
 
-def _external(
-    file: Stored, external: dict[str, Any], changed: dict[str, Tensor], path: Path, check: Callable[[Path], None]
-) -> Files:
+def _external(file: Stored, external: External, changed: dict[str, Tensor], path: Path, check: Callable[[Path], None]) -> Files:
     """The external data and the model, which must be new files: no crash then mixes old and new."""
     data = path.with_name(path.name + ".data")
-    if path.exists() or data.exists():
-        taken = path if path.exists() else data
+    if taken := next(filter(os.path.lexists, (path, data)), None):  # a link that leads nowhere counts
         raise OutputError(f"{taken} exists, and with external data nothing is replaced. Write to another name.")
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str | int, tuple[int, int]] = {}
     names = [data.name]
 
     def write_data(place: Path) -> None:
         with open(place, "wb") as stream:
             for key, proto in external.items():
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
-                raw = to_array(changed[key]).tobytes() if key in changed else file.raw(proto)
-                start = stream.tell()
-                stream.write(raw)
-                places[key] = start, len(raw)
+                raw = to_array(changed[key]).reshape(-1).view(np.uint8) if key in changed else file.raw(proto)
+                places[key] = stream.tell(), raw.size
+                stream.write(raw.data)
         names.insert(0, place.name)
 
     def write_model(place: Path) -> None:

@@ -184,7 +184,7 @@ def clip(call: NodeCall, x: Tensor, low: Tensor | None = None, high: Tensor | No
 def dropout(call: NodeCall, x: Tensor, ratio: Any = None, training: Any = None) -> Tensor:
     """Its input, as nothing is dropped at inference."""
     call.need(training is None or not bool(training), "drops entries")
-    call.need(call.outputs == 1, "returns its mask")
+    call.need(call.read == 1, "returns its mask")
     call.need(call.opset >= 7, "an old definition")
     return x
 

@@ -67,6 +67,7 @@ def largest(call: NodeCall, x: Tensor, count: ndarray | None = None) -> list[Ten
     """The largest or smallest entries along an axis, and where they are."""
     wanted = call.get("k") if count is None else numbers(count)[0]
     call.need(wanted is not None, "a number of entries that data decide")
+    call.need(bool(call.get("sorted", 1)), "entries in an order that is not said")
     axis = call.get("axis", -1)
     ordered = torch.sort(x, dim=axis, descending=bool(call.get("largest", 1)), stable=True)  # the first of equals comes first
     return [part.narrow(axis, 0, int(wanted or 0)) for part in ordered]

@@ -23,6 +23,7 @@ class NodeCall:
         opset: version of its definition.
         attributes: as Python values, by name.
         outputs: how many outputs it has.
+        read: how many of these are needed: the others, such as the mask of Dropout, are listed and nothing reads them.
         floating: the dtype that the file's float32 has by now.
     """
 
@@ -30,6 +31,7 @@ class NodeCall:
     opset: int
     attributes: Mapping[str, Any]
     outputs: int = 1
+    read: int = 1
     floating: torch.dtype = torch.float32
 
     def get(self, name: str, default: Any = None) -> Any:

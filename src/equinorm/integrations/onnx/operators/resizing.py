@@ -12,15 +12,15 @@ from equinorm.integrations.onnx.operators.registry import NodeCall, operator
 
 
 def _places(mode: str, size: int, new: int, scale: float) -> ndarray:
-    """Where each entry of the result lies on the axis of the input."""
-    at = np.arange(new, dtype=np.float64)
+    """Where each entry of the result lies on the axis of the input; in single precision as in onnxruntime, for ties."""
+    at = np.arange(new, dtype=np.float32)
     if mode == "asymmetric":
-        return at / scale
+        return at / np.float32(scale)
     if mode == "align_corners":
         return at * (size - 1) / (new - 1) if new > 1 else at * 0
     if mode == "pytorch_half_pixel" and new == 1:
         return at * 0
-    return (at + 0.5) / scale - 0.5
+    return (at + 0.5) / np.float32(scale) - 0.5
 
 
 def _nearest(places: ndarray, mode: str) -> ndarray:
@@ -70,7 +70,8 @@ def resize(call: NodeCall, x: Tensor, *given: ndarray | None) -> Tensor:
         whole = coordinates != "align_corners" or new == scale * x.shape[axis]
         call.need(whole or sizes is not None, "corners of a size that was rounded")
         if new != x.shape[axis] or scale != 1:
-            x = _resized(x, axis, _places(coordinates, x.shape[axis], new, scale), rounding if mode == "nearest" else "")
+            how = "" if mode == "linear" else "ceil" if call.opset < 11 and scale < 1 else rounding
+            x = _resized(x, axis, _places(coordinates, x.shape[axis], new, scale), how)
     return x
 
 
