@@ -244,3 +244,41 @@ def test_one_column_of_a_product_of_weights():
             found.rescale_(torch.randn(found.num_free, dtype=torch.float64))
         assert equinorm.deviation(net, before, (short,)) <= 1e-12
         assert equinorm.deviation(net, before, (long,)) <= 1e-12
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+def test_a_bias_that_is_added_to_a_product_is_read_as_the_product_is(is_added):
+    """Unread columns of a product with a weight are free, and so are their biases, as in a linear layer."""
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b, self.v = (nn.Parameter(torch.randn(shape)) for shape in ((4, WIDTH), (WIDTH,), (WIDTH // 2, 2)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x @ self.w + self.b if is_added else nn.functional.linear(x, self.w.t(), self.b)
+            return x.relu()[:, : WIDTH // 2] @ self.v
+
+    assert equinorm.symmetries(Half(), torch.randn(5, 4)).num_free == WIDTH
+
+
+@pytest.mark.parametrize("way", ["of activations", "of weights", "not a product", "a vector"])
+def test_other_tables_that_are_added_are_no_biases(way):
+    """Longer inputs may show their other entries."""
+
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(LONG, LONG)), nn.Parameter(torch.randn(LONG))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = {
+                "of activations": lambda: x.mT @ x.repeat(1, LONG // x.shape[1]) + self.b,
+                "of weights": lambda: (self.w @ self.w + self.b)[: x.shape[1]],
+                "not a product": lambda: x.mT.repeat(1, LONG // x.shape[0]) + self.b,
+                "a vector": lambda: x.mT.repeat(1, LONG // x.shape[0])[:, :, None].expand(-1, -1, LONG) @ self.c + self.b,
+            }[way]()
+            return x @ scores.relu()[:, : x.shape[1]]
+
+    pins = equinorm.permutations(Cut(), torch.randn(3, 3)).pins
+    assert [pin for pin in pins if pin.tensor == "b" and pin.reason.detail.startswith("inputs of this size")]

@@ -34,10 +34,8 @@ _OVERWRITTEN = "slice_scatter select_scatter diagonal_scatter"
 _HANDED_ON = {"copy": "src", "copy_": "src", "to": "self", "type_as": "self"}
 """Which argument such operations hand on, where it is one of several."""
 
-_PRODUCTS = "mul mul_ multiply"
-
 _BILINEAR = "linear matmul mm bmm mv dot vdot inner einsum tensordot addmm addmv baddbmm addbmm addcmul"
-"""Other operations that are linear in each of two factors."""
+"""Operations that are linear in each of two factors, beside products of entries."""
 
 _ROWS = "linear layer_norm rms_norm softmax log_softmax _softmax _log_softmax"
 """Operations that keep apart what the first argument holds at different places of its first axes."""
@@ -193,11 +191,21 @@ class Flow:
         if is_each:
             if name in _HANDED_ON and bind(target, node.args, node.kwargs)[_HANDED_ON[name]] is not argument:
                 return _NOTHING
-            return _EACH if _broadcasts(given, result) else _ALL
+            return _EACH if _broadcasts(given, result) and not self._is_bias(node, argument) else _ALL
         table, *indices = node.all_input_nodes
         is_unknown = argument is not table or any(self._number(index) is None for index in indices)
         is_asked = any(isinstance(index.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool)) for index in indices)
         return _ALL if is_asked or (law in _BY_INDEX and is_unknown) else _MOVED
+
+    def _is_bias(self, node: fx.Node, argument: fx.Node) -> bool:
+        """Is it added to a product with a weight, one number for each column? Then as much is read of it as of the weight."""
+        product = next((other for other in node.all_input_nodes if other is not argument), node)
+        if _name(node) not in ("add", "add_") or _name(product) not in ("linear", "matmul", "mm") or product in self._own:
+            return False
+        weight: Any = product.args[1]
+        given, made = argument.meta["val"], product.meta["val"]
+        is_of_columns = weight.meta["val"].dim() > 1 and given.shape[-1:] == made.shape[-1:] == (given.numel(),)
+        return weight in self._own and is_of_columns
 
     def _moved(self, node: fx.Node, argument: fx.Node, label: Label) -> Label | Sequence[Label]:
         """What is shown after a movement; nothing where too many places would have to be written down."""
@@ -217,11 +225,10 @@ class Flow:
 
     def _met(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
         """Where entries of a factor meet others than zeros of constants, if not everywhere: only these are read."""
-        name = key(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
-        if name in _PRODUCTS.split():
+        if _name(node) in ("mul", "mul_", "multiply"):
             numbers = map(self._number, node.all_input_nodes)
             return [number != 0 for number in numbers if number is not None and _tells_apart(number)]
-        return self._met_in_product(node, argument) if name in _BILINEAR.split() else []
+        return self._met_in_product(node, argument) if _name(node) in _BILINEAR.split() else []
 
     def _met_in_product(self, node: fx.Node, argument: fx.Node) -> list[Tensor]:
         """The same of any product: entries of which the result depends where a constant holds zeros, and all else ones."""
@@ -250,6 +257,11 @@ class Flow:
         """A value that no input and no weight can change, if its numbers are at hand."""
         number = self._known(node)
         return None if number is None or number.is_meta else number.cpu()
+
+
+def _name(node: fx.Node) -> str:
+    """Of the operator that a node calls, if it is one of PyTorch's."""
+    return key(node.target) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def _tells_apart(number: Tensor) -> bool:
