@@ -248,8 +248,8 @@ def _verdict(both: Sequence[Symmetries], tolerance: float | None, apart: float) 
     default = max(known, default=TOLERANCES[torch.float64])
     halves = [_half(pair) if tolerance is None else None for pair in pairs]
     tolerance = default if tolerance is None else float(tolerance)
-    computed = max((TOLERANCES[value.dtype] for value in both[0].values if value.depth and value.dtype in TOLERANCES), default=0.0)
-    return _Verdict(Tolerance(tolerance, halves), apart, apart <= min(100 * max(tolerance, default, computed), 0.5))
+    computed = [TOLERANCES.get(value.dtype, 0.0) for value in both[0].values if value.depth]
+    return _Verdict(Tolerance(tolerance, halves), apart, apart <= min(100 * max(tolerance, default, *computed), 0.5))
 
 
 def _half(dtypes: Sequence[torch.dtype]) -> torch.dtype | None:
