@@ -125,7 +125,8 @@ def _one_class(factors: Sequence[tuple[float, Tensor]]) -> list[tuple[float, Ten
     """The product of factors along one axis as one factor, or as none where all cancels; None if it is more."""
     exponents, shape = [exponent for exponent, _ in factors], torch.broadcast_shapes(*(ids.shape for _, ids in factors))
     ids = torch.stack([ids.expand(shape) for _, ids in factors])
-    total = torch.stack([sum(e * (other == own) for e, other in zip(exponents, ids, strict=True)) for own in ids])
+    alike = (ids[:, None] == ids).double()
+    total = torch.einsum("f,fg...->g...", torch.tensor(exponents, dtype=torch.float64), alike)
     repeats = torch.stack([(ids[:number] == own).any(0) for number, own in enumerate(ids)])
     left = (ids > 0) & (total != 0) & ~repeats
     exponent = total[left].unique()
