@@ -36,6 +36,25 @@ def test_families_and_text():
     assert symmetries.coverage == (24 + 6 + 18) / (24 + 6 + 18 + 3)
 
 
+class Tables(nn.Module):
+    """Tokens that indices choose, of places only the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Parameter(torch.randn(11, 4)), nn.Parameter(torch.randn(9, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.head(self.tokens[index] + self.places[: index.shape[1]])
+
+
+def test_each_column_of_tables_has_one_class():
+    symmetries = equinorm.symmetries(Tables(), torch.randint(0, 11, (2, 5)))
+    columns = [(exponent, ids.tolist()) for s in symmetries.scalings for exponent, ids in s.factors]
+    assert columns == [(1.0, [[1, 2, 3, 4]]), (1.0, [[1, 2, 3, 4]]), (-1.0, [[1, 2, 3, 4]])]
+    assert "places [9, 4]: axis 1 × tokens[1]\n" in str(symmetries)
+
+
 def test_roles_and_depths():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).double().eval()
     scalings = {s.name: (s.role, s.depth) for s in equinorm.symmetries(net, torch.randn(1, 3, 8, 8).double()).scalings}

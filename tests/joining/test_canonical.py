@@ -28,6 +28,20 @@ def encoder() -> nn.Module:
     return nn.TransformerEncoderLayer(8, 2, 12, 0.0, batch_first=True).double().eval()
 
 
+class Tables(nn.Module):
+    """Tokens and places from tables of the model's own, one read by indices, one in part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.values, self.queries, self.keys = nn.Linear(8, 3), *(nn.Linear(8, 8) for _ in range(3))
+        self.tokens, self.places = nn.Parameter(torch.randn(11, 8)), nn.Parameter(torch.randn(9, 8))
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.tokens[index] + self.places[: index.shape[1]]
+        scores = self.queries(x) @ self.keys(x).transpose(-1, -2)
+        return self.head(scores.softmax(-1) @ self.values(x) + x)
+
+
 def untold() -> nn.Module:
     """Scales that no norm tells: of a dead neuron, and of weights that are normalized."""
     layers = [nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)]
@@ -65,9 +79,9 @@ NETWORKS = {
 }
 
 
-def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool) -> nn.Module:
+def moved(net: nn.Module, args: Tensor, in_powers_of_two: bool, seed: int = 7) -> nn.Module:
     """A copy that was permuted, flipped and rescaled."""
-    twin, generator = copy.deepcopy(net), torch.Generator().manual_seed(7)
+    twin, generator = copy.deepcopy(net), torch.Generator().manual_seed(seed)
     permutations, signs, scales = (find(twin, args) for find in (equinorm.permutations, equinorm.signs, equinorm.symmetries))
     permutations.permute_(permutations.random(generator))
     signs.flip_(signs.random(generator))
@@ -102,6 +116,15 @@ def test_copies_get_the_same_form(name, in_powers_of_two):
         else:
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_all_copies_of_a_network_with_tables_get_one_form():
+    torch.manual_seed(0)
+    net, index = Tables().double(), torch.randint(0, 11, (2, 5))
+    form = equinorm.canonical(net, index, power_of_two=True)
+    for seed in range(6):
+        other = equinorm.canonical(moved(net, index, True, seed), index, power_of_two=True)
+        assert all(torch.equal(a, b) for a, b in zip(form.parameters(), other.parameters(), strict=True))
 
 
 def test_alignment_settles_what_no_norm_tells():

@@ -217,3 +217,34 @@ def test_medians_reach_the_middle_of_a_deep_network():
     symmetries.rescale_(z)
     found = medians(symmetries.scalings, before, net.state_dict(), torch.zeros_like(z))
     torch.testing.assert_close(found, z)
+
+
+class RoundsInside(nn.Module):
+    """Weights in float64, of which the hidden values are rounded to float32, and nearly cancel then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(5, 12).double(), nn.Linear(12, 3).double()
+        with torch.no_grad():
+            self.up.bias += 100
+            self.down.weight -= self.down.weight.mean(1, keepdim=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu().float().double())
+
+
+def test_outputs_may_differ_by_what_the_network_itself_rounds():
+    net = RoundsInside()
+    twin, args = copy.deepcopy(net), x(4, 5)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        twin.up.weight.copy_(3 * net.up.weight[order])
+        twin.up.bias.copy_(3 * net.up.bias[order])
+        twin.down.weight.copy_(net.down.weight[:, order] / 3)
+    found = equinorm.equivalence(net, twin, args)
+    assert found.deviation > 1e-7
+    assert found.equivalent
+    with torch.no_grad():
+        twin.up.weight[3, 2] *= 1 + 1e-6
+    assert not equinorm.equivalence(net, twin, args).equivalent

@@ -98,7 +98,41 @@ def factors(label: Label, classes: Classes, free: np.ndarray) -> tuple[tuple[flo
                 exponent += factors.pop(twin)[0]
             if exponent:
                 factors.append((exponent, found))
-    return tuple(factors)
+    return tuple(_joined(factors))
+
+
+_MOST_JOINED = 8
+"""Factors that are looked at together."""
+
+
+def _joined(factors: list[tuple[float, Tensor]]) -> list[tuple[float, Tensor]]:
+    """Factors that vary along one axis, and those that do not vary, as one factor where each place is left with one class.
+
+    A class that the first places of an axis share with the others, as z₁ · (1, z₂/z₁, z₃/z₁), is told by z₁, z₂, z₃.
+    """
+    if len(factors) < 2:
+        return factors
+    axes = [[axis for axis, size in enumerate(ids.shape) if size > 1] for _, ids in factors]
+    for axis in sorted({own[0] for own in axes if len(own) == 1}):
+        along, still = ([i for i, own in enumerate(axes) if own == place] for place in ([axis], []))
+        for chosen in (along + still, along) if still else (along,):
+            if 1 < len(chosen) <= _MOST_JOINED and (one := _one_class([factors[i] for i in chosen])) is not None:
+                return _joined([*one, *(factor for i, factor in enumerate(factors) if i not in chosen)])
+    return factors
+
+
+def _one_class(factors: Sequence[tuple[float, Tensor]]) -> list[tuple[float, Tensor]] | None:
+    """The product of factors along one axis as one factor, or as none where all cancels; None if it is more."""
+    exponents, shape = [exponent for exponent, _ in factors], torch.broadcast_shapes(*(ids.shape for _, ids in factors))
+    ids = torch.stack([ids.expand(shape) for _, ids in factors])
+    alike = (ids[:, None] == ids).double()
+    total = torch.einsum("f,fg...->g...", torch.tensor(exponents, dtype=torch.float64), alike)
+    repeats = torch.stack([(ids[:number] == own).any(0) for number, own in enumerate(ids)])
+    left = (ids > 0) & (total != 0) & ~repeats
+    exponent = total[left].unique()
+    if len(exponent) > 1 or bool((left.sum(0) > 1).any()):
+        return None
+    return [(float(exponent), compact((ids * left).sum(0)))] if len(exponent) else []
 
 
 def _places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ along axes, pinned, contracted. A parameter has no label until its first use giv
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -53,22 +53,24 @@ class Trace:
         if isinstance(value, Constant):
             return _constant_label(value.value, not self.signs)
         if isinstance(value, Chosen):  # any entry may be any row
-            return self.merge(self.label(value.value), [value.axis]).expand(value.shape)
+            return self.merge(value.value, [value.axis]).expand(value.shape)
         if isinstance(value, View):
             self.label(value.source)
             assert value.label is not None
             return value.label
         if value.label is None:
-            value.label = Label(value.shape)
-            if value.may_scale:
-                axes = [axis for axis, size in enumerate(value.shape) if size > 1] or list(range(len(value.shape)))[:1]
-                parts = [self.fresh(value.shape, axes[:1])]
-                for axis in axes[1:]:  # scales of two axes are defined up to a common factor only: fix the first index
-                    ids = np.append(PINNED, self.classes.fresh(value.shape[axis] - 1))
-                    sizes = [-1 if other == axis else 1 for other in range(len(value.shape))]
-                    parts.append(Label.of(value.shape, torch.from_numpy(ids).reshape(sizes)))
-                value.label = Label(value.shape, tuple(factor for part in parts for factor in part.factors))
+            value.label = self._general(value.shape, range(len(value.shape))) if value.may_scale else Label(value.shape)
         return value.label
+
+    def _general(self, shape: Sequence[int], along: Iterable[int]) -> Label:
+        """The most general product of classes over these axes."""
+        axes = [axis for axis in along if shape[axis] > 1]
+        parts = [self.fresh(shape, axes[:1])]
+        for axis in axes[1:]:  # scales of two axes are defined up to a common factor only: fix the first index
+            ids = np.append(PINNED, self.classes.fresh(shape[axis] - 1))
+            sizes = [-1 if other == axis else 1 for other in range(len(shape))]
+            parts.append(Label.of(shape, torch.from_numpy(ids).reshape(sizes)))
+        return Label(tuple(shape), tuple(factor for part in parts for factor in part.factors))
 
     def is_unlabelled(self, value: object) -> bool:
         """Is this a parameter that no operation has used yet?"""
@@ -191,9 +193,12 @@ class Trace:
 
     def merge(self, value: Value, axes: Sequence[int]) -> Label:
         """Ask that the label be constant along `axes`; return it with size 1 there."""
+        shape = value.shape
+        axes = sorted({axis % max(len(shape), 1) for axis in axes}) if shape else []
+        if self.is_unlabelled(value):  # a class for each index of the other axes, and none that they share
+            self.assign(value, self._general(shape, [axis for axis in range(len(shape)) if axis not in axes]))
         label = self.label(value)
-        axes = sorted({axis % max(len(label.shape), 1) for axis in axes}) if label.shape else []
-        shape = tuple(1 if axis in axes else size for axis, size in enumerate(label.shape))
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
         varying = [factor for factor in label.factors if factor.varies(axes)]
         steady = tuple(factor for factor in label.factors if not factor.varies(axes))
         if not varying:

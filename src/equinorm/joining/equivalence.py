@@ -35,8 +35,8 @@ class Equivalence:
 
     Attributes:
         equivalent: are there no `changes`, and do the outputs agree: is `deviation` at most 100 times the tolerance (or its
-            default for these dtypes, if that is larger; 0.5 at most)? They do not where something differs that is neither
-            parameter nor buffer.
+            default for the dtypes of weights, or of what the network computes, if that is larger; 0.5 at most)? They do not
+            where something differs that is neither parameter nor buffer.
         log_scales: float64 natural logarithms of shape (num_free,) that take the weights of the first model (once flipped and
             permuted) to those of the second; the best that were found where the two are not equivalent.
         difference: largest relative difference between the canonical forms: over all channels (slices along axis 0) of all
@@ -248,7 +248,8 @@ def _verdict(both: Sequence[Symmetries], tolerance: float | None, apart: float) 
     default = max(known, default=TOLERANCES[torch.float64])
     halves = [_half(pair) if tolerance is None else None for pair in pairs]
     tolerance = default if tolerance is None else float(tolerance)
-    return _Verdict(Tolerance(tolerance, halves), apart, apart <= min(100 * max(tolerance, default), 0.5))
+    computed = [TOLERANCES.get(value.dtype, 0.0) for value in both[0].values if value.depth]
+    return _Verdict(Tolerance(tolerance, halves), apart, apart <= min(100 * max(tolerance, default, *computed), 0.5))
 
 
 def _half(dtypes: Sequence[torch.dtype]) -> torch.dtype | None:

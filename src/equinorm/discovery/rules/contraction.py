@@ -225,8 +225,6 @@ def embedding_bag(trace: Trace, call: Call) -> list[Label]:
     """Sums, means or maxima of rows of a table: they all scale alike."""
     if call.per_sample_weights is not None:
         trace.pin(call.per_sample_weights)
-    if trace.is_unlabelled(call.weight):
-        trace.assign(call.weight, trace.fresh(call.weight.shape, [1]))
     rows = trace.merge(call.weight, [0])
     return [rows.expand(tuple(call.result[0].shape)), *(Label(tuple(other.shape)) for other in call.result[1:])]
 

@@ -134,8 +134,6 @@ def taken(trace: Trace, call: Call) -> Label | list[Label]:
 @rule("embedding")
 def embedded(trace: Trace, call: Call) -> Label | list[Label]:
     """Rows of a table: any row may be read, so that all scale alike."""
-    if trace.is_unlabelled(call.weight):
-        trace.assign(call.weight, trace.fresh(call.weight.shape, [1]))
     label = trace.merge(call.weight, [0]).expand(call.weight.shape)
     index = torch.zeros(call.indices.shape, dtype=torch.long)
     return move(lambda ids: ids[index], [label])
@@ -145,14 +143,14 @@ def _entries(
     trace: Trace, call: Call, indices: Sequence[Value | None], axes: Sequence[int], read: Callable[[Tensor, list[Any]], Tensor]
 ) -> Label | list[Label]:
     """What `read` makes of ids and indices; where these are no constants, of ids that are alike along the axes."""
-    label = trace.label(call.input)
     if all(index is None or (isinstance(index, Constant) and not index.value.is_meta) for index in indices):
+        label = trace.label(call.input)
         values = [index.value.cpu() if isinstance(index, Constant) else None for index in indices]
     elif any(isinstance(index, Constant) and index.value.dtype == torch.bool for index in indices):
-        trace.pin(label, "mixes a mask with indices that depend on data")
+        trace.pin(call.input, "mixes a mask with indices that depend on data")
         return Label(call.shape)
     else:
-        label = trace.merge(label, axes).expand(label.shape)
+        label = trace.merge(call.input, axes).expand(call.input.shape)
         values = [None if index is None else torch.zeros(index.shape, dtype=torch.long) for index in indices]
     return move(lambda ids: read(ids, values), [label])
 
