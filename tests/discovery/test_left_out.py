@@ -269,7 +269,7 @@ def test_other_tables_that_are_added_are_no_biases(way):
     class Cut(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.w, self.b = nn.Parameter(torch.randn(LONG, LONG)), nn.Parameter(torch.randn(LONG))
+            self.w, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in ((LONG, LONG), LONG, LONG))
 
         def forward(self, x: Tensor) -> Tensor:
             scores = {
