@@ -10,6 +10,7 @@ from equinorm._scaling import Reason
 from equinorm.discovery import trace
 from equinorm.discovery.classes import PINNED, Classes
 from equinorm.discovery.labels import Factor
+from equinorm.discovery.sign_classes import SignClasses
 
 LAWS = [
     [(1, [2, 2]), (-1, [3, 4])],
@@ -47,8 +48,7 @@ def test_pins_and_pivots_in_one_law():
     check([[(1, [2, PINNED]), (2, [4, 4])]], 3)
 
 
-@pytest.mark.parametrize("seed", range(400))
-def test_random_systems(seed):
+def drawn(seed: int) -> tuple[list[list[tuple[int, list[int]]]], int]:
     draw = np.random.default_rng(seed)
     count = int(draw.integers(2, 9))
     laws = []
@@ -57,7 +57,39 @@ def test_random_systems(seed):
         terms = int(draw.integers(1, 5))
         exponents = draw.choice([-2, -1, 1, 2, 3], terms).tolist()
         laws.append([(exponent, draw.integers(1, count + 2, rows).tolist()) for exponent in exponents])
-    check(laws, count)
+    return laws, count
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_random_systems(seed):
+    check(*drawn(seed))
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_random_systems_of_signs(seed):
+    """All signs that satisfy every law, counted one by one; as many as the free classes have, and each is one of them."""
+    laws, count = drawn(seed)
+    classes = SignClasses()
+    classes.fresh(count)
+    for law in laws:
+        classes.equate([(Fraction(exponent), np.array(ids)) for exponent, ids in law], Reason("a law"))
+    flips = np.stack(np.meshgrid(*[[0, 1]] * count, indexing="ij"), -1).reshape(-1, count)
+    padded = np.concatenate([np.zeros((len(flips), 2), int), flips], axis=1)
+    holds = np.ones(len(flips), bool)
+    for law in laws:
+        holds &= (sum(exponent * padded[:, ids] for exponent, ids in law) % 2 == 0).all(axis=1)
+    free = classes.free_roots(np.ones(classes.size, bool)).tolist()
+    forms = [classes.form(id) for id in range(2, count + 2)]
+    assert all(coefficient == 1 for form in forms for coefficient in form.values())
+    found = {tuple(sum(flip[free.index(root)] for root in form) % 2 for form in forms) for flip in np.ndindex(*[2] * len(free))}
+    assert found == {*map(tuple, flips[holds].tolist())}
+
+
+def test_powers_that_are_no_whole_numbers_have_no_sign():
+    classes = SignClasses()
+    ids = classes.fresh(3)
+    classes.equate([(Fraction(1, 2), ids[:1]), (Fraction(2), ids[1:2])], Reason("a law"))
+    assert classes.free_roots(np.ones(classes.size, bool)).tolist() == ids[1:].tolist()
 
 
 def test_laws_without_repeated_slices_are_the_same_laws(monkeypatch):

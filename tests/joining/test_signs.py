@@ -185,6 +185,49 @@ def test_equivalence_and_alignment_find_flips():
     assert not equinorm.equivalence(net, twin, args).equivalent
 
 
+class Tied(nn.Module):
+    """An autoencoder whose decoder is its encoder's matrix, transposed: flips and permutations, no scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.c, self.d = (nn.Parameter(torch.randn(shape)) for shape in ((6, 4), 6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.tanh(nn.functional.linear(x, self.v, self.c)), self.v.t(), self.d)
+
+
+class Kernel(Tied):
+    """Every input with every other, as q·k of one projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = nn.functional.linear(x, self.v, self.c)
+        return hidden @ hidden.mT + self.d
+
+
+class Factors(Tied):
+    """A product of three channels of one layer: flips of two leave it, a flip of one does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.v, self.c)[..., :3].prod(-1, keepdim=True) + self.d
+
+
+@pytest.mark.parametrize(("kind", "free"), [(Tied, 6), (Kernel, 6), (Factors, 5)])
+def test_a_sign_that_counts_twice_is_free(kind, free):
+    torch.manual_seed(0)
+    net, args = kind().double(), x(4, 4)
+    twin, signs = copy.deepcopy(net), equinorm.signs(net, args)
+    assert signs.num_free == free
+    signs.flip_(signs.random(torch.Generator().manual_seed(0)))
+    permutations = equinorm.permutations(net, args)
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(0)))
+    assert equinorm.deviation(net, twin, args) <= 1e-14
+    assert not torch.equal(net.v, twin.v)
+    assert equinorm.equivalence(net, twin, args).equivalent
+    if kind is not Factors:  # whose forms depend on the order of channels
+        for one, other in zip(*(equinorm.canonical(each, args).parameters() for each in (net, twin)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_keyword_inputs_that_are_no_dict_are_refused():
     with pytest.raises(equinorm.EquinormError, match="kwargs must be a dict of keyword inputs, not list"):
         equinorm.signs(nn.Linear(2, 2), torch.zeros(1, 2), [1])  # pyright: ignore[reportArgumentType]

@@ -11,13 +11,13 @@ thousands at a time. Whatever is left (monomials) is eliminated one row at a tim
 as z = 2z needs no special case: its solution is z = 0, a pinned class.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
 from equinorm._scaling import Reason
+from equinorm.discovery.rows import distinct_rows, unique_rows
 
 ZERO = 0
 """Reserved id of the constants 0 and ±inf, which fit any scale. It is 0 so that zero-filling operations fill with it."""
@@ -89,14 +89,14 @@ class Classes:
 
     def _open_rows(self, exponents: Sequence[Rational], terms: Sequence[Term]) -> np.ndarray:
         """Distinct rows of representatives that say something new; negative where a class enters inversely."""
-        distinct = _distinct_rows([ids for _, ids in terms])
+        distinct = distinct_rows([ids for _, ids in terms])
         columns = [self.resolve(ids) * (1 if e > 0 else -1) for (e, _), ids in zip(terms, distinct, strict=True)]
         is_sound = np.logical_and.reduce([column != ZERO for column in columns])
         for i, j in _alike(exponents):
-            cancel = columns[i] == -columns[j]
+            cancel = self._cancel(columns[i], columns[j])
             columns[i], columns[j] = np.where(cancel, PINNED, columns[i]), np.where(cancel, PINNED, columns[j])
         is_open = is_sound & np.logical_or.reduce([np.abs(column) > PINNED for column in columns])  # most laws hold already
-        return _unique_rows(np.stack([column[is_open] for column in columns], axis=1))
+        return unique_rows(np.stack([column[is_open] for column in columns], axis=1))
 
     def _unite(self, exponents: Sequence[Rational], rows: np.ndarray, reason: Reason) -> np.ndarray:
         """Pin the class of rows with one, unite the two of rows with two of one exponent; says which rows are settled."""
@@ -129,8 +129,8 @@ class Classes:
             form: dict[int, Rational] = {}
             for exponent, id in zip(exponents, row, strict=True):
                 if abs(id) > PINNED:
-                    _accumulate(form, exponent if id > 0 else -exponent, {abs(id): 1})
-            self._forms[pivot] = _rest(form, pivot)
+                    self._accumulate(form, exponent if id > 0 else -exponent, {abs(id): 1})
+            self._forms[pivot] = self._rest(form, pivot)
         self._state[pivots[solved]] = _DEPENDENT
         self._changes += 1
         return solved
@@ -151,7 +151,7 @@ class Classes:
         if self._current.get(root) != self._changes:
             total = {}
             for other, coefficient in self._forms[root].items():
-                _accumulate(total, coefficient, self.form(other))
+                self._accumulate(total, coefficient, self.form(other))
             self._current[root] = self._changes
         if not total:  # pinned: whatever pins a part of it, or its parts cancel
             places = [int(self._state[abs(self._find_one(other))]) for other in self._forms[root]]
@@ -249,11 +249,11 @@ class Classes:
     def _eliminate(self, row: Iterable[tuple[Rational, int]], reason: Reason) -> None:
         form: dict[int, Rational] = {}
         for exponent, id in row:
-            _accumulate(form, exponent if id > 0 else -exponent, self.form(abs(id)))
+            self._accumulate(form, exponent if id > 0 else -exponent, self.form(abs(id)))
         if not form:
             return
         pivot = max(form)
-        rest = _rest(form, pivot)
+        rest = self._rest(form, pivot)
         if not rest:
             self._pin(np.array([pivot]), reason)
         elif len(rest) == 1 and abs(next(iter(rest.values()))) == 1:
@@ -264,22 +264,29 @@ class Classes:
             self._state[pivot] = _DEPENDENT
             self._changes += 1
 
+    def _accumulate(self, total: dict[int, Rational], factor: Rational, form: dict[int, Rational]) -> None:
+        """total ← total + factor · form."""
+        for id, coefficient in form.items():
+            value = self._reduced(total.get(id, 0) + factor * coefficient)
+            if value:
+                total[id] = value
+            else:
+                total.pop(id, None)
 
-def _accumulate(total: dict[int, Rational], factor: Rational, form: dict[int, Rational]) -> None:
-    for id, coefficient in form.items():
-        value = total.get(id, 0) + factor * coefficient
-        if value:
-            total[id] = value
-        else:
-            total.pop(id, None)
+    def _rest(self, form: dict[int, Rational], pivot: int) -> dict[int, Rational]:
+        """What the pivot is, if the form is zero: the form in the others."""
+        coefficient = form.pop(pivot)
+        if abs(coefficient) == 1:
+            return {other: self._reduced(-c * coefficient) for other, c in form.items()}
+        return {other: _simple(Fraction(-c) / coefficient) for other, c in form.items()}
 
+    def _reduced(self, coefficient: Rational) -> Rational:
+        """The number that stands for a coefficient and all that count alike."""
+        return coefficient
 
-def _rest(form: dict[int, Rational], pivot: int) -> dict[int, Rational]:
-    """What the pivot is, if the form is zero: the form in the others."""
-    coefficient = form.pop(pivot)
-    if abs(coefficient) == 1:
-        return {other: -c * coefficient for other, c in form.items()}
-    return {other: _simple(Fraction(-c) / coefficient) for other, c in form.items()}
+    def _cancel(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Which of these representatives add up to zero?"""
+        return left == -right
 
 
 def _simple(value: Rational) -> Rational:
@@ -289,32 +296,3 @@ def _simple(value: Rational) -> Rational:
 def _alike(exponents: Sequence[Rational]) -> list[tuple[int, int]]:
     """Pairs of places with equal exponents."""
     return [(i, j) for j in range(len(exponents)) for i in range(j) if exponents[i] == exponents[j]]
-
-
-def _distinct_rows(columns: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-    """The same rows with fewer repetitions, where ids are dense enough to tell without sorting."""
-    length = len(columns[0])
-    if length < 1 << 12:
-        return columns
-    lows = [int(column.min()) for column in columns]
-    widths = [int(column.max()) - low + 1 for column, low in zip(columns, lows, strict=True)]
-    if math.prod(widths) > 4 * length:
-        return columns
-    keys = columns[0] - lows[0]
-    for column, low, width in zip(columns[1:], lows[1:], widths[1:], strict=True):
-        keys = keys * width + (column - low)
-    present = np.zeros(math.prod(widths), bool)
-    present[keys] = True
-    return [place + low for place, low in zip(np.unravel_index(np.flatnonzero(present), widths), lows, strict=True)]
-
-
-def _unique_rows(rows: np.ndarray) -> np.ndarray:
-    if len(rows) < 2:
-        return rows.copy()
-    if rows.shape[1] == 2:  # two ids of 32 bits as one number
-        packed = np.sort(rows[:, 0] << 32 | rows[:, 1] & 0xFFFFFFFF)
-        packed = packed[np.concatenate([[True], packed[1:] != packed[:-1]])]
-        return np.stack([packed >> 32, packed << 32 >> 32], axis=1)
-    order = np.lexsort(rows.T)
-    rows = rows[order]
-    return rows[np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)])]

@@ -7,6 +7,7 @@ from typing import Any
 
 from equinorm._scaling import Cast, Family, Pin, Reason, Scaling
 from equinorm.discovery.casts import casts
+from equinorm.discovery.classes import Classes
 from equinorm.discovery.graph.export import Exported, Graphs
 from equinorm.discovery.inner_values import InnerValues, SolvedClasses
 from equinorm.discovery.interpreter import Interpreter, fingerprint
@@ -14,6 +15,7 @@ from equinorm.discovery.left_out import LEFT_OUT, left_out
 from equinorm.discovery.operation import flat
 from equinorm.discovery.record_values import recorded
 from equinorm.discovery.resolve import families, introduced, resolve
+from equinorm.discovery.sign_classes import SignClasses
 from equinorm.discovery.trace import Trace
 from equinorm.discovery.values import Source, source_of
 
@@ -46,7 +48,7 @@ def discover(graphs: Graphs, batch_norm: str, *, signs: bool = False, inner: boo
         ExportError: if the model cannot be exported.
     """
     started = time.perf_counter()
-    trace = Trace(batch_norm=batch_norm, signs=signs)
+    trace = Trace(SignClasses() if signs else Classes(), batch_norm=batch_norm, signs=signs)
     laws = _laws(graphs, trace, inner)
     drop: set[Source] = set()
     if laws.own is None:
