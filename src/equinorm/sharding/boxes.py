@@ -78,4 +78,5 @@ def held_like(name: str, value: Tensor, tensor: Tensor) -> Tensor:
 
 def whole(value: Any) -> Any:
     """A tensor, put together from the parts of all processes, each of which calls this; anything else as it is."""
-    return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
+    sharded: Any = value
+    return sharded.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
