@@ -6,6 +6,7 @@ from torch import nn
 
 import equinorm
 from equinorm.quantization import Scheme
+from equinorm.quantization.points import find_points, layers_in_float
 
 BUFFER, COMPUTED = "its weight is a buffer", "its weight is computed"
 LEFT_HAND = "its weight is not the matrix on the right"
@@ -71,6 +72,12 @@ def by_head(x, w):
     return torch.einsum("bti,hij->bthj", x, w).flatten(2)
 
 
+def named(net: nn.Module, scheme: Scheme) -> dict[str, str]:
+    """Layers that are not rounded, and why."""
+    symmetries, points = find_points(net.eval(), (torch.randn(4, 5, 8),), None, scheme)
+    return layers_in_float(symmetries.values, points, scheme)
+
+
 class Tied(nn.Module):
     """An autoencoder whose decoder is its encoder's matrix, transposed."""
 
@@ -85,10 +92,10 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("is_small", [True, False])
 def test_a_weight_that_is_used_transposed_too_is_rounded_where_it_is_used_as_it_is(is_small):
     torch.manual_seed(0)
-    net, x = Middle(Tied(is_small)).double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
-    found = equinorm.equalize(net, (x,), scheme="w8a8-tensor")
-    assert [point.name for point in found.points] == ["first", "layer.encoder", "last"]
-    assert found.left == {"layer": COMPUTED}
+    net = Middle(Tied(is_small))
+    _, points = find_points(net, (torch.randn(4, 5, 8),), None, Scheme())
+    assert [point.name for point in points] == ["first", "layer.encoder", "last"]
+    assert named(net, Scheme()) == {"layer": COMPUTED}
 
 
 @pytest.mark.parametrize(
@@ -108,13 +115,25 @@ def test_a_weight_that_is_used_transposed_too_is_rounded_where_it_is_used_as_it_
 )
 def test_products_with_learned_numbers(make, left):
     torch.manual_seed(0)
-    net, x = Middle(make()).double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
-    found = equinorm.equalize(net, (x,), scheme="w8a8-tensor")
-    assert found.left == ({"layer": left} if left else {})
-    assert [value for name, value in found.facts if name == "left"] == ([f"layer: {left}"] if left else [])
+    assert named(Middle(make()), Scheme()) == ({"layer": left} if left else {})
 
 
 def test_what_the_scheme_leaves_in_float_is_not_named():
+    assert named(Middle(Recurrent(16, 16, batch_first=True)), Scheme())
+    assert not named(Middle(Recurrent(16, 16, batch_first=True)), Scheme(in_float=["la*"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: Recurrent(16, 16, batch_first=True), "aten.lstm is not rounded"),
+        (lambda: Tied(is_small=True), COMPUTED),
+        (lambda: LowRank(16), COMPUTED),
+    ],
+)
+def test_such_networks_are_equalized_and_the_record_says_so(make, left):
     torch.manual_seed(0)
-    net, x = Middle(Recurrent(16, 16, batch_first=True)).eval(), torch.randn(4, 5, 8)
-    assert not equinorm.equalize(net, (x,), scheme=Scheme(in_float=["la*"])).left
+    net, x = Middle(make()).double().eval(), torch.randn(4, 5, 8, dtype=torch.float64)
+    found = equinorm.equalize(net, (x,), scheme="w8a8-tensor")
+    assert equinorm.deviation(net, found.model, (x,)) <= 1e-12
+    assert ("left", f"layer: {left}") in found.facts
