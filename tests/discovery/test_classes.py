@@ -85,6 +85,13 @@ def test_random_systems_of_signs(seed):
     assert found == {*map(tuple, flips[holds].tolist())}
 
 
+def test_a_law_in_which_a_sign_counts_twice_is_the_reason_of_what_it_pins():
+    classes = SignClasses()
+    ids = classes.fresh(2)
+    classes.equate([(Fraction(1), ids[:1]), (Fraction(1), ids[:1]), (Fraction(1), ids[1:])], Reason("a law"))
+    assert classes.reasons(ids) == {Reason("a law"): 1}
+
+
 def test_powers_that_are_no_whole_numbers_have_no_sign():
     classes = SignClasses()
     ids = classes.fresh(3)
