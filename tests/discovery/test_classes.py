@@ -8,7 +8,7 @@ import torch
 
 from equinorm._scaling import Reason
 from equinorm.discovery import trace
-from equinorm.discovery.classes import PINNED, Classes
+from equinorm.discovery.classes import PINNED, ZERO, Classes
 from equinorm.discovery.labels import Factor
 from equinorm.discovery.sign_classes import SignClasses
 
@@ -90,6 +90,13 @@ def test_a_law_in_which_a_sign_counts_twice_is_the_reason_of_what_it_pins():
     ids = classes.fresh(2)
     classes.equate([(Fraction(1), ids[:1]), (Fraction(1), ids[:1]), (Fraction(1), ids[1:])], Reason("a law"))
     assert classes.reasons(ids) == {Reason("a law"): 1}
+
+
+def test_the_constant_zero_has_any_sign_its_square_too():
+    classes = SignClasses()
+    ids = classes.fresh(1)
+    classes.equate([(Fraction(2), np.array([ZERO])), (Fraction(1), ids)], Reason("a law"))
+    assert classes.free_roots(np.ones(classes.size, bool)).tolist() == ids.tolist()
 
 
 def test_powers_that_are_no_whole_numbers_have_no_sign():
