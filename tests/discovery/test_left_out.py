@@ -262,14 +262,15 @@ def test_a_bias_that_is_added_to_a_product_is_read_as_the_product_is(is_added):
     assert equinorm.symmetries(Half(), torch.randn(5, 4)).num_free == WIDTH
 
 
-@pytest.mark.parametrize("way", ["of activations", "of weights", "not a product", "a vector"])
+@pytest.mark.parametrize("way", ["of activations", "of weights", "not a product", "a vector", "by rows"])
 def test_other_tables_that_are_added_are_no_biases(way):
     """Longer inputs may show their other entries."""
 
     class Cut(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.w, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in ((LONG, LONG), LONG, LONG))
+            shapes = (LONG, LONG), (LONG, LONG) if way == "by rows" else LONG, LONG
+            self.w, self.b, self.c = (nn.Parameter(torch.randn(shape)) for shape in shapes)
 
         def forward(self, x: Tensor) -> Tensor:
             scores = {
@@ -277,8 +278,9 @@ def test_other_tables_that_are_added_are_no_biases(way):
                 "of weights": lambda: (self.w @ self.w + self.b)[: x.shape[1]],
                 "not a product": lambda: x.mT.repeat(1, LONG // x.shape[0]) + self.b,
                 "a vector": lambda: x.mT.repeat(1, LONG // x.shape[0])[:, :, None].expand(-1, -1, LONG) @ self.c + self.b,
+                "by rows": lambda: x.mT.repeat(LONG // x.shape[1], LONG // x.shape[0]) @ self.w + self.b,
             }[way]()
-            return x @ scores.relu()[:, : x.shape[1]]
+            return x @ scores.relu()[: x.shape[1], : x.shape[1]]
 
     pins = equinorm.permutations(Cut(), torch.randn(3, 3)).pins
     assert [pin for pin in pins if pin.tensor == "b" and pin.reason.detail.startswith("inputs of this size")]
