@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch, run_undisturbed
-from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall
+from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall, addend
 from equinorm.quantization.fake_quantization import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
@@ -137,7 +137,7 @@ def _added(values: InnerValues, use: InnerValue, point: Point) -> str | None:
     """
     rank, axis = len(use.shape), len(point.scaling.shape)
     sizes = [1] * (rank - axis) + [use.shape[-axis]] + [1] * (axis - 1)
-    inside = use.reads.get("self" if use.operator == "aten.addmm" else "bias")
+    inside = use.reads.get(addend(use.operator))
     if inside is not None:
         bias = values[inside]
         return bias.tensor if bias.operator == "parameter" and bias.shape == (use.shape[-axis],) else ""

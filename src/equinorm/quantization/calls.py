@@ -68,6 +68,15 @@ KINDS |= {product: _PRODUCT, shifted_product: LinearMap(0, True, ("bias", "input
 OPERATORS = {f"aten.{function.__name__}" for function in KINDS} | {"aten.matmul", "aten.addmm"}
 """What linear maps are in graphs."""
 
+NOT_ROUNDED = {f"aten.{name}" for name in ("einsum", "mm", "bmm", "baddbmm", "bilinear", "_grouped_mm")}
+NOT_ROUNDED |= {f"aten.{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
+"""Further ones, which are not rounded whatever they read."""
+
+
+def addend(operator: str) -> str:
+    """Which argument of a linear map in a graph is added to its product."""
+    return "self" if operator in ("aten.addmm", "aten.baddbmm") else "bias"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCall:

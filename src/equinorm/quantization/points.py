@@ -16,7 +16,7 @@ from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.modules.choosing import Choice
 from equinorm.modules.running import without_cache
 from equinorm.quantization.batches import run_undisturbed
-from equinorm.quantization.calls import OPERATORS, CallWatch, Key, LayerCall, LinearMap
+from equinorm.quantization.calls import NOT_ROUNDED, OPERATORS, CallWatch, Key, LayerCall, LinearMap, addend
 from equinorm.quantization.quantized import check_floats
 from equinorm.quantization.scheme import Scheme
 
@@ -123,13 +123,6 @@ def find_points(
     return found, tuple(points)
 
 
-FURTHER_PRODUCTS = {f"aten.{name}" for name in ("einsum", "mm", "bmm", "baddbmm", "bilinear", "_grouped_mm")}
-FURTHER_PRODUCTS |= {f"aten.{name}{cell}" for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")}
-"""Linear maps that are not rounded, whatever they read."""
-ADDENDS = {"aten.addmm": "self", "aten.baddbmm": "self"}
-"""What they add to a product, where that may be a matrix."""
-
-
 def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme) -> dict[str, str]:
     """Products with learned matrices that are not rounded though the scheme asks for it, and why, by name.
 
@@ -141,16 +134,16 @@ def layers_in_float(values: InnerValues, points: Sequence[Point], scheme: Scheme
     found: dict[str, str] = {}
     rounded = {point.made for point in points}
     for value in values:
-        if value.parameters or value.name in rounded or value.operator not in OPERATORS | FURTHER_PRODUCTS:
+        if value.parameters or value.name in rounded or not (value.operator in OPERATORS or value.operator in NOT_ROUNDED):
             continue
-        read = [values[name] for role, name in value.reads.items() if role != ADDENDS.get(value.operator)]
+        read = [values[name] for role, name in value.reads.items() if role != addend(value.operator)]
         learned = next((one for one in read if len(one.shape) > 1 and (one.parameters or one.operator == "buffer")), None)
         if learned is None:
             continue
         tensor = learned.tensor or learned.parameters[0]
         if scheme.within(value.module or tensor.rpartition(".")[0]) is None:
             continue
-        if value.operator in FURTHER_PRODUCTS:
+        if value.operator in NOT_ROUNDED:
             why = f"{value.operator} is not rounded"
         elif not learned.tensor:
             why = "its weight is computed"
@@ -169,8 +162,8 @@ def _places(values: InnerValues, weight: str, calls: list[_SeenCall], owner: str
         EqualizeError: if it cannot be told which these are.
     """
     uses: list[InnerValue] = []
-    for shown in ([one for one in values if one.tensor == weight], [one for one in values if one.parameters == (weight,)]):
-        names = {one.name for one in shown}
+    for is_shown in (lambda one: one.tensor == weight, lambda one: one.parameters == (weight,)):  # as it is, else changed
+        names = {one.name for one in values if is_shown(one)}
         uses = [use for use in values if use.operator in OPERATORS and names & set(use.reads.values())]
         for chosen in (calls, [call for call in calls if call.matters]):
             if [call.shape for call in chosen] == [use.shape for use in uses]:
