@@ -154,6 +154,17 @@ def test_deviation_draws_the_same_random_numbers_and_keeps_statistics():
     assert net[1].num_batches_tracked == 0
 
 
+def test_random_numbers_of_devices_that_a_model_does_not_use_are_left_alone(monkeypatch):
+    """A seed would wait for CUDA to start; to ask for a state would start it, which a forked worker cannot do."""
+
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all", "_lazy_call"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(f"torch.cuda.{name} was called"))
+    net, args = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(6, 8),)
+    assert equinorm.deviation(net, net, args) == 0.0
+    assert equinorm.equivalence(net, net, args).equivalent
+    assert equinorm.align(net, net, args, data=[args]).distance_after <= 1e-6
+
+
 def test_deviation_of_networks_with_expanded_buffers():
     net = nn.Sequential(nn.Linear(3, 2))
     net.register_buffer("gain", torch.ones(1).expand(4))

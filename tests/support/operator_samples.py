@@ -52,13 +52,13 @@ def database(name: str, largest: int = 150) -> Iterator[Sample]:
         if info.name != name:
             continue
         title = f"{info.name}.{info.variant_test_name}".rstrip(".")
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         dtype = torch.float64 if torch.float64 in info.supported_dtypes("cpu") else torch.complex128
         if dtype not in info.supported_dtypes("cpu"):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            samples = list(info.sample_inputs("cpu", dtype))
+            samples = list(info.sample_inputs_func(info, "cpu", dtype, requires_grad=False))  # itself: no new seed for each
         for number, sample in enumerate(samples):
             made = call(f"{title}#{number}", info.op, sample.input, *sample.args, **sample.kwargs)
             if made.leaves and sum(leaf.numel() for leaf in made.leaves) <= largest:
@@ -125,7 +125,7 @@ def true_dimension(model: Wrapped, found: int, draws: int = 1000) -> int:
     def run(logs: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         for parameter, value, log in zip(parameters, start, logs.split(sizes), strict=True):
             parameter.copy_(value * log.exp().view(value.shape))
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         parts = [torch.view_as_real(p.resolve_conj()) if p.is_complex() else p for p in model(*inputs) if is_float(p)]
         return torch.cat([part.reshape(-1).double() for part in parts])
 

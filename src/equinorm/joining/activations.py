@@ -12,6 +12,7 @@ from equinorm._arguments import batches_of, positional
 from equinorm._errors import EquivalenceError, describe, describe_inputs
 from equinorm.joining.moves import Moves
 from equinorm.modules.copying import duplicate
+from equinorm.modules.running import own_random
 from equinorm.permuting.points import Points
 
 
@@ -46,8 +47,7 @@ class Activations:
     def _measured(self, model: nn.Module) -> dict[str, Tensor]:
         seen: dict[str, list[Tensor]] = {name: [] for name in self.points.axes}
         for batch in self.batches:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
+            with own_random(model):
                 for name, value in self.points.run(model, batch, self.kwargs).items():
                     seen[name].append(value)
         if broken := [name for name, parts in seen.items() if not all(bool(part.isfinite().all()) for part in parts)]:

@@ -15,13 +15,28 @@ from torch.autograd import Function
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run a model without gradients, on random numbers of their own; its buffers are put back."""
     before = [(part, part.clone()) for part in (once(buffer.detach()) for buffer in model.buffers())]
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.no_grad(), own_random(model):
         try:
             yield
         finally:
             for part, value in before:
                 part.copy_(value)
+
+
+@contextlib.contextmanager
+def own_random(model: nn.Module) -> Iterator[None]:
+    """Start random numbers anew on the CPU and where the model is; afterwards they go on as they would have.
+
+    No other device is touched: `torch.manual_seed` would leave its seed for when CUDA starts, `fork_rng` alone would start it.
+    """
+    places = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+        torch.default_generator.manual_seed(0)
+        for device in places:
+            if hasattr(module := getattr(torch, device.type, None), "set_rng_state"):
+                stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
+                module.set_rng_state(torch.Generator(device).manual_seed(0).get_state(), device)
+        yield
 
 
 def once(tensor: Tensor, like: Tensor | None = None) -> Tensor:
