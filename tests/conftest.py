@@ -1,5 +1,6 @@
-"""Shared by all tests: threads, operators that torchvision may lack, and Ctrl-C where the system ignores it."""
+"""Shared by all tests: threads, operators that torchvision may lack, what is collected, and Ctrl-C where the system ignores it."""
 
+import gc
 import signal
 
 import pytest
@@ -9,6 +10,12 @@ from zoo import from_torchvision
 
 torch.set_num_threads(1)  # several workers share the cores
 from_torchvision.declare_operators()  # before anything imports torchvision: transformers, timm and lightning do
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and what they import stay to the end: nobody has to look through them for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

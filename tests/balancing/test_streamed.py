@@ -1,5 +1,7 @@
 """Energies that are read from the weights each time, against energies that are kept, and what they take of memory."""
 
+import copy
+import functools
 import math
 
 import pytest
@@ -89,14 +91,21 @@ NETWORKS = {
 }
 
 
-def analysed(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> equinorm.Symmetries:
+@functools.cache
+def spread(name: str) -> equinorm.Symmetries:
     """Symmetries of a network whose channels were spread over two decades."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     build, shape = NETWORKS[name]
     symmetries = equinorm.symmetries(build(), (torch.randn(*shape),))
     symmetries.rescale_((2 * torch.rand(symmetries.num_free, dtype=torch.float64) - 1) * math.log(10))
-    symmetries.model.to(dtype)
     return symmetries
+
+
+def analysed(name: str, dtype: torch.dtype = torch.float32) -> equinorm.Symmetries:
+    """The same of a copy that may be changed."""
+    found = copy.deepcopy(spread(name))
+    found.model.to(dtype)
+    return found
 
 
 def energies(symmetries: equinorm.Symmetries, p: float, streams: bool, compile: bool = False, c: float = 1.1) -> Problem:

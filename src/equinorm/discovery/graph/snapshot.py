@@ -42,8 +42,9 @@ _FOREIGN = (
     *("asyncio", "concurrent", "contextvars", "io", "logging", "multiprocessing", "queue", "selectors", "socket", "subprocess"),
     *("tempfile", "threading", "_io", "_thread", "equinorm", "torch._C", "torch._dynamo", "torch._inductor", "torch._ops"),
     *("torch._subclasses", "torch.distributed", "torch.export", "torch.fx", "torch.optim", "torch.utils.data"),
+    *("_pytest", "hypothesis", "ipykernel", "IPython", "pluggy", "traitlets"),
 )
-"""Modules whose objects other threads, the system or the exporter may change."""
+"""Modules whose objects other threads, the system, the exporter, or what runs tests and notebooks may change."""
 
 
 class Reach:
