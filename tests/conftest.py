@@ -1,4 +1,4 @@
-"""Shared by all tests: threads, operators that torchvision may lack, what is collected, and Ctrl-C where the system ignores it."""
+"""Shared by all tests: threads, operators that torchvision may lack, garbage, and Ctrl-C where the system ignores it."""
 
 import gc
 import signal
