@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.batches import Batch, run_undisturbed
-from equinorm.quantization.calls import KINDS, OPERATORS, CallWatch, Key, LayerCall, addend
+from equinorm.quantization.calls import KINDS, CallWatch, Key, LayerCall, addend
 from equinorm.quantization.fake_quantization import Simulation, broadcast, outputs
 from equinorm.quantization.operands import Place
 from equinorm.quantization.points import Point
@@ -60,23 +60,25 @@ def find_biases(
     A bias is a parameter that is added to what a layer makes, by the layer or right behind it, and to nothing else. A linear or
     convolutional module without one can be given one. What is shared is left: a shift is that of one layer.
     """
-    found: dict[str, str] = {}
-    left: dict[str, str] = {}
-    multiplied = _multiplied(model, args, kwargs)
+    calls: dict[str, list[Point]] = {}
     for point in points:
-        if isinstance(point, Point) and point.weight not in found:
-            bias, why = _bias(model, values, point)
-            if not why and bias in multiplied:
-                why = "its bias is multiplied by a number before it is added"
-            if why:
-                left[f"bias of {point.module or point.weight}"] = why
-            else:
-                found[point.weight] = bias
+        if isinstance(point, Point):
+            calls.setdefault(point.weight, []).append(point)
+    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    multiplied = _multiplied(model, args, kwargs)
+    for weight in calls:
+        bias, why = _bias(model, values, calls[weight])
+        if not why and bias in multiplied:
+            why = "its bias is multiplied by a number before it is added"
+        if why:
+            reasons[weight] = why
+        else:
+            found[weight] = bias
     for weight in _unread(model, args, kwargs, found):
         del found[weight]
-        name = next(point.module or point.weight for point in points if isinstance(point, Point) and point.weight == weight)
-        left[f"bias of {name}"] = "what calls its weight would not read a bias"
-    return found, left
+        reasons[weight] = "what calls its weight would not read a bias"
+    return found, {f"bias of {calls[weight][0].module or weight}": why for weight, why in reasons.items()}
 
 
 def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, biases: Mapping[str, str]) -> list[str]:
@@ -106,9 +108,9 @@ def _unread(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, bia
     return [*dict.fromkeys(unread)]
 
 
-def _bias(model: nn.Module, values: InnerValues, point: Point) -> tuple[str, str]:
-    """Name of a point's bias, which may not be there yet; or why it has none."""
-    uses = [use for use in values.uses(point.weight) if use.operator in OPERATORS]
+def _bias(model: nn.Module, values: InnerValues, calls: Sequence[Point]) -> tuple[str, str]:
+    """Name of the bias of one weight's calls, which may not be there yet; or why they have none."""
+    point, uses = calls[0], [values[call.made] for call in calls]
     held = Counter(part.data_ptr() for module in model.modules() for part in module._parameters.values() if part is not None)
     if held[model.get_parameter(point.weight).data_ptr()] > 1:
         return "", "its weight is shared"
