@@ -31,10 +31,9 @@ def rounded(values: Tensor, low: Tensor, high: Tensor, bits: int, is_symmetric: 
     steps = levels(bits, is_symmetric)
     extent = torch.maximum(-low, high) if is_symmetric else high - low
     step = torch.where(extent > 0, extent / steps, torch.ones_like(extent))
-    if is_symmetric:
-        return (values / step).round().clamp(-steps, steps) * step
-    zero = (-low / step).round()
-    return ((values / step).round() + zero).clamp(0, steps).sub(zero) * step
+    zero = torch.zeros_like(step) if is_symmetric else (-low / step).round()
+    least, most = (-steps if is_symmetric else 0) - zero, steps - zero
+    return (values / step).round_().clamp_(least, most).mul_(step)
 
 
 FRACTIONS = tuple(0.35 + 0.65 * i / 26 for i in range(26, -1, -1))
@@ -178,8 +177,8 @@ class Simulation:
         scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
         if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
-        found = rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric) / scales
-        return found.to(dtype)
+        found = rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric)
+        return found.div_(scales).to(dtype)
 
 
 def channel_scales(place: Place, z: Tensor) -> Tensor:
