@@ -191,6 +191,18 @@ def test_underflow_of_a_channel_is_refused():
     refused(net, inputs(torch.float32), 40.0, r"underflow")
 
 
+@pytest.mark.parametrize(("dtype", "twos"), [(torch.float16, 20), (torch.float32, 120)])
+def test_underflow_of_a_column_is_refused(dtype, twos):
+    """Also where other entries keep every row large, and for powers of two."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).to(dtype)
+    for weight, channel in ((net[0].weight, 0), (net[2].weight.T, 0)):
+        weight.data[channel] = 2.0 ** (-twos // 4)
+    net[0].bias.data.zero_()
+    z = torch.zeros(6, dtype=torch.float64)
+    z[0] = twos * math.log(2)
+    refused(net, (torch.rand(2, 4).to(dtype),), z, r"2\.weight: 4 of its 24 entries would underflow")
+
+
 def test_half_precision_asks_for_powers_of_two():
     refused(network(torch.bfloat16), inputs(torch.bfloat16), 0.3, r"power_of_two=True")
 

@@ -267,6 +267,13 @@ def _check_shifted(write: Write, info: torch.finfo) -> None:
         )
 
 
+def _are_small(tensor: Tensor, axis: int, info: torch.finfo) -> Tensor:
+    """Of each slice along an axis: is its largest entry so small that others may lose digits which count?"""
+    rest = tuple(other for other in range(tensor.dim()) if other != axis)
+    sizes = tensor.abs()
+    return (sizes.amax(dim=rest, keepdim=True) if rest else sizes) < info.tiny / info.eps
+
+
 def _check_exactly(write: Write, info: torch.finfo) -> None:
     exact = scaled(write.tensor, write.logs)
     after = exact.to(write.tensor.dtype)
@@ -275,10 +282,11 @@ def _check_exactly(write: Write, info: torch.finfo) -> None:
             f"cannot rescale {write.what}: it would overflow {info.dtype} (largest number {info.max:.1e}). "
             "Use smaller log-scales, or convert the model to a wider dtype."
         )
-    dims = tuple(range(1, after.dim()))
-    largest = after.abs().amax(dim=dims, keepdim=True) if dims else after.abs()
-    changed = (after.double() - exact).abs() > info.eps * exact.abs()
-    lost = changed & (after.abs() < info.tiny) & (largest < info.tiny / info.eps)
+    changed = ((after.double() - exact).abs() > info.eps * exact.abs()) & (after.abs() < info.tiny)
+    moving = {axis for log in write.logs for axis, size in enumerate(log.shape) if size > 1}
+    lost = changed & _are_small(after, 0, info)
+    for axis in moving - {0}:
+        lost |= changed & _are_small(after, axis, info)
     if bool(lost.any()):
         raise RescaleError(
             f"cannot rescale {write.what}: {int(lost.sum())} of its {lost.numel()} entries would underflow "
