@@ -328,6 +328,24 @@ def test_a_full_disk_leaves_no_output_and_the_next_run_goes_on(folders, tmp_path
     assert torch.equal(logits(folder.checkpoint.folder), logits(tmp_path / "out"))
 
 
+def test_a_disk_that_is_full_while_components_are_solved_is_told(tmp_path, monkeypatch):
+    """What is solved is written by safetensors, which has an error of its own; what it left damaged is solved anew."""
+
+    def full(*arguments, **more):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    z = torch.ones(3, dtype=torch.float64)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        solving._write_down(tmp_path, z, solving.Record(2))
+    monkeypatch.undo()
+    solving._write_down(tmp_path, z, solving.Record(2))
+    assert torch.equal(solving._begun(tmp_path, 3)[0], z)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert solving._begun(tmp_path, 3)[1].done == 0
+
+
 def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch):
     folder = folders["llama"]
     (tmp_path / "out").mkdir()
