@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors
@@ -17,7 +18,7 @@ from equinorm._scaling import Scaling
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints import rewriting, solving, staging
 from equinorm.checkpoints.comparing import CANONICAL, difference
-from equinorm.checkpoints.conversion import stored_scalings
+from equinorm.checkpoints.conversion import Conversion, stored_scalings
 from equinorm.checkpoints.folder import open_checkpoint, quantized
 from equinorm.checkpoints.stored import CheckpointError
 from equinorm.cli.folders import analysed
@@ -327,6 +328,24 @@ def test_a_full_disk_leaves_no_output_and_the_next_run_goes_on(folders, tmp_path
     assert torch.equal(logits(folder.checkpoint.folder), logits(tmp_path / "out"))
 
 
+def test_a_disk_that_is_full_while_components_are_solved_is_told(tmp_path, monkeypatch):
+    """What is solved is written by safetensors, which has an error of its own; what it left damaged is solved anew."""
+
+    def full(*arguments, **more):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    z = torch.ones(3, dtype=torch.float64)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        solving._write_down(tmp_path, z, solving.Record(2))
+    monkeypatch.undo()
+    solving._write_down(tmp_path, z, solving.Record(2))
+    assert torch.equal(solving._begun(tmp_path, 3)[0], z)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert solving._begun(tmp_path, 3)[1].done == 0
+
+
 def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch):
     folder = folders["llama"]
     (tmp_path / "out").mkdir()
@@ -341,6 +360,95 @@ def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch)
     with pytest.raises(OutputError, match=r"it takes .* GB, and 0.0 GB are free"):
         balance(folder, tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def one_tensor(folder, **more):
+    """A folder of one tensor, and a plan that moves it."""
+    folder.mkdir()
+    save_file({"a": torch.ones(2, 3), **more}, folder / "model.safetensors")
+    scaling = Scaling(("a",), (2, 3), torch.float32, "parameter", "weight", 1, ((1.0, torch.tensor([[1], [2]])),))
+    return Plan(torch.tensor([1.0, -1.0], dtype=torch.float64) * math.log(2), (scaling,))
+
+
+def test_files_that_hold_other_weights_do_not_come_along(tmp_path):
+    source, plan = tmp_path / "model", one_tensor(tmp_path / "model")
+    weights = ["rust_model.ot", "model.onnx_data", "model.onnx.data", "variables.data-00000-of-00001", "bert_model.ckpt.index"]
+    weights += ["model.safetensors.index.json", "sub/model.safetensors.index.json", "sub/pytorch_model.bin"]
+    others = ["sub/config.json", "tokenizer.model", "voices.npz", "data.json"]
+    (source / "sub").mkdir()
+    for name in (*weights, *others):
+        (source / name).write_text("{}")
+    (source / "link").symlink_to(tmp_path / "link")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "vocab.txt").write_text("a")
+    plan.rewrite(source, tmp_path / "out")
+    written = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"model.safetensors", "link/vocab.txt", *others}
+    left = open_checkpoint(source).others()[1]
+    assert {path.as_posix() for path in left} == {*weights}
+
+
+@pytest.mark.parametrize(("place", "said"), [("nowhere", "leads to none"), (".", "link to a folder around it")])
+def test_links_that_cannot_come_along_are_told_before_anything_is_written(place, said, tmp_path):
+    plan = one_tensor(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").symlink_to(place)
+    with pytest.raises(CheckpointError, match=f"tokenizer.json .*{said}"):
+        plan.rewrite(tmp_path / "model", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_run_goes_on_over_files_that_may_not_be_written_to(tmp_path, monkeypatch):
+    plan, copy = one_tensor(tmp_path / "model"), staging.shutil.copy2
+
+    def strict(source, target):
+        if target.exists():
+            raise PermissionError(13, "Permission denied")
+        copy(source, target)
+        if len([*target.parent.iterdir()]) == 3 and not (tmp_path / "again").exists():
+            raise OSError(28, "No space left on device")
+
+    for name in ("a.json", "b.json"):
+        (tmp_path / "model" / name).write_text("{}")
+    monkeypatch.setattr(staging.shutil, "copy2", strict)
+    with pytest.raises(OutputError, match=r"No space left on device.*run again to go on"):
+        plan.rewrite(tmp_path / "model", tmp_path / "out")
+    (tmp_path / "again").touch()
+    plan.rewrite(tmp_path / "model", tmp_path / "out")
+    assert len([*(tmp_path / "out").iterdir()]) == 3
+
+
+def test_a_disk_is_not_replaced_by_a_folder(tmp_path, monkeypatch):
+    plan = one_tensor(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(staging.os.path, "ismount", lambda path: path == tmp_path / "out")
+    with pytest.raises(OutputError, match="out is where a disk is mounted"):
+        plan.rewrite(tmp_path / "model", tmp_path / "out")
+
+
+def test_a_plan_replaces_no_weights_and_stands_in_no_output(tmp_path):
+    one_tensor(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link.safetensors").symlink_to(weights)
+    for path in (weights, tmp_path / "link.safetensors"):
+        with pytest.raises(OutputError, match=r"holds weights of .*model, which are read"):
+            Outputs(tmp_path / "out", path, True).check(str(tmp_path / "model"))
+    with pytest.raises(OutputError, match=r"plan\.safetensors lies in .*out, which appears when it is whole"):
+        Outputs(tmp_path / "out", tmp_path / "out" / "plan.safetensors", False).check(str(tmp_path / "model"))
+    Outputs(tmp_path / "out", tmp_path / "model" / "plan.safetensors", False).check(str(tmp_path / "model"))
+
+
+def test_whole_numbers_are_compared(tmp_path):
+    names = ("table", "norm.num_batches_tracked", "unread")
+    for folder, number in (("a", 1000), ("b", 1001), ("c", 1000)):
+        one_tensor(tmp_path / folder, **{name: torch.tensor([number, 7]) for name in names})
+    a, b, c = (open_checkpoint(tmp_path / name) for name in "abc")
+    still = Scaling(("a",), (2, 3), torch.float32, "parameter", "weight", 1, ())
+    orbit = SimpleNamespace(num_free=0, family_ranges=[])
+    task = solving.Task(a, orbit, Conversion((still,), (), ("unread",), 0), CANONICAL, False)
+    assert difference(task, c, torch.zeros(1, dtype=torch.bool)).different == ()
+    (found,) = difference(task, b, torch.zeros(1, dtype=torch.bool)).different
+    assert (found.key, found.largest, found.entries, found.size) == ("table", math.inf, 1, 2)
 
 
 def test_damaged_files_are_refused(folders, tmp_path):

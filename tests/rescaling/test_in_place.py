@@ -191,6 +191,30 @@ def test_underflow_of_a_channel_is_refused():
     refused(net, inputs(torch.float32), 40.0, r"underflow")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "twos", "small", "others"),
+    [(torch.float16, 20, 2.0**-5, 0.4), (torch.float16, 16, 2.0**-9, 6e4), (torch.float32, 120, 2.0**-30, 0.4)],
+)
+def test_underflow_of_a_column_is_refused(dtype, twos, small, others):
+    """Also where other entries keep every row large, and for powers of two."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)).to(dtype)
+    net[0].weight.data[0] = net[2].weight.data[:, 0] = small
+    net[0].bias.data.zero_()
+    net[2].weight.data[:, 1] = others
+    z = torch.zeros(6, dtype=torch.float64)
+    z[0] = twos * math.log(2)
+    refused(net, (torch.rand(2, 4).to(dtype),), z, r"2\.weight: 4 of its 24 entries would underflow")
+
+
+def test_single_entries_of_a_column_may_underflow():
+    """Which changes it by less than rounding does."""
+    net = nn.Sequential(nn.Linear(4, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False)).half()
+    net[2].weight.data[:, 0] = torch.tensor([0.5, 2.0**-20, 0.25, 0.0])
+    symmetries = equinorm.symmetries(net, torch.rand(1, 4).half())
+    symmetries.rescale_(torch.tensor([6.0, 0.0], dtype=torch.float64) * math.log(2))
+    assert net[2].weight[:, 0].tolist() == [2.0**-7, 0.0, 2.0**-8, 0.0]
+
+
 def test_half_precision_asks_for_powers_of_two():
     refused(network(torch.bfloat16), inputs(torch.bfloat16), 0.3, r"power_of_two=True")
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
@@ -260,13 +260,13 @@ THOROUGH = False
 
 @check(2)
 def powers_of_two_leave_every_bit():
-    spread = fsdp(unbalanced(mlp, torch.float32))
-    outputs = spread(ROWS.float()).detach()
-    found = equinorm.symmetries(spread, ROWS.float())
-    found.rescale_(
-        torch.randint(-3, 4, (found.num_free,), generator=torch.Generator().manual_seed(3)) * torch.tensor(2.0).double().log()
-    )
-    assert torch.equal(spread(ROWS.float()), outputs)
+    for policy in (MixedPrecisionPolicy(), MixedPrecisionPolicy(param_dtype=torch.bfloat16)):
+        spread = fully_shard(unbalanced(mlp, torch.float32), mesh=mesh("dp"), mp_policy=policy)
+        outputs = spread(ROWS.float()).detach()
+        found = equinorm.symmetries(spread, ROWS.float())
+        twos = torch.randint(-3, 4, (found.num_free,), generator=torch.Generator().manual_seed(3))
+        found.rescale_(twos * torch.tensor(2.0).double().log())
+        assert torch.equal(spread(ROWS.float()), outputs)
 
 
 @check(2)

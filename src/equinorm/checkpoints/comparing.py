@@ -34,7 +34,7 @@ class Apart:
 
     Attributes:
         key: its name.
-        largest: relative difference of any of its channels, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞).
+        largest: relative difference of any of its channels, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞); inf where whole numbers differ.
         entries: how many differ by more than rounding explains: in half precision more than 2^-5 (float16: 2^-8) of the entry
             itself, else more than the tolerance, in parts of the largest of their channel.
         size: how many there are.
@@ -97,6 +97,13 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
             if key not in found:
                 found[key] = _apart(key, scaling, z, (task.checkpoint, other), tolerance)
                 tick(2 * task.checkpoint.entries[key].size)
+    unread = {*task.conversion.ignored}
+    for entry in task.checkpoint.entries.values():  # whole numbers, which nothing scales
+        if entry.key not in found and entry.key not in unread and not entry.key.endswith("num_batches_tracked"):
+            a, b = (side.mapped(entry.key) for side in (task.checkpoint, other))
+            apart = int((a != b).sum())
+            found[entry.key] = Apart(entry.key, math.inf if apart else 0.0, apart, a.numel())
+            tick(2 * entry.size)
     different = [part for part in found.values() if part.entries or part.largest > tolerance]
     different.sort(key=lambda part: (-part.largest, part.key))
     return Difference(z, max((part.largest for part in found.values()), default=0.0), tolerance, tuple(different), dead)

@@ -1,7 +1,8 @@
 """A checkpoint's folder: its safetensors, what they hold, and what else lies there."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,14 @@ from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, open
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-_WEIGHTS = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pt2", ".pth", ".safetensors", ".tflite")
+_WEIGHTS = (
+    *(".bin", ".ckpt", ".distcp", ".gguf", ".h5", ".keras", ".mlmodel", ".msgpack", ".nemo", ".onnx", ".ot"),
+    *(".pb", ".pt", ".pt2", ".pte", ".pth", ".safetensors", ".tflite"),
+)
 """Files that may hold weights, which would no longer be those of the folder."""
+
+_BESIDE = re.compile(r"\.onnx[._]data(_\d+)?$|\.data-\d+-of-\d+$|\.ckpt\.(index|meta)$")
+"""Ends of further ones, which ONNX and TensorFlow store beside a file of theirs."""
 
 _NARROW = ("F4", "F6_", "F8_", "I4", "I8", "I32", "U4", "U8", "U32")
 """Starts of the dtypes in which quantized numbers are stored; whole numbers of 32 bits hold several."""
@@ -48,13 +55,21 @@ class Checkpoint:
         return self.where[key].mapped(key)
 
     def others(self) -> tuple[list[Path], list[Path]]:
-        """Relative paths of files that fit any weights, as tokenizers do, and of those that may hold other weights."""
+        """Relative paths of files that fit any weights, as tokenizers do, and of those that may hold other weights.
+
+        Raises:
+            CheckpointError: for a link that leads nowhere, or to a folder around it.
+        """
         own = {file.path.name for file in self.files}
-        found = [path for path in _walk(self.folder, Path()) if path.as_posix() not in own]
-        weights = [
-            path for path in found if path.suffix in _WEIGHTS or (path.name.endswith(".index.json") and path.name != INDEX)
-        ]
+        index = None if own == {ONE} else INDEX  # beside one file it would name others
+        found = [path for path in _walk(self.folder, Path(), ()) if path.as_posix() not in own]
+        weights = [path for path in found if path.as_posix() != index and _is_weight(path.name)]
         return [path for path in found if path not in weights], weights
+
+
+def _is_weight(name: str) -> bool:
+    """May a file of this name hold weights, or say which files do?"""
+    return name.endswith((*_WEIGHTS, ".index.json")) or _BESIDE.search(name) is not None
 
 
 def quantized(checkpoint: Checkpoint) -> tuple[Entry, str] | None:
@@ -114,12 +129,16 @@ def _index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} is no index of weights: {type(error).__name__}: {error}.") from error
 
 
-def _walk(root: Path, below: Path) -> Iterator[Path]:
-    """Files of a folder and of those in it, without hidden ones."""
+def _walk(root: Path, below: Path, around: Sequence[Path]) -> Iterator[Path]:
+    """Files of a folder and of those in it, without hidden ones; `around` are the folders above."""
+    around = (*around, (root / below).resolve())
     for path in sorted((root / below).iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            yield from _walk(root, below / path.name)
-        else:
+        if path.is_dir() and path.resolve() not in around:
+            yield from _walk(root, below / path.name, around)
+        elif path.is_file():
             yield below / path.name
+        else:
+            what = "is a link to a folder around it" if path.is_dir() else "is no file, or a link that leads to none"
+            raise CheckpointError(f"{path} {what}, and cannot come along. Remove it, or fetch what is missing.")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from equinorm._scaling import Cast, Reason, Scaling
 from equinorm.checkpoints.folder import open_checkpoint
 from equinorm.checkpoints.rewriting import Rewriting, moves_of, rewrite_file
 from equinorm.checkpoints.staging import rewrite_folder
-from equinorm.checkpoints.stored import CheckpointError, open_stored
+from equinorm.checkpoints.stored import CheckpointError, open_stored, save_tensors
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.plan import Plan
 
@@ -35,14 +34,7 @@ def write_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     }
     tensors = {"log_scales": plan.log_scales.contiguous(), **ids.tensors}
     metadata = {"format": _FORMAT, "plan": json.dumps(described)}
-
-    def write(target: Path) -> None:
-        try:
-            safetensors.torch.save_file(tensors, target, metadata=metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    write_atomically([(Path(path), write)], force=True)
+    write_atomically([(Path(path), lambda target: save_tensors(tensors, target, metadata))], force=True)
 
 
 def read_plan(path: str | os.PathLike[str]) -> Plan:

@@ -1,5 +1,6 @@
 """Balance a checkpoint: one component after the other is read, solved and dropped."""
 
+import contextlib
 import json
 import math
 import time
@@ -8,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick
-from equinorm.checkpoints.stored import CheckpointError
+from equinorm.checkpoints.stored import CheckpointError, save_tensors
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.bounds import row_bounds
 from equinorm.rescaling.casts import check as check_casts
@@ -262,16 +262,17 @@ def _begun(staging: Path | None, num_free: int) -> tuple[Tensor, Record]:
     """What an earlier run has solved."""
     path = None if staging is None else staging / _SOLVED
     if path is not None and path.exists():
-        with safetensors.safe_open(path, framework="pt") as file:
+        with (
+            contextlib.suppress(safetensors.SafetensorError, ValueError, LookupError, TypeError),  # damaged: solved anew
+            safetensors.safe_open(path, framework="pt") as file,
+        ):
             return file.get_tensor("log_scales"), Record(**json.loads(file.metadata()["record"]))
     return torch.zeros(num_free, dtype=torch.float64), Record()
 
 
 def _write_down(staging: Path, z: Tensor, record: Record) -> None:
     metadata = {"record": json.dumps(asdict(record))}
-    write_atomically(
-        [(staging / _SOLVED, lambda path: safetensors.torch.save_file({"log_scales": z}, path, metadata))], force=True
-    )
+    write_atomically([(staging / _SOLVED, lambda path: save_tensors({"log_scales": z}, path, metadata))], force=True)
 
 
 def norm_of(energy: float, options: BalanceOptions) -> float:

@@ -47,14 +47,18 @@ def check_output(checkpoint: Checkpoint, output: Path) -> None:
 
     Raises:
         OutputError: if it exists, lies in the folder that is read, or in none.
+        CheckpointError: if a file cannot come along.
     """
     target, source = output.resolve(), checkpoint.folder.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{output} exists, and folders are not replaced. Remove it, or write to another name.")
+    if os.path.ismount(target):
+        raise OutputError(f"{output} is where a disk is mounted, and cannot be replaced. Write to a folder in it.")
     if target == source or source in target.parents:
         raise OutputError(f"{output} lies in the folder that is read. Write to another one.")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
+    checkpoint.others()
 
 
 def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Path:
@@ -67,6 +71,7 @@ def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Pat
 
     Raises:
         OutputError: if the output exists, cannot be created, has no room, or was begun otherwise.
+        CheckpointError: if a file of the folder cannot come along.
     """
     check_output(checkpoint, output)
     target, staging = output.resolve(), staging_of(output)
@@ -166,6 +171,7 @@ def fill(
     try:
         for path in same:
             (inside / path).parent.mkdir(parents=True, exist_ok=True)
+            (inside / path).unlink(missing_ok=True)  # of an earlier run, which may be read-only
             shutil.copy2(checkpoint.folder / path, inside / path)
             _sync(inside / path)
         for folder in (inside, staging):

@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -179,6 +181,18 @@ def _cut(places: tuple[slice, ...], shape: tuple[int, ...], most: int) -> Iterat
 def at_places(log: Tensor, places: Sequence[slice]) -> Tensor:
     """Of what broadcasts to a tensor the part that belongs to a piece."""
     return log[tuple(place if log.size(axis) > 1 else slice(None) for axis, place in enumerate(places))]
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file of tensors that are in memory.
+
+    Raises:
+        OSError: if it cannot be written, for which safetensors has an error of its own.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata))
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_into(file: BinaryIO, path: Path, buffer: Tensor) -> None:

@@ -41,6 +41,11 @@ class Outputs:
             check_is_folder(model, self.folder)
         if self.plan is not None:
             check_target(self.plan, (".safetensors",), self.force)
+            plan, read = self.plan.resolve(), Path(model).expanduser()
+            if self.folder is not None and self.folder.resolve() in plan.parents:
+                raise OutputError(f"{self.plan} lies in {self.folder}, which appears when it is whole. Write it elsewhere.")
+            if plan.exists() and any(plan.samefile(path) for path in read.glob("*.safetensors") if path.exists()):
+                raise OutputError(f"{self.plan} holds weights of {model}, which are read. Write the plan to another file.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from equinorm._errors import describe
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
 from equinorm.checkpoints.saving import fitted, write_folder
 from equinorm.checkpoints.staging import Rewritten, check_output
+from equinorm.checkpoints.stored import save_tensors
 from equinorm.cli.folders import is_folder
 from equinorm.reporting.files import OutputError, check_target, make_folder, write_atomically
 
@@ -116,7 +116,4 @@ def save(model: nn.Module, path: Path) -> None:
             "Nothing was written."
         )
     copies = {key: value.detach().to("cpu").clone(memory_format=torch.contiguous_format) for key, value in state.items()}
-    try:
-        safetensors.torch.save_file(copies, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:
-        raise OSError(str(error)) from error
+    save_tensors(copies, path, {"format": "pt"})
