@@ -58,7 +58,7 @@ def check_output(checkpoint: Checkpoint, output: Path) -> None:
         raise OutputError(f"{output} lies in the folder that is read. Write to another one.")
     if not target.parent.is_dir():
         raise OutputError(f"cannot write {output}: there is no folder {target.parent}. Create it first.")
-    checkpoint.others()
+    checkpoint.others()  # raises for links that lead nowhere
 
 
 def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Path:
