@@ -119,16 +119,15 @@ def equalize(
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         check_fits(loaded.model, to.like)
         steps.say("finding symmetries")
-        hidden, notes = opaque or (), list(loaded.notes)
-        given, network = (loaded.args, loaded.kwargs), loaded.model
+        hidden = opaque or ()
+        network, original, notes = loaded.model, loaded.model, list(loaded.notes)
         if output.suffix == ".pt2":
-            network, preparation = prepare(network, *given, fold=fold, free=freed, opaque=hidden)
+            network, preparation = prepare(network, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
             notes += preparing_notes(preparation)
-            original = loaded.model
         else:
             original = duplicate(network, VERIFYING)
         found = equalize_(
-            *(network, *given),
+            *(network, loaded.args, loaded.kwargs),
             scheme=meant,
             largest=largest,
             power_of_two=power_of_two,
@@ -140,22 +139,15 @@ def equalize(
         settle_(found.model)
         if not found.symmetries.num_free and not found.corrections:
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        examples = [loaded, *(_on_data(loaded, batch) for batch in (batches or [])[1:VERIFIED])]
-        apart = max(_verified(found, original, example, power_of_two) for example in examples)
+        apart = _verified(found, original, loaded, batches or [], power_of_two)
         steps.say("writing")
         notes += _of_biases(found, bias_correction)
         if batches is None:
             notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
-        record = Equalizing(
-            model=f"{loaded.name} ({describe(original)})",
-            inputs=describe_inputs(loaded.args, loaded.kwargs),
-            equalization=found.to_dict(),
-            deviation=apart,
-            output=str(output),
-            report=str(report) if report else None,
-            notes=tuple(notes),
-        )
+        name, form = f"{loaded.name} ({describe(original)})", describe_inputs(loaded.args, loaded.kwargs)
+        pictures = str(report) if report else None
+        record = Equalizing(name, form, found.to_dict(), apart, str(output), pictures, tuple(notes))
         return record, shown(record, found), 0
 
     run(work, json, debug)
@@ -242,17 +234,20 @@ def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
     return replace(loaded, args=tuple(args), kwargs=kwargs) if fits and is_finite else loaded
 
 
-def _verified(found: Equalization, original: torch.nn.Module, loaded: Loaded, power_of_two: bool) -> float:
-    """The deviation of outputs, but for what was added to biases.
+def _verified(
+    found: Equalization, original: torch.nn.Module, loaded: Loaded, batches: Sequence[Batch], power_of_two: bool
+) -> float:
+    """The largest deviation of outputs on the example and further batches, but for what was added to biases.
 
     Raises:
         InexactError: if it is more than rounding.
     """
-    model = found.model
+    model, cure = found.model, f"{remedy(power_of_two)} A smaller --largest helps, too."
     if found.corrections:
         model = duplicate(model, VERIFYING)
         correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
-    return verified("equalized", model, original, loaded, f"{remedy(power_of_two)} A smaller --largest helps, too.")[0]
+    examples = [loaded, *(_on_data(loaded, batch) for batch in batches[1:VERIFIED])]
+    return max(verified("equalized", model, original, example, cure)[0] for example in examples)
 
 
 def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:
