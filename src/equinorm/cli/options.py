@@ -13,6 +13,10 @@ MODELS = (
     "package.module:factory, a transformers checkpoint's FOLDER (read in parts) or hf:FOLDER (loaded), timm:NAME, an .onnx "
     "file, or an exported .pt2 file."
 )
+LOADED = MODELS.replace("FOLDER (read in parts) or hf:FOLDER (loaded)", "FOLDER or hf:FOLDER (both loaded as a whole)")
+"""Of commands that read no folder in parts."""
+OF_PYTORCH = LOADED.replace("an .onnx file, or an exported", "or an exported")
+"""Of those that refuse ONNX files as well."""
 
 Model = Annotated[str, typer.Argument(help=MODELS)]
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
