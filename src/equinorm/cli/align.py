@@ -15,7 +15,7 @@ from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
-from equinorm.cli.options import MODELS, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
@@ -43,7 +43,7 @@ class Aligning:
 
 
 def align(
-    model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
+    model_a: Annotated[str, typer.Argument(metavar="A", help=OF_PYTORCH)],
     model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
     output: Annotated[
         Path,

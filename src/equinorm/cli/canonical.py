@@ -14,7 +14,7 @@ from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
-from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_fits, save_like, source_of
@@ -42,7 +42,7 @@ class Canonicalizing:
 
 
 def canonical(
-    model: Model,
+    model: Annotated[str, typer.Argument(help=OF_PYTORCH)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Write to this .safetensors file, of a FOLDER to this folder.")
     ],

@@ -18,7 +18,7 @@ from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
-from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Trust, Weights
+from equinorm.cli.options import LOADED, Debug, Force, Inputs, Json, Opaque, Report, Result, Settings, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_fits
@@ -51,7 +51,7 @@ class Equalizing:
 
 
 def equalize(
-    model: Model,
+    model: Annotated[str, typer.Argument(help=LOADED)],
     output: Annotated[
         Path,
         typer.Option(

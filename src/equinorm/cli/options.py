@@ -9,10 +9,17 @@ from rich.console import RenderableType
 Result = tuple[Any, RenderableType, int]
 """A command's record, what it prints for it, and its exit code."""
 
-MODELS = (
-    "package.module:factory, a transformers checkpoint's FOLDER (read in parts) or hf:FOLDER (loaded), timm:NAME, an .onnx "
-    "file, or an exported .pt2 file."
-)
+
+def _models(folders: str, onnx: str = "an .onnx file, ") -> str:
+    return f"package.module:factory, a transformers checkpoint's {folders}, timm:NAME, {onnx}or an exported .pt2 file."
+
+
+_AS_A_WHOLE = "FOLDER or hf:FOLDER (both loaded as a whole)"
+MODELS = _models("FOLDER (read in parts) or hf:FOLDER (loaded)")
+LOADED = _models(_AS_A_WHOLE)
+"""Of commands that read no folder in parts."""
+OF_PYTORCH = _models(_AS_A_WHOLE, onnx="")
+"""Of those that refuse ONNX files as well."""
 
 Model = Annotated[str, typer.Argument(help=MODELS)]
 Weights = Annotated[Path | None, typer.Option(help="Load these weights: .safetensors, or a state dict (.pt, .pth).")]
