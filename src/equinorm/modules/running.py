@@ -33,7 +33,8 @@ def own_random(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         torch.default_generator.manual_seed(0)
         for device in places:
-            if hasattr(module := getattr(torch, device.type, None), "set_rng_state"):
+            module: Any = getattr(torch, device.type, None)
+            if hasattr(module, "set_rng_state"):  # neither the CPU, which is done, nor meta tensors
                 stack.enter_context(torch.random.fork_rng([device], device_type=device.type))
                 module.set_rng_state(torch.Generator(device).manual_seed(0).get_state(), device)
         yield
