@@ -150,6 +150,11 @@ def test_deviation_draws_the_same_random_numbers_and_keeps_statistics():
     state = torch.get_rng_state()
     assert equinorm.deviation(net, twin, args) == 0.0
     assert torch.equal(state, torch.get_rng_state())
+    with torch.no_grad():
+        twin[0].bias.add_(1)
+    once = equinorm.deviation(net, twin, args)
+    torch.manual_seed(1)
+    assert equinorm.deviation(net, twin, args) == once  # whatever the user's seed
     assert torch.equal(net[1].running_mean, torch.zeros(8))
     assert net[1].num_batches_tracked == 0
 

@@ -146,6 +146,25 @@ def test_a_corrected_bias_counts_in_every_call():
     assert found.measured() == pytest.approx((found.measured_before, found.measured_after), abs=1e-6)
 
 
+class TwoBiases(nn.Module):
+    """A weight that two calls use, each with a bias of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last, self.bias = nn.Linear(6, 6), nn.Linear(6, 2), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return self.last(nn.functional.linear(self.layer(x).relu(), self.layer.weight, self.bias).relu())
+
+
+def test_a_weight_with_another_bias_in_each_call_is_not_corrected():
+    torch.manual_seed(3)
+    net, x = TwoBiases().double().eval(), 3 * torch.randn(16, 6, dtype=torch.float64)
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w3a4-tensor", bias_correction=True)
+    assert dict(found.biases) == {"last.weight": "last.bias"}
+    assert "another in each call" in found.left["bias of layer"]
+
+
 def test_normalizations_are_folded_and_bounds_set_free():
     torch.manual_seed(0)
     layers = [nn.Conv2d(2, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)]

@@ -89,6 +89,15 @@ def test_rounding_has_as_many_steps_as_bits_say(symmetric):
     assert rounded(torch.zeros(3), torch.tensor(0.0), torch.tensor(0.0), 8, symmetric).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(("symmetric", "expected"), [(False, [-1, -1, 0, 1, 2, 2]), (True, [-2, -2, 0, 0, 2, 2])])
+def test_numbers_beyond_the_bounds_are_cut_off(symmetric, expected):
+    """Steps of 1 from −1 to 2, or of 2 from −2 to 2; what is given stays as it is."""
+    values = torch.tensor([-5.0, -1.2, -0.4, 0.6, 2.0, 9.0])
+    before = values.clone()
+    assert rounded(values, torch.tensor(-1.0), torch.tensor(2.0), 2, symmetric).tolist() == expected
+    assert torch.equal(values, before)
+
+
 @pytest.mark.parametrize("block", ["tensor", "channel", 16])
 def test_clipped_ranges_are_the_best_fractions(block):
     """Of tails as heavy as these, 3 bits do better to leave out the largest."""
