@@ -13,7 +13,7 @@ from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Tick, does_move
 from equinorm.checkpoints.solving import ComponentWeights, Task, components_of, size_of
-from equinorm.checkpoints.stored import CheckpointError, at_places, pieces
+from equinorm.checkpoints.stored import CheckpointError, at_places, is_counter, pieces
 from equinorm.joining.differences import beyond_rounding, relative
 from equinorm.joining.equivalence import TOLERANCES
 from equinorm.rescaling.powers_of_two import LN2
@@ -97,9 +97,8 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
             if key not in found:
                 found[key] = _apart(key, scaling, z, (task.checkpoint, other), tolerance)
                 tick(2 * task.checkpoint.entries[key].size)
-    unread = {*task.conversion.ignored}
     for entry in task.checkpoint.entries.values():  # whole numbers, which nothing scales
-        if entry.key not in found and entry.key not in unread and not entry.key.endswith("num_batches_tracked"):
+        if entry.key not in found and entry.key not in task.conversion.ignored and not is_counter(entry.key):
             a, b = (side.mapped(entry.key) for side in (task.checkpoint, other))
             apart = int((a != b).sum())
             found[entry.key] = Apart(entry.key, math.inf if apart else 0.0, apart, a.numel())

@@ -183,6 +183,11 @@ def at_places(log: Tensor, places: Sequence[slice]) -> Tensor:
     return log[tuple(place if log.size(axis) > 1 else slice(None) for axis, place in enumerate(places))]
 
 
+def is_counter(key: str) -> bool:
+    """Is it batch normalization's step counter, which PyTorch itself fills in?"""
+    return key.rpartition(".")[2] == "num_batches_tracked"
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a file of tensors that are in memory.
 

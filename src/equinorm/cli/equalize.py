@@ -145,9 +145,15 @@ def equalize(
         if batches is None:
             notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
-        name, form = f"{loaded.name} ({describe(original)})", describe_inputs(loaded.args, loaded.kwargs)
-        pictures = str(report) if report else None
-        record = Equalizing(name, form, found.to_dict(), apart, str(output), pictures, tuple(notes))
+        record = Equalizing(
+            model=f"{loaded.name} ({describe(original)})",
+            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            equalization=found.to_dict(),
+            deviation=apart,
+            output=str(output),
+            report=str(report) if report else None,
+            notes=tuple(notes),
+        )
         return record, shown(record, found), 0
 
     run(work, json, debug)

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from equinorm._display import and_more, sizes
 from equinorm._errors import EquinormError, dtype_name, first_line
 from equinorm._memory import place_of
+from equinorm.checkpoints.stored import is_counter
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of weight files."""
@@ -163,7 +164,7 @@ def _unwrapped(key: str) -> str:
 
 def _check_keys(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
     present = {_memory(own[key]) for key in own.keys() & state.keys()}
-    missing = [key for key in own if key not in state and not _is_counter(key) and _memory(own[key]) not in present]
+    missing = [key for key in own if key not in state and not is_counter(key) and _memory(own[key]) not in present]
     unexpected = [key for key in state if key not in own]
     both = [key for key in own if isinstance(own[key], Tensor) and key in state]
     shaped = [(key, state[key].shape, own[key].shape) for key in both]
@@ -237,11 +238,6 @@ def _same(held: Any, stored: Tensor) -> bool:
         return False
     bits = [part.detach().contiguous().flatten().view(torch.uint8) for part in (held, stored.to(held.device, held.dtype))]
     return torch.equal(*bits)
-
-
-def _is_counter(key: str) -> bool:
-    """Batch normalization's step counter, which PyTorch itself fills in."""
-    return key.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _memory(value: Any) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from equinorm._errors import EqualizeError, describe
+from equinorm._errors import EqualizeError, describe, first_line
 from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, floats_in, may_be_cut, rows, split_rows, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
@@ -175,7 +175,8 @@ class _Pass:
         try:
             gradients = torch.autograd.grad(total, wanted, allow_unused=True)
         except RuntimeError as error:
-            raise EqualizeError(f"gradients of {describe(self.model)} cannot be taken: {str(error).splitlines()[0]}") from error
+            reason = first_line(error).partition(" Hint:")[0]  # which is about a traceback that is not shown
+            raise EqualizeError(f"gradients of {describe(self.model)} cannot be taken: {reason}") from error
         if not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None):
             raise EqualizeError(
                 f"gradients of {describe(self.model)} are NaN or inf on calibration batch {self.number}: what rounding costs "
