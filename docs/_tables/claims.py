@@ -29,7 +29,7 @@ def table(file: str, name: str) -> str:
         return f"*{MISSING.capitalize()}.*"
     places = list(_places(sweep))
     labels = list(dict.fromkeys(s.label for s in sorted(series, key=lambda s: [*METHODS].index(s.method))))
-    rows = [f"| | {' | '.join(_at(sweep, [place]) for place in places)} |", "| --- |" + " ---: |" * len(places)]
+    rows = [f"| | {' | '.join(_at(sweep, place) for place in places)} |", "| --- |" + " ---: |" * len(places)]
     for label in labels:
         cells = []
         for place in places:
@@ -44,34 +44,25 @@ def table(file: str, name: str) -> str:
 
 
 def verdict(file: str, name: str, better: str, *worse: str) -> str:
-    """Is one method at or above another wherever both were measured? Differences below two standard errors decide nothing.
+    """Is one method at or above another? A cell for each place. Differences below two standard errors decide nothing.
 
     Of several variants of the other that counts which the held-out images choose.
     """
     sweep = preset(name)
     series = _series(file, sweep)
-    outcomes: dict[str, list[tuple[int, int]]] = {"above": [], "equal": [], "below": []}
-    said, measured = [], []
+    cells = []
     for place in _places(sweep):
         one, two = (_find(series, sweep, method, place) for method in ((better,), worse))
-        if one is None or two is None:
-            continue
-        gap = float(one.accuracies.mean() - two.accuracies.mean())
-        error = math.hypot(*(_error(s) for s in (one, two)))
-        if _diverged(one) != _diverged(two):  # a run at chance is no spread around the mean
-            gap, error = _diverged(two) - _diverged(one), 0.0
-        outcomes["equal" if abs(gap) <= 2 * error else "above" if gap > 0 else "below"].append(place)
-        measured.append(place)
-        few = " (one seed)" if len(one.results) == 1 else ""
-        said.append(f"{_at(sweep, [place])}: {_value(one)}{few} against {_value(two)}")
-    if not said:
-        return f"*{MISSING}*"
-    words = {"above": "holds", "equal": "no difference", "below": "does not hold"}
-    parts = [(words[key], places) for key, places in outcomes.items() if places]
-    word = parts[0][0] if len(parts) == 1 else ", ".join(f"{text} at {_at(sweep, places)}" for text, places in parts)
-    missing = [place for place in _places(sweep) if place not in measured]
-    rest = f" ({MISSING}: {_at(sweep, missing)})" if missing else ""
-    return f"**{word}**{rest}<br><small>{'; '.join(said)}</small>"
+        cells.append(f"*{MISSING}*" if one is None or two is None else _outcome(one, two))
+    return " | ".join(cells)
+
+
+def _outcome(one: Series, two: Series) -> str:
+    gap = float(one.accuracies.mean() - two.accuracies.mean())
+    error = math.hypot(*(_error(series) for series in (one, two)))
+    if _diverged(one) != _diverged(two):  # a run at chance is no spread around the mean
+        gap, error = _diverged(two) - _diverged(one), 0.0
+    return "no difference" if abs(gap) <= 2 * error else "**holds**" if gap > 0 else "**does not hold**"
 
 
 def accuracy(file: str, name: str, place: str, *methods: str) -> str:
@@ -97,11 +88,10 @@ def _places(sweep: Sweep) -> Iterator[tuple[int, int]]:
             yield depth, batch
 
 
-def _at(sweep: Sweep, places: Sequence[tuple[int, int]]) -> str:
-    """Places in words: 10 and 16 hidden layers, batch 16."""
-    if sweep.base.network == "fc":
-        return f"{' and '.join(str(depth + 1) for depth, _ in places)} hidden layers"
-    return f"batch {' and '.join(str(batch) for _, batch in places)}"
+def _at(sweep: Sweep, place: tuple[int, int]) -> str:
+    """A place in words: 10 hidden layers, batch 16."""
+    depth, batch = place
+    return f"{depth + 1} hidden layers" if sweep.base.network == "fc" else f"batch {batch}"
 
 
 def _find(series: list[Series], sweep: Sweep, methods: Sequence[str], place: tuple[int, int]) -> Series | None:

@@ -56,3 +56,10 @@ def test_runs_with_all_extras_say_so_in_two_words():
     labels = {series.label for series in experiment.series}
     less = "baseline momentum=0.9, weight_decay=0.004, centralise=1"
     assert labels == {"baseline", "baseline with extras", "baseline with extras, biases=1", less}
+
+
+def test_labels_name_options_that_tell_methods_apart():
+    extras = {"head": 0.1, "centralise": True}
+    runs = [replace(TINY, method="bn"), replace(TINY, method="baseline", **extras), replace(TINY, method="enorm", c=1.2)]
+    (experiment,) = experiments([made(run) for run in runs])
+    assert {series.label for series in experiment.series} == {"BN", "baseline head=0.1, centralise=1", "ENorm"}

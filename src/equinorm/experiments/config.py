@@ -157,8 +157,9 @@ class Run:
         if METHODS[self.method].balancing == "two-level" and math.isinf(self.p):
             raise ExperimentError(f"{self.method} follows the minimum of a finite p. Use enorm for p=inf.")
 
-    def canonical(self) -> "Run":
-        """The same run with options that it does not use at their defaults, so that it is equal to its like."""
+    @property
+    def unused(self) -> list[str]:
+        """Options without effect on this run, for its method and network."""
         method, unused = METHODS[self.method], []
         if not method.balancing:
             unused += ["c_end", "cycles", "every", "match_biases", "symmetric_biases"]
@@ -170,7 +171,11 @@ class Run:
             unused += ["depth"]
         if not self.network.startswith("resnet"):
             unused += ["branch", "identity"]
-        return replace(self, **{name: DEFAULTS[name] for name in unused})
+        return unused
+
+    def canonical(self) -> "Run":
+        """The same run with options that it does not use at their defaults, so that it is equal to its like."""
+        return replace(self, **{name: DEFAULTS[name] for name in self.unused})
 
 
 DEFAULTS: dict[str, Any] = {item.name: item.default for item in fields(Run)}

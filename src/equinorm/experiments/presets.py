@@ -65,8 +65,8 @@ PRESETS = {
         replace(_FC, epochs=20), (*_CORE, *_EQUAL), depths=(1, 9, 15), seeds=3, select_epochs=3, lrs=(0.02, 0.1, 0.5)
     ),
     "fc-trials": Sweep(replace(_FC, epochs=3), _TRIALS, depths=(9,), seeds=1, select_epochs=3, lrs=(0.02, 0.05)),
-    "fc-60": Sweep(_FC, _NORMS, depths=(1, 9, 15), seeds=2, select_epochs=0, lrs=(0.05,)),
-    "fc-60-bfloat16": Sweep(replace(_FC, bfloat16=True), _NORMS, depths=(1, 9, 15), seeds=2, select_epochs=0, lrs=(0.05,)),
+    "fc-60": Sweep(_FC, _NORMS, depths=(1, 5, 9, 15, 19), seeds=2, select_epochs=0, lrs=(0.05,)),
+    "fc-60-bfloat16": Sweep(replace(_FC, bfloat16=True), _NORMS, depths=(1, 9), seeds=2, select_epochs=0, lrs=(0.05,)),
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "conv-short": replace(_CONV_128, base=replace(_CONV_128.base, epochs=8)),

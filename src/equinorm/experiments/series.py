@@ -1,6 +1,6 @@
 """Results put together by what varies: curves over depth, batch size or epochs, with mean and standard deviation over seeds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ class Series:
     """Final runs of one configuration, one for each seed.
 
     Attributes:
-        label: method, with the options in which its runs in this experiment differ.
+        label: method, with the options in which the experiment's runs differ.
         method: its name in `METHODS`.
         variant: counts the configurations of one method.
         run: of the first seed.
@@ -115,6 +115,7 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
     cells, searches = _by_configuration(final), _searches(found)
     by_depth = _follows_asymmetry(cells)
     options = {key: _options(replace(key, c=0.0) if key in by_depth else key) for key in cells}
+    differ = _differing(cells, by_depth)
     variants: dict[str, list[_Options]] = {}
     for key in cells:
         kinds = variants.setdefault(key.method, [])
@@ -124,7 +125,7 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
     for key, members in cells.items():
         kinds = variants[key.method]
         results = tuple(sorted(members, key=lambda member: member.run.seed))
-        label, variant = _label(key.method, options[key], kinds), kinds.index(options[key])
+        label, variant = _label(key.method, options[key], differ), kinds.index(options[key])
         made.append(Series(label, key.method, variant, results[0].run, results, searches.get(replace(key, epochs=0), {})))
     order = list(METHODS)
     return sorted(made, key=lambda s: (s.run.depth, s.run.batch, order.index(s.method), s.variant))
@@ -163,13 +164,19 @@ def _options(run: Run) -> _Options:
     return tuple(getattr(run, name) for name in _NAMES)
 
 
-def _label(method: str, options: _Options, kinds: Sequence[_Options]) -> str:
-    """The method's name, and what tells these options apart from those of its other variants."""
-    differ = [len(set(values)) > 1 for values in zip(*kinds, strict=True)]
+def _differing(cells: Iterable[Run], by_depth: Set[Run]) -> set[str]:
+    """Options in which runs that use them differ, be it from another method's."""
+    values: dict[str, set[Any]] = {}
+    for key in cells:
+        for name in set(_NAMES).difference(key.unused):
+            values.setdefault(name, set()).add(0.0 if name == "c" and key in by_depth else getattr(key, name))
+    return {name for name, found in values.items() if len(found) > 1}
+
+
+def _label(method: str, options: _Options, differ: Set[str]) -> str:
+    """The method's name, and its options among those that `differ`, but for defaults."""
     given = dict(zip(_NAMES, options, strict=True))
-    told = {
-        name: value for (name, value), differs in zip(given.items(), differ, strict=True) if differs and value != DEFAULTS[name]
-    }
+    told = {name: value for name, value in given.items() if name in differ and value != DEFAULTS[name]}
     words = []
     if told.keys() & EXTRAS.keys() and EXTRAS.items() <= given.items():
         told = {name: value for name, value in told.items() if name not in EXTRAS}
