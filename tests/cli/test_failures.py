@@ -15,6 +15,7 @@ import pytest
 import torch
 from cli_tools import HERE, balanced, folder, invoke, record, refusal
 from experiment_tools import TINY, result
+from safetensors.torch import save_file
 
 import equinorm
 from equinorm.cli import compare, wording
@@ -360,3 +361,8 @@ def test_results_need_locks(monkeypatch, folder):
     assert "Leave out --results" in message
     assert os.listdir(folder) == []
     assert results.Results(Path("r.jsonl")).by_run == {}  # reading needs none
+
+
+def test_names_of_tensors_do_not_drive_the_terminal(folder):
+    save_file({"we\x1b[31mred": torch.ones(2)}, "red.safetensors")
+    assert "1 unexpected in the file: we\\x1b[31mred." in invoke("compare", *MLP, "red.safetensors", code=2).stderr

@@ -157,8 +157,8 @@ def demonstrate(
     """
     digits = _digits(seed)
     images = digits.images
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         say("training on scikit-learn's digits")
         started = time.perf_counter()
         model = _network()

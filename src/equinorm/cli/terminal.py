@@ -9,12 +9,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -27,6 +28,18 @@ FAILED = 2
 
 _WIDEST = 100_000
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+"""Control characters, as Python writes them."""
+
+
+class _Console(Console):
+    """Shows control characters instead of sending them: names of tensors come from files, and could drive the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(segment.text.translate(_CONTROLS), segment.style)
 
 
 class Steps:
@@ -122,7 +135,7 @@ def fail(kind: str, message: str, code: int, json_only: bool) -> None:
     if json_only:
         _print(_json({"error": {"kind": kind, "message": message, "exit_code": code}}))
     else:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+        _Console(stderr=True, highlight=False, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
 
 
 def _json(record: dict[str, Any]) -> str:
@@ -131,7 +144,7 @@ def _json(record: dict[str, Any]) -> str:
 
 def _plain(text: RenderableType) -> str | RenderableType:
     """Tables as text that is as wide as they are, unless they go to a terminal: names stay whole for other programs."""
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     if console.is_terminal:
         return text
     lines = console.render_lines(text, console.options.update(width=_WIDEST), pad=False)
@@ -144,7 +157,7 @@ def _print(text: str | RenderableType) -> None:
         if isinstance(text, str):
             sys.stdout.write(text)
         else:
-            Console(highlight=False).print(text)
+            _Console(highlight=False).print(text)
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
@@ -187,7 +200,7 @@ def _quiet_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _steps() -> Iterator[Steps]:
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(24), TimeElapsedColumn())
     with Progress(
         *columns,

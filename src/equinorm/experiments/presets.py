@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from equinorm._errors import first_line
 from equinorm.experiments.config import EXTRAS, METHODS, ExperimentError, Run, Sweep
 
 _FC = Run(data="cifar10", network="fc", width=500, batch=256, epochs=60, weight_decay=1e-3, c=1.2)
@@ -142,4 +143,4 @@ def _yaml(text: str, path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError(first_line(error)) from error

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from equinorm._errors import EquinormError, warn
+from equinorm._errors import EquinormError, first_line, warn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,9 +43,8 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
             )
             return function(*args, **kwargs)
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
             raise EquinormError(
-                f"torch.compile cannot compile the step on this machine: {reason} Leave out compile=True to do without."
+                f"torch.compile cannot compile the step on this machine: {first_line(error)}. Leave out compile=True to do without."
             ) from error
 
     return call_compiled
