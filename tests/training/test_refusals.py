@@ -152,6 +152,7 @@ BAD_STATES = [
     (None, "not a state of ENorm, which holds steps, c and decay: NoneType"),
     ({"steps": 1}, "holds steps, c and decay: steps"),
     ({"steps": -1, "c": 1.0, "decay": {}}, "steps must be an integer of at least 0, not -1"),
+    ({"steps": True, "c": 1.0, "decay": {}}, "steps must be an integer of at least 0, not True"),
     ({"steps": 1, "c": 0.0, "decay": {}}, "c must be a positive finite number"),
     ({"steps": 1, "c": 1.0, "decay": 3}, "int where a dict should be"),
     ({"steps": 1, "c": 1.0, "decay": {"other": {}}}, "weight decay of other, which this optimizer does not train"),

@@ -212,7 +212,7 @@ class ENorm:
         if not isinstance(state, Mapping) or {*state} - {"stepped"} != {"steps", "c", "decay"}:
             what = (", ".join(map(str, state)) or "nothing") if isinstance(state, Mapping) else type(state).__name__
             raise RescaleError(f"not a state of ENorm, which holds steps, c and decay: {what}.")
-        if not isinstance(state["steps"], int) or state["steps"] < 0:
+        if type(state["steps"]) is not int or state["steps"] < 0:
             raise RescaleError(f"steps must be an integer of at least 0, not {state['steps']!r}.")
         turns = Turns(self.optimizers, state.get("stepped"))
         Settings(**{**asdict(self.settings), "c": state["c"]})
