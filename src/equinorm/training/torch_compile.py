@@ -44,7 +44,8 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         except TorchDynamoException as error:
             raise EquinormError(
-                f"torch.compile cannot compile the step on this machine: {first_line(error)}. Leave out compile=True to do without."
+                f"torch.compile cannot compile the step on this machine: {first_line(error)}. "
+                "Leave out compile=True to do without."
             ) from error
 
     return call_compiled

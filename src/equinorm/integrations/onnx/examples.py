@@ -64,42 +64,12 @@ def fixed_numbers(graph: Any, given: Mapping[str, Any], path: Path) -> dict[str,
 
 
 def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) -> Tensor:
-    if not value.type.HasField("tensor_type"):
-        raise OnnxError(f"the input {value.name!r} of {path} is a sequence, a map or an optional value: only tensors are read.")
-    tensor = value.type.tensor_type
-    dtype = DTYPES.get(tensor.elem_type)
-    if dtype is None:
-        raise OnnxError(f"the input {value.name!r} of {path} holds strings or numbers of a type that PyTorch has not.")
-    axes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or "?" for d in tensor.shape.dim]
+    """What an input is given: a tensor, or one of the shape that is wanted; of None of the file's shape, one sample."""
+    dtype = _dtype(value, path)
     if isinstance(wanted, np.ndarray):
         wanted = to_tensor(wanted)
-    sizes: Any = wanted.shape if isinstance(wanted, Tensor) else wanted
-    if sizes is None and not tensor.HasField("shape"):
-        raise OnnxError(
-            f"{path} does not say how many axes its input {value.name!r} has. Give its shape, for example "
-            f"inputs={{{value.name!r}: (1, 3, 224, 224)}}; on the command line --input {value.name}=1x3x224x224."
-        )
-    if sizes is None:
-        sizes = [1 if place == 0 and isinstance(size, str) else size for place, size in enumerate(axes)]
-        if free := [str(size) for size in sizes if isinstance(size, str)]:
-            shown = "x".join("N" if isinstance(size, str) else str(size) for size in sizes)
-            raise OnnxError(
-                f"the input {value.name!r} of {path} has axes without a size ({', '.join(free)}). Give its whole shape, for "
-                f"example inputs={{{value.name!r}: {tuple(64 if isinstance(s, str) else s for s in sizes)}}}; on the command "
-                f"line --input {value.name}={shown} with numbers for N."
-            )
-    try:
-        sizes = torch.Size(sizes)
-    except TypeError as error:
-        raise OnnxError(f"the input {value.name!r} of {path} is given as {wanted!r}: neither a tensor nor a shape.") from error
-    is_wrong = (
-        len(sizes) != len(axes)
-        or any(size < 0 for size in sizes)
-        or any(isinstance(a, int) and a != size for a, size in zip(axes, sizes, strict=True))
-    )
-    if tensor.HasField("shape") and is_wrong:
-        shown = "x".join(map(str, axes)) or "scalar"
-        raise OnnxError(f"the input {value.name!r} of {path} is {shown}, not {'x'.join(map(str, sizes)) or 'scalar'}.")
+    sizes = wanted.shape if isinstance(wanted, Tensor) else _sizes(value, path) if wanted is None else wanted
+    sizes = _checked(sizes, value, path)
     if isinstance(wanted, Tensor):
         if wanted.dtype != dtype and wanted.is_floating_point() != dtype.is_floating_point:
             raise OnnxError(f"the input {value.name!r} of {path} holds {dtype}, not {wanted.dtype}.")
@@ -107,3 +77,54 @@ def _example(value: Any, wanted: Any, path: Path, generator: torch.Generator) ->
     if dtype.is_floating_point:
         return torch.randn(sizes, generator=generator, dtype=torch.float64).to(dtype)
     return torch.ones(sizes, dtype=dtype) if dtype == torch.bool else torch.zeros(sizes, dtype=dtype)
+
+
+def _dtype(value: Any, path: Path) -> torch.dtype:
+    if not value.type.HasField("tensor_type"):
+        raise OnnxError(f"the input {value.name!r} of {path} is a sequence, a map or an optional value: only tensors are read.")
+    dtype = DTYPES.get(value.type.tensor_type.elem_type)
+    if dtype is None:
+        raise OnnxError(f"the input {value.name!r} of {path} holds strings or numbers of a type that PyTorch has not.")
+    return dtype
+
+
+def _axes(value: Any) -> list[int | str]:
+    """Sizes of an input's axes; of those that are free a name."""
+    axes = value.type.tensor_type.shape.dim
+    return [axis.dim_value if axis.HasField("dim_value") and axis.dim_value > 0 else axis.dim_param or "?" for axis in axes]
+
+
+def _sizes(value: Any, path: Path) -> list[int]:
+    """The file's sizes, with one sample."""
+    if not value.type.tensor_type.HasField("shape"):
+        raise OnnxError(
+            f"{path} does not say how many axes its input {value.name!r} has. Give its shape, for example "
+            f"inputs={{{value.name!r}: (1, 3, 224, 224)}}; on the command line --input {value.name}=1x3x224x224."
+        )
+    sizes = [1 if place == 0 and isinstance(size, str) else size for place, size in enumerate(_axes(value))]
+    if free := [size for size in sizes if isinstance(size, str)]:
+        shown = "x".join("N" if isinstance(size, str) else str(size) for size in sizes)
+        raise OnnxError(
+            f"the input {value.name!r} of {path} has axes without a size ({', '.join(free)}). Give its whole shape, for "
+            f"example inputs={{{value.name!r}: {tuple(64 if isinstance(s, str) else s for s in sizes)}}}; on the command "
+            f"line --input {value.name}={shown} with numbers for N."
+        )
+    return [int(size) for size in sizes]
+
+
+def _checked(wanted: Any, value: Any, path: Path) -> torch.Size:
+    """A shape that is one, and fits what the file says of it."""
+    try:
+        sizes = torch.Size(wanted)
+    except TypeError as error:
+        raise OnnxError(f"the input {value.name!r} of {path} is given as {wanted!r}: neither a tensor nor a shape.") from error
+    axes = _axes(value)
+    is_wrong = (
+        len(sizes) != len(axes)
+        or any(size < 0 for size in sizes)
+        or any(isinstance(axis, int) and axis != size for axis, size in zip(axes, sizes, strict=True))
+    )
+    if value.type.tensor_type.HasField("shape") and is_wrong:
+        shown = "x".join(map(str, axes)) or "scalar"
+        raise OnnxError(f"the input {value.name!r} of {path} is {shown}, not {'x'.join(map(str, sizes)) or 'scalar'}.")
+    return sizes
