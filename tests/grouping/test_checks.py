@@ -72,7 +72,7 @@ def test_a_pinned_axis_is_wrong_with_the_reason(symmetries):
 def test_an_axis_that_brings_nothing_in_is_pinned(symmetries):
     check = symmetries.check(("a.weight", 1), [])  # an in-axis: it takes out what the norm brings in
     assert not check.valid
-    assert "a.weight[1] is pinned in 4 channels by the network (no free scale moves it)" in str(check)
+    assert "a.weight[1] is pinned in 4 channels by the network (it takes out what norm.weight[0] brings in)" in str(check)
 
 
 def test_shared_scales_are_noted():
@@ -195,3 +195,26 @@ def test_names_that_are_not_there_are_refused(symmetries, smooth, balance, words
     with pytest.raises(equinorm.EquinormError) as error:
         symmetries.check(smooth, balance)
     assert words in str(error.value)
+
+
+def test_gains_to_which_one_is_added_stay_in_half_precision_and_the_check_says_so():
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.layer = nn.Parameter(torch.zeros(3)), nn.Linear(3, 2)
+
+        def forward(self, x):
+            normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-6)
+            return self.layer((normed * (1.0 + self.weight.float())).type_as(x))
+
+    symmetries = equinorm.symmetries(Offset().bfloat16(), (torch.randn(5, 3, dtype=torch.bfloat16),))
+    reason = "by aten.add (half precision cannot store w where 1 + w scales) at test_checks.py:"
+    text = str(symmetries.check("weight", ["layer"]))
+    assert "layer.weight does not read what weight[0] scales: what it reads is pinned" in text
+    assert f"weight[0] is pinned in 3 channels {reason}" in text
+    mappings = symmetries.mappings()
+    ((group, why),) = mappings.left_out
+    assert group.is_pinned
+    assert not mappings
+    assert f"is pinned {reason}" in why
+    assert why.endswith(": analyse the model in float32")

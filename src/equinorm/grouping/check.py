@@ -17,7 +17,7 @@ AxisName = str | tuple[str, int]
 """A tensor or a module by name, or a tensor and an axis."""
 
 NO_CLASS = Reason("the network", "no free scale moves it")
-"""Why an axis stays that brings nothing into an activation."""
+"""Why an axis stays of which nothing else is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +79,10 @@ def check(orbit: Orbit, groups: ScaleGroups, smooth: AxisName, balance: Iterable
     others = [(group, axis) for group, axes in meant for axis in group.axes if axis not in axes and not _is_at(axis, here)]
     missing = [axis for group, axis in others if axis.tensor not in {bias_of(up.tensor) for up in group.up}]
     in_vain = [tensors[0] for tensors in places if not {axis.tensor for axis in taken} & {name for name, _ in tensors}]
-    extra = [_elsewhere(groups, name, axis, here) for name, axis in in_vain]
+    extra = [_elsewhere(orbit, groups, name, axis, here) for name, axis in in_vain]
     pinned = [] if taken and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
     if not free and not pinned:
-        pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), NO_CLASS)]
+        pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), _reason(orbit, groups, here, named))]
     ups = [(axis, axes) for group, axes in meant for axis in group.axes if _is_at(axis, here)]
     unequal = [f"{axis} {power}." for up, axes in ups for axis in axes if (power := other_power(up, axis))]
     notes = [f"{axis} scales as {_text(here)} does." for axis in missing if any(_is_alike(up, axis) for up, _ in ups)]
@@ -173,12 +173,28 @@ def _tensors(orbit: Orbit, place: AxisName) -> list[Here]:
     return [(scaling.name, axis % max(len(scaling.shape), 1)) for scaling in found]
 
 
-def _elsewhere(groups: ScaleGroups, name: str, place: int | None, here: Here) -> str:
+def _elsewhere(orbit: Orbit, groups: ScaleGroups, name: str, place: int | None, here: Here) -> str:
     """What a tensor moves with that the mapping names in vain."""
     others = [group for group in groups if any(_is_at(axis, (name, place)) for axis in group.down)]
     sources = [axis for group in others for axis in group.up]
-    instead = f": it takes out what {enumerated(sources)} brings in" if sources else ": what it reads is pinned, or not there"
+    instead = ": what it reads is pinned, or not there"
+    if sources:
+        instead = f": it takes out what {enumerated(sources)} brings in"
+    elif pins := _pins(orbit, name, place):
+        instead = f": what it reads is pinned by {pins[0].reason}"
     return f"{name} does not read what {_text(here)} scales{instead}."
+
+
+def _reason(orbit: Orbit, groups: ScaleGroups, here: Here, named: Sequence[Here]) -> Reason:
+    """Why an axis cannot scale that brings nothing in and has no pin: what it takes out, or what pins those that read it."""
+    if sources := [up for group in groups if any(_is_at(axis, here) for axis in group.down) for up in group.up]:
+        return Reason("the network", f"it takes out what {enumerated(sources)} brings in")
+    return next((pin.reason for name, axis in named for pin in _pins(orbit, name, axis)), NO_CLASS)
+
+
+def _pins(orbit: Orbit, name: str, place: int | None) -> list[Pin]:
+    """What pins the channels that a weight reads: along the axis that is named, or all behind the first."""
+    return [pin for pin in orbit.pins if pin.tensor == name and (pin.axis == place if place is not None else pin.axis > 0)]
 
 
 def _is_pin(pin: Pin, here: Here) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equinorm._display import count
+from equinorm._scaling import IN_HALF
 from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -44,7 +45,8 @@ class SmoothMappings(Sequence[SmoothMapping]):
     """Mappings in the order of the groups, and why the other groups are none.
 
     Attributes:
-        left_out: groups that have free scales and are no mapping, each with the reason.
+        left_out: groups that have free scales and are no mapping, each with the reason; and gains written 1 + w that stay
+            because the model is in half precision.
     """
 
     def __init__(self, mappings: Sequence[SmoothMapping], left_out: Sequence[tuple[ScaleGroup, str]]) -> None:
@@ -81,9 +83,9 @@ def mappings(groups: ScaleGroups) -> SmoothMappings:
     """The groups that are mappings: one axis brings in, every reader reads the same channels in the same order."""
     found, left_out = [], []
     for group in groups:
-        if group.is_pinned:
+        why = _in_half(group) if group.is_pinned else _hinders(group)
+        if group.is_pinned and not why:
             continue
-        why = _hinders(group)
         if why:
             left_out.append((group, why))
             continue
@@ -119,6 +121,12 @@ def _hinders(group: ScaleGroup) -> str:
     return next((text for axis in group.down if (text := _disorder(up, axis))), "")
 
 
+def _in_half(group: ScaleGroup) -> str:
+    """Would these channels scale in float32?"""
+    reason = next((pin.reason for pin in group.pinned_by if pin.reason.detail == IN_HALF), None)
+    return f"{group.up[0]} is pinned by {reason}: analyse the model in float32" if reason else ""
+
+
 def bias_of(tensor: str) -> str:
     """The bias of the module whose weight a tensor is; tools move it along."""
     return f"{tensor.removesuffix('weight')}bias" if f".{tensor}".endswith(".weight") else ""
@@ -144,10 +152,10 @@ def _moved(axis: ScaledAxis) -> set[tuple[int, float]]:
 def _disorder(up: ScaledAxis, axis: ScaledAxis) -> str:
     """How an axis reads others than the last channels of another in their order, or nothing."""
     wide, read = up.channels, axis.channels
-    if _ends_with(wide, read):
-        return ""
     if not wide.dim() or not read.dim():
         return f"one scale moves {axis if wide.dim() else up} as a whole"
+    if _ends_with(wide, read):
+        return ""
     if torch.equal(wide, read):
         return f"only {int((wide > 0).sum())} of {wide.numel()} channels of {up} scale"
     if not bool((read > 0).all()):
@@ -159,8 +167,8 @@ def _disorder(up: ScaledAxis, axis: ScaledAxis) -> str:
 
 def _ends_with(wide: Tensor, read: Tensor) -> bool:
     """Are the last channels of one axis those of the other, and are no others scaled?"""
-    if wide.dim() != read.dim() or not wide.dim() or read.size(-1) > wide.size(-1):
-        return wide.dim() < 2 and read.dim() < 2 and torch.equal(wide.reshape(-1), read.reshape(-1))
+    if wide.dim() != read.dim() or read.size(-1) > wide.size(-1):
+        return False
     first, last = wide.split([wide.size(-1) - read.size(-1), read.size(-1)], -1)
     return torch.equal(last, read) and not bool(first.any()) and bool((read > 0).all())
 
