@@ -12,6 +12,9 @@ from equinorm._errors import RescaleError
 HALVES = (torch.float16, torch.bfloat16)
 """Dtypes that round scales other than powers of two away."""
 
+IN_HALF = "half precision cannot store w where 1 + w scales"
+"""Why gains written 1 + w stay in these dtypes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:

@@ -213,6 +213,25 @@ def test_caches_do_not_count_as_outputs_of_language_models(llama):
     assert equinorm.deviation(twin, llama, TOKENS) < 1e-12
 
 
+def test_adapters_around_language_models_need_no_advice_about_caches(llama):
+    class PeftModel(nn.Module):
+        """As peft's: keywords go to the model inside, of which its own forward says nothing."""
+
+        __module__ = "peft.peft_model"
+
+        def __init__(self, model):
+            super().__init__()
+            self.base_model = model
+
+        def get_base_model(self):
+            return self.base_model
+
+        def forward(self, *args, **kwargs):
+            return self.base_model(*args, **kwargs)
+
+    assert equinorm.symmetries(PeftModel(llama), TOKENS).num_free == equinorm.symmetries(llama, TOKENS).num_free > 0
+
+
 def test_a_cache_that_is_asked_for_is_refused_with_a_cure(llama):
     with pytest.raises(equinorm.ExportError, match=r"returns a DynamicCache.*\{'use_cache': False\}") as caught:
         equinorm.symmetries(llama, TOKENS, {"use_cache": True})

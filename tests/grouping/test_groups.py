@@ -171,3 +171,86 @@ def test_mappings_of_many_layers_are_one_pattern():
     net = nn.Sequential(*(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4), nn.Tanh()) for _ in range(3)))
     mappings = equinorm.symmetries(nn.Sequential(net), (torch.randn(2, 4),)).mappings()
     assert mappings.patterns() == {("0.*.0", ("0.*.2",)): ["0", "1", "2"]}
+
+
+def test_a_reader_in_another_layer_keeps_its_number():
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(3, 4)}) for _ in range(2))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer["b"](layer["a"](x).relu()).relu()
+            return x
+
+    assert equinorm.symmetries(Layers(), (torch.randn(2, 4),)).mappings().patterns() == {
+        ("layers.*.a", ("layers.*.b",)): ["0", "1"],
+        ("layers.*.b", ("layers.1.a",)): ["0"],
+    }
+
+
+def test_experts_of_one_layer_are_one_pattern():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.experts = (
+                nn.LayerNorm(4),
+                nn.ModuleList(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 4)) for _ in range(2)),
+            )
+
+        def forward(self, x):
+            x = self.norm(x)
+            return sum(expert(x) for expert in self.experts)
+
+    net = nn.Sequential(nn.Sequential(Experts(), Experts()))
+    assert equinorm.symmetries(net, (torch.randn(2, 4),)).mappings().patterns() == {
+        ("0.*.norm", ("0.*.experts.*.0",)): ["0", "1"],
+        ("0.*.experts.*.0", ("0.*.experts.*.2",)): ["0", "1"],
+    }
+
+
+class Between(nn.Module):
+    """Two linear layers, and what is done in between."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.second, self.middle = nn.Linear(3, 8), nn.LazyLinear(2), middle
+        self.vector = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x):
+        return self.second(self.middle(self.first(x), self.vector))
+
+
+@pytest.mark.parametrize(
+    ("middle", "words"),
+    [
+        (lambda x, v: (x + v).relu(), "vector[0] must move along with first.weight[0]"),
+        (lambda x, v: (x / v).tanh(), "vector[0] scales by s^1 where first.weight[0] scales by s, not by s^-1"),
+        (lambda x, v: x.relu().square(), "second.weight[1] scales by s^-2 where first.weight[0] scales by s, not by s^-1"),
+        (lambda x, v: torch.cat([x[:, :2].tanh(), x[:, 2:]], 1), "only 6 of 8 channels of first.weight[0] scale"),
+        (
+            lambda x, v: torch.cat([x, v.tanh().expand_as(x)], 1),
+            "second.weight[1] reads other channels than those of first.weight[0] too",
+        ),
+        (lambda x, v: x[:, :4] * x[:, 4:].sigmoid(), "the channels of first.weight[0] that scale are not its last"),
+        (
+            lambda x, v: x.flip(1),
+            "second.weight[1] reads the channels of first.weight[0] in another order, or some several times",
+        ),
+        (lambda x, v: (x[:, :4] * x[:, 4:]).tanh(), "first.weight[0] brings the scales in, which cancel in a product"),
+    ],
+)
+def test_a_group_that_is_no_mapping_says_why(middle, words):
+    net, x = Between(middle), torch.randn(5, 3)
+    net(x)
+    mappings = equinorm.symmetries(net, (x,)).mappings()
+    assert words in [why for _, why in mappings.left_out]
+    assert not [mapping for mapping in mappings if mapping.smooth == "first"]
+
+
+def test_two_factors_of_one_axis_are_one_subject():
+    net = Between(lambda x, v: x[:, :4].relu() * x[:, 4:])
+    net(torch.randn(5, 3))
+    group, *_ = equinorm.symmetries(net, (torch.randn(5, 3),)).groups()
+    assert "\n  second.weight[1] takes them out.\n" in str(group)

@@ -43,8 +43,16 @@ def test_a_wish_that_can_come_true_does(symmetries):
     ("reduce", "wanted"), [("geometric mean", [4.0, 6.0]), ("minimum", [2.0, 4.0]), ("maximum", [8.0, 9.0])]
 )
 def test_tied_channels_share_one_scale(symmetries, reduce, wanted):
-    z = symmetries.scales({("o.weight", 1): 1 / torch.tensor([2.0, 4.0, 8.0, 9.0])}, reduce=reduce)
-    assert torch.allclose(entries(symmetries, "v.weight", z), torch.tensor(wanted, dtype=torch.float64).log())
+    z = symmetries.scales({("o.weight", 1): [2.0, 4.0, 8.0, 9.0]}, reduce=reduce)
+    assert torch.allclose(entries(symmetries, "o.weight", z)[:4].exp(), torch.tensor(wanted * 2, dtype=torch.float64))
+    assert torch.allclose(entries(symmetries, "v.weight", z).exp(), 1 / torch.tensor(wanted, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("reduce", "wanted"), [("maximum", [8.0, 5.0]), ("minimum", [2.0, 3.0])])
+def test_of_axes_that_move_inversely_the_first_decides(symmetries, reduce, wanted):
+    wishes = {("o.weight", 1): [2.0, 4.0, 8.0, 3.0], ("v.weight", 0): [1 / 4.0, 1 / 5.0]}
+    z = symmetries.scales(wishes, reduce=reduce)
+    assert torch.allclose(entries(symmetries, "o.weight", z)[:4].exp(), torch.tensor(wanted * 2, dtype=torch.float64))
 
 
 def test_wishes_are_met_in_least_squares(symmetries):
@@ -91,6 +99,9 @@ def test_scales_are_for_rescaling(symmetries):
             "last.weight cannot scale along axis 0 (shape (2, 3)). It is pinned by model output",
         ),
         ({("v.weight", 1): [1.0, 2.0, 3.0]}, "v.weight cannot scale along axis 1"),
+        ({("gain", (0, -1)): torch.ones(3, 3)}, "gain: (0, -1) names an axis twice"),
+        ({("gain", 0): torch.ones(3, dtype=torch.complex64)}, "gain, axis 0, must be real numbers, not complex64"),
+        ({("gain", ()): 2.0}, "gain cannot scale as a whole (shape (3,))"),
     ],
 )
 def test_wishes_that_make_no_sense_are_refused(symmetries, wishes, words):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equinorm._scaling import HALVES, Reason
+from equinorm._scaling import HALVES, IN_HALF, Reason
 from equinorm.discovery.classes import PINNED, ZERO, Classes
 from equinorm.discovery.labels import Factor, Label, compact
 from equinorm.discovery.values import Chosen, Constant, Source, Value, View
@@ -113,7 +113,7 @@ class Trace:
         if not factor or not math.isfinite(factor):
             return None
         if number and source.dtype in HALVES:
-            self.pin(value, "half precision cannot store w where 1 + w scales")
+            self.pin(value, IN_HALF)
             return None
         if number:
             offset = number / factor

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from equinorm._errors import EquinormError, describe
 from equinorm._scaling import Pin, Reason
-from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated
+from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated, signs
+from equinorm.grouping.mappings import bias_of, other_power
 from equinorm.rescaling.orbit import Orbit
 
 AxisName = str | tuple[str, int]
 """A tensor or a module by name, or a tensor and an axis."""
 
 NO_CLASS = Reason("the network", "no free scale moves it")
-"""Why an axis stays that brings nothing into an activation."""
+"""Why an axis stays of which nothing else is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +30,9 @@ class MappingCheck:
         missing: axes that must move too, and that the mapping does not name.
         extra: names of the mapping that do not move with `smooth`, and what they move with instead, as a sentence.
         pinned: why channels of `smooth` cannot scale.
-        notes: what to know of a mapping that is right: channels that share one scale, channels that stay.
+        unequal: axes of the mapping that would have to scale by another power than the inverse, as sentences.
+        notes: what to know of a mapping that is right: channels that share one scale, channels that stay, gains written 1 + w.
+            And which of the missing axes scale as `smooth` does.
         valid: may `smooth` scale, and do exactly the named axes make up for it?
     """
 
@@ -38,11 +42,12 @@ class MappingCheck:
     extra: tuple[str, ...] = ()
     pinned: tuple[Pin, ...] = ()
     notes: tuple[str, ...] = ()
+    unequal: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:
         """May it scale, and is the mapping complete and nothing too much?"""
-        return not (self.missing or self.extra or self.pinned)
+        return not (self.missing or self.extra or self.pinned or self.unequal)
 
     def __bool__(self) -> bool:
         return self.valid
@@ -53,34 +58,39 @@ class MappingCheck:
         for axis in self.missing:
             where = f", which the network uses in {enumerated(axis.uses, 3)}" if axis.uses else ""
             lines.append(f"  {axis} is missing{where}.")
-        lines += [f"  {text}" for text in self.extra]
+        lines += [f"  {text}" for text in (*self.extra, *self.unequal)]
         lines += [f"  {self.smooth} is pinned in {pin.channels} channels by {pin.reason}." for pin in self.pinned]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def check(orbit: Orbit, groups: ScaleGroups, smooth: AxisName, balance: Iterable[AxisName]) -> MappingCheck:
     """Compare a mapping with the groups; see `GroupedOrbit.check`."""
-    if isinstance(balance, str):
+    if isinstance(balance, str) or _is_pair(balance):
         raise EquinormError(f"balance must be a list of names. For one: [{balance!r}].")
+    if not isinstance(balance, Iterable):
+        raise EquinormError(f"balance must be a list of names, not {balance!r}.")
     here = _smooth(orbit, groups, smooth)
-    places = [(place, _tensors(orbit, place)) for place in balance]
-    named = [(name, place) for place, names in places for name in names]
+    places = [_tensors(orbit, place) for place in balance]
+    named = [tensor for tensors in places for tensor in tensors]
     wanted = [group for group in groups if any(_is_at(axis, here) for axis in (*group.up, *group.along))]
-    free = [group for group in wanted if not group.is_pinned]
-    read = [group for group in free if any(_is_named(axis, named) for axis in group.down)]
-    meant = read or free
-    taken = [axis for group in meant for axis in group.down if _is_named(axis, named)]
-    missing = [
-        axis for group in meant for axis in (*group.up, *group.down) if not _is_at(axis, here) and not _is_named(axis, named)
-    ]
-    in_vain = [(names[0], place) for place, names in places if not {axis.tensor for axis in taken} & {*names}]
-    extra = [_elsewhere(groups, name, place, here) for name, place in in_vain]
-    pinned = [] if read and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
+    free = [(group, _makes_up(group, here, named)) for group in wanted if not group.is_pinned]
+    meant = [(group, axes) for group, axes in free if axes] or free
+    taken = [axis for _, axes in meant for axis in axes]
+    others = [(group, axis) for group, axes in meant for axis in group.axes if axis not in axes and not _is_at(axis, here)]
+    missing = [axis for group, axis in others if axis.tensor not in {bias_of(up.tensor) for up in group.up}]
+    in_vain = [tensors[0] for tensors in places if not {axis.tensor for axis in taken} & {name for name, _ in tensors}]
+    extra = [_elsewhere(orbit, groups, name, axis, here) for name, axis in in_vain]
+    pinned = [] if taken and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
     if not free and not pinned:
-        pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), NO_CLASS)]
-    notes = _notes(meant) if read and not missing and not extra else []
-    shown = dict.fromkeys([*map(str, taken), *(name for name, _ in in_vain)])
-    return MappingCheck(_text(here), (*shown,), tuple(missing), tuple(extra), tuple(pinned), tuple(notes))
+        pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), _reason(orbit, groups, here, named))]
+    ups = [(axis, axes) for group, axes in meant for axis in group.axes if _is_at(axis, here)]
+    unequal = [f"{axis} {power}." for up, axes in ups for axis in axes if (power := other_power(up, axis))]
+    notes = [f"{axis} scales as {_text(here)} does." for axis in missing if any(_is_alike(up, axis) for up, _ in ups)]
+    if taken and not missing and not extra and not unequal:
+        notes = _notes([group for group, _ in meant])
+        notes += [f"The network adds {up.offset:g} to {up.tensor}: the sum scales." for up, _ in ups if up.offset]
+    shown = (*dict.fromkeys([*map(str, taken), *(name for name, _ in in_vain)]),)
+    return MappingCheck(_text(here), shown, (*missing,), (*extra,), (*pinned,), (*notes,), (*unequal,))
 
 
 Here = tuple[str, int | None]
@@ -101,18 +111,33 @@ def _is_at(axis: ScaledAxis, here: Here) -> bool:
     return axis.tensor == here[0] and (here[1] is None or here[1] in axis.axes)
 
 
-def _is_named(axis: ScaledAxis, named: Sequence[tuple[str, AxisName]]) -> bool:
-    return any(name == axis.tensor and (isinstance(place, str) or place[1] in axis.axes) for name, place in named)
+def _makes_up(group: ScaleGroup, here: Here, named: Sequence[Here]) -> list[ScaledAxis]:
+    """The axes of a group that a mapping names: those that take scales out, and inverse ones that are named with their axis."""
+    exact = [(name, axis) for name, axis in named if axis is not None]
+    ups = [axis for axis in group.axes if _is_at(axis, here)]
+    inverse = [axis for axis in (*group.up, *group.along) if axis not in ups and not any(_is_alike(up, axis) for up in ups)]
+    return [axis for axis in group.down if _is_named(axis, named)] + [axis for axis in inverse if _is_named(axis, exact)]
+
+
+def _is_alike(up: ScaledAxis, axis: ScaledAxis) -> bool:
+    """Do both scale in the same direction?"""
+    first = signs(up)
+    return any(first.get(id, 0.0) * sign > 0 for id, sign in signs(axis).items())
+
+
+def _is_named(axis: ScaledAxis, named: Sequence[Here]) -> bool:
+    return any(_is_at(axis, place) for place in named)
 
 
 def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: AxisName) -> Here:
     """The axis that a mapping is to scale: of a module that of its weight which brings scales in."""
-    names = _tensors(orbit, smooth)
-    if len(names) != 1:
-        raise EquinormError(f"{smooth!r} has {len(names)} tensors that could scale: name one of {', '.join(names)}.")
-    (name,) = names
-    if not isinstance(smooth, str):
-        return name, smooth[1]
+    tensors = _tensors(orbit, smooth)
+    if len(tensors) != 1:
+        names = ", ".join(name for name, _ in tensors)
+        raise EquinormError(f"{smooth!r} has {len(tensors)} tensors that could scale: name one of {names}.")
+    ((name, given),) = tensors
+    if given is not None:
+        return name, given
     axes = {axis.axes for group in groups.of(name) for axis in (*group.up, *group.along) if axis.tensor == name}
     if len(axes) > 1:
         raise EquinormError(f"{name} brings scales in along axes {sorted(axes)}: name one, as ({name!r}, 0).")
@@ -120,36 +145,56 @@ def _smooth(orbit: Orbit, groups: ScaleGroups, smooth: AxisName) -> Here:
     return name, found[-1] if found else None
 
 
-def _tensors(orbit: Orbit, place: AxisName) -> list[str]:
-    """The tensors that a name means: itself, or a module's weight, or what else the module has beside biases."""
-    is_pair = isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str) and isinstance(place[1], int)
-    if not isinstance(place, str) and not is_pair:
+def _is_pair(place: object) -> bool:
+    return isinstance(place, tuple) and len(place) == 2 and isinstance(place[0], str) and isinstance(place[1], int)
+
+
+def _tensors(orbit: Orbit, place: AxisName) -> list[Here]:
+    """What a name means: a tensor, or a module's weight, or what else the module has beside biases; with the axis, if given."""
+    if not isinstance(place, str) and not _is_pair(place):
         raise EquinormError(f"a mapping names modules, tensors, or (tensor, axis), not {place!r}.")
-    name = place if isinstance(place, str) else place[0]
-    first = {other: scaling for scaling in orbit.scalings for other in scaling.names}
-    if name in first:
-        rank, axis = len(first[name].shape), 0 if isinstance(place, str) else place[1]
-        if not 0 <= axis < max(rank, 1):
-            raise EquinormError(f"{name} of shape {first[name].shape} has no axis {axis}.")
-        return [first[name].name]
-    if f"{name}.weight" in first:
-        return [first[f"{name}.weight"].name]
-    inside = [s.name for s in orbit.scalings if s.kind == "parameter" and s.role == "weight" and s.name.startswith(f"{name}.")]
-    if not inside:
-        near = sorted({s.name for s in orbit.scalings if s.name.endswith(name.rpartition(".")[2] + ".weight")})[:4]
+    name, axis = (place, None) if isinstance(place, str) else place
+    named = {other: scaling for scaling in orbit.scalings for other in scaling.names}
+    found = [named[known] for known in (name, f"{name}.weight") if known in named][:1] or [
+        s for s in orbit.scalings if s.kind == "parameter" and s.role == "weight" and s.name.startswith(f"{name}.")
+    ]
+    if not found:
+        weights = [scaling.name for scaling in orbit.scalings if scaling.role == "weight"]
+        near = sorted(other for other in weights if f".{other}".endswith(f".{name.rpartition('.')[2]}.weight"))[:4]
+        near = near or get_close_matches(f"{name}.weight", weights, 4)
         hint = f" Did you mean {enumerated(near)}?" if near else ""
         raise EquinormError(f"{describe(orbit.model)} has no module or tensor {name!r} with weights.{hint}")
-    return inside
+    if axis is None:
+        return [(scaling.name, None) for scaling in found]
+    for scaling in found:
+        rank = max(len(scaling.shape), 1)
+        if not -rank <= axis < rank:
+            raise EquinormError(f"{scaling.name} of shape {scaling.shape} has no axis {axis}.")
+    return [(scaling.name, axis % max(len(scaling.shape), 1)) for scaling in found]
 
 
-def _elsewhere(groups: ScaleGroups, name: str, place: AxisName, here: Here) -> str:
+def _elsewhere(orbit: Orbit, groups: ScaleGroups, name: str, place: int | None, here: Here) -> str:
     """What a tensor moves with that the mapping names in vain."""
-    others = [group for group in groups.of(name) if any(axis.tensor == name for axis in group.down)]
-    if not isinstance(place, str):
-        others = [g for g in others if any(axis.tensor == name and place[1] in axis.axes for axis in g.down)]
+    others = [group for group in groups if any(_is_at(axis, (name, place)) for axis in group.down)]
     sources = [axis for group in others for axis in group.up]
-    instead = f": it takes out what {enumerated(sources)} brings in" if sources else ": what it reads is pinned, or not there"
+    instead = ": what it reads is pinned, or not there"
+    if sources:
+        instead = f": it takes out what {enumerated(sources)} brings in"
+    elif pins := _pins(orbit, name, place):
+        instead = f": what it reads is pinned by {pins[0].reason}"
     return f"{name} does not read what {_text(here)} scales{instead}."
+
+
+def _reason(orbit: Orbit, groups: ScaleGroups, here: Here, named: Sequence[Here]) -> Reason:
+    """Why an axis cannot scale that brings nothing in and has no pin: what it takes out, or what pins those that read it."""
+    if sources := [up for group in groups if any(_is_at(axis, here) for axis in group.down) for up in group.up]:
+        return Reason("the network", f"it takes out what {enumerated(sources)} brings in")
+    return next((pin.reason for name, axis in named for pin in _pins(orbit, name, axis)), NO_CLASS)
+
+
+def _pins(orbit: Orbit, name: str, place: int | None) -> list[Pin]:
+    """What pins the channels that a weight reads: along the axis that is named, or all behind the first."""
+    return [pin for pin in orbit.pins if pin.tensor == name and (pin.axis == place if place is not None else pin.axis > 0)]
 
 
 def _is_pin(pin: Pin, here: Here) -> bool:

@@ -61,7 +61,7 @@ def groups(orbit: Orbit, values: InnerValues) -> ScaleGroups:
         up, down, along = [], [], []
         for move, brings_in in zip(parts, _directions(parts, group, uses, carried), strict=True):
             used = tuple(_reason(value) for value in uses.get(move.scaling.name, ()))
-            axis = ScaledAxis(move.scaling.name, move.axes, move.ids, move.exponents, used)
+            axis = ScaledAxis(move.scaling.name, move.axes, move.ids, move.exponents, used, move.scaling.offset)
             (along if move.goes_along else up if brings_in else down).append(axis)
         ids = torch.unique(torch.cat([move.ids.flatten() for move in parts]))
         held = [pin for axis in (*up, *along) if len(axis.axes) == 1 for pin in pins.pop((axis.tensor, axis.axes[0]), ())]

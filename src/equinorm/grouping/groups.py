@@ -15,7 +15,7 @@ AXES, VALUES, GROUPS = 6, 4, 12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScaledAxis:
-    """An axis of a tensor that moves with a scale group: entry i by exp(exponents_i · z[ids_i − 1]).
+    """An axis of a tensor that moves with a scale group: entry i, plus the offset, by exp(exponents_i · z[ids_i − 1]).
 
     Attributes:
         tensor: name of the parameter or buffer.
@@ -24,6 +24,7 @@ class ScaledAxis:
         ids: of the free classes, counted from 1; 0 for entries that this group leaves alone. int64, of size 1 along other axes.
         exponents: of these classes; float64, of the same shape.
         uses: the operations in which the network uses the tensor, with source lines.
+        offset: number that the network adds before it uses the tensor (1 for gains written 1 + w), otherwise 0.
     """
 
     tensor: str
@@ -31,6 +32,7 @@ class ScaledAxis:
     ids: Tensor = field(repr=False)
     exponents: Tensor = field(repr=False)
     uses: tuple[Reason, ...] = field(repr=False, default=())
+    offset: float = field(repr=False, default=0.0)
 
     def __str__(self) -> str:
         return f"{self.tensor}[{', '.join(map(str, self.axes))}]" if self.axes else self.tensor
@@ -109,12 +111,12 @@ class ScaleGroup:
         if self.is_pinned:
             return f"{enumerated(self.up)} is pinned: {pins}."
         scales = count(len(self.ids), "scale")
-        lines = [f"{self._up() if self.up else 'Nothing'} {'bring' if len(self.up) > 1 else 'brings'} in {scales}."]
+        lines = [f"{self._up() if self.up else 'Nothing'} {_verb('bring', self.up)} in {scales}."]
         if self.down:
             them = "it" if len(self.ids) == 1 else "them"
-            lines.append(f"  {enumerated(self.down)} {'take' if len(self.down) > 1 else 'takes'} {them} out.")
+            lines.append(f"  {enumerated(self.down)} {_verb('take', self.down)} {them} out.")
         if self.along:
-            lines.append(f"  {enumerated(self.along)} {'move' if len(self.along) > 1 else 'moves'} along.")
+            lines.append(f"  {enumerated(self.along)} {_verb('move', self.along)} along.")
         if self.activations:
             lines.append(f"  Carried by {count(len(self.activations), 'value')}:")
             lines += [f"    {line}" for line in shortened([str(value) for value in self.activations], VALUES, "values")]
@@ -124,8 +126,8 @@ class ScaleGroup:
 
     def _up(self) -> str:
         """The axes that bring the scales in; some may do so inversely, as keys do to queries."""
-        first = _signs(self.up[0])
-        inverse = [axis for axis in self.up if all(first.get(id, 0) * sign < 0 for id, sign in _signs(axis).items())]
+        first = signs(self.up[0])
+        inverse = [axis for axis in self.up if all(first.get(id, 0) * sign < 0 for id, sign in signs(axis).items())]
         plain = [axis for axis in self.up if axis not in inverse]
         return enumerated(plain) + (f" and, inversely, {enumerated(inverse)}" if inverse else "")
 
@@ -165,7 +167,12 @@ def enumerated(things: Sequence[object], most: int = AXES) -> str:
     return listed(words)
 
 
-def _signs(axis: ScaledAxis) -> dict[int, float]:
+def _verb(verb: str, axes: Sequence[ScaledAxis]) -> str:
+    """In the number of its subject: factors of one axis are one."""
+    return verb if len({*map(str, axes)}) > 1 else f"{verb}s"
+
+
+def signs(axis: ScaledAxis) -> dict[int, float]:
     """The sign with which each class moves an axis."""
     mask = axis.ids > 0
     return dict(zip(axis.ids[mask].tolist(), axis.exponents[mask].sign().tolist(), strict=True))

@@ -85,7 +85,8 @@ class GroupedOrbit(Orbit):
         Args:
             wishes: scales s > 0 by (name of a tensor, axis), of the shape of that axis: what its entries are to be multiplied
                 with. For experts in one tensor the axis is a tuple; for one scale of a whole tensor an empty one.
-            reduce: "geometric mean", or "maximum" or "minimum": the largest or smallest scale that a class would need.
+            reduce: "geometric mean", or "maximum" or "minimum": the largest or smallest wish for a class. Where axes that move
+                inversely, as queries and keys, have wishes, those of the axis that is named first decide.
 
         Returns:
             Free log-scales of shape (num_free,), float64, for `rescale_`.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm._errors import RescaleError, describe
+from equinorm._errors import RescaleError, describe, dtype_name
 from equinorm._scaling import Scaling
 from equinorm.rescaling.orbit import Orbit
 
@@ -56,7 +56,10 @@ def _place(orbit: Orbit, scalings: Mapping[str, Scaling], key: Any) -> tuple[Sca
     axes = axis if isinstance(axis, tuple) else (axis,)
     if not all(isinstance(one, int) and -rank <= one < rank for one in axes):
         raise RescaleError(f"{name} of shape {scaling.shape} has no axis {axis!r}.")
-    return scaling, tuple(sorted(one % rank for one in axes))
+    places = sorted({one % rank for one in axes})
+    if len(places) < len(axes):
+        raise RescaleError(f"{name}: {axis!r} names an axis twice.")
+    return scaling, (*places,)
 
 
 def _terms(scaling: Scaling, axes: tuple[int, ...]) -> list[tuple[float, Tensor]]:
@@ -80,11 +83,14 @@ def _terms(scaling: Scaling, axes: tuple[int, ...]) -> list[tuple[float, Tensor]
 def _logs(scaling: Scaling, axes: tuple[int, ...], wished: Any) -> Tensor:
     """Natural logarithms of the scales that are wished for, flat."""
     sizes = tuple(scaling.shape[axis] for axis in axes)
-    what = f"the scales of {scaling.name}, axis {', '.join(map(str, axes))},"
+    what = f"the scales of {scaling.name}, {_in_words(axes)},"
     try:
-        scales = torch.as_tensor(wished).detach().to("cpu", torch.float64)
+        given = torch.as_tensor(wished).detach()
+        scales = given.to("cpu", torch.float64) if not given.is_complex() else None
     except (TypeError, ValueError, RuntimeError) as error:
         raise RescaleError(f"{what} must be numbers: {error}.") from error
+    if scales is None:
+        raise RescaleError(f"{what} must be real numbers, not {dtype_name(given.dtype)}.")
     if tuple(scales.shape) != sizes:
         raise RescaleError(
             f"{what} must have shape {sizes}, as the tensor has shape {scaling.shape}; not {tuple(scales.shape)}."
@@ -100,7 +106,12 @@ def _check_free(orbit: Orbit, scaling: Scaling, axes: tuple[int, ...], terms: Se
         return
     pins = [pin for pin in orbit.pins if pin.tensor in scaling.names and pin.axis in axes]
     why = f" It is pinned by {pins[0].reason}." if pins else " Its scale is pinned: see print(symmetries.details())."
-    raise RescaleError(f"{scaling.name} cannot scale along axis {', '.join(map(str, axes))} (shape {scaling.shape}).{why}")
+    where = f"along {_in_words(axes)}" if axes else "as a whole"
+    raise RescaleError(f"{scaling.name} cannot scale {where} (shape {scaling.shape}).{why}")
+
+
+def _in_words(axes: tuple[int, ...]) -> str:
+    return f"axis {', '.join(map(str, axes))}" if axes else "one for the whole tensor"
 
 
 Equations = tuple[Tensor, Tensor, Tensor]
@@ -138,11 +149,16 @@ def _least_squares(equations: Equations, targets: Tensor, size: int) -> Tensor:
 
 
 def _extreme(equations: Equations, targets: Tensor, size: int, reduce: str) -> Tensor:
-    """The largest or smallest scale that a class would need; where a channel has one class only."""
+    """The largest or smallest wish for a class, where a channel has one class only.
+
+    Axes of one class may move inversely, as those of keys do to queries: the one that is named first decides.
+    """
     row, column, entry = equations
     if bool((torch.bincount(row) > 1).any()):
         raise RescaleError(f"a channel that scales with several classes has no {reduce}: ask for reduce='geometric mean'.")
-    asked = targets[row] / entry
+    first = torch.full((size,), len(row)).scatter_reduce_(0, column, torch.arange(len(row)), "amin")
+    sign = torch.cat([entry.sign(), torch.zeros(1, dtype=torch.float64)])[first]
+    asked = targets[row] / entry * sign[column]
     found = torch.zeros(size, dtype=torch.float64)
     found.scatter_reduce_(0, column, asked, "amax" if reduce == "maximum" else "amin", include_self=False)
-    return found
+    return found * sign

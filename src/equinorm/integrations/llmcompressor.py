@@ -65,17 +65,14 @@ def _refusal(symmetries: "equinorm.Symmetries", mapping: SmoothMapping, apart: s
     """Why llm-compressor cannot smooth so, or nothing."""
     scalings = {scaling.name: scaling for scaling in symmetries.scalings}
     (up,) = mapping.group.up
-    if scalings[up.tensor].offset and not _knows_offset(symmetries, mapping.smooth):
-        return f"the network adds {scalings[up.tensor].offset:g} to the gain, and llm-compressor does not know this norm"
+    if mapping.offset and not _knows_offset(symmetries, mapping.smooth):
+        return f"the network adds {mapping.offset:g} to the gain, and llm-compressor does not know this norm"
     for axis, place in [(up, 0), *((axis, 1) for axis in mapping.group.down)]:
         expert = axis.tensor.rpartition(".")[0] in apart and axis.tensor.rpartition(".")[2] in _PARTS
         if not expert and (not axis.tensor.endswith(".weight") or len(scalings[axis.tensor].shape) > 2):
             return f"{axis.tensor} is not the weight of a linear layer or a norm"
         if not expert and axis.axes != (place,):
             return f"{axis.tensor} holds these channels along axis {axis.axes}, not {place}"
-    own = {up.tensor, up.tensor.removesuffix("weight") + "bias"}
-    if others := [axis.tensor for axis in mapping.group.along if axis.tensor not in own]:
-        return f"{others[0]} must move too"
     if mapping.group.along and bool((up.ids == 0).any()):
         return "only some of its channels scale, and it has a bias, of which llm-compressor would divide all"
     return ""

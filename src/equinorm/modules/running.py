@@ -113,11 +113,17 @@ def own_backward() -> Iterator[dict[str, None]]:
 def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Keyword inputs with use_cache=False, where a model of transformers would return a cache that nobody has asked for.
 
-    Keys and values that later calls reuse scale as those of one call do.
+    Keys and values that later calls reuse scale as those of one call do. Adapters of peft hand keywords on to the model inside.
     """
-    bases = (str(kind.__module__) for kind in type(model).__mro__)
-    if not any(name.startswith("transformers.") for name in bases):
+    names = [*inspect.signature(model.forward).parameters]
+    base: Any = getattr(model, "get_base_model", None)
+    inner = base() if base is not None and _is_of(model, "peft") else model
+    if not _is_of(inner, "transformers") or "use_cache" not in inspect.signature(inner.forward).parameters:
         return kwargs
-    names = list(inspect.signature(model.forward).parameters)
     given = {*kwargs, *names[: len(args)]}
-    return kwargs if "use_cache" not in names or given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
+    return kwargs if given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
+
+
+def _is_of(model: nn.Module, library: str) -> bool:
+    """Is its class, or a base of it, of this library?"""
+    return any(str(kind.__module__).startswith(f"{library}.") for kind in type(model).__mro__)
