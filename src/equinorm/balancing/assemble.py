@@ -12,7 +12,6 @@ from equinorm import native
 from equinorm._errors import BalanceError
 from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.energy_reader import Reading, check_finite
-from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
 from equinorm.balancing.list_reader import Extremes, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
@@ -23,8 +22,6 @@ from equinorm.balancing.streamed import Stream, streamed
 
 def problem_of(network: NetworkLayout, tensors: Mapping[str, Tensor], options: BalanceOptions) -> Problem:
     """Set up the energies of every weight: read once and kept, or, where the options say so and it is cheap, streamed.
-
-    Energies that are kept in float32 give way to float64 where they would underflow.
 
     Args:
         network: of the tensors whose norm counts.
@@ -68,7 +65,7 @@ _Parted = tuple[list[Block], list[float]]
 def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOptions) -> _Parted:
     """The energies of one tensor, read once."""
     norm = options.norm
-    energies, offsets = _read_energies(layout, tensor, norm, options.precision)
+    energies, offsets = _read_energies(layout, tensor, norm)
     offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
     return _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
 
@@ -78,7 +75,7 @@ def _lists(network: NetworkLayout, lists: Mapping[int, Extremes], options: Balan
     norm = options.norm
     weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
     offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
-    for index, energies in _list_energies(network, lists, norm, options.precision):
+    for index, energies in _list_energies(network, lists, norm):
         layout = network.layouts[index]
         offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
         yield index, _parted([*_list_blocks(index, layout, energies, offset)], layout.parts, norm)
@@ -121,17 +118,13 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> _Part
     return moving, [_log_constant(block, norm) for block in still]
 
 
-def _list_energies(
-    network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm, precision: torch.dtype
-) -> Iterator[tuple[int, Tensor]]:
-    """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
+def _list_energies(network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm) -> Iterator[tuple[int, Tensor]]:
+    """Energies of lists by the index of their layout, worked out together."""
     if not lists:
         return
     layouts, ends = [network.layouts[index] for index in lists], [*lists.values()]
     sizes = [layout.sizes[0] for layout in layouts]
-    energies = energies_of_lists(ends, sizes, norm, precision if norm.p <= 2 else torch.float64)
-    if not norm.is_max and not are_safe(energies):
-        energies = energies_of_lists(ends, sizes, norm, torch.float64)
+    energies = energies_of_lists(ends, sizes, norm)
     parts = energies.split(sizes)
     if not bool(energies.isfinite().all()):
         for layout, own in zip(layouts, parts, strict=True):
@@ -146,10 +139,12 @@ def _is_streamable(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     return Reading(layout, tensor, norm, torch.float32).has_strips
 
 
-def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, list[Tensor]]:
     """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
     if fits_float64(tensor, norm):
-        energies = _summed(layout, tensor, norm, precision).cpu()
+        energies = Reading(layout, tensor, norm, torch.float64).read_energies()
+        check_finite(layout.scaling.name, tensor, [energies])
+        energies = energies.cpu()
         offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
         return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
     energies, offsets = _scaled(layout, tensor, norm)
@@ -168,17 +163,6 @@ def _added(logs: Sequence[Tensor]) -> Tensor:
     for log in logs:
         total = total[..., None] + log
     return total
-
-
-def _summed(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
-    """Energies as they are, in float32 where that is wanted and holds them."""
-    if precision == torch.float32 and norm.p <= 2:
-        energies = Reading(layout, tensor, norm, torch.float32).read_energies()
-        if are_safe(energies):
-            return energies
-    energies = Reading(layout, tensor, norm, torch.float64).read_energies()
-    check_finite(layout.scaling.name, tensor, [energies])
-    return energies
 
 
 def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
