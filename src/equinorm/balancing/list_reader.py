@@ -56,7 +56,7 @@ def energies_of_lists(ends: Sequence[Extremes], sizes: Sequence[int], norm: Norm
     Args:
         ends: of at least one tensor.
         sizes: channels of each.
-        norm: whose energies these are, in float64; p = ∞ keeps to the dtype of the tensors, or float32, both of which hold them.
+        norm: whose energies these are, in float64; p = ∞ keeps to the dtype of the tensors, or float32.
     """
     if norm.is_max:
         return torch.cat([_magnitudes(ends[here], sizes[here]) for here in slices_at_once([len(high) for high, _ in ends])])
