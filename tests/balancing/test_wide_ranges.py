@@ -36,14 +36,13 @@ def test_factors_beyond_single_precision(p, spread, compile):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_faint_weight_keeps_a_channel_alive(p, dtype):
     """What leaves channel 1 goes to channel 3, which is dead, or by a weight whose power vanishes beside that of the other."""
-    net = nn.Sequential(*[nn.Linear(2, n, bias=False) for n in (2, 2, 1)]).to(dtype)
-    net.insert(1, nn.ReLU())
-    net.insert(3, nn.ReLU())
+    first, second, last = (nn.Linear(2, n, bias=False) for n in (2, 2, 1))
+    net = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last).to(dtype)
     faint = 1e-4 if p == 100 else 1e-33
     with torch.no_grad():
-        net[0].weight.copy_(torch.tensor([[0.5, 0.25], [1.0, 0.5]]))
-        net[2].weight.copy_(torch.tensor([[1.0, 0.5], [faint, 1.0]]))
-        net[4].weight.copy_(torch.tensor([[0.0, 0.5]]))
+        first.weight.copy_(torch.tensor([[0.5, 0.25], [1.0, 0.5]]))
+        second.weight.copy_(torch.tensor([[1.0, 0.5], [faint, 1.0]]))
+        last.weight.copy_(torch.tensor([[0.0, 0.5]]))
     balance = equinorm.symmetries(net, torch.zeros(1, 2, dtype=dtype)).balance(p, tol=1e-9)
     assert balance.converged
     assert balance.dead == (3,)
