@@ -12,19 +12,20 @@ from equinorm import native
 from equinorm._errors import BalanceError
 from equinorm.balancing.blocks import AnyBlock, Block
 from equinorm.balancing.energy_reader import Reading, check_finite
-from equinorm.balancing.float32_range import are_safe
 from equinorm.balancing.layout import NetworkLayout, Part, TensorLayout
 from equinorm.balancing.list_reader import Extremes, ends_of, energies_of_lists, fits_float64, is_list
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import BalanceOptions
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.streamed import Stream, streamed
+from equinorm.rescaling.last_answers import LastAnswers
+
+SMALLEST = torch.finfo(torch.float64).tiny
+"""Energies below it have few digits."""
 
 
 def problem_of(network: NetworkLayout, tensors: Mapping[str, Tensor], options: BalanceOptions) -> Problem:
     """Set up the energies of every weight: read once and kept, or, where the options say so and it is cheap, streamed.
-
-    Energies that are kept in float32 give way to float64 where they would underflow.
 
     Args:
         network: of the tensors whose norm counts.
@@ -39,6 +40,7 @@ def problem_of(network: NetworkLayout, tensors: Mapping[str, Tensor], options: B
     constants: dict[int, Sequence[float]] = {}
     opened: list[Stream] = []
     lists: dict[int, Extremes] = {}
+    faint: list[Block] = []
     for index, layout in enumerate(network.layouts):
         tensor = tensors[layout.scaling.name]
         if tensor.is_meta:
@@ -53,24 +55,45 @@ def problem_of(network: NetworkLayout, tensors: Mapping[str, Tensor], options: B
             blocks[index] = [*streamed(index, stream)]
             constants[index] = [*stream.still_logs(torch.zeros(network.num_free + 1, dtype=torch.float64))]
         else:
-            blocks[index], constants[index] = _read(index, layout, tensor, options)
+            (blocks[index], constants[index]), more = _read(index, layout, tensor, options)
+            faint += more
     for index, (moving, still) in _lists(network, lists, options):
         blocks[index], constants[index] = moving, still
     joined = {index: norm.join(logs) for index, logs in constants.items() if logs}
-    found = tuple(itertools.chain(*blocks))
-    return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=network.kept)
+    found = (*itertools.chain(*blocks), *faint)
+    kept = LastAnswers() if faint else network.kept  # which knows of what layouts tell alone
+    return Problem(found, network.families, joined, network.num_free, norm, tuple(opened), kept=kept)
 
 
 _Parted = tuple[list[Block], list[float]]
 """Blocks that move, and logarithms of the energies that do not."""
 
 
-def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOptions) -> _Parted:
-    """The energies of one tensor, read once."""
+def _read(index: int, layout: TensorLayout, tensor: Tensor, options: BalanceOptions) -> tuple[_Parted, list[Block]]:
+    """The energies of one tensor, read once; those that a matrix cannot hold beside the others as lists."""
     norm = options.norm
-    energies, offsets = _read_energies(layout, tensor, norm, options.precision)
+    energies, offsets, faint = _read_energies(layout, tensor, norm)
     offsets[0] = offsets[0] + norm.log_weight(layout.scaling.depth, options.c)
-    return _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
+    more: list[Block] = []
+    if faint is not None and energies.size(-1) > 1 and layout.is_matrix:
+        more = [_faint_block(index, part, faint, offsets) for part in layout.parts if not part.is_still]
+    elif faint is not None:
+        is_faint = faint.isfinite().flatten()
+        energies = energies.masked_fill(is_faint.view_as(energies), 1.0)
+        offsets[0] = offsets[0] + torch.where(is_faint, faint.flatten(), 0.0)
+    parted = _parted([_block(index, layout, part, energies, offsets) for part in layout.parts], layout.parts, norm)
+    return parted, [block for block in more if not block.is_empty]
+
+
+def _faint_block(index: int, part: Part, faint: Tensor, offsets: Sequence[Tensor]) -> Block:
+    """The faint entries of one part of a matrix, a term each."""
+    rows, columns = part.picks
+    own = faint[rows][:, columns]
+    own = own if part.loops is None else own.masked_fill(part.loops, -math.inf)
+    places = own.isfinite().nonzero().T
+    logs = own[places[0], places[1]] + offsets[0][rows][places[0]] + offsets[1][columns][places[1]]
+    sides = tuple(replace(side, ids=side.ids[place]) for side, place in zip(part.sides, places, strict=True))
+    return Block(index, torch.ones_like(logs), (logs,), sides)
 
 
 def _lists(network: NetworkLayout, lists: Mapping[int, Extremes], options: BalanceOptions) -> Iterator[tuple[int, _Parted]]:
@@ -78,7 +101,7 @@ def _lists(network: NetworkLayout, lists: Mapping[int, Extremes], options: Balan
     norm = options.norm
     weights = {depth: norm.log_weight(depth, options.c) for depth in {layout.scaling.depth for layout in network.layouts}}
     offsets = {depth: torch.full((1,), weight, dtype=torch.float64) for depth, weight in weights.items()}
-    for index, energies in _list_energies(network, lists, norm, options.precision):
+    for index, energies in _list_energies(network, lists, norm):
         layout = network.layouts[index]
         offset = offsets[layout.scaling.depth].expand(layout.sizes[0])
         yield index, _parted([*_list_blocks(index, layout, energies, offset)], layout.parts, norm)
@@ -121,17 +144,13 @@ def _parted(blocks: Sequence[Block], parts: Sequence[Part], norm: Norm) -> _Part
     return moving, [_log_constant(block, norm) for block in still]
 
 
-def _list_energies(
-    network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm, precision: torch.dtype
-) -> Iterator[tuple[int, Tensor]]:
-    """Energies of lists by the index of their layout, worked out together where nothing is out of range."""
+def _list_energies(network: NetworkLayout, lists: Mapping[int, Extremes], norm: Norm) -> Iterator[tuple[int, Tensor]]:
+    """Energies of lists by the index of their layout, worked out together."""
     if not lists:
         return
     layouts, ends = [network.layouts[index] for index in lists], [*lists.values()]
     sizes = [layout.sizes[0] for layout in layouts]
-    energies = energies_of_lists(ends, sizes, norm, precision if norm.p <= 2 else torch.float64)
-    if not norm.is_max and not are_safe(energies):
-        energies = energies_of_lists(ends, sizes, norm, torch.float64)
+    energies = energies_of_lists(ends, sizes, norm)
     parts = energies.split(sizes)
     if not bool(energies.isfinite().all()):
         for layout, own in zip(layouts, parts, strict=True):
@@ -146,20 +165,24 @@ def _is_streamable(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
     return Reading(layout, tensor, norm, torch.float32).has_strips
 
 
-def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term."""
+def _read_energies(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """Energies of one tensor and the logarithms to add to them: along rows and columns, or for every term.
+
+    Also logarithms of energies that are missing there since they are too small beside others, −∞ elsewhere; None without any.
+    """
     if fits_float64(tensor, norm):
-        energies = _summed(layout, tensor, norm, precision).cpu()
+        energies = Reading(layout, tensor, norm, torch.float64).read_energies()
+        check_finite(layout.scaling.name, tensor, [energies])
+        energies = energies.cpu()
         offsets = [torch.zeros(size, dtype=torch.float64) for size in energies.shape]
-        return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)]
-    energies, offsets = _scaled(layout, tensor, norm)
+        return energies, offsets if layout.is_matrix else [torch.zeros(energies.shape, dtype=torch.float64)], None
+    energies, offsets, faint = _scaled(layout, tensor, norm)
     sides = [_added([offsets[axis] for axis in axes]).flatten() for axes in layout.along]
-    energies = energies.permute([sorted(layout.axes).index(axis) for axis in layout.axes])
-    if not layout.is_matrix:
-        return energies.flatten(), sides
-    if len(sides) == 1:
-        return energies.reshape(-1, 1), [*sides, torch.zeros(1, dtype=torch.float64)]
-    return energies.reshape(layout.sizes), sides
+    order = [sorted(layout.axes).index(axis) for axis in layout.axes]
+    shape = (-1, 1) if layout.is_matrix and len(sides) == 1 else layout.sizes
+    energies, faint = (None if found is None else found.permute(order).reshape(shape) for found in (energies, faint))
+    assert energies is not None
+    return energies, [*sides, torch.zeros(1, dtype=torch.float64)] if shape == (-1, 1) else sides, faint
 
 
 def _added(logs: Sequence[Tensor]) -> Tensor:
@@ -170,19 +193,11 @@ def _added(logs: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _summed(layout: TensorLayout, tensor: Tensor, norm: Norm, precision: torch.dtype) -> Tensor:
-    """Energies as they are, in float32 where that is wanted and holds them."""
-    if precision == torch.float32 and norm.p <= 2:
-        energies = Reading(layout, tensor, norm, torch.float32).read_energies()
-        if are_safe(energies):
-            return energies
-    energies = Reading(layout, tensor, norm, torch.float64).read_energies()
-    check_finite(layout.scaling.name, tensor, [energies])
-    return energies
+def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor], Tensor | None]:
+    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales by axis.
 
-
-def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, dict[int, Tensor]]:
-    """|w|^p summed over the other axes (largest |w| if p = ∞), scaled towards 1, and the logarithms of the scales by axis."""
+    Also what is faint, as in `_read_energies`: at p = 100 beside 1 what is below 0.0008.
+    """
     weight = layout.effective(tensor)
     check_finite(layout.scaling.name, weight, [torch.linalg.vector_norm(weight, math.inf)])
     magnitude = weight.to("cpu", torch.float64).abs()
@@ -196,7 +211,15 @@ def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, d
     powered = magnitude.pow(norm.q)
     if layout.others:
         powered = powered.amax(layout.others) if norm.is_max else powered.sum(layout.others)
-    return powered, offsets
+    if norm.is_max:
+        return powered, offsets, None
+    magnitude = magnitude.permute(*sorted(layout.axes), *layout.others).reshape(*powered.shape, -1)
+    is_faint = (powered < SMALLEST) & (magnitude > 0).any(-1)
+    if not bool(is_faint.any()):
+        return powered, offsets, None
+    faint = torch.full_like(powered, -math.inf)
+    faint[is_faint] = (norm.q * magnitude[is_faint].log()).logsumexp(-1)
+    return powered.masked_fill(is_faint, 0.0), offsets, faint
 
 
 def _log_constant(block: Block, norm: Norm) -> float:

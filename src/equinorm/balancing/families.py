@@ -37,17 +37,16 @@ class FamilyStructure:
     @cached_property
     def exponents(self) -> Tensor:
         """By which each block's energy scales with one scalar for each family: float64, (blocks, families)."""
-        rows = [[0.0] * self.count for _ in self.blocks]
-        for row, sides in zip(rows, self.blocks, strict=True):
-            for side in sides:
-                if side.family != GROUND:
-                    row[side.family] += self.norm.q * side.exponent
-        return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), self.count)
+        found = torch.zeros(len(self.blocks), self.count, dtype=torch.float64)
+        for row, own in enumerate(map(_by_family, self.blocks)):
+            for family, exponent in own.items():
+                found[row, family] = self.norm.q * exponent
+        return found
 
     @property
     def is_chained(self) -> bool:
         """Does some block join families, so that one scalar for each is a problem of its own?"""
-        return bool((self.exponents != 0).sum(1).gt(1).any())
+        return any(sum(exponent != 0 for exponent in _by_family(sides).values()) > 1 for sides in self.blocks)
 
     @cached_property
     def steps(self) -> list[float]:
@@ -96,6 +95,15 @@ class FamilyStructure:
         families = list(range(self.count))
         is_by_colour = method == "two-level" and max(self.colours, default=0) < 2
         return sorted(families, key=self.colours.__getitem__) if is_by_colour else families
+
+
+def _by_family(sides: Sequence[Side]) -> dict[int, float]:
+    """The exponent by which each family's scalar moves a block."""
+    found: dict[int, float] = {}
+    for side in sides:
+        if side.family != GROUND:
+            found[side.family] = found.get(side.family, 0.0) + side.exponent
+    return found
 
 
 def minimise_families(logs: Tensor, exponents: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Are sums of energies safe in float32? Where they are not, they are taken again in float64."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,19 +13,22 @@ from equinorm.balancing.norm import Norm
 SMALLEST, LARGEST = 1e-30, 1e30
 """Within these sums in float32 neither vanish, nor overflow where they are multiplied."""
 
-SAFE = 1e20
-"""Sums of energies up to this do not reach `LARGEST`."""
-
-
-def are_safe(energies: Tensor) -> bool:
-    """Are these safe, which are not 0 in a list, and their sums along both sides of a matrix?"""
-    is_list = energies.dim() == 1 or energies.size(1) == 1
-    return _are_between([energies], SAFE) if is_list else _are_between(_totals(energies), LARGEST)
+APART = 87.0
+"""Logarithm by which factors of at most 1 may differ so that the least of them does not vanish."""
 
 
 def are_safe_sums(sums: Iterable[Tensor]) -> bool:
     """Are sums that were taken safe, neither zero nor beyond the range, nor NaN?"""
-    return _are_between(sums, LARGEST)
+    ends = (total.aminmax() for total in sums if total.numel())
+    return all(SMALLEST < float(low) <= float(high) < LARGEST for low, high in ends)
+
+
+def are_safe_factors(logs: Tensor) -> bool:
+    """Can factors stand in float32 beside one another? From their logarithms; −∞ is a factor 0.
+
+    Where they cannot, sums may lose terms as large as those that remain, and look safe.
+    """
+    return float(logs.max() - torch.where(logs.isfinite(), logs, math.inf).min()) < APART
 
 
 def fits_float32(layout: TensorLayout, tensor: Tensor, norm: Norm) -> bool:
@@ -41,9 +45,3 @@ def _totals(energies: Tensor) -> list[Tensor]:
         return [energies]
     rows, columns = energies.shape
     return [energies @ energies.new_ones(columns), energies.T @ energies.new_ones(rows)]
-
-
-def _are_between(values: Iterable[Tensor], most: float) -> bool:
-    """Are all above the smallest, and below the most?"""
-    ends = (value.aminmax() for value in values if value.numel())
-    return all(SMALLEST < float(low) <= float(high) < most for low, high in ends)

@@ -50,18 +50,17 @@ def ends_of(layout: TensorLayout, tensor: Tensor, norm: Norm, compile: bool) -> 
     return _extremes(layout.view(tensor), layout.axes[0], compile) if norm.is_max else (tensor.detach(), tensor.detach())
 
 
-def energies_of_lists(ends: Sequence[Extremes], sizes: Sequence[int], norm: Norm, dtype: torch.dtype) -> Tensor:
+def energies_of_lists(ends: Sequence[Extremes], sizes: Sequence[int], norm: Norm) -> Tensor:
     """|w|^p of each channel (the largest |w| for p = ∞), one tensor after the other.
 
     Args:
         ends: of at least one tensor.
         sizes: channels of each.
-        norm: whose energies these are.
-        dtype: of the energies; p = ∞ keeps to that of the tensors, or float32, both of which hold them.
+        norm: whose energies these are, in float64; p = ∞ keeps to the dtype of the tensors, or float32.
     """
     if norm.is_max:
         return torch.cat([_magnitudes(ends[here], sizes[here]) for here in slices_at_once([len(high) for high, _ in ends])])
-    magnitudes = torch.cat([vector for vector, _ in ends]).to(dtype).abs_()
+    magnitudes = torch.cat([vector for vector, _ in ends]).to(torch.float64).abs_()
     return magnitudes if norm.p == 1 else magnitudes.pow_(norm.p)
 
 

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
-
 from equinorm._errors import BalanceError
 from equinorm.balancing.norm import Norm
 from equinorm.modules.choosing import Choice
@@ -46,11 +44,6 @@ class BalanceOptions:
     def is_streamed(self) -> bool:
         """Are matrices read from the weights whenever they are needed, where that is cheap?"""
         return self.method == "two-level" and not self.norm.is_max
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Of energies that are kept."""
-        return torch.float32 if self.tol >= 1e-6 else torch.float64
 
 
 def check_options(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:

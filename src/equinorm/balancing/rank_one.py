@@ -133,7 +133,8 @@ class RankOneStructure:
     def __init__(self, problem: Problem, matrices: Sequence[AnyBlock], lists: Sequence[AnyBlock]) -> None:
         self.entries = _Entries(matrices, lists)
         families = FamilyStructure([block.sides for block in (*matrices, *lists)], len(problem.families), problem.norm)
-        self.levels, self.is_chained = families.exponents, families.is_chained
+        self.is_chained = families.is_chained
+        self.levels = families.exponents if self.is_chained else torch.zeros(0, 0)  # which grow with blocks times families
         # GROUND reads the last entry of what is by family.
         self.family = family_of_classes(problem.families, problem.num_free).numpy()
         self.shade = np.array([*families.colours, -1])[self.family]

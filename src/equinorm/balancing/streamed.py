@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equinorm.balancing.blocks import AnyBlock, log_sum
 from equinorm.balancing.energy_reader import check_finite
-from equinorm.balancing.float32_range import are_safe_sums
+from equinorm.balancing.float32_range import are_safe_factors, are_safe_sums
 from equinorm.balancing.layout import Pick, TensorLayout
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.sides import Side
@@ -127,7 +127,7 @@ class Stream:
                 return
         own = [axis.logs(z) for axis in self._axes]
         (rows, row_tops), (columns, column_tops) = (axis.factors(logs) for axis, logs in zip(self._axes, own, strict=True))
-        fine = self.precise or self._is_wide
+        fine = self.precise or self._is_wide or not all(map(are_safe_factors, own))
         sums = self.reader.products([rows, columns], torch.float64 if fine else torch.float32)
         if not fine and not self._are_safe(sums):
             fine = True
