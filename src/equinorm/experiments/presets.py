@@ -71,6 +71,7 @@ PRESETS = {
     "conv": Sweep(_CONV, _NORMS, seeds=5, select_epochs=10),
     "conv-reduced": Sweep(replace(_CONV, width=16, epochs=6), _NORMS, seeds=3, select_epochs=2, lrs=(0.005, 0.02, 0.1)),
     "conv-short": replace(_CONV_128, base=replace(_CONV_128.base, epochs=8)),
+    "conv-short-float32": replace(_CONV_128, base=replace(_CONV_128.base, epochs=8, bfloat16=False)),
     "conv-128": _CONV_128,
     "conv-128-float32": replace(_CONV_128, base=replace(_CONV_128.base, bfloat16=False)),
     "resnet18": _RESNETS,
