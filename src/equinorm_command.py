@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +73,8 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
 
     def say_version(wanted: bool) -> None:
         if wanted:
+            from importlib import metadata  # takes longer than all else that is imported before Ctrl-C is listened to
+
             typer.echo(f"equinorm {metadata.version('equinorm')}")
             raise typer.Exit
 

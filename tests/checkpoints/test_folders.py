@@ -21,7 +21,7 @@ from equinorm.checkpoints.comparing import CANONICAL, difference
 from equinorm.checkpoints.conversion import Conversion, stored_scalings
 from equinorm.checkpoints.folder import open_checkpoint, quantized
 from equinorm.checkpoints.stored import CheckpointError
-from equinorm.cli.folders import analysed
+from equinorm.cli.folders import Meter, analysed
 from equinorm.cli.streamed_balance import Outputs, streamed_balance
 from equinorm.reporting.files import OutputError
 from equinorm.rescaling.plan import Plan
@@ -250,6 +250,19 @@ def test_underflows_are_counted(tmp_path):
     assert plan.rewrite(tmp_path / "a.safetensors", tmp_path / "b.safetensors") == 1  # 2⁻¹³³ is the smallest number
     wanted = torch.tensor([[2.0**-10, 0.0, 0.0], [2.0**-129, 3 * 2.0**-9, -(2.0**-133)]], dtype=torch.bfloat16)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], wanted)
+
+
+def test_progress_tells_bytes_and_the_time_that_is_left(monkeypatch):
+    """At the pace so far: a quarter in 30 seconds leaves 90."""
+    now, said = [100.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    meter = Meter(SimpleNamespace(count=lambda done, total, text: said.append((done, total, text))), "balancing", 20 * 10**9)
+    now[0] += 30
+    meter.tick(5 * 10**9)
+    assert said == [(5 * 10**9, 20 * 10**9, "balancing: 5.00 of 20.00 GB, 1:30 left")]
+    now[0] += 90
+    meter.tick(15 * 10**9)
+    assert said[-1][2] == "balancing: 20.00 of 20.00 GB, 0:00 left"
 
 
 def test_a_run_that_was_interrupted_goes_on_where_it_was(folders, tmp_path, monkeypatch):

@@ -286,6 +286,15 @@ def test_interrupt_while_pytorch_is_imported(folder, interruptible, more):
         assert (out, err) == ("", f"error: {message}\n")
 
 
+def test_little_is_imported_before_interrupts_are_listened_to():
+    """Ctrl-C before that shows a traceback of imports."""
+    program = "import sys; before = {*sys.modules}; import equinorm_command; print(*sorted({*sys.modules} - before))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    imported = ran.stdout.split()
+    assert "equinorm_command" in imported
+    assert not {"email", "importlib.metadata", "rich", "torch", "typer"} & {*imported}
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("seconds", [0.3])
 def test_interrupt_while_workers_start(folder, interruptible, seconds):
