@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from equinorm.rescaling.orbit import Orbit
 
 AxisName = str | tuple[str, int]
 """A tensor or a module by name, or a tensor and an axis."""
+
+Here = tuple[str, int | None]
+"""A tensor by name, and an axis of it if one is meant."""
 
 NO_CLASS = Reason("the network", "no free scale moves it")
 """Why an axis stays of which nothing else is known."""
@@ -65,35 +69,48 @@ class MappingCheck:
 
 def check(orbit: Orbit, groups: ScaleGroups, smooth: AxisName, balance: Iterable[AxisName]) -> MappingCheck:
     """Compare a mapping with the groups; see `GroupedOrbit.check`."""
-    if isinstance(balance, str) or _is_pair(balance):
-        raise EquinormError(f"balance must be a list of names. For one: [{balance!r}].")
-    if not isinstance(balance, Iterable):
-        raise EquinormError(f"balance must be a list of names, not {balance!r}.")
+    places = _places(orbit, balance)
     here = _smooth(orbit, groups, smooth)
-    places = [_tensors(orbit, place) for place in balance]
     named = [tensor for tensors in places for tensor in tensors]
     wanted = [group for group in groups if any(_is_at(axis, here) for axis in (*group.up, *group.along))]
     free = [(group, _makes_up(group, here, named)) for group in wanted if not group.is_pinned]
     meant = [(group, axes) for group, axes in free if axes] or free
     taken = [axis for _, axes in meant for axis in axes]
-    others = [(group, axis) for group, axes in meant for axis in group.axes if axis not in axes and not _is_at(axis, here)]
-    missing = [axis for group, axis in others if axis.tensor not in {bias_of(up.tensor) for up in group.up}]
     in_vain = [tensors[0] for tensors in places if not {axis.tensor for axis in taken} & {name for name, _ in tensors}]
+    ups = [(axis, axes) for group, axes in meant for axis in group.axes if _is_at(axis, here)]
+
+    missing = _missing(meant, here)
     extra = [_elsewhere(orbit, groups, name, axis, here) for name, axis in in_vain]
     pinned = [] if taken and _is_whole(taken) else [pin for group in wanted for pin in group.pinned_by if _is_pin(pin, here)]
     if not free and not pinned:
         pinned = [Pin(here[0], here[1] or 0, _channels(orbit, here), _reason(orbit, groups, here, named))]
-    ups = [(axis, axes) for group, axes in meant for axis in group.axes if _is_at(axis, here)]
     unequal = [f"{axis} {power}." for up, axes in ups for axis in axes if (power := other_power(up, axis))]
-    notes = [f"{axis} scales as {_text(here)} does." for axis in missing if any(_is_alike(up, axis) for up, _ in ups)]
     if taken and not missing and not extra and not unequal:
         notes = _notes([group for group, _ in meant])
         notes += [f"The network adds {up.offset:g} to {up.tensor}: the sum scales." for up, _ in ups if up.offset]
+    else:
+        notes = [f"{axis} scales as {_text(here)} does." for axis in missing if any(_is_alike(up, axis) for up, _ in ups)]
     shown = (*dict.fromkeys([*map(str, taken), *(name for name, _ in in_vain)]),)
     return MappingCheck(_text(here), shown, (*missing,), (*extra,), (*pinned,), (*notes,), (*unequal,))
 
 
-Here = tuple[str, int | None]
+def _places(orbit: Orbit, balance: Any) -> list[list[Here]]:
+    """The tensors that each name of a mapping means."""
+    if isinstance(balance, str) or _is_pair(balance):
+        raise EquinormError(f"balance must be a list of names. For one: [{balance!r}].")
+    if not isinstance(balance, Iterable):
+        raise EquinormError(f"balance must be a list of names, not {balance!r}.")
+    return [_tensors(orbit, place) for place in balance]
+
+
+def _missing(meant: Sequence[tuple[ScaleGroup, list[ScaledAxis]]], here: Here) -> list[ScaledAxis]:
+    """Axes of the groups that the mapping does not name; biases of layers that bring scales in move along by themselves."""
+    return [
+        axis
+        for group, axes in meant
+        for axis in group.axes
+        if axis not in axes and not _is_at(axis, here) and axis.tensor not in {bias_of(up.tensor) for up in group.up}
+    ]
 
 
 def _channels(orbit: Orbit, here: Here) -> int:
