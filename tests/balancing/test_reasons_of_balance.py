@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from scipy import optimize
+from torch import Tensor, nn
 
 import equinorm
 from equinorm import BalanceError, ENorm, EquinormError
@@ -57,3 +59,37 @@ def test_kernels_without_a_compiler_are_refused_alike(monkeypatch, p, dtype):
     with pytest.raises(EquinormError, match="no c\\+\\+, g\\+\\+ or clang\\+\\+ on the PATH"):
         ENorm(torch.optim.SGD(model.parameters(), lr=0.0), model, inputs, p=p, compile=True)
     assert torch.equal(model[0].weight, before)
+
+
+class Loop(nn.Module):
+    """Layers without bias, the middle one applied several times in a row."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+        self.first, self.again, self.last = (nn.Linear(i, o, bias=False).double() for i, o in ((4, 6), (6, 6), (6, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        for _ in range(self.times):
+            x = self.again(x).relu()
+        return self.last(x)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_a_layer_without_bias_that_is_applied_again_and_again_is_not_dead(times, p):
+    torch.manual_seed(times)
+    model, inputs = Loop(times), (torch.randn(2, 4, dtype=torch.float64),)
+    first, again, last = (layer.weight.detach().numpy().copy() for layer in (model.first, model.again, model.last))
+
+    def norm(logs: np.ndarray) -> float:
+        """Of weights that the scales of channels and one of the loop have moved."""
+        scales, loop = np.exp(logs[:6]), np.exp(logs[6])
+        moved = (first * scales[:, None], again * loop * scales[:, None] / scales, last / (scales * loop**times))
+        return float(sum((np.abs(weight) ** p).sum() for weight in moved))
+
+    least = optimize.minimize(norm, np.zeros(7), method="BFGS", options={"gtol": 1e-9}).fun ** (1 / p)
+    found = equinorm.balance_(model, inputs, p=p, tol=1e-12)
+    assert (found.dead, found.converged) == ((), True)
+    assert found.norm_after == pytest.approx(least, rel=1e-9)

@@ -10,6 +10,7 @@ from equinorm._scaling import Reason
 from equinorm.discovery import trace
 from equinorm.discovery.classes import PINNED, ZERO, Classes
 from equinorm.discovery.labels import Factor
+from equinorm.discovery.shorter_forms import shorter
 from equinorm.discovery.sign_classes import SignClasses
 
 LAWS = [
@@ -133,3 +134,39 @@ def test_more_reasons_than_small_numbers_count():
     classes.equate([(Fraction(1), ids[1:2])], Reason("the last"))
     assert classes.reasons(ids) == {Reason("the first"): 1, Reason("the last"): 1}
     assert classes.resolve(ids).tolist() == [PINNED, PINNED, ids[2]]
+
+
+LOOP = [{row: 1, 9: 1, 2: -1} for row in (5, 6, 7)]
+"""Rows of a layer that is applied again: s_row·u/s, with u as class 9 and s as class 2."""
+
+
+@pytest.mark.parametrize(
+    ("forms", "found"),
+    [
+        (LOOP, {9: (2, 1)}),  # t = u/s
+        ([{row: 1, 9: 2, 2: -1} for row in (5, 6, 7)], {2: (9, 2)}),  # and not u = t·√s
+        ([*LOOP, {9: 1}, {9: 1, 8: 1}], {2: (9, 1)}),  # two forms with u alone: there s gives way
+        ([*LOOP, {9: 1}, {9: 1}, {2: 1}, {2: 1}], {}),  # as many would get longer
+        (LOOP[:1], {}),
+    ],
+)
+def test_free_classes_are_taken_so_that_forms_are_short(forms, found):
+    assert shorter(forms) == found
+
+
+def test_shorter_forms_say_the_same():
+    classes = Classes()
+    s, (u,) = classes.fresh(3), classes.fresh(1)
+    rows = classes.fresh(3)
+    classes.equate(
+        [(Fraction(1), rows), (Fraction(-1), s), (Fraction(-1), np.repeat(u, 3)), (Fraction(1), np.repeat(s[:1], 3))],
+        Reason("a law"),
+    )
+    before = [classes.form(int(row)) for row in rows]
+    classes.simplify()
+    after, (new,) = [classes.form(int(row)) for row in rows], {*classes.form(int(u))} - {*s.tolist()}
+    value = dict(zip([*s.tolist(), int(u)], (1, 10, 100, 1000), strict=True))
+    value[new] = value[int(u)] - value[int(s[0])]
+    sums = [[sum(coefficient * value[id] for id, coefficient in form.items()) for form in forms] for forms in (before, after)]
+    assert sums[0] == sums[1]
+    assert sum(map(len, after)) < sum(map(len, before))

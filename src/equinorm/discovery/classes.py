@@ -18,6 +18,7 @@ import numpy as np
 
 from equinorm._scaling import Reason
 from equinorm.discovery.rows import distinct_rows, unique_rows
+from equinorm.discovery.shorter_forms import shorter
 
 ZERO = 0
 """Reserved id of the constants 0 and ±inf, which fit any scale. It is 0 so that zero-filling operations fill with it."""
@@ -159,6 +160,19 @@ class Classes:
             self._state[root] = place
         self._forms[root] = total
         return total if sign > 0 else {other: -coefficient for other, coefficient in total.items()}
+
+    def simplify(self) -> None:
+        """Take other free classes where forms get shorter by that: t = u/v for u where most forms with u hold v⁻¹ too.
+
+        A layer that is applied several times is scaled by s_j·t/s_i; with the scale u of its first row as a free class
+        that reads s_j·u/(s_1·s_i).
+        """
+        while swaps := shorter([self.form(id) for id in [*self._forms]]):
+            for old, (other, power) in swaps.items():
+                (new,) = self.fresh(1).tolist()
+                self._forms[old] = {new: 1, other: power}
+                self._state[old] = _DEPENDENT
+            self._changes += 1
 
     def reasons(self, ids: np.ndarray) -> dict[Reason, int]:
         """How many of these classes each reason pins; free ones are not counted."""

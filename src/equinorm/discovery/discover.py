@@ -54,6 +54,8 @@ def discover(graphs: Graphs, batch_norm: str, *, signs: bool = False, inner: boo
     if laws.own is None:
         graphs.forget()
         drop = {*laws.sources} - {source_of(value) for value, *_ in trace.casts}
+    if not signs:
+        trace.classes.simplify()
     owner, pins = introduced(laws.sources, trace.classes)
     scalings, roots = resolve(laws.sources, trace.classes, drop)
     solved = SolvedClasses(trace.classes, roots)
