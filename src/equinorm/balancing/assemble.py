@@ -213,7 +213,7 @@ def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, d
         powered = powered.amax(layout.others) if norm.is_max else powered.sum(layout.others)
     if norm.is_max:
         return powered, offsets, None
-    magnitude = magnitude.permute(*sorted(layout.axes), *layout.others).reshape(*powered.shape, -1)
+    magnitude = magnitude.permute([*sorted(layout.axes), *layout.others]).reshape(*powered.shape, -1)
     is_faint = (powered < SMALLEST) & (magnitude > 0).any(-1)
     if not bool(is_faint.any()):
         return powered, offsets, None
