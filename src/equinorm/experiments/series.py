@@ -1,6 +1,6 @@
 """Results put together by what varies: curves over depth, batch size or epochs, with mean and standard deviation over seeds."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,7 +115,7 @@ def _series(final: Sequence[Result], found: Sequence[Result]) -> list[Series]:
     cells, searches = _by_configuration(final), _searches(found)
     by_depth = _follows_asymmetry(cells)
     options = {key: _options(replace(key, c=0.0) if key in by_depth else key) for key in cells}
-    differ = _differing(cells, by_depth)
+    differ = _differing(options)
     variants: dict[str, list[_Options]] = {}
     for key in cells:
         kinds = variants.setdefault(key.method, [])
@@ -164,13 +164,13 @@ def _options(run: Run) -> _Options:
     return tuple(getattr(run, name) for name in _NAMES)
 
 
-def _differing(cells: Iterable[Run], by_depth: Set[Run]) -> set[str]:
+def _differing(options: Mapping[Run, _Options]) -> set[str]:
     """Options in which runs that use them differ, be it from another method's."""
-    values: dict[str, set[Any]] = {}
-    for key in cells:
-        for name in set(_NAMES).difference(key.unused):
-            values.setdefault(name, set()).add(0.0 if name == "c" and key in by_depth else getattr(key, name))
-    return {name for name, found in values.items() if len(found) > 1}
+    found: dict[str, set[Any]] = {}
+    for run, values in options.items():
+        for name in set(_NAMES).difference(run.unused):
+            found.setdefault(name, set()).add(values[_NAMES.index(name)])
+    return {name for name, values in found.items() if len(values) > 1}
 
 
 def _label(method: str, options: _Options, differ: Set[str]) -> str:
