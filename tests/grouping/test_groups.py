@@ -134,7 +134,23 @@ def test_a_group_reads_like_a_sentence(attention):
     first = str(attention[0].groups()[0])
     assert "norm.weight[0] brings in 8 scales.\n  q.weight[1], k.weight[1] and v.weight[1] take them out." in first
     assert repr(attention[0].groups()) == "8 scale groups"
-    assert str(ScaleGroups([*attention[0].groups()] * 2)).endswith("… and 5 more groups")
+    assert str(ScaleGroups([*attention[0].groups()] * 2, {})).endswith("… and 5 more groups")
+
+
+def test_groups_of_a_tensor_by_any_of_its_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.last.weight = self.first.weight
+
+        def forward(self, x):
+            return self.last(self.first(x).relu())
+
+    groups = equinorm.symmetries(Tied(), (torch.randn(5, 3),)).groups()
+    assert groups.of("last.weight") == groups.of("first.weight") != []
+    with pytest.raises(equinorm.EquinormError, match=r"no parameter or floating-point buffer 'last.weigth'. Did you mean last\.w"):
+        groups.of("last.weigth")
 
 
 def test_halves_of_a_fused_layer_are_groups_of_their_own():

@@ -68,7 +68,8 @@ def groups(orbit: Orbit, values: InnerValues) -> ScaleGroups:
         found.append(ScaleGroup(tuple(up), tuple(down), tuple(along), tuple(bearers.get(group, ())), ids[ids > 0], tuple(held)))
     found.sort(key=lambda group: int(group.ids[0]))
     shapes = {name: scaling for scaling in orbit.scalings for name in scaling.names}
-    return ScaleGroups([*found, *(_pinned(key, held, shapes, uses) for key, held in pins.items())])
+    pinned = [_pinned(key, held, shapes, uses) for key, held in pins.items()]
+    return ScaleGroups([*found, *pinned], {name: scaling.name for name, scaling in shapes.items()})
 
 
 def _pinned(

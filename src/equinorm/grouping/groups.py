@@ -1,12 +1,14 @@
 """Records of scale groups, and how they read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from equinorm._display import count, listed, shortened
+from equinorm._errors import EquinormError
 from equinorm._scaling import Pin, Reason
 
 AXES, VALUES, GROUPS = 6, 4, 12
@@ -135,8 +137,9 @@ class ScaleGroup:
 class ScaleGroups(Sequence[ScaleGroup]):
     """The groups of a network, free ones first; prints the first below each other, and `of` gives those of one tensor."""
 
-    def __init__(self, groups: Sequence[ScaleGroup]) -> None:
-        self._groups = tuple(groups)
+    def __init__(self, groups: Sequence[ScaleGroup], names: Mapping[str, str]) -> None:
+        """`names` are those of all tensors, each with the first name of the tensor."""
+        self._groups, self._names = tuple(groups), names
 
     def __getitem__(self, key):  # pyright: ignore
         return self._groups[key]
@@ -151,8 +154,19 @@ class ScaleGroups(Sequence[ScaleGroup]):
         return "\n".join(shortened([str(group) for group in self._groups], GROUPS, "groups"))
 
     def of(self, tensor: str) -> list[ScaleGroup]:
-        """The groups that move this tensor, or would, were they not pinned."""
-        return [group for group in self._groups if any(axis.tensor == tensor for axis in group.axes)]
+        """The groups that move this tensor, or would, were they not pinned.
+
+        Args:
+            tensor: name of a parameter or buffer; any of them, if it is tied.
+
+        Raises:
+            EquinormError: if no tensor has this name.
+        """
+        if tensor not in self._names:
+            near = get_close_matches(tensor, self._names, 4)
+            hint = f" Did you mean {enumerated(near)}?" if near else ""
+            raise EquinormError(f"there is no parameter or floating-point buffer {tensor!r}.{hint}")
+        return [group for group in self._groups if any(axis.tensor == self._names[tensor] for axis in group.axes)]
 
 
 def enumerated(things: Sequence[object], most: int = AXES) -> str:

@@ -59,6 +59,39 @@ op(
     ),
 )
 
+# ------------------------------------------------------------------------------------------------- layers that run twice or more
+
+
+def _again(part: Any, x: Tensor, times: int, gated: bool) -> Tensor:
+    """A layer applied to its own result; gated, times the value before."""
+    for _ in range(times):
+        x = F.relu(part(x)) * (x if gated else 1)
+    return x
+
+
+def _again_by_copies(part: Any, x: Tensor, times: int, gated: bool) -> Tensor:
+    for weight in part.weight.expand(times, -1, -1):
+        x = F.relu(torch.einsum("...i,oi->...o", x, weight)).mul(x if gated else 1)
+    return x
+
+
+op(
+    "again",
+    _again,
+    choose=lambda draw, x, **_: {"times": draw(st.sampled_from([2, 3])), "gated": draw(st.booleans())},
+    part=lambda x, times, gated: nn.Linear(x.size(-1), x.size(-1), bias=False),
+    also=_again_by_copies,
+    often=3,
+)
+op(
+    "there_and_back",
+    lambda part, x, out: F.relu(x @ part.w) @ part.w.T,
+    choose=lambda draw, x: {"out": draw(SIZES)},
+    part=lambda x, out: Vector(x.size(-1), out),
+    also=lambda part, x, out: torch.einsum("...o,io->...i", F.relu(torch.einsum("...i,io->...o", x, part.w)), part.w),
+    often=2,
+)
+
 # ------------------------------------------------------------------------------------------------- weights on the second axis
 
 
