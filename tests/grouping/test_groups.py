@@ -149,7 +149,9 @@ def test_groups_of_a_tensor_by_any_of_its_names():
 
     groups = equinorm.symmetries(Tied(), (torch.randn(5, 3),)).groups()
     assert groups.of("last.weight") == groups.of("first.weight") != []
-    with pytest.raises(equinorm.EquinormError, match=r"no parameter or floating-point buffer 'last.weigth'. Did you mean last\.w"):
+    with pytest.raises(
+        equinorm.EquinormError, match=r"no parameter or floating-point buffer 'last.weigth'. Did you mean last\.w"
+    ):
         groups.of("last.weigth")
 
 

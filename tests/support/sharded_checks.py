@@ -390,6 +390,11 @@ def what_needs_whole_weights_is_refused():
     refused(lambda: found.balance(float("inf")), "p = inf looks for single weights")
     refused(lambda: found.balance(method="cyclic"), "method='cyclic'")
     refused(lambda: equinorm.symmetries(found.model, ROWS, opaque="0"), "is sharded, and what opaque modules (0)")
+    faint = unbalanced(mlp)
+    with torch.no_grad():
+        faint[2].weight[0, 1:3] = 1e-6  # of one process, to the 90th power
+    words = "entries of 2.weight underflow" if dist.get_rank() == 0 else "process 0 refused"
+    refused(lambda: equinorm.symmetries(fsdp(faint), ROWS).balance(90.0), words)
 
 
 def trained(net: nn.Module, args: Tensor, make: Callable, steps: int = 4, **options: Any) -> tuple[Any, Any, list[float]]:

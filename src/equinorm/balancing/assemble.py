@@ -20,7 +20,7 @@ from equinorm.balancing.problem import Problem
 from equinorm.balancing.streamed import Stream, streamed
 from equinorm.rescaling.last_answers import LastAnswers
 
-SMALLEST = torch.finfo(torch.float64).tiny
+FAINT = torch.finfo(torch.float64).tiny
 """Energies below it have few digits."""
 
 
@@ -214,7 +214,7 @@ def _scaled(layout: TensorLayout, tensor: Tensor, norm: Norm) -> tuple[Tensor, d
     if norm.is_max:
         return powered, offsets, None
     magnitude = magnitude.permute([*sorted(layout.axes), *layout.others]).reshape(*powered.shape, -1)
-    is_faint = (powered < SMALLEST) & (magnitude > 0).any(-1)
+    is_faint = (powered < FAINT) & (magnitude > 0).any(-1)
     if not bool(is_faint.any()):
         return powered, offsets, None
     faint = torch.full_like(powered, -math.inf)

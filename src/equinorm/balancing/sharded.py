@@ -167,7 +167,8 @@ def shared_problem(
         processes: that hold them.
 
     Raises:
-        BalanceError: in every process, if one of them holds a weight that is on the meta device or not finite.
+        BalanceError: in every process, if one of them holds a weight that is on the meta device or not finite, or entries
+            whose powers underflow beside others of their matrix.
     """
     counted = {name: tensor for name, tensor in tensors.items() if processes.counts(tensor) and local(tensor).numel()}
     boxes = {name: box_of(name, tensor) for name, tensor in counted.items()}
@@ -176,6 +177,7 @@ def shared_problem(
     with processes.agreeing(BalanceError):
         parts = NetworkLayout(tuple(layouts[index].layout for index in here), network.families, network.num_free)
         own = problem_of(parts, {name: local(tensor) for name, tensor in counted.items()}, options)
+        _check_range(own, parts, options)
     blocks = iter(own.blocks)
     held: list[tuple[int, int, _Held]] = []  # layout and part of every block that moves
     for index, found in enumerate(layouts):
@@ -184,6 +186,17 @@ def shared_problem(
                 held.append((index, number, _Held(next(blocks) if index in here else None, places)))
     constants = {here[index]: log for index, log in own.constants.items()}
     return _joined(network, held, constants, own, processes)
+
+
+def _check_range(own: Problem, parts: NetworkLayout, options: BalanceOptions) -> None:
+    """Refuse what a matrix of float64 cannot hold: sums over processes take no lists of single entries."""
+    moving = sum(not part.is_still for layout in parts.layouts for part in layout.parts)
+    for block in own.blocks[moving:]:
+        name = parts.layouts[block.tensor].scaling.name
+        raise BalanceError(
+            f"at p = {options.p:g} entries of {name} underflow beside its largest ones, and it is sharded. Balance with a "
+            "smaller p, or the whole model in one process."
+        )
 
 
 def _joined(
