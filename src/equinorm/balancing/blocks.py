@@ -47,8 +47,8 @@ class AnyBlock(ABC):
         return log_sum(self.log_energies(0, z, norm))
 
     @abstractmethod
-    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
-        """Channels (terms) along one side that a nonzero energy joins to places of all other sides that are ready."""
+    def hits(self, place: int, ready: Tensor) -> Tensor:
+        """Which channels along one side of a matrix a nonzero energy joins to a channel of the other that is ready."""
 
     @abstractmethod
     def without(self, dead: Tensor) -> "AnyBlock":
@@ -112,12 +112,10 @@ class Block(AnyBlock):
         logs = self.log_energies(side, z, norm)
         return float(logs.max()) if norm.is_max else log_sum(logs)
 
-    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
-        """Channels (terms) along one side that a nonzero energy joins to places of all other sides that are ready."""
-        if not self.is_matrix:
-            return torch.stack([r for i, r in enumerate(ready) if i != place] + [self.energies > 0]).all(0)
+    def hits(self, place: int, ready: Tensor) -> Tensor:
+        """Which channels along one side of a matrix a nonzero energy joins to a channel of the other that is ready."""
         matrix = self.energies if place == 0 else self.energies.T
-        return matrix @ ready[1 - place].to(matrix.dtype) > 0
+        return matrix @ ready.to(matrix.dtype) > 0
 
     def without(self, dead: Tensor) -> "Block":
         """The same block with no energy where a dead class takes part; `dead` is a mask over 0..num_free."""

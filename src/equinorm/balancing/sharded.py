@@ -73,9 +73,9 @@ class Reader:
         """The log-scales of the first process: others may have rounded theirs differently."""
         return self._processes.of_the_first(z)
 
-    def joined(self, mask: Tensor) -> Tensor:
-        """What is true in some process."""
-        return self._processes.largest(mask.to(torch.int32)) > 0
+    def joined(self, slack: Tensor) -> Tensor:
+        """The least of all processes, entry by entry."""
+        return -self._processes.largest(-slack)
 
     def forget(self) -> None:
         """Energies have changed."""
@@ -140,12 +140,12 @@ class SharedBlock(AnyBlock):
         """Logarithm of the energy of each channel along one side, at log-scales z."""
         return self.reader.side(self.first + side, z)
 
-    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
+    def hits(self, place: int, ready: Tensor) -> Tensor:
         """Which channels of one side a nonzero energy that this process holds joins to a channel of the other that is ready."""
         found = torch.zeros(len(self.sides[place].ids), dtype=torch.bool)
         if self.held.block is not None and not self.held.block.is_empty:
-            own = [mask[places] for mask, places in zip(ready, self.held.places, strict=True)]
-            found[self.held.places[place][self.held.block.hits(place, own)]] = True
+            own, other = self.held.places[place], self.held.places[1 - place]
+            found[own[self.held.block.hits(place, ready[other])]] = True
         return found
 
     def without(self, dead: Tensor) -> "SharedBlock":

@@ -170,9 +170,9 @@ class StreamedBlock(AnyBlock):
         """Logarithm of the energy of each channel along one side, at log-scales z."""
         return self.stream.along(side, self.picks[side], self.sides[1 - side], z)
 
-    def hits(self, place: int, ready: list[Tensor]) -> Tensor:
+    def hits(self, place: int, ready: Tensor) -> Tensor:
         """Which channels of one side a nonzero energy joins to a channel of the other that is ready."""
-        return self.stream.reached(place, self.picks[place], self.picks[1 - place], ready[1 - place])
+        return self.stream.reached(place, self.picks[place], self.picks[1 - place], ready)
 
     def without(self, dead: Tensor) -> "StreamedBlock":
         """The same block with no energy where a dead class takes part."""

@@ -11,6 +11,9 @@ from equinorm.balancing.families import FamilyStructure
 from equinorm.balancing.problem import Problem
 from equinorm.balancing.sides import GROUND
 
+LEAST_SLACK = 2.0**-50
+"""What has been halved so often is no slack."""
+
 
 class System:
     """Energies by family, as the sweeps read them."""
@@ -66,50 +69,74 @@ class System:
     # ----------------------------------------------------------------------------------------------------------- dead
 
     def dead(self, z: Tensor) -> Tensor:
-        """Classes that are not both reached from the ground and reach it, through nonzero energies."""
+        """Classes that can run away upwards or downwards, since nonzero energies do not hold them."""
         if self.problem.shared is not None:
             self.problem.shared.read(z)
-        return self.live & ~(self._reach(z, 1) & self._reach(z, -1))
+        return self.live & ((self._slack(z, 1) > 0) | (self._slack(z, -1) > 0))
 
-    def _reach(self, z: Tensor, sign: int) -> Tensor:
-        """Classes reached from the ground forwards (sign 1: against negative exponents, along positive ones) or backwards."""
-        reached = torch.zeros(len(z), dtype=torch.bool)
-        reached[0] = True
+    def _slack(self, z: Tensor, sign: int) -> Tensor:
+        """How far each class can go up (sign 1) or down (−1), at most 1, where no energy may grow: 0 where it is held.
+
+        An energy with exponents a lets class s go as far as Σ |a_r / a_s| slack_r, over the classes r of opposite exponents,
+        which make room by going the same way. So it hands on what holds, from the ground: exactly for exponents 1 and −1,
+        else by a part each time, as around a circle, down to `LEAST_SLACK`.
+        """
+        slack = torch.ones(len(z), dtype=torch.float64)
+        slack[0] = 0.0
         order = [family for family in range(len(self.problem.families))[::sign] if self._joining[family]]
         singles = self.problem.singles
         if singles is not None:
-            reached |= singles.maxima(len(z))[sign < 0] > -math.inf
-        shared, known = self.problem.shared, 0
+            slack[singles.maxima(len(z))[sign < 0] > -math.inf] = 0.0
+        shared, known = self.problem.shared, torch.ones_like(slack)
         if not order and shared is None:
-            return reached
+            return slack
         while True:
-            before = int(reached.sum())
-            for family in order:
-                for block, place in self._joining[family]:
-                    side = block.sides[place]
-                    if side.exponent * sign > 0 and not bool(reached[side.ids].all()):
-                        reached[side.ids[self._hits(block, place, z, reached, sign)]] = True
-            if int(reached.sum()) == before or bool(reached.all()):
+            before = slack.clone()
+            for block, place in [each for family in order for each in self._joining[family]]:
+                if block.sides[place].exponent * sign > 0:
+                    self._hold(slack, block, place, z)
+            if _is_settled(slack, before):
                 if shared is None:
-                    return reached
-                reached, last = shared.joined(reached), known
-                known = int(reached.sum())
-                if known == last or bool(reached.all()):  # what all processes know alike, so that all end together
-                    return reached
+                    return slack
+                slack, last = shared.joined(slack), known
+                known = slack.clone()
+                if _is_settled(known, last):  # what all processes know alike, so that all end together
+                    return slack
 
-    def _hits(self, block: AnyBlock, place: int, z: Tensor, reached: Tensor, sign: int) -> Tensor:
-        """Channels of one side that a nonzero energy joins to sources that are all reached."""
-        ready = [
-            reached[side.ids] | (side.exponent * sign > 0)
-            if side.family != GROUND
-            else torch.ones_like(side.ids, dtype=torch.bool)
-            for side in block.sides
+    def _hold(self, slack: Tensor, block: AnyBlock, place: int, z: Tensor) -> None:
+        """Lower the slack of the classes along one side of a block to what its nonzero energies allow."""
+        side = block.sides[place]
+        own = slack[side.ids]
+        if not bool(own.any()):
+            return
+        rooms = [  # that the other sides make
+            abs(other.exponent / side.exponent) * slack[other.ids]
+            if other.family != GROUND and other.exponent * side.exponent < 0
+            else torch.zeros(len(other.ids), dtype=torch.float64)
+            for other in block.sides
         ]
-        if block.is_matrix and bool(ready[1 - place].all()):
+        if block.is_matrix:
+            room = rooms[1 - place]
+            for level in torch.unique(room).tolist():
+                if level < float(own.amax()):
+                    own = torch.where(self._hits(block, place, z, room <= level), own.clamp(max=level), own)
+        else:
+            is_there = block.log_energies(place, z, self.norm) > -math.inf
+            own = torch.where(is_there, torch.minimum(own, torch.stack(rooms).sum(0)), own)
+        slack.scatter_reduce_(0, side.ids, torch.where(own < LEAST_SLACK, 0.0, own), "amin")
+
+    def _hits(self, block: AnyBlock, place: int, z: Tensor, ready: Tensor) -> Tensor:
+        """Channels of one side of a matrix that a nonzero energy joins to channels of the other that are ready."""
+        if bool(ready.all()):
             return block.log_energies(place, z, self.norm) > -math.inf
-        if block.is_matrix and not bool(ready[1 - place].any()):
-            return torch.zeros_like(ready[place])
+        if not bool(ready.any()):
+            return torch.zeros(len(block.sides[place].ids), dtype=torch.bool)
         return block.hits(place, ready)
+
+
+def _is_settled(slack: Tensor, before: Tensor) -> bool:
+    """Does nothing change by more than a hundredth, or is nothing left?"""
+    return not bool(slack.any()) or bool((slack >= 0.99 * before).all())
 
 
 def gap(bound: float, largest: float) -> float:
