@@ -109,29 +109,21 @@ class System:
         own = slack[side.ids]
         if not bool(own.any()):
             return
-        rooms = [  # that the other sides make
+        rooms = [  # that the others make
             abs(other.exponent / side.exponent) * slack[other.ids]
-            if other.family != GROUND and other.exponent * side.exponent < 0
-            else torch.zeros(len(other.ids), dtype=torch.float64)
             for other in block.sides
+            if other.family != GROUND and other.exponent * side.exponent < 0
         ]
-        if block.is_matrix:
-            room = rooms[1 - place]
-            for level in torch.unique(room).tolist():
-                if level < float(own.amax()):
-                    own = torch.where(self._hits(block, place, z, room <= level), own.clamp(max=level), own)
-        else:
+        rooms = [room for room in rooms if bool(room.any())]
+        if not rooms or not block.is_matrix:
             is_there = block.log_energies(place, z, self.norm) > -math.inf
-            own = torch.where(is_there, torch.minimum(own, torch.stack(rooms).sum(0)), own)
-        slack.scatter_reduce_(0, side.ids, torch.where(own < LEAST_SLACK, 0.0, own), "amin")
-
-    def _hits(self, block: AnyBlock, place: int, z: Tensor, ready: Tensor) -> Tensor:
-        """Channels of one side of a matrix that a nonzero energy joins to channels of the other that are ready."""
-        if bool(ready.all()):
-            return block.log_energies(place, z, self.norm) > -math.inf
-        if not bool(ready.any()):
-            return torch.zeros(len(block.sides[place].ids), dtype=torch.bool)
-        return block.hits(place, ready)
+            own = torch.where(is_there, torch.minimum(own, torch.stack(rooms).sum(0)) if rooms else 0.0, own)
+        else:
+            for level in torch.unique(*rooms).tolist():
+                if level < float(own.amax()):
+                    own = torch.where(block.hits(place, rooms[0] <= level), own.clamp(max=level), own)
+        own = torch.where(own < LEAST_SLACK, 0.0, own)
+        slack.scatter_reduce_(0, side.ids, own, "amin")
 
 
 def _is_settled(slack: Tensor, before: Tensor) -> bool:
