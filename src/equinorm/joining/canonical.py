@@ -16,6 +16,7 @@ from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
+from equinorm.joining.same_architecture import check_batch_norm
 from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
@@ -81,6 +82,7 @@ def canonical_(
     kwargs: Mapping[str, Any] | None = None,
     *,
     power_of_two: bool = False,
+    batch_norm: str = "affine",
     opaque: Choice = (),
 ) -> Canonical:
     """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
@@ -96,6 +98,8 @@ def canonical_(
         kwargs: its keyword inputs.
         power_of_two: round scales to powers of two: the canonical forms of all copies that were permuted, flipped and rescaled
             by powers of two are bitwise the same. Without it the forms of copies agree to rounding.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names or submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -116,8 +120,9 @@ def canonical_(
     True
     """
     check_model(model)
+    check_batch_norm(batch_norm, model)
     graphs = graphs_of(model, args, kwargs, opaque)
-    found = symmetries_of(graphs)
+    found = symmetries_of(graphs, batch_norm)
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
@@ -146,6 +151,7 @@ def canonical(
     kwargs: Mapping[str, Any] | None = None,
     *,
     power_of_two: bool = False,
+    batch_norm: str = "affine",
     opaque: Choice = (),
 ) -> nn.Module:
     """A copy of a network in its canonical form: `canonical_` on a copy. The model is untouched.
@@ -155,6 +161,8 @@ def canonical(
         args: its positional inputs.
         kwargs: its keyword inputs.
         power_of_two: round scales to powers of two, as in `canonical_`.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -168,5 +176,5 @@ def canonical(
     """
     check_model(model)
     copied = duplicate(model, "to bring the copy to its canonical form")
-    canonical_(copied, args, kwargs, power_of_two=power_of_two, opaque=opaque)
+    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=opaque)
     return copied

@@ -4,12 +4,28 @@ import itertools
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from equinorm._display import and_more
 from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._memory import place_of
 from equinorm._symmetries import Symmetries
 from equinorm.modules.choosing import refuse_sharded, tensors_of
+
+
+def check_batch_norm(batch_norm: str, *models: nn.Module) -> None:
+    """Refuse readings of batch normalization that change outputs of these models."""
+    if batch_norm not in ("affine", "evaluation"):
+        why = " 'statistics' is exact up to the normalization's eps only, and copies compute the same."
+        why = why if batch_norm == "statistics" else ""
+        raise EquivalenceError(f"batch_norm must be 'affine' or 'evaluation', not {batch_norm!r}.{why}")
+    for model in models if batch_norm == "evaluation" else ():
+        for name, module in model.named_modules():
+            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
+                raise EquivalenceError(
+                    f"batch_norm='evaluation' holds in evaluation mode only, and {name or 'the model itself'} of "
+                    f"{describe(model)} is in training mode. Call model.eval() first, or leave out batch_norm."
+                )
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
