@@ -69,7 +69,7 @@ def test_where_it_does_not_hold_it_is_refused(call) -> None:
     models[-1][4].train()
     with pytest.raises(equinorm.EquivalenceError, match=r"4 of Sequential is in training mode\. Call model\.eval\(\)"):
         call(*models, x(), batch_norm="evaluation")
-    with pytest.raises(equinorm.EquivalenceError, match="not 'statistics'.*up to the normalization's eps"):
+    with pytest.raises(equinorm.EquivalenceError, match=r"not 'statistics'.*up to the normalization's eps"):
         call(*models, x(), batch_norm="statistics")
     with pytest.raises(equinorm.EquivalenceError, match="must be 'affine' or 'evaluation', not None"):
         call(*models, x(), batch_norm=None)

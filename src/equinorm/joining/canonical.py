@@ -88,8 +88,8 @@ def canonical_(
     """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
 
     It is balanced (least ℓ2 norm, biases included, residual 1e-12); scales that no norm tells, as those of dead channels, make
-    the logarithms of their weights least in square. Channels whose sign may flip get the one that makes a sum
-    of cubes of their weights positive. Then the channels of each family are sorted by fingerprints: numbers that sums over
+    the logarithms of their weights least in square. Channels whose sign may flip get the one that makes sums
+    of cubes of their weights positive, the largest first. Then the channels of each family are sorted by fingerprints: numbers that sums over
     their weights give, and that no order of any channels changes. The network computes what it did.
 
     Args:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.forms import Forms
+from equinorm.joining.sign_choice import positive_signs
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
-from equinorm.permuting.matching import matching
+from equinorm.permuting.matching import matching, weights_of_places
 from equinorm.permuting.nearest import nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
@@ -63,23 +64,16 @@ class Moves:
         return not self.flips.num_free and not self.group.num_families
 
     def canonical_signs(self, tensors: Forms) -> Tensor:
-        """Signs that make Σ w³·r of every channel positive, r random along axes that no permutation moves.
+        """Signs that make sums of w³·r positive, the largest first, with numbers r > 0 that no permutation and no flip changes.
 
         Permuted copies of a network get the same, permuted; flipped copies get those that make them equal.
         """
         if not self.flips.num_free:
             return torch.ones(0, dtype=torch.int64)
-        moved = self.group.spec().axes_to_perm
-        cubes: dict[str, Tensor] = {}
-        for number, (name, tensor) in enumerate(tensors.items()):
-            generator = torch.Generator().manual_seed(number)
-            weight = tensor.double().square()
-            for axis, family in enumerate(moved.get(name, ())):
-                if family is None:
-                    drawn = torch.randn(tensor.shape[axis], generator=generator, dtype=torch.float64)
-                    weight = weight * drawn.reshape([-1 if at == axis else 1 for at in range(tensor.dim())])
-            cubes[name] = weight
-        return self.flips.fit(tensors, cubes)
+        flips = [flip for flip in self.flips.flips if flip.ids]
+        drawn = weights_of_places(self.group.layout, {name: tensor.abs() for name, tensor in tensors.items()})
+        parts = ((flip.ids, tensors[flip.names[0]].double() ** 3 * drawn[flip.names[0]]) for flip in flips)
+        return positive_signs(parts, self.flips.num_free)[1:].long()
 
     def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
