@@ -175,6 +175,13 @@ def test_signs_that_follow_from_others_are_chosen_alike_in_all_copies(name, in_p
             torch.testing.assert_close(a, b, rtol=0 if in_powers_of_two else 1e-9, atol=0 if in_powers_of_two else 1e-9)
 
 
+def test_where_powers_of_two_depend_on_the_order_of_channels_it_is_said():
+    torch.manual_seed(0)
+    make, args = NETWORKS["masked"]
+    with pytest.warns(UserWarning, match="mask of Masked is scaled by classes that depend on the order of channels"):
+        equinorm.canonical(make(), args, power_of_two=True)
+
+
 def test_alignment_settles_what_no_norm_tells():
     torch.manual_seed(0)
     net, args = untold(), x(4, 5)
