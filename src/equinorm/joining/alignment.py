@@ -131,8 +131,8 @@ def align(
     same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
-    both = symmetries_of(graphs, batch_norm), symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
-    same_group(*both)
+    other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
+    both = same_group(symmetries_of(graphs, batch_norm), other)
     if data is not None and graphs.opaque:
         raise EquivalenceError(
             "activations are measured on the graph, which does not hold what opaque modules compute "

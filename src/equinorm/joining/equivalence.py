@@ -206,8 +206,8 @@ def equivalence(
     check_batch_norm(batch_norm, model_a, model_b)
     same_parameters(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
-    both = symmetries_of(graphs, batch_norm), symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
-    same_group(*both)
+    other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
+    both = same_group(symmetries_of(graphs, batch_norm), other)
     for found in both:
         _check_numbers(found)
     verdict = _verdict(both, tolerance, deviation(model_a, model_b, args, kwargs))
