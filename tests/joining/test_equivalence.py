@@ -248,3 +248,36 @@ def test_outputs_may_differ_by_what_the_network_itself_rounds():
     with torch.no_grad():
         twin.up.weight[3, 2] *= 1 + 1e-6
     assert not equinorm.equivalence(net, twin, args).equivalent
+
+
+class Listed(nn.Module):
+    """A network whose modules are made in an order of choice, and run in one."""
+
+    def __init__(self, order: str, is_swapped: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        made = {"first": nn.Linear(5, 8), "norm": nn.BatchNorm1d(8), "second": nn.Linear(8, 8), "last": nn.Linear(8, 3)}
+        for name in order.split():
+            setattr(self, name, made[name])
+        self.is_swapped = is_swapped
+        self.double().eval()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = (y, x) if self.is_swapped else (x, y)
+        return self.last(torch.tanh(self.second(torch.relu(self.norm(self.first(x)))))) + y.sum()
+
+
+def test_modules_may_be_listed_in_another_order() -> None:
+    args = x(4, 5), x(4, 5).square()
+    net, twin = Listed("first norm second last"), Listed("last norm second first")
+    for group in (equinorm.permutations(twin, args), equinorm.symmetries(twin, args)):
+        member = torch.randn(group.num_free).double() if isinstance(group, equinorm.Symmetries) else group.random()
+        (group.rescale_ if isinstance(group, equinorm.Symmetries) else group.permute_)(member)
+    found = equinorm.equivalence(net, twin, args)
+    assert found.equivalent
+    assert equinorm.align(net, twin, args).distance_after <= 1e-12
+    with torch.no_grad():
+        twin.second.weight[2, 3] *= 1 + 1e-6
+    assert [change.tensor for change in equinorm.equivalence(net, twin, args).changes] == ["second.weight"]
+    with pytest.raises(equinorm.EquivalenceError, match="run different operations"):
+        equinorm.equivalence(net, Listed("last norm second first", is_swapped=True), args)

@@ -19,7 +19,7 @@ from equinorm.discovery.graph.nodes import bind, is_static, module_of, results_o
 from equinorm.discovery.operation import Operation, flat, is_pinned, pinned
 from equinorm.discovery.rules import key
 from equinorm.discovery.trace import Trace
-from equinorm.discovery.values import VALUES, Constant, Origin, Value, loses
+from equinorm.discovery.values import VALUES, Constant, Origin, Source, Value, loses
 
 _TORCH = os.path.dirname(torch.__file__)
 _READERS = os.path.join(os.path.dirname(os.path.dirname(__file__)), "integrations", "")
@@ -171,13 +171,17 @@ def _floats(values: Any) -> list[Tensor]:
 
 
 def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]]) -> str:
-    """A hash of the operations, their arguments and the constants among the inputs."""
+    """A hash of the operations, their arguments and the constants among the inputs; of no order in which tensors are listed."""
     digest = hashlib.sha256()
-    for body in (graph, *(child for child in graph.children() if isinstance(child, fx.GraphModule))):
-        for node in body.graph.nodes:
+    stored = {name for name, (value, _) in inputs.items() if isinstance(value, (Source, Constant))}
+    whole = sorted(graph.graph.nodes, key=lambda node: node.name if node.name in stored else "")  # others keep their order
+    for nodes in (whole, *(child.graph.nodes for child in graph.children() if isinstance(child, fx.GraphModule))):
+        for node in nodes:
             digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
     used = {node.name for node in graph.graph.nodes if node.users}
-    for name, (value, _) in inputs.items():
+    for name, (value, _) in sorted(inputs.items(), key=lambda item: item[0] if item[0] in stored else ""):
+        if isinstance(value, Source):  # two names may be written alike in a graph
+            digest.update(f"{name} {value.names[0]}".encode())
         if isinstance(value, Constant) and name in used:  # batch normalization's counter is in evaluation mode for nobody
             content = value.value.detach().cpu()
             content = (content if content.layout == torch.strided else content.to_dense()).contiguous()

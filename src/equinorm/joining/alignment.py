@@ -16,10 +16,11 @@ from equinorm._scaling import HALVES
 from equinorm._symmetries import Symmetries, symmetries, symmetries_of
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.activations import measured
+from equinorm.joining.canonical import TOLERANCE
 from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
-from equinorm.joining.same_architecture import same_dtypes, same_group, same_parameters
+from equinorm.joining.same_architecture import check_batch_norm, same_dtypes, same_group, same_parameters
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -68,6 +69,7 @@ def align(
     sweeps: int = 100,
     seed: int = 0,
     data: Iterable[tuple | Tensor] | None = None,
+    batch_norm: str = "affine",
     opaque: str | Sequence[str] = (),
 ) -> Alignment:
     """Permute, flip and rescale a copy of one network so that it comes near to another: by weights, or by activations.
@@ -98,6 +100,8 @@ def align(
         seed: of random starts.
         data: batches of positional inputs, each a tuple or one tensor of the shapes of args, to match activations on, in the
             mode that the networks are in; their activations are held in memory together. None to match weights.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -123,11 +127,12 @@ def align(
         raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
+    check_batch_norm(batch_norm, model_a, model_b)
     same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
-    both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
-    same_group(*both)
+    other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
+    both = same_group(symmetries_of(graphs, batch_norm), other)
     if data is not None and graphs.opaque:
         raise EquivalenceError(
             "activations are measured on the graph, which does not hold what opaque modules compute "
@@ -171,7 +176,7 @@ def _aligned(
 def _at_rest(found: Symmetries, rescale: bool) -> tuple[Tensor, Tensor]:
     """Log-scales at which a network is compared with another, and a mask of the classes that no path tells."""
     still = torch.zeros(found.num_free, dtype=torch.float64)
-    return settled(found, found.balance(biases=True)) if rescale else (still, still.bool())
+    return settled(found, found.balance(tol=TOLERANCE, biases=True)) if rescale else (still, still.bool())
 
 
 def _joining(ours: Symmetries, theirs: Symmetries, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:

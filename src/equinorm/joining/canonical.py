@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._errors import EquivalenceError, describe
+from equinorm._errors import EquivalenceError, describe, warn
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
+from equinorm.joining.same_architecture import check_batch_norm
 from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
@@ -81,13 +82,14 @@ def canonical_(
     kwargs: Mapping[str, Any] | None = None,
     *,
     power_of_two: bool = False,
+    batch_norm: str = "affine",
     opaque: Choice = (),
 ) -> Canonical:
     """Bring a network to its canonical form in place: the same for all that permutations, rescalings and flips make of it.
 
     It is balanced (least ℓ2 norm, biases included, residual 1e-12); scales that no norm tells, as those of dead channels, make
-    the logarithms of their weights least in square. Channels whose sign may flip get the one that makes a sum
-    of cubes of their weights positive. Then the channels of each family are sorted by fingerprints: numbers that sums over
+    the logarithms of their weights least in square. Channels whose sign may flip get the one that makes sums of cubes of their
+    weights positive, the largest first. Then the channels of each family are sorted by fingerprints: numbers that sums over
     their weights give, and that no order of any channels changes. The network computes what it did.
 
     Args:
@@ -95,7 +97,10 @@ def canonical_(
         args: its positional inputs.
         kwargs: its keyword inputs.
         power_of_two: round scales to powers of two: the canonical forms of all copies that were permuted, flipped and rescaled
-            by powers of two are bitwise the same. Without it the forms of copies agree to rounding.
+            by powers of two are bitwise the same. Without it the forms of copies agree to rounding. A warning says where scales
+            depend on the order of channels, so that permuted copies may get another form.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names or submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -116,16 +121,22 @@ def canonical_(
     True
     """
     check_model(model)
+    check_batch_norm(batch_norm, model)
     graphs = graphs_of(model, args, kwargs, opaque)
-    found = symmetries_of(graphs)
+    found = symmetries_of(graphs, batch_norm)
     for name, tensor in found.tensors.items():
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
     log_scales, _ = settled(found, balanced(found, describe(model)))
+    moves = Moves.of(graphs)
     if power_of_two:
         moving = [*found.scalings, *found.casts]
         log_scales = round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
-    moves = Moves.of(graphs)
+        if name := moves.mixes(found):
+            warn(
+                f"{name} of {describe(model)} is scaled by classes that depend on the order of channels, so that powers of two "
+                "do too: permuted copies may get another form. Without power_of_two all copies get one, to rounding."
+            )
     if found.num_free:
         found.rescale_(log_scales)
     weights = real(forms(found))
@@ -146,6 +157,7 @@ def canonical(
     kwargs: Mapping[str, Any] | None = None,
     *,
     power_of_two: bool = False,
+    batch_norm: str = "affine",
     opaque: Choice = (),
 ) -> nn.Module:
     """A copy of a network in its canonical form: `canonical_` on a copy. The model is untouched.
@@ -155,6 +167,8 @@ def canonical(
         args: its positional inputs.
         kwargs: its keyword inputs.
         power_of_two: round scales to powers of two, as in `canonical_`.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -168,5 +182,5 @@ def canonical(
     """
     check_model(model)
     copied = duplicate(model, "to bring the copy to its canonical form")
-    canonical_(copied, args, kwargs, power_of_two=power_of_two, opaque=opaque)
+    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=opaque)
     return copied

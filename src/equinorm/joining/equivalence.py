@@ -20,7 +20,7 @@ from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
-from equinorm.joining.same_architecture import same_group, same_parameters
+from equinorm.joining.same_architecture import check_batch_norm, same_group, same_parameters
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 
@@ -164,6 +164,7 @@ def equivalence(
     kwargs: Mapping[str, Any] | None = None,
     *,
     tolerance: float | None = None,
+    batch_norm: str = "affine",
     opaque: str | Sequence[str] = (),
 ) -> Equivalence:
     """Decide whether some rescaling of channels, after flips of sign and a permutation, takes one network to another.
@@ -182,6 +183,8 @@ def equivalence(
         kwargs: keyword inputs of both.
         tolerance: on the relative difference of canonical forms; None for 1e-9 in float64, 1e-4 in float32, 3e-3 in float16,
             2e-2 in bfloat16, and in these two for eight roundings of every entry, too.
+        batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
+            evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
     Raises:
@@ -200,10 +203,11 @@ def equivalence(
         check_model(model)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
+    check_batch_norm(batch_norm, model_a, model_b)
     same_parameters(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
-    both = symmetries_of(graphs), symmetries(model_b, args, kwargs, opaque=opaque)
-    same_group(*both)
+    other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
+    both = same_group(symmetries_of(graphs, batch_norm), other)
     for found in both:
         _check_numbers(found)
     verdict = _verdict(both, tolerance, deviation(model_a, model_b, args, kwargs))

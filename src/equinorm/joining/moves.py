@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from equinorm._symmetries import Symmetries
 from equinorm.discovery.graph.export import Graphs
 from equinorm.joining.forms import Forms
+from equinorm.joining.sign_choice import positive_signs
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
-from equinorm.permuting.matching import matching
+from equinorm.permuting.matching import matching, weights_of_places
 from equinorm.permuting.nearest import nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
@@ -63,23 +65,38 @@ class Moves:
         return not self.flips.num_free and not self.group.num_families
 
     def canonical_signs(self, tensors: Forms) -> Tensor:
-        """Signs that make Σ w³·r of every channel positive, r random along axes that no permutation moves.
+        """Signs that make sums of w³·r positive, the largest first, with numbers r > 0 that no permutation and no flip changes.
 
         Permuted copies of a network get the same, permuted; flipped copies get those that make them equal.
         """
         if not self.flips.num_free:
             return torch.ones(0, dtype=torch.int64)
-        moved = self.group.spec().axes_to_perm
-        cubes: dict[str, Tensor] = {}
-        for number, (name, tensor) in enumerate(tensors.items()):
-            generator = torch.Generator().manual_seed(number)
-            weight = tensor.double().square()
-            for axis, family in enumerate(moved.get(name, ())):
-                if family is None:
-                    drawn = torch.randn(tensor.shape[axis], generator=generator, dtype=torch.float64)
-                    weight = weight * drawn.reshape([-1 if at == axis else 1 for at in range(tensor.dim())])
-            cubes[name] = weight
-        return self.flips.fit(tensors, cubes)
+        flips = [flip for flip in self.flips.flips if flip.ids]
+        drawn = weights_of_places(self.group.layout, {name: tensor.abs() for name, tensor in tensors.items()})
+        parts = ((flip.ids, tensors[flip.names[0]].double() ** 3 * drawn[flip.names[0]]) for flip in flips)
+        return positive_signs(parts, self.flips.num_free)[1:].long()
+
+    def mixes(self, found: Symmetries) -> str | None:
+        """The first tensor in which a permutation takes some scale class to a product of others, not to one; None if none.
+
+        Where classes go over into classes, rounded scales of permuted copies are permuted too. They do not where a class is
+        left out because others tell it, as of a mask that is a parameter: its rows and columns share one scale.
+        """
+        generator = Generator().manual_seed(0)
+        order, image = self.group.random(generator), torch.arange(found.num_free + 1)
+        for number in range(max((len(scaling.factors) for scaling in found.scalings), default=0)):
+            own = {s.name: s.factors[number][1].expand(s.shape) for s in found.scalings if number < len(s.factors)}
+            still = {s.name: torch.zeros(s.shape, dtype=torch.int64) for s in found.scalings if s.name not in own}
+            for name, moved in self.group.layout.moved({**own, **still}, order).items():
+                if name in own:
+                    image[own[name]] = torch.where(moved == own[name], image[own[name]], moved)
+        image[0] = 0
+        drawn = torch.rand(found.num_free, generator=generator, dtype=torch.float64)
+        logs = {scaling.name: scaling.log_scales(drawn).expand(scaling.shape) for scaling in found.scalings}
+        moved = self.group.layout.moved(logs, order)
+        after = torch.cat([drawn[:0].new_zeros(1), drawn])[image][1:]
+        apart = (s.name for s in found.scalings if not torch.allclose(s.log_scales(after).expand(s.shape), moved[s.name]))
+        return next(apart, None)
 
     def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
@@ -110,7 +127,7 @@ class Moves:
             seen: activations to match instead of weights.
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
-        generator = torch.Generator().manual_seed(search.seed)
+        generator = Generator().manual_seed(search.seed)
         here, near = (still, self.group.layout.by_name(self.group.identity())), self.settled(ours, theirs)
         are_copies = self._agreement(ours, theirs, *near) > _COPIES * math.sqrt(_square(ours) * _square(theirs))
         starts = [near, here] if are_copies else [here, near]

@@ -1,15 +1,33 @@
 """Can two networks be compared at all: do they have the same parameters, in the same dtypes, and run the same operations?"""
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from equinorm._display import and_more
 from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._memory import place_of
+from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.modules.choosing import refuse_sharded, tensors_of
+
+
+def check_batch_norm(batch_norm: str, *models: nn.Module) -> None:
+    """Refuse readings of batch normalization that change outputs of these models."""
+    if batch_norm not in ("affine", "evaluation"):
+        why = " 'statistics' is exact up to the normalization's eps only, and copies compute the same."
+        why = why if batch_norm == "statistics" else ""
+        raise EquivalenceError(f"batch_norm must be 'affine' or 'evaluation', not {batch_norm!r}.{why}")
+    for model in models if batch_norm == "evaluation" else ():
+        for name, module in model.named_modules():
+            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
+                raise EquivalenceError(
+                    f"batch_norm='evaluation' holds in evaluation mode only, and {name or 'the model itself'} of "
+                    f"{describe(model)} is in training mode. Call model.eval() first, or leave out batch_norm."
+                )
 
 
 def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
@@ -56,8 +74,8 @@ def _ties(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(place_of(tensor), name) for name, tensor in tensors_of(model).items() if tensor.numel()}
 
 
-def same_group(a: Symmetries, b: Symmetries) -> None:
-    """Refuse models that run other operations."""
+def same_group(a: Symmetries, b: Symmetries) -> tuple[Symmetries, Symmetries]:
+    """Both, with tensors in the order in which the first model lists them; refuses models that run other operations."""
     if a.fingerprint != b.fingerprint:
         modes = ["training" if model.training else "evaluation" for model in (a.model, b.model)]
         if modes[0] != modes[1]:
@@ -69,13 +87,18 @@ def same_group(a: Symmetries, b: Symmetries) -> None:
         _same_ties(a.model, b.model)
         raise EquivalenceError(
             f"{describe(a.model)} and {describe(b.model)} have the same parameters but run different operations "
-            "(other activations, constants or modes), or list modules in another order: "
-            "rescalings join networks of one architecture only."
+            "(other activations, constants or modes): rescalings join networks of one architecture only."
         )
-    for one, other in zip(a.scalings, b.scalings, strict=True):
-        same = one.names == other.names and len(one.factors) == len(other.factors)
-        pairs = zip(one.factors, other.factors, strict=True) if same else ()
-        if not same or not all(e == f and torch.equal(i, j) for (e, i), (f, j) in pairs):
-            raise EquivalenceError(
-                f"{one.name} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
-            )
+    theirs = {scaling.name: scaling for scaling in b.scalings}
+    if unlike := [one.name for one in a.scalings if not _moves_alike(one, theirs.get(one.name))]:
+        raise EquivalenceError(
+            f"{unlike[0]} moves differently in the two models: their parameters agree, but not their graphs, modes or ties."
+        )
+    return a, replace(b, scalings=tuple(theirs[one.name] for one in a.scalings))
+
+
+def _moves_alike(one: Scaling, other: Scaling | None) -> bool:
+    """Does a tensor have the same names and factors in another network?"""
+    if other is None or one.names != other.names or len(one.factors) != len(other.factors):
+        return False
+    return all(e == f and torch.equal(i, j) for (e, i), (f, j) in zip(one.factors, other.factors, strict=True))

@@ -14,6 +14,7 @@ from equinorm._scaling import Family, Pin, Scaling
 from equinorm.discovery.discover import discover
 from equinorm.discovery.graph.export import Graphs
 from equinorm.discovery.graph.of_model import graphs_of
+from equinorm.joining.sign_choice import positive_signs
 from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.checks import check_in_place, check_unchanged
@@ -151,7 +152,7 @@ class Signs:
     def fit(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], passes: int = 50) -> Tensor:
         """Signs that bring one set of weights near to another: each class in turn takes the sign of Σ a·b over what it flips.
 
-        Classes are settled from the network's ends inwards, each by entries whose other signs are known already; then all in
+        All start where sums over entries with one product of classes are positive, the largest first; then they are taken in
         turn until none changes.
 
         Args:
@@ -160,13 +161,7 @@ class Signs:
             passes: most of them.
         """
         products = [(f, ours[f.names[0]].double() * theirs[f.names[0]].double()) for f in self.flips if f.ids]
-        signs = torch.zeros(self.num_free + 1, dtype=torch.float64)
-        signs[0] = 1
-        weights = torch.zeros_like(signs)
-        for flip, product in products:
-            for ids in flip.ids:
-                add_to_classes_(weights, ids, product.abs())
-        signs[weights == 0] = 1
+        signs = positive_signs(((flip.ids, product) for flip, product in products), self.num_free)
         standing = self._standing([flip for flip, _ in products])
         waiting = {*range(len(standing))}
         for _ in range(passes):
@@ -181,10 +176,7 @@ class Signs:
                     signs[span] = settled
                     waiting |= {other for place in standing[number] for other in place.beside}
             if not waiting:
-                if bool((signs != 0).all()):
-                    break
-                signs[(signs == 0).nonzero()[0]] = 1  # nothing says which: one of both choices
-                waiting = {*range(len(standing))}
+                break
         return torch.where(signs[1:] < 0, -1, 1)
 
     def _standing(self, flips: Sequence[Flip]) -> list[list[_Place]]:

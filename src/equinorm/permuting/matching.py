@@ -146,6 +146,34 @@ def sorting(layout: Layout, tensors: Tensors) -> tuple[dict[str, Tensor], int]:
     return layout.by_name(orders), ties
 
 
+def weights_of_places(layout: Layout, tensors: Tensors) -> dict[str, Tensor]:
+    """Positive numbers for all entries: random for each place that stays, of its fingerprint for each channel that may move.
+
+    Permuted copies of a network get the same ones, permuted.
+
+    Args:
+        layout: of the families.
+        tensors: by name.
+    """
+    around, shapes, parts = _laid_out(layout)
+    values = _in_turn(layout, tensors)
+    colours = fingerprints(values, parts, around, shapes)
+    generator = torch.Generator().manual_seed(0)
+    found = [0.5 + torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in values]
+    for piece in parts:
+        view, free = piece.of(found[piece.tensor]), dict(piece.axes_of(around))
+        view.fill_(1.0)
+        for axis, atom in enumerate(piece.atoms):
+            if axis in free:
+                front = (*free[axis], axis)
+                numbers = colours[atom][..., 0].permute(*(front.index(at) for at in sorted(front)))
+                view.mul_(numbers.reshape([size if at in front else 1 for at, size in enumerate(view.shape)]))
+            else:
+                numbers = 0.5 + torch.rand(atom.size, generator=generator, dtype=torch.float64)
+                view.mul_(numbers.reshape([-1 if at == axis else 1 for at in range(view.dim())]))
+    return dict(zip(layout.names, found, strict=True))
+
+
 def _in_turn(layout: Layout, tensors: Tensors) -> list[Tensor]:
     return [tensors[name].detach().cpu() for name in layout.names]
 
