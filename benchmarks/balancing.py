@@ -8,7 +8,8 @@
 Networks have 16 hidden layers (mlp), ResNet-50's blocks (resnet) or 8 blocks of attention and SwiGLU (decoder), as wide as
 their size asks. Every channel is first rescaled by 10^U(−2, 2). One read is the fastest reduction of all weights that there is
 on a CPU: float32 weights multiplied with themselves, bfloat16 weights summed. Memory is the highest resident set during the
-call beyond what was resident before it (Linux). Medians over rounds; only ratios carry over to other machines.
+call beyond what was resident before it (Linux); on a GPU, of its memory. Medians over rounds; only ratios carry over to other
+machines.
 """
 
 import argparse
@@ -76,24 +77,34 @@ def network(name: str, size: float) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return nn.Sequential(*layers, nn.RMSNorm(width), nn.Linear(width, 64)), (torch.zeros(1, 8, width),)
 
 
-def timed(function: Any) -> tuple[float, Any]:
-    """Seconds, and what the function returns."""
+def timed(function: Any, device: str = "cpu") -> tuple[float, Any]:
+    """Seconds, with all that was started on the device, and what the function returns."""
     started = time.perf_counter()
     result = function()
+    if device != "cpu":
+        torch.cuda.synchronize()
     return time.perf_counter() - started, result
 
 
 class Peak:
-    """Highest resident set within the block, in bytes beyond what was resident at its start; Linux only."""
+    """Most memory within the block beyond what was held at its start, in bytes: of a GPU, or (Linux only) of the process."""
+
+    def __init__(self, device: str) -> None:
+        self._is_cpu = device == "cpu"
 
     def __enter__(self) -> "Peak":
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = self._resident("VmRSS")
+        if self._is_cpu:
+            Path("/proc/self/clear_refs").write_text("5")
+            self._before = self._resident("VmRSS")
+        else:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bytes = self._resident("VmHWM") - self._before
+        most = self._resident("VmHWM") if self._is_cpu else torch.cuda.max_memory_allocated()
+        self.bytes = most - self._before
 
     @staticmethod
     def _resident(key: str) -> int:
@@ -116,26 +127,24 @@ def measure(name: str, size: float, dtype: torch.dtype, compile: bool, options: 
     def read() -> None:
         for weight in weights:
             torch.dot(weight, weight) if dtype == torch.float32 else torch.sum(weight)
-        if device != "cpu":
-            torch.cuda.synchronize()
 
-    read()
+    timed(read, device)
     for sums in (torch.float32, torch.float64):  # not while time is taken
         _ = native.kernels_for(dtype, sums) if compile else None
     for p in options.norms:
         for tol in options.tols:
             reads, solving, applying, peaks = [], [], [], []
             for _ in range(rounds):
-                reads.append(timed(read)[0])
-                with Peak() as peak:
-                    taken, balance = timed(lambda p=p, tol=tol: symmetries.balance(p=p, tol=tol, compile=compile))
+                reads.append(timed(read, device)[0])
+                with Peak(device) as peak:
+                    taken, balance = timed(lambda p=p, tol=tol: symmetries.balance(p=p, tol=tol, compile=compile), device)
                 solving.append(taken)
                 peaks.append(peak.bytes / nbytes)
                 still = torch.zeros(symmetries.num_free, dtype=torch.float64)
                 still += (
                     math.log(2) * torch.randint(-1, 2, still.shape).double()
                 )  # apply_ would leave the next round nothing to do
-                applying.append(timed(lambda still=still: symmetries.rescale_(still))[0])
+                applying.append(timed(lambda still=still: symmetries.rescale_(still), device)[0])
                 symmetries.rescale_(-still)
             one = statistics.median(reads)
             yield {

@@ -1,7 +1,8 @@
 """What ENorm costs in a training step, side by side in one run.
 
     python benchmarks/training_step.py [--networks fc conv resnet18 resnet50 vit] [--dtypes float32 bfloat16] [--decays 0 1e-4]
-        [--threads 2] [--device cpu] [--clock wall] [--rounds 20] [--output benchmarks/results/step.jsonl]
+        [--hooks plain compiled] [--threads 2] [--device cpu] [--clock wall] [--rounds 20]
+        [--output benchmarks/results/step.jsonl]
     python benchmarks/training_step.py --norms [--normed resnet18 resnet50] [--batch 32] [--size 224] ...
 
 The floor is one in-place product with all weights and momentum buffers. The cost of the hook is a step of SGD (momentum 0.9)
@@ -9,7 +10,8 @@ with it, minus one without it, in the same round; all contestants of one network
 every time. Gradients are there and move along, as is the default, but for hooks "without gradients". --clock cpu counts the
 time of the process, for machines that do other things too; with one thread. With --norms: seconds of one
 training iteration of a residual network (identity skips) without normalization, with batch and with group normalization, and
-of ENorm's hook on the first. Medians and quartiles over rounds, after a warm-up; only ratios carry over to other machines.
+of ENorm's hook on the first, compiled if that is among --hooks.
+Medians and quartiles over rounds, after a warm-up; only ratios carry over to other machines.
 """
 
 import argparse
@@ -28,11 +30,11 @@ from equinorm.experiments.networks import build
 from zoo.from_torchvision import import_models
 
 HOOKS = {
-    "cyclic": {"method": "cyclic"},
-    "two-level": {"method": "two-level"},
+    "cyclic": {"method": "cyclic", "compile": False},
+    "two-level": {"method": "two-level", "compile": False},
     "cyclic, compiled": {"method": "cyclic", "compile": True},
     "two-level, compiled": {"method": "two-level", "compile": True},
-    "cyclic, without gradients": {"method": "cyclic", "gradients": False},
+    "cyclic, without gradients": {"method": "cyclic", "compile": False, "gradients": False},
     "cyclic, compiled, without gradients": {"method": "cyclic", "compile": True, "gradients": False},
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -88,7 +90,8 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
     contestants: dict[str, Callable[[], Any]] = {"SGD": plain.step, "SGD fused": fused.step, "AdamW": adam.step}
     example = (torch.zeros(2, *shape, device=device, dtype=dtype),)
     exact = {"power_of_two": True} if dtype == torch.bfloat16 else {}
-    for hook, kind in HOOKS.items():
+    hooks = {hook: kind for hook, kind in HOOKS.items() if ("plain", "compiled")[kind["compile"]] in options.hooks}
+    for hook, kind in hooks.items():
         optimizer = torch.optim.SGD(parameters, **settings)
         equinorm.ENorm(optimizer, model, example, **kind, **exact)
         contestants[hook] = optimizer.step
@@ -101,7 +104,7 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
         torch._foreach_mul_(momentum, 1.0)
 
     found = rounds({"floor": floor, **contestants}, count, device, options.clock)
-    pairs = {hook: list(zip(found[hook], found["SGD"], found["floor"], strict=True)) for hook in HOOKS}
+    pairs = {hook: list(zip(found[hook], found["SGD"], found["floor"], strict=True)) for hook in hooks}
     return {
         "network": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -110,9 +113,9 @@ def step(name: str, dtype: torch.dtype, decay: float, options: argparse.Namespac
         "clock": options.clock,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "seconds": {key: summary(found[key]) for key in ("floor", "SGD", "SGD fused", "AdamW")}
-        | {hook: summary([whole - without for whole, without, _ in pairs[hook]]) for hook in HOOKS},
-        "hook / floor": {hook: summary([(w - s) / f for w, s, f in pairs[hook]]) for hook in HOOKS},
-        "hook / SGD": {hook: summary([(w - s) / s for w, s, _ in pairs[hook]]) for hook in HOOKS},
+        | {hook: summary([whole - without for whole, without, _ in pairs[hook]]) for hook in hooks},
+        "hook / floor": {hook: summary([(w - s) / f for w, s, f in pairs[hook]]) for hook in hooks},
+        "hook / SGD": {hook: summary([(w - s) / s for w, s, _ in pairs[hook]]) for hook in hooks},
     }
 
 
@@ -127,7 +130,7 @@ def norms(name: str, options: argparse.Namespace) -> dict[str, Any]:
         model = build(Run(network=name, width=options.width or 64, method=method), (3, size, size), 1000).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         if method == "enorm":
-            equinorm.ENorm(optimizer, model, (images[:2],), compile=True)
+            equinorm.ENorm(optimizer, model, (images[:2],), compile="compiled" in options.hooks)
 
         def forward(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
             optimizer.zero_grad()
@@ -147,6 +150,7 @@ def norms(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "network": f"{name} at {size}",
         "batch": batch,
         "gradients": True,
+        "compile": "compiled" in options.hooks,
         "seconds": {name: summary(found[name]) for name in ("baseline", "bn", "gn", "SGD")},
         "cost": {name: summary(values) for name, values in costs.items()},
         "BN / ENorm": middle["bn"] / middle["enorm"],
@@ -169,6 +173,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["fc", "conv", "resnet18", "resnet50", "vit"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--decays", nargs="+", type=float, default=[0.0, 1e-4])
+    parser.add_argument("--hooks", nargs="+", default=["plain", "compiled"], choices=["plain", "compiled"])
     parser.add_argument("--norms", action="store_true")
     parser.add_argument("--normed", nargs="+", default=["resnet18"], choices=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=32)

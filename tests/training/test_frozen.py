@@ -214,3 +214,25 @@ def test_biases_of_channels_that_are_held_take_plain_steps():
     steps = (model.first.bias - before).detach()
     torch.testing.assert_close(steps[4:], plain[4:], rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(steps[:4], plain[:4] / 1.5, rtol=1e-12, atol=1e-15)
+
+
+def test_a_bias_that_is_added_to_the_optimizer_takes_the_steps_of_others():
+    """Unfrozen while training: with c = 1.3 its steps are those of a bias that was there from the beginning."""
+    weights = []
+    for is_late in (False, True):
+        torch.manual_seed(0)
+        model, inputs = mlp(depth=2, width=6), torch.randn(16, 5, dtype=torch.float64)
+        late = model[2].bias.requires_grad_(not is_late)
+        others = [parameter for parameter in model.parameters() if parameter is not late]
+        optimizer = optim.SGD(others, lr=0.05)
+        if not is_late:
+            optimizer.add_param_group({"params": [late]})
+        ENorm(optimizer, model, (inputs,), c=1.3, frozen="move")
+        if is_late:
+            optimizer.add_param_group({"params": [late.requires_grad_()]})
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+        weights.append([*model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))

@@ -280,7 +280,15 @@ def test_biases_of_lbfgs_take_their_own_steps():
 def test_states_in_blocks_are_refused():
     kind = type("AdamW8bit", (optim.Optimizer,), {"__module__": "torchao.optim.adam"})  # as theirs, which need not be here
     model, inputs = mlp(), torch.randn(2, 5, dtype=torch.float64)
-    with pytest.raises(RescaleError, match=r"AdamW8bit exactly: it keeps its averages in blocks of few bits"):
+    for one in (kind, type("Mine", (kind,), {})):
+        with pytest.raises(RescaleError, match=rf"{one.__name__} exactly: it keeps its averages in blocks of few bits"):
+            ENorm(one(model.parameters(), {}), model, (inputs,))
+
+
+def test_others_of_a_known_name_are_told_apart():
+    kind = type("Muon", (optim.Optimizer,), {"__module__": "timm.optim.muon"})
+    model, inputs = mlp(), torch.randn(2, 5, dtype=torch.float64)
+    with pytest.raises(RescaleError, match=r"the state of Muon of timm\.optim\.muon: how it scales is not known"):
         ENorm(kind(model.parameters(), {}), model, (inputs,))
 
 

@@ -186,6 +186,22 @@ def test_a_balance_moves_the_states_of_all():
         equinorm.balance_(model, (inputs,), optimizer=[*optimizers, foreign])
 
 
+def test_gradients_that_are_still_to_be_used_move():
+    """Gradient scaling skips one optimizer: from then on cycles run before the other has stepped, whatever `gradients` says."""
+    models = []
+    for gradients in (True, False):
+        model, inputs = unbalanced()
+        optimizers = halves(model)
+        ENorm(optimizers, model, (inputs,), gradients=gradients)
+        for step in range(4):
+            gradients_(model, inputs)
+            for place, optimizer in enumerate(optimizers):
+                if (step, place) != (1, 0):
+                    optimizer.step()
+        models.append(model)
+    assert same(*models)
+
+
 # ------------------------------------------------------------------------------------------------------------- averages
 
 

@@ -86,7 +86,10 @@ def test_autocast_computes_with_the_new_weights():
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("what", ["step of training", "step of the optimizer"])
+COMPILED = ["step of training", "step of the optimizer", "step with a closure", "cycle by hand", "residual"]
+
+
+@pytest.mark.parametrize("what", COMPILED)
 def test_a_compiled_step_leaves_the_hook_alone(what):
     """torch.compile calls the hook, and traces nothing of it: that took minutes and warned of recompilations."""
     traced = []
@@ -101,14 +104,24 @@ def test_a_compiled_step_leaves_the_hook_alone(what):
         optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
         hook = ENorm(optimizer, model, (inputs,), c=1.1)
 
-        def step(model=model, optimizer=optimizer, inputs=inputs):
-            optimizer.zero_grad()
+        def closure(model=model, inputs=inputs):
+            model.zero_grad()
             model(inputs).square().mean().backward()
-            optimizer.step()
+
+        def step(optimizer=optimizer, closure=closure, hook=hook):
+            if what == "step with a closure":
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step()
+            if what == "cycle by hand":
+                hook.cycle_()
+            elif what == "residual":
+                hook.residual()
 
         if is_compiled and what == "step of the optimizer":
             optimizer.step = torch.compile(optimizer.step, backend=backend)
-        run = torch.compile(step, backend=backend) if is_compiled and what == "step of training" else step
+        run = torch.compile(step, backend=backend) if is_compiled and what != "step of the optimizer" else step
         for _ in range(3):
             run()
         assert hook.steps == 3
@@ -116,6 +129,17 @@ def test_a_compiled_step_leaves_the_hook_alone(what):
     assert traced
     assert not [trace for trace in traced if "equinorm/training" in trace.replace("\\", "/")]
     torch.testing.assert_close(*weights, rtol=1e-12, atol=0)
+
+
+def test_one_graph_of_a_step_is_refused_with_the_reason():
+    model, inputs = unbalanced(torch.float64)
+    optimizer = optim.SGD(model.parameters(), lr=0.05)
+    ENorm(optimizer, model, (inputs,))
+    model(inputs).square().mean().backward()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(Exception, match="ENorm runs between graphs: compile the step without fullgraph=True"):
+        torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_compiled_modules():

@@ -167,14 +167,16 @@ def laws(optimizer: optim.Optimizer) -> Mapping[str, Law]:
     kind = type(optimizer)
     if (law := law_of(kind)) is not None:
         return law.states
-    reason = next((why for start, why in _REFUSED.items() if f"{kind.__module__}.".startswith(start)), None)
+    modules = [f"{base.__module__}." for base in kind.__mro__]
+    reason = next((why for start, why in _REFUSED.items() if any(module.startswith(start) for module in modules)), None)
     if reason is not None:
         raise RescaleError(f"cannot rescale the state of {kind.__name__} exactly: {reason}.")
     names = {known.__name__ for known in LAWS} | {name.rpartition(".")[2] for name in ELSEWHERE}
     base = next((base.__name__ for base in kind.__mro__[1:] if law_of(base) is not None), None)
     way = "kind, {state key: exponent}" if base is None else f"{kind.__name__}, like={base}"
+    whose = f" of {kind.__module__}" if kind.__name__ in names else ""  # another than the known one
     raise RescaleError(
-        f"cannot rescale the state of {kind.__name__}: how it scales is not known. Known: {', '.join(sorted(names))}. "
+        f"cannot rescale the state of {kind.__name__}{whose}: how it scales is not known. Known: {', '.join(sorted(names))}. "
         f"Register it: equinorm.register_optimizer({way})."
     )
 

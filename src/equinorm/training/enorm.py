@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -65,7 +66,8 @@ class ENorm:
             `ModelEmaV3`), an object with `shadow_params` (those of torch_ema and diffusers), or a dict of tensors by the names
             of the model's parameters.
         gradients: rescale gradients that are still there after the step, those behind clamps in hooks or in autograd functions
-            as if their backward pass were linear. False saves the time where they are zeroed anyway.
+            as if their backward pass were linear. False saves the time where they are zeroed anyway; of several optimizers
+            those of the last one that stepped.
         power_of_two: round scales to powers of two, exact in every dtype short of its limits; needed for float16 and bfloat16
             weights, and where the model itself casts what scales to fewer bits, as by h.bfloat16(); not for autocast.
         compile: run the passes over the weights as compiled kernels, 1.4 to 2 times as fast on a CPU. None: on a CPU, if
@@ -141,7 +143,11 @@ class ENorm:
         self._step = Step(found, selection, stepped, copies, c, options)
         selection.tell()
         self._check_hooks()
-        untraced: Any = torch.compiler.disable
+        reason = "ENorm runs between graphs: compile the step without fullgraph=True, or the model alone"
+        untraced: Any = partial(torch.compiler.disable, reason=reason)
+        self._look, self._residual, self._run = map(
+            untraced, (self._step.before_step, self._step.residual, self._step.run_cycles)
+        )
         before, after = untraced(self._before_step), untraced(self._after_step)
         self._handles = [one.register_step_pre_hook(before) for one in self.optimizers]
         self._handles += [one.register_step_post_hook(after) for one in self.optimizers]
@@ -172,7 +178,7 @@ class ENorm:
 
         NaN if one of these is not finite.
         """
-        return self._step.residual()
+        return self._residual()
 
     def cycle_(self) -> None:
         """Run the cycles now, whatever `every` says: for loops without `optimizer.step()`, or to start balanced.
@@ -180,7 +186,7 @@ class ENorm:
         Raises:
             RescaleError: if the model has changed since it was analysed, or a state tensor cannot move; nothing has moved then.
         """
-        self._step.run_cycles(self.settings.cycles, self._gradients)
+        self._run(self.settings.cycles, self._gradients)
 
     def remove(self) -> None:
         """Detach from the optimizer. The weights stay as they are."""
@@ -233,12 +239,12 @@ class ENorm:
         """Look at the gradients that the step will use: where it calls a closure, only that computes them."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._step.before_step(optimizer)
+            self._look(optimizer)
             return None
 
         def followed() -> Any:
             loss = closure()
-            self._step.before_step(optimizer)
+            self._look(optimizer)
             return loss
 
         return ((*args[:1], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
@@ -246,5 +252,6 @@ class ENorm:
     def _after_step(self, optimizer: optim.Optimizer, args: tuple, kwargs: dict) -> None:
         if self._step.after_step(optimizer) and self._turns.take(optimizer):
             self.steps += 1
-            if self.steps % self.settings.every == 0:
-                self.cycle_()
+            if self.steps % self.settings.every == 0:  # another's gradients may be those of a step to come
+                used = None if self._gradients else optimizer
+                self._step.run_cycles(self.settings.cycles, self._gradients or len(self.optimizers) > 1, used)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, optim
 
 from equinorm._errors import RescaleError
 from equinorm._memory import has_memory, local, storage_of
@@ -55,14 +55,18 @@ class StepMoves:
             self.powers = {power for move in self._last for power in move.exponents}
         return self._last
 
-    def of_gradients(self) -> Iterator[Move]:
+    def of_gradients(self, but_of: optim.Optimizer | None) -> Iterator[Move]:
         """Gradients that are there. Not to be kept: one that is set to None is to be freed.
+
+        Args:
+            but_of: an optimizer whose gradients are used up.
 
         Raises:
             RescaleError: for those that cannot be rescaled.
         """
+        used = {id(parameter) for group in but_of.param_groups for parameter in group["params"]} if but_of else ()
         for bound in self._bindings.own:
-            if bound.tensor.grad is not None:
+            if bound.tensor.grad is not None and id(bound.tensor) not in used:
                 gradient = _part(f"the gradient of {bound.name}", bound.tensor.grad, bound.tensor)
                 if gradient.layout != torch.strided:
                     raise RescaleError(

@@ -81,6 +81,10 @@ class SteppedTogether:
             for parameter in group["params"]
         }
 
+    def groups(self) -> list[int]:
+        """How many parameters each group of each optimizer has."""
+        return [len(group["params"]) for stepped in self.all for group in stepped.optimizer.param_groups]
+
     def settings(self) -> Iterator[object]:
         """All beside tensors that decides how states move."""
         for stepped in self.all:

@@ -56,6 +56,7 @@ class Step:
         self._select()
         self._bindings.check_trained(self.optimizers.owners())
         self._moves.check_averages()
+        self._groups = self.optimizers.groups()
         for one in self.optimizers.all:
             one.parts.check_settings()
         self._record()
@@ -79,12 +80,16 @@ class Step:
             raise
         self._c = c
 
+    @on_cpu()
     def before_step(self, optimizer: optim.Optimizer) -> None:
-        """Look at what an optimizer is about to change.
+        """Look at what an optimizer is about to change, and at parameters that were added to it.
 
         Raises:
             RescaleError: if its averages contain weight decay that was not followed.
         """
+        if self._groups != (groups := self.optimizers.groups()) and self._bindings.own:
+            self._record()  # biases that are stepped from now on
+        self._groups = groups
         stepped = self.optimizers[optimizer]
         self._is_idle = stepped.is_idle(self._recording.processes)
         stepped.parts.before_step(self._is_idle)
@@ -108,8 +113,13 @@ class Step:
             return float(self._recording.cycle.residual())
 
     @on_cpu()
-    def run_cycles(self, cycles: int, gradients: bool) -> None:
+    def run_cycles(self, cycles: int, gradients: bool, but_of: optim.Optimizer | None = None) -> None:
         """Run so many cycles and move everything.
+
+        Args:
+            cycles: how many.
+            gradients: move gradients too.
+            but_of: an optimizer whose gradients need not move.
 
         Raises:
             RescaleError: if the model has changed or something cannot move; nothing has moved then.
@@ -118,7 +128,7 @@ class Step:
         if not self._bindings.own:
             return
         lasting = self._moves.of_weights()
-        passing = [*self._moves.of_gradients()] if gradients else []
+        passing = [*self._moves.of_gradients(but_of)] if gradients else []
         powers = self._moves.powers | {power for move in passing for power in move.exponents}
         recording = self._recording
         with torch.no_grad():
