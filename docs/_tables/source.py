@@ -33,11 +33,12 @@ def operations() -> str:
     """One table for each kind of rule, one row for each rule; and what is known to have none."""
     rules: dict[Callable[..., Any], list[str]] = {}
     for name, rule in TABLE.items():
-        rules.setdefault(rule, []).append(name)
+        if rule.__module__.startswith("equinorm."):  # examples of the pages register others
+            rules.setdefault(rule, []).append(name)
     unknown = {rule.__module__ for rule in rules} - {f"equinorm.discovery.rules.{module}" for module in KINDS}
     if unknown:
         raise ValueError(f"modules of rules without a heading in the documentation: {sorted(unknown)}")
-    parts = [f"{len(TABLE)} operators have a rule.\n"]
+    parts = [f"{sum(map(len, rules.values()))} operators have a rule.\n"]
     for module, heading in KINDS.items():
         parts += [f"\n## {heading}\n", "| Law | Operators (`aten`) |", "| --- | --- |"]
         for rule, names in rules.items():

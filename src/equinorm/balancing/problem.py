@@ -37,8 +37,8 @@ class Shared(Protocol):
         """The same log-scales in all of them."""
         ...
 
-    def joined(self, mask: Tensor) -> Tensor:
-        """What is true in one of them."""
+    def joined(self, slack: Tensor) -> Tensor:
+        """The least of all of them, entry by entry."""
         ...
 
     def read(self, z: Tensor) -> None:

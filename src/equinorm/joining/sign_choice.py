@@ -5,13 +5,13 @@ vector are summed, and the largest sum is made positive. That settles one class 
 next sum is taken, as long as there are any. Where the sign of one channel follows from others, none of them is special.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_ENOUGH = 0.5
+_ENOUGH = 0.1
 """Sums are made positive together that are this part of the largest."""
 
 _MOST = 4096
@@ -31,24 +31,25 @@ def positive_signs(parts: Iterable[Part], num_free: int) -> Tensor:
     Returns:
         A 1, then −1 or 1 for each class; float64. Classes of which no number says anything are 1.
     """
-    summed = [_summed(*part) for part in parts]
-    number = torch.cat([torch.zeros(0, dtype=torch.float64), *(values.flatten() for _, values in summed)])
+    ids, numbers = _listed([_summed(*part) for part in parts])
     relations = _Relations(num_free)
     while True:
         keys, signs = (torch.from_numpy(table) for table in (relations.keys, relations.signs))
-        kinds = _of_entries(summed, keys, torch.bitwise_xor)
-        sign = _of_entries(summed, signs, torch.mul)
-        places = ((kinds != 0) & (number != 0)).nonzero()[:, 0]
+        kinds, sign = keys[ids[0]], signs[ids].prod(0)
+        for own in ids[1:]:
+            kinds = kinds ^ keys[own]
+        places = ((kinds != 0) & (numbers != 0)).nonzero()[:, 0]
         found, group = kinds[places].unique(return_inverse=True)
-        sums = torch.zeros(len(found), dtype=torch.float64).index_add_(0, group, (number * sign)[places])
-        if not bool(sums.any()):
-            return signs
         first = torch.zeros(len(found), dtype=torch.int64)
         first[group] = places
+        sums = torch.zeros(len(found), dtype=torch.float64).index_add_(0, group, (numbers * sign)[places])
+        if not bool(sums.any()):
+            return signs
+        ids, sign = ids[:, first], sign[first]  # what is summed once stays one number
+        numbers = sums * sign
         order = sums.abs().argsort(descending=True)[:_MOST]
         order = order[sums[order].abs() >= _ENOUGH * sums.abs().max()]
-        wanted = sums[order].sign() * sign[first[order]]
-        for classes, product in zip(_classes(summed, first[order]), wanted.tolist(), strict=True):
+        for classes, product in zip(ids[:, order].T.tolist(), (sums.sign() * sign)[order].tolist(), strict=True):
             relations.add(classes, product)
 
 
@@ -61,28 +62,15 @@ def _summed(ids: Sequence[Tensor], values: Tensor) -> Part:
     return whole, values.sum(axes, keepdim=True) if axes else values
 
 
-def _of_entries(parts: Sequence[Part], table: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """For every number what its classes have in a table, joined."""
-    found = [table[:0]]
-    for ids, values in parts:
-        total = table[ids[0]]
-        for own in ids[1:]:
-            total = join(total, table[own])
-        found.append(total.expand(values.shape).flatten())
-    return torch.cat(found)
-
-
-def _classes(parts: Sequence[Part], places: Tensor) -> list[list[int]]:
-    """The classes of some of all numbers."""
-    found = torch.zeros(len(places), max(len(ids) for ids, _ in parts), dtype=torch.int64)
-    start = 0
-    for ids, values in parts:
-        mine = ((places >= start) & (places < start + values.numel())).nonzero()[:, 0]
-        at = torch.unravel_index(places[mine] - start, values.shape)
-        for column, own in enumerate(ids):
-            found[mine, column] = own.expand(values.shape)[at]
-        start += values.numel()
-    return found.tolist()
+def _listed(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """All numbers in one list, and the classes of each in a column, 0 where there are fewer."""
+    most = max((len(ids) for ids, _ in parts), default=1)
+    none = torch.zeros(1, dtype=torch.int64)
+    columns = [
+        torch.stack([own.expand(values.shape).flatten() for own in (*ids, *[none] * (most - len(ids)))]) for ids, values in parts
+    ]
+    numbers = torch.cat([torch.zeros(0, dtype=torch.float64), *(values.flatten() for _, values in parts)])
+    return torch.cat([none.expand(most, 0), *columns], 1), numbers
 
 
 class _Relations:
