@@ -67,7 +67,8 @@ def _listed(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     most = max((len(ids) for ids, _ in parts), default=1)
     none = torch.zeros(1, dtype=torch.int64)
     columns = [
-        torch.stack([own.expand(values.shape).flatten() for own in (*ids, *[none] * (most - len(ids)))]) for ids, values in parts
+        torch.stack([own.expand(values.shape).flatten() for own in (*ids, *[none] * (most - len(ids)))])
+        for ids, values in parts
     ]
     numbers = torch.cat([torch.zeros(0, dtype=torch.float64), *(values.flatten() for _, values in parts)])
     return torch.cat([none.expand(most, 0), *columns], 1), numbers
