@@ -34,7 +34,7 @@ def test_values_scale_as_said(name: str) -> None:
 def test_values_of_random_networks_scale_as_said() -> None:
     seen = {"values": 0}
 
-    @settings(max_examples=EXAMPLES // 30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 200)
+    @settings(max_examples=EXAMPLES // 15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 200)
     @given(networks())
     def holds(network: Network) -> None:
         args = arguments(network, seed=1)

@@ -247,7 +247,7 @@ def test_errors_are_not_divergence(monkeypatch):
     def broken(*args, **kwargs):
         raise equinorm.RescaleError("broken")
 
-    monkeypatch.setattr(equinorm.ENorm, "cycle_", broken)
+    monkeypatch.setattr("equinorm.training.step.Step.run_cycles", broken)
     with pytest.raises(equinorm.RescaleError, match="broken"):
         train(replace(TINY, method="enorm"), DATA)
 
