@@ -10,6 +10,11 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import equinorm
+from equinorm.balancing.blocks import Block
+from equinorm.balancing.norm import Norm
+from equinorm.balancing.problem import Problem
+from equinorm.balancing.sides import Side
+from equinorm.balancing.sweeps import System
 
 F = nn.functional
 INPUTS = torch.ones(1, 2)
@@ -114,3 +119,21 @@ def test_dead_channels_are_those_that_a_linear_program_lets_go(name, zeros, dtyp
         assert run_away <= {*balance.dead} <= without_hold, f"seed {seed}"
         assert not (without_hold and not zeros), f"seed {seed}"
         assert balance.converged or len(balance.dead) == symmetries.num_free
+
+
+@pytest.mark.parametrize(("last", "dead"), [((2, -2.0), False), ((1, -1.0), False), (None, True)])
+def test_what_others_make_room_for_adds_up(last, dead):
+    """Energies z1, z2 − z1, z2 − z3, z1 + z3 − 2·z2: all fall together, unless one more energy holds one of them from below."""
+    terms = [[(1, 1.0)], [(2, 1.0), (1, -1.0)], [(2, 1.0), (3, -1.0)], [(1, 1.0), (3, 1.0), (2, -2.0)]]
+    terms += [[last]] if last else []
+    blocks = tuple(
+        Block(
+            number,
+            torch.ones(1, dtype=torch.float64),
+            (torch.zeros(1, dtype=torch.float64),),
+            tuple(Side(id - 1, torch.tensor([id]), exponent) for id, exponent in term),
+        )
+        for number, term in enumerate(terms)
+    )
+    problem = Problem(blocks, ((1, 2), (2, 3), (3, 4)), {}, 3, Norm(2.0))
+    assert System(problem).dead(torch.zeros(4, dtype=torch.float64)).tolist() == [False, dead, dead, dead]

@@ -202,6 +202,22 @@ def test_gradients_that_are_still_to_be_used_move():
     assert same(*models)
 
 
+def test_gradients_that_are_used_up_stay():
+    model, inputs = unbalanced()
+    first, last = halves(model)
+    ENorm([first, last], model, (inputs,), gradients=False)
+    gradients_(model, inputs)
+    before = {id(p): p.grad.clone() for optimizer in (first, last) for group in optimizer.param_groups for p in group["params"]}
+    first.step()
+    last.step()
+
+    def stays(optimizer: torch.optim.Optimizer) -> list[bool]:
+        return [torch.equal(p.grad, before[id(p)]) for group in optimizer.param_groups for p in group["params"]]
+
+    assert all(stays(last))
+    assert not all(stays(first))
+
+
 # ------------------------------------------------------------------------------------------------------------- averages
 
 
