@@ -83,18 +83,18 @@ class System:
         """
         slack = torch.ones(len(z), dtype=torch.float64)
         slack[0] = 0.0
-        order = [family for family in range(len(self.problem.families))[::sign] if self._joining[family]]
+        families = self._joining[::sign]
+        places = [(block, place) for own in families for block, place in own if block.sides[place].exponent * sign > 0]
         singles = self.problem.singles
         if singles is not None:
             slack[singles.maxima(len(z))[sign < 0] > -math.inf] = 0.0
         shared, known = self.problem.shared, torch.ones_like(slack)
-        if not order and shared is None:
+        if not places and shared is None:
             return slack
         while True:
             before = slack.clone()
-            for block, place in [each for family in order for each in self._joining[family]]:
-                if block.sides[place].exponent * sign > 0:
-                    self._hold(slack, block, place, z)
+            for block, place in places:
+                self._hold(slack, block, place, z)
             if _is_settled(slack, before):
                 if shared is None:
                     return slack

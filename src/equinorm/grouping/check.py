@@ -10,7 +10,7 @@ from torch import Tensor
 
 from equinorm._errors import EquinormError, describe
 from equinorm._scaling import Pin, Reason
-from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, enumerated, signs
+from equinorm.grouping.groups import ScaledAxis, ScaleGroup, ScaleGroups, did_you_mean, enumerated, signs
 from equinorm.grouping.mappings import bias_of, other_power
 from equinorm.rescaling.orbit import Orbit
 
@@ -179,8 +179,7 @@ def _tensors(orbit: Orbit, place: AxisName) -> list[Here]:
         weights = [scaling.name for scaling in orbit.scalings if scaling.role == "weight"]
         near = sorted(other for other in weights if f".{other}".endswith(f".{name.rpartition('.')[2]}.weight"))[:4]
         near = near or get_close_matches(f"{name}.weight", weights, 4)
-        hint = f" Did you mean {enumerated(near)}?" if near else ""
-        raise EquinormError(f"{describe(orbit.model)} has no module or tensor {name!r} with weights.{hint}")
+        raise EquinormError(f"{describe(orbit.model)} has no module or tensor {name!r} with weights.{did_you_mean(near)}")
     if axis is None:
         return [(scaling.name, None) for scaling in found]
     for scaling in found:

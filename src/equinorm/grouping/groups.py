@@ -163,8 +163,7 @@ class ScaleGroups(Sequence[ScaleGroup]):
             EquinormError: if no tensor has this name.
         """
         if tensor not in self._names:
-            near = get_close_matches(tensor, self._names, 4)
-            hint = f" Did you mean {enumerated(near)}?" if near else ""
+            hint = did_you_mean(get_close_matches(tensor, self._names, 4))
             raise EquinormError(f"there is no parameter or floating-point buffer {tensor!r}.{hint}")
         return [group for group in self._groups if any(axis.tensor == self._names[tensor] for axis in group.axes)]
 
@@ -179,6 +178,15 @@ def enumerated(things: Sequence[object], most: int = AXES) -> str:
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return listed(words)
+
+
+def did_you_mean(near: Sequence[str]) -> str:
+    """The end of an error about a name that is not there.
+
+    >>> did_you_mean(["a", "b"]), did_you_mean([])
+    (' Did you mean a and b?', '')
+    """
+    return f" Did you mean {enumerated(near)}?" if near else ""
 
 
 def _verb(verb: str, axes: Sequence[ScaledAxis]) -> str:
