@@ -175,11 +175,32 @@ def test_signs_that_follow_from_others_are_chosen_alike_in_all_copies(name, in_p
             torch.testing.assert_close(a, b, rtol=0 if in_powers_of_two else 1e-9, atol=0 if in_powers_of_two else 1e-9)
 
 
-def test_where_powers_of_two_depend_on_the_order_of_channels_it_is_said():
+class Gated(nn.Module):
+    """Weights times parameters of their shape, by ReLU and at the end: their scales tell one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.middle, self.after = nn.Linear(5, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+        self.mask, self.gate = nn.Parameter(torch.rand(8, 6) + 0.1), nn.Parameter(torch.rand(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.linear(self.before(x).relu(), self.middle.weight * self.mask, self.middle.bias)
+        return nn.functional.linear(x.relu(), self.after.weight * self.gate, self.after.bias)
+
+
+@pytest.mark.parametrize("make", [masked, lambda: Gated().double(), Gated])
+def test_powers_of_two_do_not_depend_on_the_order_of_channels_that_a_copy_has(make):
     torch.manual_seed(0)
-    make, args = NETWORKS["masked"]
-    with pytest.warns(UserWarning, match="mask of Masked is scaled by classes that depend on the order of channels"):
-        equinorm.canonical(make(), args, power_of_two=True)
+    net = make()
+    args = x(4, 5).to(next(net.parameters()).dtype)
+    form = equinorm.canonical(net, args, power_of_two=True)
+    for seed in range(4):
+        other = moved(net, args, True, seed)
+        found = equinorm.canonical_(other, args, power_of_two=True)
+        twos = found.log_scales / math.log(2)
+        assert float((twos - twos.round()).abs().max()) <= 1e-13
+        assert all(torch.equal(a, b) for a, b in zip(form.parameters(), other.parameters(), strict=True))
+    assert equinorm.deviation(form, net, args) <= (1e-12 if args.dtype == torch.float64 else 1e-6)
 
 
 def test_alignment_settles_what_no_norm_tells():

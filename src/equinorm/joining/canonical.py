@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._errors import EquivalenceError, describe, warn
+from equinorm._errors import EquivalenceError, describe
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
-from equinorm.joining.moves import Moves
+from equinorm.joining.moves import Moves, Orders
 from equinorm.joining.same_architecture import check_batch_norm
 from equinorm.modules.choosing import Choice
 from equinorm.modules.copying import duplicate
@@ -75,6 +75,28 @@ def balanced(found: Symmetries, whose: str) -> Balance:
     return balance
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """Signs and orders of a network, and how many channels tie."""
+
+    flips: Tensor
+    order: Orders
+    ties: int
+
+    @staticmethod
+    def of(moves: Moves, found: Symmetries, log_scales: Tensor | None = None) -> "_Chosen":
+        """Those of a network that is rescaled, or as it is."""
+        weights = real(forms(found, log_scales))
+        flips = moves.canonical_signs(weights)
+        return _Chosen(flips, *sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights))
+
+
+def _rounded(found: Symmetries, log_scales: Tensor) -> Tensor:
+    """Powers of two, the same in all copies whose channels have one order."""
+    moving = [*found.scalings, *found.casts]
+    return round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
+
+
 @on_cpu()
 def canonical_(
     model: nn.Module,
@@ -97,8 +119,7 @@ def canonical_(
         args: its positional inputs.
         kwargs: its keyword inputs.
         power_of_two: round scales to powers of two: the canonical forms of all copies that were permuted, flipped and rescaled
-            by powers of two are bitwise the same. Without it the forms of copies agree to rounding. A warning says where scales
-            depend on the order of channels, so that permuted copies may get another form.
+            by powers of two are bitwise the same. Without it the forms of copies agree to rounding.
         batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
             evaluation mode only; as in `symmetries`.
         opaque: names or submodules that are not looked into, as in `symmetries`.
@@ -129,26 +150,23 @@ def canonical_(
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
     log_scales, _ = settled(found, balanced(found, describe(model)))
     moves = Moves.of(graphs)
-    if power_of_two:
-        moving = [*found.scalings, *found.casts]
-        log_scales = round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
-        if name := moves.mixes(found):
-            warn(
-                f"{name} of {describe(model)} is scaled by classes that depend on the order of channels, so that powers of two "
-                "do too: permuted copies may get another form. Without power_of_two all copies get one, to rounding."
-            )
+    chosen = None
+    if power_of_two and moves.mixes(found):  # rounded as channels will lie, which is the same in all copies
+        chosen = _Chosen.of(moves, found, log_scales)
+        there = _rounded(found, moves.carried(found, log_scales, chosen.order))
+        log_scales = moves.carried_back(found, there, chosen.order)
+    elif power_of_two:
+        log_scales = _rounded(found, log_scales)
     if found.num_free:
         found.rescale_(log_scales)
-    weights = real(forms(found))
-    flips = moves.canonical_signs(weights)
-    order, ties = sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights)
+    chosen = chosen or _Chosen.of(moves, found)
     try:
-        moves.apply_(found.model, flips, order)
+        moves.apply_(found.model, chosen.flips, chosen.order)
     except BaseException:
         if found.num_free:
             found.rescale_(-log_scales)
         raise
-    return Canonical(log_scales, flips, moves.named(order), ties)
+    return Canonical(log_scales, chosen.flips, moves.named(chosen.order), chosen.ties)
 
 
 def canonical(

@@ -52,6 +52,16 @@ def levelling(scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], known:
     return _least_squares(scalings, lambda own: -_logarithms(own, tensors), known, dead)
 
 
+def telling(scalings: Sequence[Scaling], logarithms: Mapping[str, Tensor], num_free: int) -> Tensor:
+    """Log-scales that multiply tensors by exp of these logarithms, where any do; of the least squares else.
+
+    Solved twice, the second time for what the first left: powers of two must be known to 1e-12.
+    """
+    none, free = torch.zeros(num_free, dtype=torch.float64), torch.ones(num_free, dtype=torch.bool)
+    first = _least_squares(scalings, lambda own: logarithms[own.name], none, free)
+    return first + _least_squares(scalings, lambda own: logarithms[own.name] - own.log_scales(first), none, free)
+
+
 def _logarithms(scaling: Scaling, tensors: Mapping[str, Tensor]) -> Tensor:
     """log |w| of a tensor with its offset."""
     return scaling.effective(tensors[scaling.name]).cpu().to_dense().abs().double().log()

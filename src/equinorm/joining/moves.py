@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.graph.export import Graphs
+from equinorm.joining.fitting import telling
 from equinorm.joining.forms import Forms
 from equinorm.joining.sign_choice import positive_signs
 from equinorm.joining.signs import Signs, signs_of
@@ -76,8 +77,8 @@ class Moves:
         parts = ((flip.ids, tensors[flip.names[0]].double() ** 3 * drawn[flip.names[0]]) for flip in flips)
         return positive_signs(parts, self.flips.num_free)[1:].long()
 
-    def mixes(self, found: Symmetries) -> str | None:
-        """The first tensor in which a permutation takes some scale class to a product of others, not to one; None if none.
+    def mixes(self, found: Symmetries) -> bool:
+        """Does a permutation take some scale class to a product of others, not to one?
 
         Where classes go over into classes, rounded scales of permuted copies are permuted too. They do not where a class is
         left out because others tell it, as of a mask that is a parameter: its rows and columns share one scale.
@@ -92,11 +93,17 @@ class Moves:
                     image[own[name]] = torch.where(moved == own[name], image[own[name]], moved)
         image[0] = 0
         drawn = torch.rand(found.num_free, generator=generator, dtype=torch.float64)
-        logs = {scaling.name: scaling.log_scales(drawn).expand(scaling.shape) for scaling in found.scalings}
-        moved = self.group.layout.moved(logs, order)
         after = torch.cat([drawn[:0].new_zeros(1), drawn])[image][1:]
-        apart = (s.name for s in found.scalings if not torch.allclose(s.log_scales(after).expand(s.shape), moved[s.name]))
-        return next(apart, None)
+        moved = self.group.layout.moved(_logarithms(found, drawn), order)
+        return any(not torch.allclose(own, moved[name]) for name, own in _logarithms(found, after).items())
+
+    def carried(self, found: Symmetries, log_scales: Tensor, order: Orders) -> Tensor:
+        """Log-scales that do to permuted tensors what these do to tensors as they are."""
+        return telling(found.scalings, self.group.layout.moved(_logarithms(found, log_scales), order), found.num_free)
+
+    def carried_back(self, found: Symmetries, log_scales: Tensor, order: Orders) -> Tensor:
+        """Log-scales that do to tensors as they are what these do to permuted ones."""
+        return telling(found.scalings, self._back(_logarithms(found, log_scales), order), found.num_free)
 
     def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
@@ -189,6 +196,11 @@ class Moves:
             for family in self.group.families
             if family.name in order and bool((order[family.name] != torch.arange(family.size)).any())
         }
+
+
+def _logarithms(found: Symmetries, log_scales: Tensor) -> dict[str, Tensor]:
+    """Of what multiplies each weight."""
+    return {scaling.name: scaling.log_scales(log_scales).expand(scaling.shape) for scaling in found.scalings}
 
 
 def _square(tensors: Forms) -> float:
