@@ -98,6 +98,27 @@ def test_onnx_in_onnx_out(folder):
     assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
 
 
+def test_onnx_of_integers_without_data(folder):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx import helper
+    from onnx_graphs import info, model, normal, save
+
+    nodes = [
+        helper.make_node("Gather", ["table", "place"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        helper.make_node("MatMul", ["b", "first"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "second"], ["y"]),
+    ]
+    stored = {"table": normal(9, 4), "first": normal(4, 4, seed=1), "second": normal(4, 4, seed=2)}
+    inputs = [info("place", ["N"], "l"), info("x", ["N", 4])]
+    save(model(nodes, inputs, [info("y", ["N", 4])], stored), folder / "net.onnx")
+    notes = record("equalize", "net.onnx", "-o", "new.onnx")["notes"]
+    said = "calibrated on random inputs, but for 1 input of integers, the same in all samples: --calibration"
+    assert any(note.startswith(said) for note in notes)
+
+
 def test_onnx_of_two_inputs_of_one_shape(folder):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

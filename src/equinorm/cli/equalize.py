@@ -143,7 +143,7 @@ def equalize(
         steps.say("writing")
         notes += _of_biases(found, bias_correction)
         if batches is None:
-            notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
+            notes.append(_without_data(loaded))
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
             model=f"{loaded.name} ({describe(original)})",
@@ -257,6 +257,14 @@ def _verified(
         correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
     examples = [loaded, *(_on_data(loaded, batch) for batch in batches[1:VERIFIED])]
     return max(verified("equalized", model, original, example, cure)[0] for example in examples)
+
+
+def _without_data(loaded: Loaded) -> str:
+    """What the scales rest on where nobody gave data, in a sentence."""
+    given = [value for value in (*loaded.args, *loaded.kwargs.values()) if isinstance(value, torch.Tensor)]
+    whole = [value for value in given if not value.is_floating_point()]
+    stay = f", but for {count(len(whole), 'input')} of integers, the same in all samples" if whole else ""
+    return f"calibrated on random inputs{stay}: --calibration FILE takes samples of real data"
 
 
 def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:
