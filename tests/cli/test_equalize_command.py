@@ -75,7 +75,7 @@ def test_onnx_in_onnx_out(folder):
     assert named["notes"][1] == prepared["notes"][1]
     np.savez("integers.npz", x=np.zeros((40, 3, 8, 8), np.int64))
     np.savez("wide.npz", x=images.astype(np.float64))
-    assert "holds int64 for input 0, which takes float32" in refusal(
+    assert "holds int64 for input 'x', which takes float32" in refusal(
         "equalize", "net.onnx", "--calibration", "integers.npz", "-o", "new.onnx"
     )
     wide = record("equalize", "net.onnx", "--calibration", "wide.npz", *arguments[2:], "-o", "wide.onnx")
@@ -96,6 +96,62 @@ def test_onnx_in_onnx_out(folder):
     assert np.abs(one - other).max() > 1e-3 * np.abs(other).max()
     np.savez("z.npz", z=images)
     assert "is no input" in refusal("equalize", "net.onnx", "--calibration", "z.npz", "-o", "new.onnx")
+
+
+def test_onnx_of_integers_without_data(folder):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx import helper
+    from onnx_graphs import info, model, normal, save
+
+    nodes = [
+        helper.make_node("Gather", ["table", "place"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["b"]),
+        helper.make_node("MatMul", ["b", "first"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "second"], ["y"]),
+    ]
+    stored = {"table": normal(9, 4), "first": normal(4, 4, seed=1), "second": normal(4, 4, seed=2)}
+    inputs = [info("place", ["N"], "l"), info("x", ["N", 4])]
+    save(model(nodes, inputs, [info("y", ["N", 4])], stored), folder / "net.onnx")
+    notes = record("equalize", "net.onnx", "-o", "new.onnx")["notes"]
+    said = "calibrated on random inputs, but for 1 input of integers, the same in all samples: --calibration"
+    assert any(note.startswith(said) for note in notes)
+
+
+def test_onnx_of_two_inputs_of_one_shape(folder):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    from onnx import helper
+    from onnx_graphs import info, model, normal, save
+
+    nodes = [
+        helper.make_node("MatMul", ["b", "first"], ["c"]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("MatMul", ["d", "second"], ["e"]),
+        helper.make_node("Add", ["e", "a"], ["y"]),
+    ]
+    stored = {"first": normal(4, 4), "second": normal(4, 4, seed=1)}
+    inputs = [info("a", ["N", 4]), info("b", ["N", 4])]
+    save(model(nodes, inputs, [info("y", ["N", 4])], stored), folder / "net.onnx")
+    first, second = 3 + normal(8, 4), normal(8, 4, seed=2)
+    np.savez("b.npz", b=second)
+    np.savez("both.npz", b=second, a=first)
+    np.savez("ordered.npz", first, second)
+    np.savez("three.npz", first, second, second)
+    named, placed = (
+        record("equalize", "net.onnx", "--calibration", f"{n}.npz", "-o", f"{n}.onnx") for n in ("both", "ordered")
+    )
+    assert named["equalization"]["noise_before"] == placed["equalization"]["noise_before"]
+    for name, words in (
+        ("b", "holds no samples of a. It must hold those of every input: a, b."),
+        ("three", "which is no input"),
+    ):
+        for further in ((), ("--input", "b=8x4")):
+            said = refusal("equalize", "net.onnx", "--calibration", f"{name}.npz", *further, "-o", "new.onnx")
+            assert words in " ".join(said.split())
+    fixed = record("equalize", "net.onnx", "--calibration", "b.npz", "--input", "a=value:0", "-o", "fixed.onnx")
+    assert fixed["equalization"]["samples"] == 8
 
 
 def _numbers(path):

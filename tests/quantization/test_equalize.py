@@ -67,6 +67,13 @@ def test_scales_stay_within_bounds(uneven):
     assert 0.5 < float(found.log_scales.abs().max()) <= math.log(2.0)
 
 
+@pytest.mark.parametrize("largest", [6.0, 8.0, math.inf])
+def test_powers_of_two_stay_within_bounds_too(uneven, largest):
+    net, x = uneven
+    found = equinorm.equalize(net, x, calibration=[x], scheme="w8a8-tensor", largest=largest, power_of_two=True)
+    assert 2 <= float(found.log_scales.exp().max()) < 1.001 * largest
+
+
 def test_bias_correction_takes_out_what_rounding_shifts():
     """Means over many positions and samples show what single errors do on average."""
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from torch import nn
 from equinorm.quantization.fake_quantization import Reference, Rounding, Simulation, decibels
 from equinorm.quantization.minimize import descend, minimize
 from equinorm.quantization.noise import Noise, logs
+from equinorm.quantization.outputs import find_outputs
 from equinorm.quantization.points import find_points
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import gather
@@ -52,6 +53,42 @@ def test_channels_behind_a_padding_scale():
     _, points = find_points(net, (x,), None, Scheme(8, "tensor"))
     z = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     assert points[1].scaling.log_scales(z).flatten().tolist() == pytest.approx(z.tolist())
+
+
+class Rows(nn.Module):
+    """Rows that one weight makes are read by others, of which the second reads channels that scale by themselves, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.last = nn.Linear(5, 7), nn.Linear(7, 3)
+        self.first, self.second = nn.Linear(6, 8, bias=False), nn.Linear(8, 4, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.mix(x.transpose(1, 2))).transpose(1, 2)
+        x = self.second(torch.relu(self.first(x)))
+        return self.last(x.transpose(1, 2))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-tensor", "w8a8", "onnxruntime"])
+def test_what_scales_along_several_axes_is_measured_as_the_rescaled_network_is(scheme):
+    torch.manual_seed(0)
+    net, x = Rows().double().eval(), torch.randn(32, 5, 6, dtype=torch.float64)
+    noise, symmetries, _ = noise_of(net, x, scheme := Scheme.parse(scheme))
+    assert symmetries.num_free == 7 + 8 + 1
+    z = torch.randn(symmetries.num_free, dtype=torch.float64)
+
+    def measured(at):
+        _, points = find_points(net, (x,), None, scheme)
+        points = (*points, *find_outputs(points, symmetries))
+        seen = gather(net, points, [((x,), {})])
+        rounding = Rounding(net, points, seen.activations, by_name(symmetries.scalings))
+        return Reference(net, [((x,), {})]).signal_to_noise(Simulation(rounding, at))
+
+    wanted, there = noise.exact(z.numpy()), measured(z)
+    assert abs(there - measured(0 * z)) > 1
+    symmetries.rescale_(z)
+    np.testing.assert_allclose(noise_of(net, x, scheme)[0].exact(0 * z.numpy()), wanted, rtol=2e-3)
+    assert measured(0 * z) == pytest.approx(there, abs=1e-6)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)

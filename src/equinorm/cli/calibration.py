@@ -42,12 +42,18 @@ class Samples:
         """By place what is by keyword, in the order of an ONNX file's inputs.
 
         Raises:
-            InputError: for names that are no inputs.
+            InputError: for names that are no inputs, and inputs without samples.
         """
-        if odd := [name for name in self.tensors if isinstance(name, str) and name not in names]:
+        named = dict(enumerate(names))
+        found = {named.get(key, str(key)) if isinstance(key, int) else key: tensor for key, tensor in self.tensors.items()}
+        if odd := [name for name in found if name not in names]:
             raise InputError(f"{self.path} holds {shorten(odd)}, which is no input. The inputs are {shorten(names)}.")
-        ordered = sorted(self.tensors.items(), key=lambda pair: names.index(pair[0]) if isinstance(pair[0], str) else pair[0])
-        self.tensors = {place: tensor for place, (_, tensor) in enumerate(ordered)}
+        if missing := [name for name in names if name not in found]:
+            raise InputError(
+                f"{self.path} holds no samples of {shorten(missing)}. It must hold those of every input: {shorten(names)}. One "
+                f"that always has the same number is given by --input {missing[0]}=value:NUMBER."
+            )
+        self.tensors = {place: found[name] for place, name in enumerate(names)}
         return self
 
     def whole(self, size: int) -> "Samples":

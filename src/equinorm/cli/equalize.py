@@ -143,7 +143,7 @@ def equalize(
         steps.say("writing")
         notes += _of_biases(found, bias_correction)
         if batches is None:
-            notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
+            notes.append(_without_data(loaded))
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
             model=f"{loaded.name} ({describe(original)})",
@@ -176,18 +176,20 @@ def _loaded(
     if calibration is None:
         return load(source, inputs), None
     samples, names = Samples(calibration), ()
-    if is_onnx(source.name):
-        names = names_of(source.name)
-        samples = samples.placed(names)
     if inputs:
         loaded = load(source, inputs)
+        names = getattr(loaded.model, "inputs", ()) if is_onnx(source.name) else ()  # but for those that are fixed
+        samples = samples.placed(names) if names else samples
         at_once = _samples(loaded) or 1
     else:
+        if is_onnx(source.name):
+            names = names_of(source.name)
+            samples = samples.placed(names)
         at_once = size or _exported_for(source) or (1 if names else AT_ONCE)
         loaded = load(source, samples.shapes(at_once, names))
     if takes_one_size(loaded.model) and samples.count % (size or at_once):
         samples = samples.whole(size or at_once)
-    batches = [_typed(batch, loaded, calibration) for batch in samples.batches(size or at_once)]
+    batches = [_typed(batch, loaded, calibration, names) for batch in samples.batches(size or at_once)]
     return _on_data(loaded, batches[0]), batches
 
 
@@ -205,7 +207,7 @@ def _samples(loaded: Loaded) -> int:
     return len(first) if first is not None and first.dim() else 0
 
 
-def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
+def _typed(batch: Batch, loaded: Loaded, path: Path, names: Sequence[str]) -> Batch:
     """A batch in the dtypes that the model takes: numpy's floats have 64 bits.
 
     Raises:
@@ -217,8 +219,9 @@ def _typed(batch: Batch, loaded: Loaded, path: Path) -> Batch:
         if not isinstance(known, torch.Tensor) or known.dtype == value.dtype:
             return value
         if known.is_floating_point() != value.is_floating_point():
+            name = names[key] if isinstance(key, int) and names else key
             raise InputError(
-                f"{path} holds {dtype_name(value.dtype)} for input {key!r}, which takes {dtype_name(known.dtype)}."
+                f"{path} holds {dtype_name(value.dtype)} for input {name!r}, which takes {dtype_name(known.dtype)}."
             )
         return value.to(known.dtype)
 
@@ -254,6 +257,14 @@ def _verified(
         correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
     examples = [loaded, *(_on_data(loaded, batch) for batch in batches[1:VERIFIED])]
     return max(verified("equalized", model, original, example, cure)[0] for example in examples)
+
+
+def _without_data(loaded: Loaded) -> str:
+    """What the scales rest on where nobody gave data, in a sentence."""
+    given = [value for value in (*loaded.args, *loaded.kwargs.values()) if isinstance(value, torch.Tensor)]
+    whole = [value for value in given if not value.is_floating_point()]
+    stay = f", but for {count(len(whole), 'input')} of integers, the same in all samples" if whole else ""
+    return f"calibrated on random inputs{stay}: --calibration FILE takes samples of real data"
 
 
 def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:

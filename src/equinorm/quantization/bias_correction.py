@@ -137,7 +137,7 @@ def _added(values: InnerValues, use: InnerValue, point: Point) -> str | None:
 
     None if nothing is, and no name if something is that is not such a parameter.
     """
-    rank, axis = len(use.shape), len(point.scaling.shape)
+    rank, axis = len(use.shape), 1 + point.spatial
     sizes = [1] * (rank - axis) + [use.shape[-axis]] + [1] * (axis - 1)
     inside = use.reads.get(addend(use.operator))
     if inside is not None:

@@ -52,7 +52,7 @@ def equalize(
         kwargs: its keyword inputs.
         calibration: batches of inputs, each a tuple (or a tensor, or a dict of keyword inputs), of any batch size. Tens of
             samples tell what matters; bounds of activations are better from hundreds. None: random inputs with the mean and
-            spread of `args`; the scales are nearly as good, but the bounds are wrong, so measure on data.
+            spread of `args`, integers as they are; the scales are nearly as good, but the bounds are wrong, so measure on data.
         scheme: what will be rounded to how many bits, or its short form, as "w8a8".
         largest: no free scale is larger than this, or smaller than its inverse.
         power_of_two: round scales to powers of two. Then the float network is bitwise the same, and the noise larger.

@@ -43,6 +43,11 @@ class Operand:
     scaling: Scaling
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes along which it is told apart."""
+        return () if self.axis is None else (self.axis,)
+
+    @property
     def name(self) -> str:
         """The sum's number and module, and which operand."""
         return f"{_name(self.number, self.module)} (operand {self.key[1] + 1})"

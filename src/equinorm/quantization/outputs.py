@@ -9,7 +9,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.calls import OPERATORS, Key
-from equinorm.quantization.points import Point, scaling_of_channels
+from equinorm.quantization.points import Point, axes_apart, scaling_of_channels
 from equinorm.quantization.scheme import Scheme
 
 RECTIFIERS = {"aten.relu", "aten.relu_"}
@@ -32,7 +32,7 @@ class Output:
 
     Attributes:
         point: the call.
-        scaling: of its channels: a `Scaling` of shape (channels, 1, …).
+        scaling: of its channels, as `scaling_of_channels` tells it.
         is_rectified: does only a fused ReLU read it? Then what the ReLU leaves is rounded.
     """
 
@@ -44,6 +44,11 @@ class Output:
     def name(self) -> str:
         """That of the call."""
         return f"output of {self.point.name}"
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes along which it is told apart."""
+        return axes_apart(self.scaling, self.point.spatial)
 
     @property
     def scheme(self) -> Scheme:
@@ -73,7 +78,7 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
             continue
         value = symmetries.values[point.made]
         if not _is_rounded_later(value, symmetries.values, point.scheme):
-            scaling = scaling_of_channels(value, len(point.scaling.shape) - 1)
+            scaling = scaling_of_channels(value, point.spatial)
             readers = symmetries.values.readers(value.name)
             is_rectified = len(readers) == 1 and not value.is_returned and readers[0].operator in RECTIFIERS
             found.append(Output(point, scaling, is_rectified))

@@ -32,8 +32,9 @@ class Point:
         groups: groups of channels that do not mix.
         is_transposed: is the weight stored (in, out)?
         scheme: how it is rounded.
-        scaling: of the channels of what it reads: a `Scaling` of shape (channels, 1, …).
+        scaling: of the channels of what it reads, as `scaling_of_channels` tells it.
         made: name of the value that it returns.
+        spatial: how many axes follow the channels of what it reads and returns.
     """
 
     module: str
@@ -44,6 +45,12 @@ class Point:
     scheme: Scheme
     scaling: Scaling
     made: str = ""
+    spatial: int = 0
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes along which what it reads is told apart."""
+        return axes_apart(self.scaling, self.spatial)
 
     @property
     def name(self) -> str:
@@ -115,7 +122,7 @@ def find_points(
         if use is not None:
             read = scaling_of_channels(_read(found.values, use), call.kind.spatial)
             numbers = owners[call.weight], call.weight, call.number, call.groups, call.kind.is_transposed
-            points.append(Point(*numbers, schemes[call.weight], read, use.name))
+            points.append(Point(*numbers, schemes[call.weight], read, use.name, call.kind.spatial))
     if not points:
         raise EqualizeError(
             f"{describe(model)} has nothing to quantize: no output depends on its layers, or they are all in opaque modules."
@@ -182,20 +189,37 @@ def _read(values: InnerValues, use: InnerValue) -> InnerValue:
 
 
 def scaling_of_channels(value: InnerValue, spatial: int) -> Scaling:
-    """How channels of what a layer reads or makes scale: all but they, and zeros of a padding, scale alike.
+    """How channels of what a layer reads or makes scale: a `Scaling` of shape (channels, 1, …), which broadcasts to it.
+
+    Places of an axis at which a channel scales otherwise, as rows that another weight has made, are told apart: the shape is
+    then that of these axes and of the channels. Zeros of a padding are not.
 
     Args:
         value: what is read or made.
         spatial: how many axes follow the channels.
     """
-    axis, channels = -1 - spatial, (value.shape[-1 - spatial], *(1,) * spatial)
-    scaling = value.scaling
-    factors = () if scaling is None else scaling.factors
-    along = tuple(
-        (exponent, ids.movedim(axis, 0).reshape(ids.shape[axis], -1).amax(1).reshape(-1, *channels[1:]))
-        for exponent, ids in factors
-    )
-    return Scaling((value.name,), channels, value.dtype, "value", "value", value.depth, along)
+    channel, scaling = len(value.shape) - 1 - spatial, value.scaling
+    factors = [(exponent, _unpadded(ids, channel)) for exponent, ids in (() if scaling is None else scaling.factors)]
+    shape = list(torch.broadcast_shapes(*(ids.shape for _, ids in factors), (1,) * len(value.shape)))
+    shape[channel] = value.shape[channel]
+    first = next(axis for axis, size in enumerate(shape) if size > 1 or axis == channel)
+    along = tuple((exponent, ids.reshape(ids.shape[first:])) for exponent, ids in factors)
+    return Scaling((value.name,), tuple(shape[first:]), value.dtype, "value", "value", value.depth, along)
+
+
+def _unpadded(ids: Tensor, channel: int) -> Tensor:
+    """Ids of a value, of size 1 along each axis but that of its channels along which all that is not zero scales alike."""
+    for axis in range(ids.dim()):
+        most = ids.amax(axis, keepdim=True)
+        if axis != channel and bool(((ids == most) | (ids == 0)).all()):
+            ids = most
+    return ids
+
+
+def axes_apart(scaling: Scaling, spatial: int) -> tuple[int, ...]:
+    """Axes, from the end, along which a value of a scaling of channels is told apart: its channels, and what else scales."""
+    rank = len(scaling.shape)
+    return tuple(axis - rank for axis, size in enumerate(scaling.shape) if size > 1 or axis == rank - 1 - spatial)
 
 
 def _run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None) -> list[_SeenCall]:

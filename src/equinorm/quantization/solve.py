@@ -29,7 +29,7 @@ from equinorm.quantization.points import Point, find_points, layers_in_float
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Statistics, gather
 from equinorm.quantization.terms import RoundedTensor, by_name, rounded_tensors
-from equinorm.rescaling.powers_of_two import round_to_powers_of_two
+from equinorm.rescaling.powers_of_two import round_to_unit, unit_of_powers_of_two
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -213,12 +213,15 @@ def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
 
 
 def _settling(symmetries: Symmetries, options: EqualizeOptions) -> Callable[[Tensor], Tensor]:
-    """What brings log-scales within their limits, and to powers of two."""
+    """What brings log-scales within their limits, and to powers of two, of which none is beyond the limits either."""
     limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
+    unit = unit_of_powers_of_two([*moving, *symmetries.casts])
+    if options.power_of_two and math.isfinite(limit):
+        limit = unit * math.floor(limit / unit + 1e-9)  # log(8) / log(2) may be just below 3
 
     def settled(z: Tensor) -> Tensor:
         z = z.clamp(-limit, limit)
-        return round_to_powers_of_two(z, moving) if options.power_of_two else z
+        return round_to_unit(z, unit) if options.power_of_two else z
 
     return settled
 

@@ -27,7 +27,7 @@ TAIL, GROWTH = 8, 100.0
 
 @dataclass(slots=True, eq=False)
 class ActivationStatistics:
-    """What was seen at one point, for each channel.
+    """What was seen at one point, for each channel, or for each place along whatever axes are told apart there.
 
     Attributes:
         low: least entry, at most 0.
@@ -150,7 +150,7 @@ class _Pass:
         self.model, self.found, self.number = model, found, number
         self.points = {point.key: point for point in points}
         self.leaves: dict[str, Tensor] = {}
-        self.inputs: list[tuple[Place, int | None, Tensor]] = []
+        self.inputs: list[tuple[Place, Tensor]] = []
 
     def run(self, part: Batch, generator: torch.Generator) -> None:
         """Add what this part shows; buffers are put back when the pass is over, since its way back reads them."""
@@ -164,7 +164,7 @@ class _Pass:
             for output in outputs
         ]
         total = sum(((output * sign).sum() for output, sign in zip(outputs, signs, strict=True)), start=torch.zeros(()))
-        wanted = [*self.leaves.values(), *(value for _, _, value in self.inputs)]
+        wanted = [*self.leaves.values(), *(value for _, value in self.inputs)]
         if not total.requires_grad:
             if torch.is_inference_mode_enabled():
                 raise EqualizeError("no gradient is recorded within torch.inference_mode(): equalize outside of it.")
@@ -188,8 +188,8 @@ class _Pass:
             dtype = torch.promote_types(leaf.dtype, torch.float32)  # half precision holds few squares
             squares = torch.zeros_like(leaf, dtype=dtype) if gradient is None else gradient.to(dtype).square()
             self.found.weights[name] = self.found.weights[name].add_(squares) if name in self.found.weights else squares
-        for (point, axis, value), gradient in zip(self.inputs, gradients[len(self.leaves) :], strict=True):
-            self._add(point, axis, value.detach(), torch.zeros_like(value) if gradient is None else gradient)
+        for (point, value), gradient in zip(self.inputs, gradients[len(self.leaves) :], strict=True):
+            self._add(point, value.detach(), torch.zeros_like(value) if gradient is None else gradient)
         self.found.signal += sum(float(output.detach().double().square().sum()) for output in outputs)
         self.found.samples += rows(part)
         self.found.passes += 1
@@ -208,37 +208,37 @@ class _Pass:
         if point is None:
             return call.run()
         leaf = self.leaves.setdefault(call.name, call.arguments["weight"].detach().requires_grad_())
-        result = call.run(input=self._noted(point, call.axis, call.arguments["input"]), weight=leaf)
+        result = call.run(input=self._noted(point, call.arguments["input"]), weight=leaf)
         output = self.points.get(output_key(call.name, call.number))
-        return self._noted(output, call.axis, output.fused(result)) if isinstance(output, Output) else result
+        return self._noted(output, output.fused(result)) if isinstance(output, Output) else result
 
     def _sum(self, added: ActivationSum) -> Tensor:
         """Add copies that gradients reach."""
         places = [self.points.get(key) for key in added.keys]
         pairs = zip(places, added.operands, strict=True)
-        return added.run(
-            *(self._noted(place, place.axis, value) if isinstance(place, Operand) else value for place, value in pairs)
-        )
+        return added.run(*(self._noted(place, value) if isinstance(place, Operand) else value for place, value in pairs))
 
-    def _noted(self, place: Place, axis: int | None, value: Tensor) -> Tensor:
+    def _noted(self, place: Place, value: Tensor) -> Tensor:
         """A copy that gradients reach; what the network changes in place later is another tensor."""
         value = value.clone()
         if not value.requires_grad:
             value.requires_grad_()
-        self.inputs.append((place, axis, value))
+        self.inputs.append((place, value))
         return value
 
-    def _add(self, place: Place, axis: int | None, value: Tensor, gradient: Tensor) -> None:
+    def _add(self, place: Place, value: Tensor, gradient: Tensor) -> None:
         """Add what one place shows."""
-        if axis is None:  # all of it is one channel
-            axis, value, gradient = -1, value[..., None], gradient[..., None]
+        axes = place.axes
+        if not axes:  # all of it is one channel
+            axes, value, gradient = (-1,), value[..., None], gradient[..., None]
         if not value.numel():
             raise EqualizeError(
                 f"what {place.name} reads is empty on calibration batch {self.number}: leave out batches without rows, and "
                 "keep layers without channels in float: Scheme(..., in_float=[name])."
             )
-        lows, highs = _by_sample(value, axis)
-        value, gradient = (part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in (value, gradient))
+        lows, highs = _by_sample(value, axes)
+        channels = math.prod(value.shape[axis] for axis in axes)
+        value, gradient = (part.movedim(axes, tuple(range(len(axes)))).reshape(channels, -1) for part in (value, gradient))
         low, high = value.amin(1), value.amax(1)
         if not bool((low.isfinite() & high.isfinite()).all()):
             raise EqualizeError(f"what {place.name} reads has NaN or inf on calibration batch {self.number}.")
@@ -276,10 +276,11 @@ def _sensitivity(value: Tensor, gradient: Tensor, shared_values: Sequence[Tensor
     return coherent + alone.square().sum(1).double().cpu(), coherent
 
 
-def _by_sample(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def _by_sample(value: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Least and largest entry of each channel of each sample, at most and at least 0; samples are along the first axis."""
-    parts = value.movedim(axis, -1)
-    parts = parts.reshape(len(parts) if parts.dim() > 1 else 1, -1, parts.shape[-1])
+    parts = value.movedim(axes, tuple(range(-len(axes), 0)))
+    samples, channels = len(parts) if parts.dim() > len(axes) else 1, math.prod(parts.shape[-len(axes) :])
+    parts = parts.reshape(samples, -1, channels)
     return parts.amin(1).double().clamp(max=0).cpu(), parts.amax(1).double().clamp(min=0).cpu()
 
 

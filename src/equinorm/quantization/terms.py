@@ -49,7 +49,7 @@ def activation_term(seen: ActivationStatistics, scaling: Scaling, scheme: Scheme
 
     Args:
         seen: what was seen there.
-        scaling: of its channels.
+        scaling: of its channels, or of whatever is told apart there.
         scheme: how it is rounded.
         is_expected: are the bounds those that more samples should keep, or those that were seen?
     """
@@ -61,7 +61,7 @@ def activation_term(seen: ActivationStatistics, scaling: Scaling, scheme: Scheme
     sides = (
         [np.maximum(extent, floor)] if scheme.activation_symmetric else [low, np.maximum(high, np.where(low > 0, high, floor))]
     )
-    factors = [(exponent, ids.numpy().reshape(1, 1, -1)) for exponent, ids in scaling.factors]
+    factors = [(exponent, ids.expand(scaling.shape).numpy().reshape(1, 1, -1)) for exponent, ids in scaling.factors]
     assert scheme.activation_bits is not None
     return _term(sides, squares, factors, True, levels(scheme.activation_bits, scheme.activation_symmetric))
 

@@ -41,7 +41,7 @@ def examples(graph: Any, names: Sequence[str], given: Given, path: Path) -> tupl
 
 
 def fixed_numbers(graph: Any, given: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
-    """Inputs that always have these numbers, in the dtype of the file.
+    """Inputs that always have these numbers, in the dtype of the file. One number stands for all entries.
 
     Raises:
         OnnxError: for an input that there is not, and for numbers that it cannot hold.
@@ -57,9 +57,8 @@ def fixed_numbers(graph: Any, given: Mapping[str, Any], path: Path) -> dict[str,
             array = to_array(torch.as_tensor(number).to(DTYPES[tensor.elem_type]))
         except (TypeError, ValueError, RuntimeError) as error:
             raise OnnxError(f"the input {name!r} of {path} cannot be fixed to {number!r}, which is no number.") from error
-        if array.ndim != len(tensor.shape.dim):
-            array = array.reshape((1,) * len(tensor.shape.dim)) if array.size == 1 else array
-        found[name] = array
+        sizes = [axis if isinstance(axis, int) else 1 for axis in _axes(values[name])]
+        found[name] = np.full(sizes, array.item(), array.dtype) if array.size == 1 else array
     return found
 
 
