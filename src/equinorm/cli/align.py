@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from equinorm._deviation import LIMITS
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs, dtype_name
+from equinorm._errors import dtype_name
 from equinorm._scaling import HALVES
 from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
@@ -90,9 +90,9 @@ def align(
         steps.say("writing")
         left = save_like(like, found.model, output, force)
         record = Aligning(
-            model_a=f"{a.name} ({describe(a.model)})",
-            model_b=f"{b.name} ({describe(b.model)})",
-            inputs=describe_inputs(a.args, a.kwargs),
+            model_a=a.title,
+            model_b=b.title,
+            inputs=a.inputs,
             distance_before=found.distance_before,
             distance_after=found.distance_after,
             families=len(found.permutation),

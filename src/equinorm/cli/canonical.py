@@ -9,7 +9,6 @@ from rich.console import RenderableType
 
 from equinorm._deviation import LIMITS
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
@@ -79,8 +78,8 @@ def canonical(
         steps.say("writing")
         left = save_like(like, loaded.model, output, force)
         record = Canonicalizing(
-            model=f"{loaded.name} ({describe(original)})",
-            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            model=loaded.title,
+            inputs=loaded.inputs,
             num_scales=len(found.log_scales),
             families_moved=len(found.permutation),
             signs_flipped=found.num_flipped,

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
-from equinorm._errors import EquinormError, describe, describe_inputs, dtype_name
+from equinorm._errors import EquinormError, dtype_name
 from equinorm.checkpoints.comparing import Difference
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
@@ -120,8 +120,8 @@ def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: S
     largest = float(found.log_scales.abs().max()) if found.log_scales.numel() else 0.0
     is_near, is_joined = found.largest <= found.tolerance, not found.different
     record = Comparison(
-        model_a=f"{a.checkpoint.folder} ({describe(a.loaded.model)})",
-        model_b=f"{b.checkpoint.folder} ({describe(b.loaded.model)})",
+        model_a=a.loaded.title,
+        model_b=b.loaded.title,
         inputs=None,
         deviation=None,
         limit=None,
@@ -191,9 +191,9 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
         note = worded(str(error))
     scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
     return Comparison(
-        model_a=f"{a.name} ({describe(a.model)})",
-        model_b=f"{b.name} ({describe(b.model)})",
-        inputs=describe_inputs(a.args, a.kwargs),
+        model_a=a.title,
+        model_b=b.title,
+        inputs=a.inputs,
         deviation=apart,
         limit=limit,
         same_outputs=apart <= limit,

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._display import count
-from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
+from equinorm._errors import EqualizeError, dtype_name
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, remedy, verified
@@ -146,8 +146,8 @@ def equalize(
             notes.append("calibrated on random inputs: --calibration FILE takes samples of real data")
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
-            model=f"{loaded.name} ({describe(original)})",
-            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            model=loaded.title,
+            inputs=loaded.inputs,
             equalization=found.to_dict(),
             deviation=apart,
             output=str(output),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from equinorm._symmetries import Symmetries, symmetries_of
@@ -70,7 +70,7 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
             f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
             f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
         )
-    loaded = load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs)
+    loaded = replace(load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs), name=str(folder))
     steps.say("finding symmetries")
     found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)

@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.solving import components_of, size_of
@@ -125,9 +124,7 @@ def of_folder(folder: Folder) -> Inspection:
         notes.append(f"{count(len(sizes), 'component')}, to be solved one by one; the largest is {in_bytes(max(sizes))}")
     if folder.conversion.converted:
         notes.append(f"{folder.conversion.converted:,} tensors of the files are parts of others in the model, or hold several")
-    return inspection(
-        replace(folder.loaded, name=str(checkpoint.folder), notes=(*notes, *why, *folder.notes)), folder.symmetries
-    )
+    return inspection(replace(folder.loaded, notes=(*notes, *why, *folder.notes)), folder.symmetries)
 
 
 def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
@@ -152,8 +149,8 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         for r in (pin.reason,)
     )
     return Inspection(
-        model=f"{loaded.name} ({describe(loaded.model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=loaded.title,
+        inputs=loaded.inputs,
         num_free=symmetries.num_free,
         parameters=sum(row.entries for row in parameters),
         moving=sum(row.moving for row in parameters),

@@ -8,7 +8,6 @@ from rich.console import RenderableType
 
 from equinorm import __version__
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
 from equinorm.checkpoints.rewriting import Rewriting, moves_of
@@ -110,10 +109,9 @@ def streamed_balance(
         if outputs.folder is not None and staging is not None:
             done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
     notes += left_out(done)
-    loaded = folder.loaded
     return StreamedBalancing(
-        model=f"{loaded.name.removeprefix('hf:')} ({describe(loaded.model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=folder.loaded.title,
+        inputs=folder.loaded.inputs,
         p=options.p,
         c=options.c,
         method=options.method,

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS
-from equinorm._errors import describe, describe_inputs, dtype_name
+from equinorm._errors import dtype_name
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.balancing.options import BalanceOptions
@@ -88,8 +88,8 @@ def verified_balance(
         norm, residual, energies, reason = _rounded(symmetries, balance, options, original)
     apart, dtype = verified("balanced", model, original, loaded, remedy(power_of_two))
     record = Balancing(
-        model=f"{loaded.name} ({describe(model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=loaded.title,
+        inputs=loaded.inputs,
         p=options.p,
         c=options.c,
         method=options.method,
