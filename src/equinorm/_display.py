@@ -31,10 +31,10 @@ def listed(names: Sequence[str]) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """A number of things.
 
-    >>> count(1, "cycle"), count(2, "cycle"), count(3, "family", "families")
-    ('1 cycle', '2 cycles', '3 families')
+    >>> count(1, "cycle"), count(2_000, "cycle"), count(3, "family", "families")
+    ('1 cycle', '2,000 cycles', '3 families')
     """
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def sizes(shape: Sequence[int]) -> str:
@@ -70,18 +70,14 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1:,} more {noun}"]
 
 
-def first_few(names: Iterable[str], most: int = 6, noun: str = "of them") -> str:
-    """Names in a line, cut as `shortened` does."""
-    return ", ".join(shortened([*names], most, noun))
+def and_more(names: Iterable[str], most: int = 6, noun: str = "", between: str = ", ") -> str:
+    """The first names in a line, and how many more there are, of what if that is said.
 
-
-def and_more(names: Sequence[str], most: int, between: str = ", ") -> str:
-    """The first names, and how many more there are.
-
-    >>> and_more(["a", "b", "c", "d"], 3), and_more(["a", "b"], 3)
-    ('a, b, c and 1 more', 'a, b')
+    >>> and_more(["a", "b", "c", "d"], 3), and_more(["a", "b"], 3), and_more("abcde", 2, "letters")
+    ('a, b, c and 1 more', 'a, b', 'a, b and 3 more letters')
     """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
+    names = [*names]
+    more = f" and {len(names) - most:,} more {noun}".rstrip() if len(names) > most else ""
     return between.join(names[:most]) + more
 
 

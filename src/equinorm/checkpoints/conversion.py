@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import count, first_few, sizes
+from equinorm._display import and_more, count, sizes
 from equinorm._errors import describe
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
@@ -55,9 +55,9 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     direct, converted, unknown = _named(model, own, entries)
     ignored = tuple(key for key in unknown if _is_ignored(model, key))
     if lost := [key for key in unknown if key not in ignored]:
-        said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {describe(model)}"
+        said = f"{count(len(lost), 'key of the files belongs', 'keys of the files belong')} to no part of {describe(model)}"
         raise CheckpointError(
-            f"{said}: {first_few(lost)}. Does config.json name the class that the weights are of (architectures)?"
+            f"{said}: {and_more(lost)}. Does config.json name the class that the weights are of (architectures)?"
         )
     found: dict[int, list[str]] = {}
     for key, name in direct.items():
@@ -69,7 +69,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     if converted:
         stored += _Converter(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
-        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {describe(model)}: {first_few(rest)}.")
+        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {describe(model)}: {and_more(rest)}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
@@ -186,7 +186,7 @@ class _Converter:
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
             raise CheckpointError(
-                f"the files lack {count(len(found), 'tensor')} of {describe(self._model)}: {first_few(found)}."
+                f"the files lack {count(len(found), 'tensor')} of {describe(self._model)}: {and_more(found)}."
             )
         return stored
 
@@ -220,7 +220,7 @@ class _Converter:
         if len({(p.offset, p.is_squared, p.kind) for p in parents}) > 1:
             names = [parent.name for parent in parents]
             raise CheckpointError(
-                f"{key} holds tensors that {describe(self._model)} uses in different ways: {first_few(names)}."
+                f"{key} holds tensors that {describe(self._model)} uses in different ways: {and_more(names)}."
             )
         factors: list[tuple[float, Tensor]] = []
         for code in codes:
@@ -241,7 +241,7 @@ def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         return loading.revert_weight_conversion(model, dict(tensors))
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot tell how files hold {first_few(tensors)} of {describe(model)}: "
+            f"transformers cannot tell how files hold {and_more(tensors)} of {describe(model)}: "
             f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
         ) from error
 

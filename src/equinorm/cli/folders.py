@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from equinorm._display import and_more, count
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion, stored_scalings
@@ -76,7 +77,8 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)
     notes = list(loaded.notes)
     if conversion.ignored:
-        notes.append(f"{len(conversion.ignored)} keys are not read by the model: {', '.join(conversion.ignored[:3])}")
+        keys = count(len(conversion.ignored), "key is", "keys are")
+        notes.append(f"{keys} not read by the model: {and_more(conversion.ignored, 3)}")
     return Folder(loaded, found, checkpoint, conversion, tuple(notes))
 
 

@@ -123,7 +123,9 @@ def of_folder(folder: Folder) -> Inspection:
     if sizes:
         notes.append(f"{count(len(sizes), 'component')}, to be solved one by one; the largest is {in_bytes(max(sizes))}")
     if folder.conversion.converted:
-        notes.append(f"{folder.conversion.converted:,} tensors of the files are parts of others in the model, or hold several")
+        one = "tensor of the files is part of another in the model, or holds several"
+        many = "tensors of the files are parts of others in the model, or hold several"
+        notes.append(count(folder.conversion.converted, one, many))
     return inspection(replace(folder.loaded, notes=(*notes, *why, *folder.notes)), folder.symmetries)
 
 
@@ -169,18 +171,17 @@ def _of_preparing(pins: Sequence[PinRow], trains: bool) -> list[str]:
     held = 0 if trains else sum(pin.channels for pin in pins if pin.operation.rstrip("_") in PREPARED)
     if not held:
         return []
-    channels = "1 channel" if held == 1 else f"{held:,} channels"
-    return [f"batch normalization and bounds pin {channels}: `equinorm equalize` folds and frees what it can"]
+    return [f"batch normalization and bounds pin {count(held, 'channel')}: `equinorm equalize` folds and frees what it can"]
 
 
 def shown(record: Inspection) -> RenderableType:
     """What `equinorm inspect` prints."""
-    share, number = percent(record.moving, record.parameters), len(record.families)
+    share = percent(record.moving, record.parameters)
     head = facts(
         [
             ("model", record.model),
             ("inputs", record.inputs),
-            ("free classes", f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}"),
+            ("free classes", f"{record.num_free:,} in {count(len(record.families), 'family', 'families')}"),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("time", f"{record.seconds_export:.2f} s to export the model, {record.seconds_labels:.2f} s to find its classes"),
             *(("note", note) for note in record.notes),

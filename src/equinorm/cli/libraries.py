@@ -167,7 +167,9 @@ def _check_weights(folder: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is no index of weights: {type(error).__name__}: {first_line(error)}.") from error
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise InputError(f"{folder} lacks {len(missing)} of {len(shards)} files that its index names: {shorten(missing)}.")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of {count(len(shards), 'file')} that its index names: {shorten(missing)}."
+        )
 
 
 def _maker(transformers: Any, config: Any, own: Mapping[str, str], folder: Path) -> Any:

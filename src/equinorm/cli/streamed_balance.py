@@ -156,7 +156,7 @@ def shown_streamed(record: StreamedBalancing) -> RenderableType:
     if record.dead:
         pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
     if record.output:
-        pairs.append(("underflows", f"{record.underflows:,} entries" if record.underflows else "none"))
+        pairs.append(("underflows", count(record.underflows, "entry", "entries") if record.underflows else "none"))
     pairs.append(
         ("bytes", f"{in_bytes(record.bytes_read)} read, {in_bytes(record.bytes_written)} written, {record.seconds:.0f} s")
     )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from equinorm._display import count
 from equinorm.checkpoints.comparing import CANONICAL, Difference, check_same, difference
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.cli.folders import Folder, Meter
@@ -30,7 +31,8 @@ def streamed_difference(a: Folder, b: Folder, steps: Steps) -> tuple[Difference,
     meter = Meter(steps, "comparing", a.checkpoint.size + b.checkpoint.size)
     found = difference(task, b.checkpoint, held, meter.tick)
     if found.dead and found.different:
-        notes.append(f"{found.dead:,} channels are dead: no weights tell their scales, which were taken for 1")
+        dead = count(found.dead, "channel is", "channels are")
+        notes.append(f"{dead} dead: no weights tell the scale, which was taken for 1")
     return found, [*dict.fromkeys((*a.notes, *b.notes, *notes))]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS, coarsest, deviation
-from equinorm._display import as_html, by_reason, count, first_few, shortened
+from equinorm._display import and_more, as_html, by_reason, count, shortened
 from equinorm._errors import EqualizeError, EquinormError, ExportError, check_module, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
@@ -43,7 +43,7 @@ class Preparation:
             ([f"{name} folded into {into}" for name, into in self.folded.items()], "in folded"),
             ([f"{name} set free: {count(number, 'bound')}" for name, number in self.freed.items()], "in freed"),
             (
-                [f"{first_few(names, 4, 'modules')} left: {why}" for why, names in by_reason(self.left)],
+                [f"{and_more(names, 4, 'modules')} left: {why}" for why, names in by_reason(self.left)],
                 "reasons in left",
             ),
         )
