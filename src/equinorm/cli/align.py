@@ -120,4 +120,4 @@ def shown(record: Aligning) -> RenderableType:
         ("deviation", f"{words.deviation(record.deviation)} from A; limit {record.limit:g}"),
         ("written", record.output),
     ]
-    return facts([*pairs, *(("note", note) for note in record.notes)])
+    return facts(pairs, record.notes)

@@ -126,9 +126,8 @@ def shown(record: Balancing) -> RenderableType:
     if record.dead:
         pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
     pairs.append(("deviation", f"{deviation(record.deviation)}; limit {record.limit:g} in {record.dtype}"))
-    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
-    pairs += [("note", note) for note in record.notes]
-    parts: list[RenderableType] = [facts(pairs)]
+    head = facts([*pairs, ("written", record.output), ("report", record.report)], record.notes)
+    parts: list[RenderableType] = [head]
     if record.energies:
         parts += [Text(), energies(record.energies, record.energy_before, record.energy_after, record.p, record.c)]
     return Group(*parts)

@@ -108,4 +108,4 @@ def shown(record: Canonicalizing) -> RenderableType:
     if record.ties:
         pairs.append(("ties", f"{count(record.ties, 'channel')} that weights do not tell from others, in any order"))
     pairs.append(("deviation", f"{words.deviation(record.deviation)}; limit {record.limit:g}"))
-    return facts([*pairs, ("written", record.output), *(("note", note) for note in record.notes)])
+    return facts([*pairs, ("written", record.output)], record.notes)

@@ -230,7 +230,7 @@ def shown(record: Demonstration) -> RenderableType:
         proof,
         Text(),
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
-        facts([("report", record.report)] if record.report else []),
+        facts([("report", record.report)]),
     )
 
 

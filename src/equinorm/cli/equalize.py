@@ -162,11 +162,10 @@ def equalize(
 def shown(record: Equalizing, found: Equalization) -> RenderableType:
     """What `equinorm equalize` prints: facts, and the tensors whose rounding costs most."""
     pairs = [("model", record.model), ("inputs", record.inputs), *found.facts, ("deviation", in_words(record.deviation))]
-    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
-    pairs += [("note", note) for note in record.notes]
+    head = facts([*pairs, ("written", record.output), ("report", record.report)], record.notes)
     costly = sorted(zip(found.tensors, found.table, strict=True), key=lambda pair: pair[0].before)[:8]
     columns = [("costliest before", False), ("", False), ("before, dB", True), ("after, dB", True)]
-    return Group(facts(pairs), Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
+    return Group(head, Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
 
 
 def _loaded(

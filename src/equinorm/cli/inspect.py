@@ -184,8 +184,8 @@ def shown(record: Inspection) -> RenderableType:
             ("free classes", f"{record.num_free:,} in {count(len(record.families), 'family', 'families')}"),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("time", f"{record.seconds_export:.2f} s to export the model, {record.seconds_labels:.2f} s to find its classes"),
-            *(("note", note) for note in record.notes),
-        ]
+        ],
+        record.notes,
     )
     free = _free(record) if record.families else Text("No free class: every channel is pinned.\n")
     return Group(head, Text(), free, _coverage(record), _pinned(record) if record.pins else Text("Nothing is pinned."))

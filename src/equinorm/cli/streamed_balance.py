@@ -162,5 +162,4 @@ def shown_streamed(record: StreamedBalancing) -> RenderableType:
     )
     if record.resumed:
         pairs.append(("resumed", f"{record.resumed} of {record.files} files were finished by an earlier run"))
-    pairs += [(name, path) for name, path in (("written", record.output), ("plan", record.plan)) if path]
-    return facts([*pairs, *(("note", note) for note in record.notes)])
+    return facts([*pairs, ("written", record.output), ("plan", record.plan)], record.notes)
