@@ -15,7 +15,21 @@ from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx
-from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import (
+    OF_PYTORCH,
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    ModelB,
+    Opaque,
+    Result,
+    Settings,
+    Train,
+    Trust,
+    Weights,
+    WeightsB,
+)
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
@@ -44,13 +58,13 @@ class Aligning:
 
 def align(
     model_a: Annotated[str, typer.Argument(metavar="A", help=OF_PYTORCH)],
-    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    model_b: ModelB,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Write A's new weights to this .safetensors file, a FOLDER's to this folder."),
     ],
     weights: Weights = None,
-    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    weights_b: WeightsB = None,
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,

@@ -17,12 +17,27 @@ from equinorm.cli.factories import parted
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import ModelSource, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
-from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import (
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    Model,
+    Opaque,
+    PowerOfTwo,
+    Report,
+    Result,
+    Settings,
+    Train,
+    Trust,
+    Weights,
+)
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
+from equinorm.reporting.files import REPORTS
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
 
@@ -50,9 +65,7 @@ def balance(
     tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
     method: Annotated[str, typer.Option(help="two-level, or cyclic (Algorithm 1 of the paper).")] = "two-level",
     biases: Annotated[bool, typer.Option("--biases", help="Count biases in the norm.")] = False,
-    power_of_two: Annotated[
-        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
-    ] = False,
+    power_of_two: PowerOfTwo = False,
     report: Report = None,
     train: Train = None,
     trust_remote_code: Trust = False,
@@ -84,7 +97,7 @@ def balance(
             raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
         check_output_of(model, output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
         if report is not None:
-            check_target(report, (".html", ".png"), force)
+            check_target(report, REPORTS, force)
         steps.say(f"loading {model}")
         loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         steps.say("finding symmetries")

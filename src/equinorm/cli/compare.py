@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +15,7 @@ from equinorm._errors import EquinormError, dtype_name
 from equinorm.checkpoints.comparing import Difference
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
-from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
 from equinorm.cli.terminal import Steps, run
@@ -77,9 +76,9 @@ class Comparison:
 
 def compare(
     model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
-    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    model_b: ModelB,
     weights: Weights = None,
-    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    weights_b: WeightsB = None,
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,

@@ -18,7 +18,20 @@ from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
-from equinorm.cli.options import LOADED, Debug, Force, Inputs, Json, Opaque, Report, Result, Settings, Trust, Weights
+from equinorm.cli.options import (
+    LOADED,
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    Opaque,
+    PowerOfTwo,
+    Report,
+    Result,
+    Settings,
+    Trust,
+    Weights,
+)
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_fits
@@ -78,9 +91,7 @@ def equalize(
     inputs: Inputs = None,
     opaque: Opaque = None,
     largest: Annotated[float, typer.Option(help="No free scale is larger than this, or smaller than its inverse.")] = 1e8,
-    power_of_two: Annotated[
-        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
-    ] = False,
+    power_of_two: PowerOfTwo = False,
     bias_correction: Annotated[
         bool,
         typer.Option(
