@@ -131,12 +131,11 @@ def equalize(
         check_fits(loaded.model, to.like)
         steps.say("finding symmetries")
         hidden = opaque or ()
-        network, original, notes = loaded.model, loaded.model, list(loaded.notes)
         if output.suffix == ".pt2":
-            network, preparation = prepare(network, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
-            notes += preparing_notes(preparation)
+            network, preparation = prepare(loaded.model, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
+            original, notes = loaded.model, [*loaded.notes, *preparing_notes(preparation)]
         else:
-            original = duplicate(network, VERIFYING)
+            network, original, notes = loaded.model, duplicate(loaded.model, VERIFYING), [*loaded.notes]
         found = equalize_(
             *(network, loaded.args, loaded.kwargs),
             scheme=meant,
