@@ -90,7 +90,9 @@ def equalize(
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
-    largest: Annotated[float, typer.Option(help="No free scale is larger than this, or smaller than its inverse.")] = 1e8,
+    largest: Annotated[
+        float, typer.Option(min=1, help="No free scale is larger than this, or smaller than its inverse.")
+    ] = 1e8,
     power_of_two: PowerOfTwo = False,
     bias_correction: Annotated[
         bool,

@@ -96,7 +96,7 @@ def chosen_names(places: Mapping[str, Kept], which: Sequence[str]) -> tuple[dict
             f"{and_more(places, 8, 'activations')}; '*' stands for any letters."
         )
     found = {name: place for name, place in places.items() if any(fnmatch.fnmatchcase(name, one) for one in which)}
-    return found, dict.fromkeys(places.keys() - found.keys(), "it was not named by free=")
+    return found, dict.fromkeys(places.keys() - found.keys(), "it is not among those that were named")
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Hardtanh]]:

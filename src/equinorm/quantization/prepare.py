@@ -160,8 +160,8 @@ def _check_reads(model: nn.Module, prepared: nn.Module, args: tuple | Tensor, kw
         if isinstance(why, AttributeError) and isinstance(why.obj, (nn.Identity, nn.ReLU, Clamp)):
             raise EqualizeError(
                 f"{describe(model)} reads the attribute {why.name!r} of a batch normalization or bounded activation, which is "
-                "another module in the copy. Give equinorm.quantization.prepare fold=False or free=False, and equalize_ its "
-                "copy."
+                "another module in the copy. Give fold=False or free=False to equinorm.quantization.prepare, and its copy to "
+                "equalize_."
             ) from error
 
 
@@ -171,6 +171,6 @@ def _check_deviation(found: Preparation, limit: float) -> None:
         raise EqualizeError(
             f"the prepared copy of {found.model} deviates by {found.deviation:.1e}, more than {limit:.0e}: {len(found.folded)} "
             f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, or give "
-            "equinorm.quantization.prepare fold=False, free=False or a larger limit, and equalize_ its copy; inplace=False for "
-            "activations whose input is read again."
+            "fold=False, free=False or a larger limit to equinorm.quantization.prepare, and its copy to equalize_; "
+            "inplace=False for activations whose input is read again."
         )
