@@ -187,6 +187,22 @@ def test_inputs_by_name_are_told_where_they_go(call):
         call(net.eval(), {"input": inputs})
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (torch.zeros(2, 4), "data must be batches of positional inputs, not Tensor. For one: [x]."),
+        ([], "data hold no batch"),
+        ([torch.zeros(2, 4), {"input": torch.zeros(2, 4)}], "data batch 1 must be a tuple of inputs, not dict."),
+    ],
+)
+def test_data_of_another_kind(data, words):
+    net, x = network()
+    with pytest.raises(equinorm.EquivalenceError) as caught:
+        equinorm.align(net, copy.deepcopy(net), x, data=data)
+    assert str(caught.value).startswith(words)
+    assert "kwargs" not in str(caught.value)  # a batch has none
+
+
 def test_an_optimizer_of_another_model_is_refused():
     net, inputs = network()
     optimizer = torch.optim.Adam(copy.deepcopy(net).parameters())

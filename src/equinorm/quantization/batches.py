@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from equinorm._arguments import positional
 from equinorm._deviation import LIMITS, coarsest, difference
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm.modules.exported import takes_one_size
@@ -65,15 +66,11 @@ def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs:
         raise EqualizeError(f"calibration must be several batches, each a tuple of inputs, not {what}. For one: [(x,)].")
     found: list[Batch] = []
     for number, given in enumerate(calibration):
-        batch = (
-            ((), {**named, **given})
-            if isinstance(given, Mapping)
-            else ((given,) if isinstance(given, Tensor) else given, named)
-        )
-        if not isinstance(batch[0], (tuple, list)):
-            raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
-        batch = (tuple(batch[0]), batch[1])
-        _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
+        if isinstance(given, Mapping):
+            batch, like = ((), {**named, **given}), ((), named)
+        else:
+            batch, like = (positional(given, EqualizeError, f"calibration batch {number}"), named), (args, named)
+        _check_like(batch, like, number, describe(model))
         tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
         if tensors and not any(value.numel() for value in tensors):
             raise EqualizeError(f"calibration batch {number} has no rows: leave it out.")

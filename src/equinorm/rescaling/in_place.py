@@ -103,7 +103,7 @@ def _write(what: str, tensor: Tensor, logs: Sequence[Tensor], offset: float = 0.
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
     """Refuse a gradient that may not be the one of the rescaled network, once rescaled itself."""
-    own = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    own = tensor._backward_hooks or tensor._post_accumulate_grad_hooks
     reasons = [*([f"a hook of {name}"] if own else []), *nonlinear]
     if reasons and tensor.grad is not None and bool((local(tensor.grad) != 0).any()):
         raise RescaleError(
