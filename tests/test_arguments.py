@@ -10,7 +10,7 @@ from torch import nn
 
 import equinorm
 from equinorm import BalanceError, EquinormError, RescaleError
-from equinorm._display import percent
+from equinorm._display import needed, percent
 from equinorm.reporting import words
 
 
@@ -201,6 +201,15 @@ def test_data_of_another_kind(data, words):
         equinorm.align(net, copy.deepcopy(net), x, data=data)
     assert str(caught.value).startswith(words)
     assert "kwargs" not in str(caught.value)  # a batch has none
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking"), [("no_such.part", "no_such, which is not installed"), ("json.no_such", "a newer json")]
+)
+def test_what_is_to_be_installed(module, lacking):
+    with pytest.raises(equinorm.PermutationError) as caught:
+        needed(module, "tests need", "test", equinorm.PermutationError)
+    assert str(caught.value) == f"tests need {lacking}: pip install 'equinorm[test]'."
 
 
 def test_an_optimizer_of_another_model_is_refused():

@@ -150,7 +150,7 @@ def drawing(what: str = "balances") -> ModuleType:
     Raises:
         EquinormError: if matplotlib is not installed.
     """
-    return _above(f"equinorm.reporting.{what}", "pictures need")
+    return needed(f"equinorm.reporting.{what}", "pictures need", "cli")
 
 
 def storing() -> ModuleType:
@@ -159,14 +159,26 @@ def storing() -> ModuleType:
     Raises:
         EquinormError: if safetensors is not installed.
     """
-    return _above("equinorm.checkpoints.plans", "files of plans need")
+    return needed("equinorm.checkpoints.plans", "files of plans need", "cli")
 
 
-def _above(name: str, need: str) -> ModuleType:
+def needed(name: str, need: str, extra: str, error: type[EquinormError] = EquinormError) -> Any:
+    """A module of a package that not everybody has, imported when it is needed.
+
+    Args:
+        name: of the module.
+        need: what needs it, as "pictures need".
+        extra: of this project, which installs it.
+        error: to raise.
+
+    Raises:
+        EquinormError: of that class, saying what to install.
+    """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "equinorm":
+    except ModuleNotFoundError as missing:
+        package, dot, _ = (missing.name or name).partition(".")
+        if package == "equinorm":
             raise
-        raise EquinormError(f"{need} {missing}, which is not installed: pip install 'equinorm[cli]'.") from error
+        lacking = f"a newer {package}" if dot else f"{package}, which is not installed"
+        raise error(f"{need} {lacking}: pip install 'equinorm[{extra}]'.") from missing

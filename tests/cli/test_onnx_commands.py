@@ -79,10 +79,10 @@ def test_refusals(graph, arguments, expected):
 
 
 def test_without_onnx(graph, monkeypatch):
-    from equinorm.integrations.onnx import errors
+    from equinorm import _display
 
     def missing(name):
         raise ModuleNotFoundError("no", name="onnx")
 
-    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    monkeypatch.setattr(_display.importlib, "import_module", missing)
     assert "pip install 'equinorm[onnx]'" in " ".join(refusal("inspect", "net.onnx").split())

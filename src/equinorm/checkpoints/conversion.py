@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import and_more, count, sizes
+from equinorm._display import and_more, count, needed, sizes
 from equinorm._errors import describe
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
@@ -115,8 +115,8 @@ def _named(
     """Keys of files that are tensors of the model as they are, those that become parts of some, and those that are neither."""
     if all(key in own for key in keys):
         return {key: key for key in keys}, {}, []
-    loading: Any = _loading()
-    transforms = _transforms(model)
+    loading = _library("core_model_loading")
+    transforms = _library("conversion_mapping").get_model_conversion_mapping(model)
     renamings = [part for part in transforms if isinstance(part, loading.WeightRenaming)]
     converters = [part for part in transforms if isinstance(part, loading.WeightConverter)]
     prefix = getattr(model, "base_model_prefix", None)
@@ -138,24 +138,10 @@ def _named(
     return direct, converted, unknown
 
 
-def _transforms(model: nn.Module) -> list[Any]:
-    """What transformers does to the keys and tensors of files."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError as error:
-        raise CheckpointError(
-            f"checkpoints whose keys are not those of {describe(model)} need transformers: "
-            "pip install 'equinorm[transformers]'."
-        ) from error
-    return get_model_conversion_mapping(model)  # pyright: ignore[reportArgumentType]
-
-
-def _loading() -> Any:
-    try:
-        from transformers import core_model_loading
-    except ImportError as error:
-        raise CheckpointError("reading these keys needs transformers: pip install 'equinorm[transformers]'.") from error
-    return core_model_loading
+def _library(module: str) -> Any:
+    """A module of transformers."""
+    need = "checkpoints whose keys are not the names of the model's tensors need"
+    return needed(f"transformers.{module}", need, "transformers", CheckpointError)
 
 
 class _InPlace(TorchFunctionMode):
@@ -236,7 +222,7 @@ class _Converter:
 
 def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What transformers makes of a model's tensors when it saves them."""
-    loading = _loading()
+    loading = _library("core_model_loading")
     try:
         return loading.revert_weight_conversion(model, dict(tensors))
     except Exception as error:
