@@ -13,7 +13,7 @@ from equinorm._errors import dtype_name
 from equinorm._scaling import HALVES
 from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import (
     OF_PYTORCH,
@@ -90,7 +90,7 @@ def align(
             if is_onnx(name):
                 raise InputError(f"{name} is an ONNX file: weights are aligned of PyTorch's models only.")
         like = source_of(model_a, output, force)
-        check_room((model_a, model_b), BYTES_A_WEIGHT)
+        check_room(model_a, model_b)
         source = ModelSource(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
         check_fits(a.model, like)

@@ -11,7 +11,7 @@ from equinorm._deviation import LIMITS
 from equinorm._display import count
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import ModelSource, load
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
@@ -67,7 +67,7 @@ def canonical(
         if is_onnx(model):
             raise InputError(f"{model} is an ONNX file: canonical weights are written of PyTorch's models only.")
         like = source_of(model, output, force)
-        check_room((model,), BYTES_A_WEIGHT)
+        check_room(model)
         steps.say(f"loading {model}")
         loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         check_fits(loaded.model, like)

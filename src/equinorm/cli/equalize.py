@@ -16,7 +16,7 @@ from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded, ModelSource, load
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
 from equinorm.cli.options import (
     LOADED,
@@ -126,7 +126,7 @@ def equalize(
     def work(steps: Steps) -> Result:
         meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
         to = destination(model, output, report, force)
-        check_room((model,), BYTES_A_WEIGHT)
+        check_room(model)
         steps.say(f"loading {model}")
         source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)

@@ -7,7 +7,7 @@ from equinorm.checkpoints.comparing import CANONICAL, Difference, check_same, di
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.libraries import described
-from equinorm.cli.memory import BYTES_A_WEIGHT, shortage
+from equinorm.cli.memory import shortage
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError, shorten
 
@@ -45,7 +45,7 @@ def unlike_settings(a: Path, b: Path) -> tuple[str, ...]:
 
 def why_not_loaded(a: Checkpoint, b: Checkpoint) -> str:
     """Why two folders are not loaded to look for more than scales; empty if there is memory for that."""
-    lacking = shortage((a, b), BYTES_A_WEIGHT)
+    lacking = shortage((a, b))
     if not lacking:
         return ""
     return f"{lacking}. Repeat this on a larger machine, or name hf:{a.folder} and hf:{b.folder} to load them all the same"

@@ -140,10 +140,10 @@ def _rounded(symmetries: Symmetries, balance: Balance, options: BalanceOptions, 
     return now.norm_before, now.residuals[0], energies, reason
 
 
-def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
-    """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
+def pictures(symmetries: Symmetries, before: Mapping[str, Tensor]) -> list[Weights]:
+    """Consecutive weights as they were and as they are now."""
     tensors = symmetries.tensors
-    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name], most)
+    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name])
 
 
 def _total(p: float, energies: list[float]) -> float:

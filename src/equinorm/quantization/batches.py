@@ -18,6 +18,9 @@ from equinorm.modules.running import by_default, undisturbed, without_cache
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
 
+DRAWN = 32
+"""Samples that are drawn at random where there are no data."""
+
 ALIKE = 1e-3
 """Relative difference of outputs up to which rows are treated each by itself."""
 
@@ -145,7 +148,7 @@ def may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
     return all(one.shape == other.shape and difference(one, other) <= limit for one, other in zip(joined, whole, strict=True))
 
 
-def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:
+def random_batches(args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:
     """Normal numbers of the mean and standard deviation of the example inputs; those that are no floats stay."""
     generator = torch.Generator().manual_seed(0)
 
@@ -157,4 +160,4 @@ def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int =
         return (noise.to(value.device, value.dtype) * spread + value.mean()).to(value.dtype)
 
     batch = (tuple(args), dict(kwargs or {}))
-    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(samples / rows(batch)))]
+    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(DRAWN / rows(batch)))]
