@@ -13,7 +13,7 @@ from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
 from equinorm._errors import EquinormError, dtype_name
 from equinorm.checkpoints.comparing import Difference
-from equinorm.cli.folders import analysed, is_folder
+from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
 from equinorm.cli.pairs import load_pair
@@ -116,9 +116,31 @@ def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: S
     a, b = (analysed(name, steps, inputs, opaque, source.trust) for name in (source.name, other))
     found, notes = streamed_difference(a, b, steps)
     unlike = unlike_settings(a.checkpoint.folder, b.checkpoint.folder)
+    record = _in_parts(a, b, found, (*notes, *unlike))
+    if found.largest <= found.tolerance and not (record.equivalent and unlike):
+        return record  # a little training leaves channels where they are
+    note = why_not_loaded(a.checkpoint, b.checkpoint)
+    if not note:
+        try:
+            first, second, _ = load_pair(source, other, None, inputs, steps)
+            steps.say("looking for orders of channels and signs")
+            loaded = comparison(first, second, opaque)
+            if loaded.equivalent is not None:
+                return replace(loaded, notes=(*loaded.notes, *unlike))
+            note = loaded.note
+        except EquinormError as error:
+            note = worded(str(error))
+    if record.equivalent:
+        raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
+    missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
+    return replace(record, notes=(*record.notes, missed))
+
+
+def _in_parts(a: Folder, b: Folder, found: Difference, notes: tuple[str, ...]) -> Comparison:
+    """The record of two folders whose weights were compared in parts, and not run."""
     largest = float(found.log_scales.abs().max()) if found.log_scales.numel() else 0.0
     is_near, is_joined = found.largest <= found.tolerance, not found.different
-    record = Comparison(
+    return Comparison(
         model_a=a.loaded.title,
         model_b=b.loaded.title,
         inputs=None,
@@ -134,25 +156,8 @@ def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: S
         num_scales=found.log_scales.numel(),
         largest_scale=math.exp(largest),
         note="" if is_joined or not is_near else _tuned(found),
-        notes=(*notes, *unlike),
+        notes=notes,
     )
-    if is_near and not (is_joined and unlike):  # a little training leaves channels where they are
-        return record
-    note = why_not_loaded(a.checkpoint, b.checkpoint)
-    if not note:
-        try:
-            first, second, _ = load_pair(source, other, None, inputs, steps)
-            steps.say("looking for orders of channels and signs")
-            loaded = comparison(first, second, opaque)
-            if loaded.equivalent is not None:
-                return replace(loaded, notes=(*loaded.notes, *unlike))
-            note = loaded.note
-        except EquinormError as error:
-            note = worded(str(error))
-    if is_joined:
-        raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
-    missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
-    return replace(record, notes=(*record.notes, missed))
 
 
 def _tuned(found: Difference) -> str:
