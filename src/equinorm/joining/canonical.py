@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._errors import EquivalenceError, describe, warn
+from equinorm._errors import EquivalenceError, ExportError, describe, warn
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
@@ -17,7 +17,7 @@ from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.same_architecture import check_batch_norm
-from equinorm.modules.choosing import Choice
+from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.matching import sorting
@@ -103,6 +103,9 @@ def canonical_(
             evaluation mode only; as in `symmetries`.
         opaque: names or submodules that are not looked into, as in `symmetries`.
 
+    Returns:
+        What was done to the network.
+
     Raises:
         EquivalenceError: if weights are NaN or inf, or the balance was not reached; nothing is written then.
         RescaleError: if tensors cannot be rescaled in place.
@@ -169,7 +172,10 @@ def canonical(
         power_of_two: round scales to powers of two, as in `canonical_`.
         batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
             evaluation mode only; as in `symmetries`.
-        opaque: names of submodules that are not looked into, as in `symmetries`.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+
+    Returns:
+        The copy.
 
     Raises:
         EquinormError: if the model cannot be copied, or has no canonical form.
@@ -181,6 +187,7 @@ def canonical(
     True
     """
     check_model(model)
+    hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))  # of the copy, by name
     copied = duplicate(model, "to bring the copy to its canonical form")
-    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=opaque)
+    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=hidden)
     return copied
