@@ -6,7 +6,6 @@ Each takes the same two networks, permutes one near to the other, and is timed i
 moves together included. rebasin is left out where it is not installed.
 """
 
-import argparse
 import copy
 import sys
 import time
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 
 import equinorm
-from common import machine, report
+from common import machine, options_of, report
 from zoo.from_torchvision import import_models
 
 
@@ -72,9 +71,8 @@ def records(name: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.models:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from common import machine, read, report
+from common import machine, options_of, read, report
 from equinorm import native
 from equinorm.experiments.config import Run
 from equinorm.experiments.networks import build
@@ -192,7 +192,7 @@ def draw(results: Path, picture: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=["mlp", "resnet", "decoder"])
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e6, 1e7, 1e8, 1e9])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -202,7 +202,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true", help="without the compiled kernels")
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--draw", type=Path, help="draw what --output holds into this .png, and measure nothing")
     options = parser.parse_args()
     if options.draw is not None:

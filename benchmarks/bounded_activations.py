@@ -7,7 +7,6 @@ that onnxruntime runs after static quantization (QDQ, one step a channel), milli
 often a value is rounded there and by PT2E's quantizers, and signal to noise.
 """
 
-import argparse
 import collections
 import logging
 import statistics
@@ -125,9 +124,8 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options_of(__doc__)
     parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     common.report(measure(options.repeats), options.output)

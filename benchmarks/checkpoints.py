@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from common import machine, report
+from common import machine, options_of, report
 from zoo.from_torchvision import declare_operators
 
 SHARD = 1 << 30
@@ -276,14 +276,13 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--model", choices=list(SYNTHETIC), default="llama")
     parser.add_argument("--layers", type=int, default=8, help="of the synthetic model; 0.36 GB each, and 0.52 GB beside them")
     parser.add_argument("--folder", type=Path, default=Path("synthetic-checkpoint"))
     parser.add_argument("--paper", action="store_true", help="count the components of large models")
     parser.add_argument("--analysis", choices=list(ANALYSED), help="count those of so many --layers of one")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.inside:
         print(json.dumps(balance(options.folder, options.folder.with_name(options.folder.name + "-balanced"))))

@@ -1,5 +1,6 @@
-"""What the benchmarks share: the machine, spreads, and JSON lines."""
+"""What the benchmarks share: options, the machine, spreads, and JSON lines."""
 
+import argparse
 import json
 import os
 import platform
@@ -9,6 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def options_of(description: str | None, output: Path | None = None) -> argparse.ArgumentParser:
+    """A parser of a benchmark's options, of which `--output` is one."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=output, help="file of JSON lines to append to; default: print only")
+    return parser
+
+
+def add_hooks(parser: argparse.ArgumentParser) -> None:
+    """Which hooks of ENorm are measured."""
+    parser.add_argument("--hooks", nargs="+", default=["plain", "compiled"], choices=["plain", "compiled"])
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

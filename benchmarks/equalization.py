@@ -12,7 +12,6 @@ With --again it is the second balance of the same symmetries, weights being as b
 alone is kept. --clock cpu counts the time of the process, for machines that do other things too; with one thread.
 """
 
-import argparse
 import contextlib
 import copy
 import math
@@ -20,7 +19,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,7 @@ from scipy import optimize
 from torch import nn
 
 import equinorm
-from common import machine, report
+from common import machine, options_of, report
 from equinorm import native
 from equinorm.balancing.assemble import problem_of
 from equinorm.balancing.layout import lay_out
@@ -163,14 +161,13 @@ def measure(name: str, repeats: int, without: Sequence[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--models", nargs="+", default=["alexnet", "vgg11_bn", "resnet50", "densenet121"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--without", nargs="+", default=[], choices=["L-BFGS", "brevitas"])
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     global CLOCK, AGAIN
     CLOCK, AGAIN = options.clock, options.again

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import nn
 
 import equinorm
 from balancing import Peak
-from common import machine, report
+from common import machine, options_of, report
 from equinorm import native
 from zoo.from_transformers import import_transformers
 
@@ -121,11 +120,10 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.inside:
         print(json.dumps(measure(options.models[0], options.rounds)))

@@ -8,7 +8,6 @@ mapping, and scales by it as it would after calibration, but by s = exp(0.7·N),
 Needs transformers and llm-compressor (`pip install 'equinorm[llmcompressor]'`).
 """
 
-import argparse
 import collections
 import contextlib
 import datetime
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import equinorm
-from common import report
+from common import options_of, report
 from zoo import from_transformers as zoo
 
 RESULTS = Path(__file__).parent / "results" / "mappings.jsonl"
@@ -306,9 +305,8 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__, RESULTS)
     parser.add_argument("--only", nargs="*", help="architectures")
-    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     transformers = zoo.import_transformers()

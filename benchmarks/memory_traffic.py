@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from common import machine, report, summary
+from common import machine, options_of, report, summary
 from training_step import network, rounds
 
 UPDATE, PENDING, SCALED, SUMS = 8, 4, 2, 1
@@ -115,11 +115,10 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=["fc", "conv", "resnet18", "resnet50"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report((record | machine() for record in records(options)), options.output)

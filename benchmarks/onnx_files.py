@@ -8,7 +8,6 @@ here, of the kind that each network is meant for. A random member of the group h
 deviation of the module is in float64; those of files are in onnxruntime, in the file's float32.
 """
 
-import argparse
 import copy
 import tempfile
 import time
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 import equinorm
-from common import machine, report
+from common import machine, options_of, report
 from equinorm.integrations.onnx import OnnxError, OnnxFile, Written, read
 
 
@@ -174,9 +173,8 @@ def in_runtime(module: Any, file: OnnxFile) -> float:
 
 def main() -> None:
     """Measure the chosen files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--files", nargs="*", choices=[*FILES], default=[*FILES])
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report((measured(name) | machine() for name in options.files), options.output)
 

@@ -8,7 +8,6 @@ export without its optimizations, so that batch normalization is in it. Images a
 itself, equalized by `equinorm.equalize` on the same images.
 """
 
-import argparse
 import collections
 import logging
 import tempfile
@@ -115,10 +114,9 @@ def measure(schemes: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options_of(__doc__)
     parser.add_argument("--data", type=Path, default=samples.DATA, help="folder of cifar-10-batches-py")
     parser.add_argument("--schemes", nargs="*", choices=[*FREED], default=[*FREED])
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     samples.DATA = options.data
     logging.disable(logging.WARNING)

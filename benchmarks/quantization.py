@@ -191,7 +191,7 @@ def timings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.options_of(__doc__)
     parser.add_argument("--data", type=Path, default=samples.DATA, help="folder of cifar-10-batches-py")
     parser.add_argument("--shared", type=Path, default=subjects.SHARED, help="folder with models/resnet20-cifar10.safetensors")
     parser.add_argument("--networks", nargs="+", default=[*SUBJECTS], choices=SUBJECTS)
@@ -201,7 +201,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="in a calibration batch, and in a test batch; default: the network's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", action="store_true", help="only how long equinorm.equalize takes")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     samples.DATA, subjects.SHARED = options.data, options.shared
     torch.set_num_threads(options.threads)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import machine, report
+from common import machine, options_of, report
 from equinorm.experiments import networks
 from equinorm.experiments.config import Run, parse
 from equinorm.experiments.datasets import in_memory
@@ -81,7 +81,7 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=["resnet18c"], choices=["resnet18c", "resnet18"])
     parser.add_argument("--methods", nargs="+", required=True)
@@ -90,7 +90,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--bfloat16", action="store_true", help="products in bfloat16, where the machine has it")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report((record | machine() for record in records(options)), options.output)
 

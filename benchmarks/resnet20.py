@@ -9,7 +9,6 @@ line:
     equinorm balance resnet20:resnet20 --weights WEIGHTS.safetensors --input 1x3x32x32 --output balanced.safetensors
 """
 
-import argparse
 import copy
 import io
 import tarfile
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import equinorm
-from common import report
+from common import options_of, report
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,11 +131,10 @@ def compare(weights: Path, archive: Path, count: int, dtype: torch.dtype, power_
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("weights", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     for dtype, power_of_two in ((torch.float64, False), (torch.float32, False), (torch.float32, True)):
         report([compare(options.weights, options.images, options.count, dtype, power_of_two)], options.output)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import machine, report
+from common import machine, options_of, report
 from equinorm.experiments import networks
 from equinorm.experiments.config import Run, parse
 from equinorm.experiments.datasets import in_memory
@@ -135,13 +135,12 @@ def watched(run: Run, options: argparse.Namespace) -> Iterator[tuple[int, dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", default=[*PRESETS], choices=[*PRESETS])
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--steps", nargs="+", type=int, default=[0, 20, 200])
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     report((record | machine() for record in records(options)), options.output)
 

@@ -7,14 +7,13 @@ Elsewhere than on CUDA the same steps run, and nothing is checked: the record sa
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import equinorm
-from common import machine, report
+from common import add_hooks, machine, options_of, report
 from equinorm.experiments.config import Run
 from equinorm.experiments.networks import build
 
@@ -60,10 +59,9 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--hooks", nargs="+", default=["plain", "compiled"], choices=["plain", "compiled"])
-    parser.add_argument("--output", type=Path)
+    add_hooks(parser)
     options = parser.parse_args()
     report(records(options), options.output)
 

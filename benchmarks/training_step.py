@@ -17,14 +17,13 @@ Medians and quartiles over rounds, after a warm-up; only ratios carry over to ot
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import equinorm
-from common import machine, report, summary
+from common import add_hooks, machine, options_of, report, summary
 from equinorm.experiments.config import Run
 from equinorm.experiments.networks import build
 from zoo.from_torchvision import import_models
@@ -169,11 +168,11 @@ def records(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("--networks", nargs="+", default=["fc", "conv", "resnet18", "resnet50", "vit"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--decays", nargs="+", type=float, default=[0.0, 1e-4])
-    parser.add_argument("--hooks", nargs="+", default=["plain", "compiled"], choices=["plain", "compiled"])
+    add_hooks(parser)
     parser.add_argument("--norms", action="store_true")
     parser.add_argument("--normed", nargs="+", default=["resnet18"], choices=["resnet18", "resnet50"])
     parser.add_argument("--batch", type=int, default=32)
@@ -183,7 +182,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall")
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     report((record | machine(options.device) for record in records(options)), options.output)

@@ -10,7 +10,7 @@ from torch import nn
 
 import equinorm
 from equinorm import BalanceError, EquinormError, RescaleError
-from equinorm._display import percent
+from equinorm._display import needed, percent
 from equinorm.reporting import words
 
 
@@ -185,6 +185,31 @@ def test_inputs_by_name_are_told_where_they_go(call):
     net, inputs = network()
     with pytest.raises(EquinormError, match=r"a tuple of inputs, not dict\. Give inputs by name as the next argument"):
         call(net.eval(), {"input": inputs})
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (torch.zeros(2, 4), "data must be batches of positional inputs, not Tensor. For one: [x]."),
+        ([], "data hold no batch"),
+        ([torch.zeros(2, 4), {"input": torch.zeros(2, 4)}], "data batch 1 must be a tuple of inputs, not dict."),
+    ],
+)
+def test_data_of_another_kind(data, words):
+    net, x = network()
+    with pytest.raises(equinorm.EquivalenceError) as caught:
+        equinorm.align(net, copy.deepcopy(net), x, data=data)
+    assert str(caught.value).startswith(words)
+    assert "kwargs" not in str(caught.value)  # a batch has none
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking"), [("no_such.part", "no_such, which is not installed"), ("json.no_such", "a newer json")]
+)
+def test_what_is_to_be_installed(module, lacking):
+    with pytest.raises(equinorm.PermutationError) as caught:
+        needed(module, "tests need", "test", equinorm.PermutationError)
+    assert str(caught.value) == f"tests need {lacking}: pip install 'equinorm[test]'."
 
 
 def test_an_optimizer_of_another_model_is_refused():

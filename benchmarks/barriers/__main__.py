@@ -7,7 +7,6 @@
 The data folder holds cifar-10-batches-py, in CIFAR-10's official layout. Training goes on where it stopped.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,18 +17,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from barriers.measuring import TRAINED, records
 from barriers.networks import SETTINGS
 from barriers.training import images, train
-from common import report
+from common import options_of, report
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options_of(__doc__)
     parser.add_argument("command", choices=["train", "measure"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--networks", nargs="*", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--trained", nargs="*", default=[*TRAINED], choices=[*TRAINED], help="which pairs")
     parser.add_argument("--images", type=int, default=10_000, help="of the test set, to measure on")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = images(options.data)

@@ -26,29 +26,44 @@ def real_numbers(log_scales: Any, num_free: int) -> Tensor:
     return found
 
 
-def positional(args: Any) -> tuple:
-    """Positional inputs, of which one tensor may stand alone."""
+def positional(args: Any, error: type[EquinormError] = EquinormError, what: str = "args") -> tuple:
+    """Positional inputs, of which one tensor may stand alone.
+
+    Args:
+        args: as the user gives them.
+        error: to raise.
+        what: they are.
+
+    Raises:
+        EquinormError: of that class, for what are none.
+    """
     if isinstance(args, Tensor):
         return (args,)
     if not isinstance(args, (tuple, list)):
-        is_named = isinstance(args, Mapping)  # what tokenizers of transformers return is one too
+        is_named = what == "args" and isinstance(args, Mapping)  # what tokenizers of transformers return is one too
         way = " Give inputs by name as the next argument, kwargs: model, (), inputs." if is_named else ""
-        raise EquinormError(f"args must be a tuple of inputs, not {type(args).__name__}.{way}")
+        raise error(f"{what} must be a tuple of inputs, not {type(args).__name__}.{way}")
     return tuple(args)
+
+
+def check_keywords(kwargs: Any, error: type[EquinormError] = EquinormError) -> None:
+    """Refuse what are no keyword inputs; None stands for none of them."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise error(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
 
 
 def batches_of(data: Any) -> Iterator[tuple]:
     """Positional inputs of one batch after the other.
 
     Raises:
-        EquivalenceError: if data are no batches, or hold none.
+        EquivalenceError: if data are no batches of positional inputs, or hold none.
     """
     if isinstance(data, (Tensor, Mapping, str)) or not isinstance(data, Iterable):
         raise EquivalenceError(f"data must be batches of positional inputs, not {type(data).__name__}. For one: [x].")
-    count = 0
-    for count, batch in enumerate(data, 1):  # noqa: B007
-        yield positional(batch)
-    if not count:
+    number = -1
+    for number, batch in enumerate(data):
+        yield positional(batch, EquivalenceError, f"data batch {number}")
+    if number < 0:
         raise EquivalenceError("data hold no batch.")
 
 
@@ -64,16 +79,15 @@ def every_call(args: Any, kwargs: Any, also: Any) -> list[tuple[tuple, Mapping[s
         EquinormError: for what are no inputs.
     """
     first = positional(args)
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise EquinormError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
+    check_keywords(kwargs)
     further = [(first, other) if isinstance(other, Mapping) else (other, kwargs) for other in further_inputs(also)]
     return [(first, kwargs), *further]
 
 
-def check_count(number: Any, name: str) -> None:
+def check_count(number: Any, name: str, error: type[EquinormError] = EquinormError) -> None:
     """Refuse what is no positive whole number."""
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise EquinormError(f"{name} must be a whole number of at least 1, not {number!r}.")
+        raise error(f"{name} must be a whole number of at least 1, not {number!r}.")
 
 
 def further_inputs(also: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from equinorm._arguments import check_keywords, positional
 from equinorm._errors import EquivalenceError, check_module, describe, does_not_run
 from equinorm.modules.running import by_default, on_cpu, undisturbed, without_cache
 
@@ -43,11 +44,8 @@ def deviation(model_a: nn.Module, model_b: nn.Module, args: tuple | Tensor, kwar
     """
     for model in (model_a, model_b):
         check_model(model)
-    if not isinstance(args, (Tensor, tuple, list)):
-        raise EquivalenceError(f"args must be a tuple of inputs, not {type(args).__name__}.")
-    if not isinstance(kwargs, (Mapping, type(None))):
-        raise EquivalenceError(f"kwargs must be a dict of keyword inputs, not {type(kwargs).__name__}.")
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    args = positional(args, EquivalenceError)
+    check_keywords(kwargs, EquivalenceError)
     outputs = [_run(model, args, dict(kwargs or {})) for model in (model_a, model_b)]
     (flat_a, spec_a), (flat_b, spec_b) = (pytree.tree_flatten(output) for output in outputs)
     if spec_a != spec_b:

@@ -31,10 +31,10 @@ def listed(names: Sequence[str]) -> str:
 def count(number: int, one: str, many: str = "") -> str:
     """A number of things.
 
-    >>> count(1, "cycle"), count(2, "cycle"), count(3, "family", "families")
-    ('1 cycle', '2 cycles', '3 families')
+    >>> count(1, "cycle"), count(2_000, "cycle"), count(3, "family", "families")
+    ('1 cycle', '2,000 cycles', '3 families')
     """
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def sizes(shape: Sequence[int]) -> str:
@@ -70,18 +70,14 @@ def shortened(lines: Sequence[str], most: int, noun: str) -> list[str]:
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1:,} more {noun}"]
 
 
-def first_few(names: Iterable[str], most: int = 6, noun: str = "of them") -> str:
-    """Names in a line, cut as `shortened` does."""
-    return ", ".join(shortened([*names], most, noun))
+def and_more(names: Iterable[str], most: int = 6, noun: str = "", between: str = ", ") -> str:
+    """The first names in a line, and how many more there are, of what if that is said.
 
-
-def and_more(names: Sequence[str], most: int, between: str = ", ") -> str:
-    """The first names, and how many more there are.
-
-    >>> and_more(["a", "b", "c", "d"], 3), and_more(["a", "b"], 3)
-    ('a, b, c and 1 more', 'a, b')
+    >>> and_more(["a", "b", "c", "d"], 3), and_more(["a", "b"], 3), and_more("abcde", 2, "letters")
+    ('a, b, c and 1 more', 'a, b', 'a, b and 3 more letters')
     """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
+    names = [*names]
+    more = f" and {len(names) - most:,} more {noun}".rstrip() if len(names) > most else ""
     return between.join(names[:most]) + more
 
 
@@ -154,7 +150,7 @@ def drawing(what: str = "balances") -> ModuleType:
     Raises:
         EquinormError: if matplotlib is not installed.
     """
-    return _above(f"equinorm.reporting.{what}", "pictures need")
+    return needed(f"equinorm.reporting.{what}", "pictures need", "cli")
 
 
 def storing() -> ModuleType:
@@ -163,14 +159,26 @@ def storing() -> ModuleType:
     Raises:
         EquinormError: if safetensors is not installed.
     """
-    return _above("equinorm.checkpoints.plans", "files of plans need")
+    return needed("equinorm.checkpoints.plans", "files of plans need", "cli")
 
 
-def _above(name: str, need: str) -> ModuleType:
+def needed(name: str, need: str, extra: str, error: type[EquinormError] = EquinormError) -> Any:
+    """A module of a package that not everybody has, imported when it is needed.
+
+    Args:
+        name: of the module.
+        need: what needs it, as "pictures need".
+        extra: of this project, which installs it.
+        error: to raise.
+
+    Raises:
+        EquinormError: of that class, saying what to install.
+    """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing == "equinorm":
+    except ModuleNotFoundError as missing:
+        package, dot, _ = (missing.name or name).partition(".")
+        if package == "equinorm":
             raise
-        raise EquinormError(f"{need} {missing}, which is not installed: pip install 'equinorm[cli]'.") from error
+        lacking = f"a newer {package}" if dot else f"{package}, which is not installed"
+        raise error(f"{need} {lacking}: pip install 'equinorm[{extra}]'.") from missing

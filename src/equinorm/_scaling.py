@@ -89,10 +89,12 @@ class Scaling:
 
     @property
     def name(self) -> str:
+        """The first of its names."""
         return self.names[0]
 
     @property
     def numel(self) -> int:
+        """Number of its entries."""
         return math.prod(self.shape)
 
     @property

@@ -98,7 +98,7 @@ def untied(model):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda model: delattr(model, "twin"), "lacks 1 tensors: twin.weight"),
+        (lambda model: delattr(model, "twin"), "lacks 1 tensor: twin.weight"),
         (lambda model: setattr(model, "extra", nn.Linear(2, 2)), "the plan does not know, 2 tensors: extra.weight"),
         (
             lambda model: setattr(model, "last", nn.Linear(6, 5).double()),
@@ -164,7 +164,7 @@ def test_files_with_other_keys_are_refused_before_anything_is_written(model, tmp
     plan = made(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "twin.weight"}
     for change, said in (
-        ({"more": torch.zeros(1)}, "does not know 1 keys: more"),
+        ({"more": torch.zeros(1)}, "does not know 1 key: more"),
         ({"first.bias": torch.zeros(2)}, "has shape"),
     ):
         safetensors.torch.save_file({**state, **change}, tmp_path / "model.safetensors")

@@ -168,6 +168,9 @@ def test_json_leaves_help_and_versions_alone():
         ("method='two-level' or method='cyclic' for p = inf", "--method two-level or --method cyclic for p = inf"),
         ("biases=True counts; tol=1e-06, c=1.2, p=math.inf", "--biases counts; --tol 1e-06, --c 1.2, --p inf"),
         ("with use_cache=False", "with use_cache=False"),
+        ("largest must be a number above 1, not 0.5.", "--largest must be a number above 1, not 0.5."),
+        ("free='act' is the name of no bounded", "--free-only act is the name of no bounded"),
+        ("Give fold=False or free=False to prepare", "Give --no-fold or --no-free to prepare"),
         ("x.p=3 and `p=3`", "x.p=3 and `p=3`"),
         ("group must be 1, or a step c must be", "group must be 1, or a step c must be"),
     ],
@@ -177,8 +180,8 @@ def test_arguments_are_worded_as_options(text, expected):
 
 
 def test_every_option_exists():
-    text = "".join(invoke(command, "--help").stdout for command in ("inspect", "balance", "compare"))
-    for option in wording.OPTIONS.values():
+    text = "".join(invoke(command, "--help").stdout for command in ("inspect", "balance", "compare", "equalize"))
+    for option in (*wording.OPTIONS.values(), *wording.OFF.values()):
         assert re.search(rf"{option}\s", text), option
 
 

@@ -67,7 +67,7 @@ def test_inputs_by_name_in_order_from_files_and_fixed(graph):
         (("inspect", "net.onnx", "--device", "meta"), "Leave out --device meta"),
         (("inspect", "net.onnx", "--input", "z=1x3x8x8"), "no input 'z'"),
         (("inspect", "net.onnx", "--input", "x=value:big"), "names no number"),
-        (("inspect", "net.onnx", "--input", "1x3x8x8", "--input", "1"), "takes 1 inputs"),
+        (("inspect", "net.onnx", "--input", "1x3x8x8", "--input", "1"), "takes 1 input"),
         (("inspect", "none.onnx"), "there is no file none.onnx"),
         (("balance", "relu.onnx", "-o", "out.onnx"), "nothing in relu.onnx can be rescaled, and nothing was written"),
     ],
@@ -79,10 +79,10 @@ def test_refusals(graph, arguments, expected):
 
 
 def test_without_onnx(graph, monkeypatch):
-    from equinorm.integrations.onnx import errors
+    from equinorm import _display
 
     def missing(name):
         raise ModuleNotFoundError("no", name="onnx")
 
-    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    monkeypatch.setattr(_display.importlib, "import_module", missing)
     assert "pip install 'equinorm[onnx]'" in " ".join(refusal("inspect", "net.onnx").split())

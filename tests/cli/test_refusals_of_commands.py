@@ -184,7 +184,8 @@ def test_bad_input_is_one_message(folder, arguments, expected):
     ],
 )
 def test_bad_options(folder, option, expected):
-    assert expected in refusal("balance", "cli_models:mlp", "--input", "2x8", "-o", "o.safetensors", *option)
+    for model in ("cli_models:mlp", "cli_models:not_there"):  # before a model is looked for
+        assert expected in refusal("balance", model, "--input", "2x8", "-o", "o.safetensors", *option)
     assert os.listdir(folder) == []
 
 

@@ -245,7 +245,7 @@ class Sparse(nn.Module):
         (Branching(), 3, "opaque must be names or modules, not int"),
         (Branching(), "", "opaque: the model itself"),
         (nn.Sequential(Branching(), nn.ModuleDict({"unused": nn.Identity()})), "middle.1.unused", "does not run on inputs"),
-        (Global(), "middle", "writes into 1 tensors that are neither its inputs"),
+        (Global(), "middle", "writes into 1 tensor that the model neither gives to it"),
         (Listing(), "middle", "returns list_iterator"),
         (Sparse(), "middle", "returns sparse tensors"),
     ],

@@ -353,10 +353,10 @@ def test_files_that_are_not_read(tmp_path):
     refusal(chain(middle="NoSuchThing"), "onnxruntime cannot run")
     quantized = chain()
     quantized.graph.node.insert(0, node("QuantizeLinear", ["x", "one"], ["q"]))
-    refusal(quantized, "quantized already .1 nodes such as QuantizeLinear")
+    refusal(quantized, "quantized already .1 node such as QuantizeLinear")
     refusal(mobile(), "has no input 'z'. It takes x", inputs={"z": (1, 3, 8, 8)})
     refusal(mobile(), "is Nx3x8x8, not 1x3x9x8", inputs=[(1, 3, 9, 8)])
-    refusal(mobile(), "takes 1 inputs", inputs=[(1, 3, 8, 8), (1,)])
+    refusal(mobile(), "takes 1 input", inputs=[(1, 3, 8, 8), (1,)])
     unsized = model([node("Relu", ["x"], ["y"])], [info("x", ["N", 3, "height", None])], [info("y", None)])
     refusal(unsized, r"axes without a size \(height, \?\).*--input x=1x3xNxN")
     lost = chain()
@@ -388,7 +388,7 @@ def test_what_deviates_is_not_written(tmp_path):
     save(chain(first=normal(4, 6), second=normal(6, 3)), path)
     with pytest.raises(OnnxError, match="Read it again"):
         writing.write(file.module, tmp_path / "out.onnx", file.args)
-    with pytest.raises(OnnxError, match="takes 1 inputs"):
+    with pytest.raises(OnnxError, match="takes 1 input"):
         file.module(*itertools.repeat(file.args[0], 2))
 
 

@@ -285,7 +285,7 @@ def test_only_clips_that_are_named_are_set_free(tmp_path, images):
     path = save(layers(), tmp_path / "in.onnx")
     file = read(path, {"x": torch.from_numpy(images)}, free=["c*", "n"])
     assert dict(file.preparation.freed) == {"c1": 6, "n": 5}
-    assert file.preparation.left == {"f": "it was not named by free=", "i": "it was not named by free="}
+    assert file.preparation.left == {"f": "it is not among those that were named", "i": "it is not among those that were named"}
     assert dict(read(path, free=["nodes.c1"]).preparation.freed) == {"c1": 6}, "as inspect names them"
     with pytest.raises(OnnxError, match=r"free='six' is the name of no bounded activation\. These are c1, f, i, n"):
         read(path, free="six")

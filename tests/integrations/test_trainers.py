@@ -410,8 +410,9 @@ def test_trainer_resumes_without_a_state_and_never_with_a_wrong_one(tmp_path):
         train(Regression(), callback(), tmp_path / "sgd", 6, sgd, resume=True)
 
 
-def test_trainer_removes_the_hook_and_writes_nothing_without_checkpoints(tmp_path):
-    callback = ENormCallback(torch.zeros(2, 5))
+@pytest.mark.parametrize("inputs", [torch.zeros(2, 5), (torch.zeros(2, 5),), [torch.zeros(2, 5)]])
+def test_trainer_removes_the_hook_and_writes_nothing_without_checkpoints(tmp_path, inputs):
+    callback = ENormCallback(inputs)
     train(Regression(), callback, tmp_path, 2, save_strategy="no")
     assert callback.hook.steps == 2
     assert not callback.hook.optimizers[0]._optimizer_step_post_hooks

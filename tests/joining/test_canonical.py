@@ -265,3 +265,12 @@ def test_weights_that_are_no_numbers_are_refused():
     with pytest.raises(equinorm.EquivalenceError, match=r"0\.weight of Sequential holds NaN or inf"):
         equinorm.canonical_(net, torch.randn(2, 5))
     assert all(torch.equal(value, before[key]) or value.isnan().any() for key, value in net.state_dict().items())
+
+
+def test_submodules_that_are_not_looked_into_are_named_or_given():
+    net = mixed()
+    named, *given = [equinorm.canonical(net, x(2, 5), opaque=hidden) for hidden in ("2", net[2], [net[2]])]
+    assert torch.equal(named[2].weight, net[2].weight)
+    assert not torch.equal(named[4].weight, net[4].weight)
+    for other in given:
+        assert all(map(torch.equal, other.parameters(), named.parameters()))

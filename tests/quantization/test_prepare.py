@@ -206,7 +206,7 @@ def test_what_was_done_fits_a_screen(images):
     lines = str(many).splitlines()
     assert len(lines) == 18
     assert lines[8] == "  … and 53 more in folded"
-    assert lines[-1] == "  blocks.0, blocks.1, blocks.2, … and 57 more modules left: hooks run with it"
+    assert lines[-1] == "  blocks.0, blocks.1, blocks.2, blocks.3 and 56 more modules left: hooks run with it"
 
 
 def test_clamps_are_bitwise_what_they_were_and_by_powers_of_two_stay_so():

@@ -234,7 +234,7 @@ def test_only_bounds_that_are_named_are_set_free():
     graph = exported(net, args)
     _, found = prepare(graph, args, free=["relu6_", "clamp*"])
     assert found.freed == {"clamp": 5, "clamp_1": 6, "relu6_": 9}
-    assert found.left["act"] == "it was not named by free="
+    assert found.left["act"] == "it is not among those that were named"
     with pytest.raises(equinorm.EqualizeError, match=r"free='none' is the name of no bounded activation\. These are act, "):
         prepare(graph, args, free="none")
     with pytest.raises(equinorm.EqualizeError, match="free must be True, False or names of bounded activations, not 3"):

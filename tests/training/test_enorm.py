@@ -351,8 +351,8 @@ def test_the_mode_is_put_back():
 OPTIONS = [
     ({"p": 0}, "p must be a number from"),
     ({"c": -1.0}, "c must be a positive finite number"),
-    ({"cycles": 0}, "cycles must be an integer of at least 1, not 0"),
-    ({"every": 1.5}, "every must be an integer of at least 1, not 1.5"),
+    ({"cycles": 0}, "cycles must be a whole number of at least 1, not 0"),
+    ({"every": 1.5}, "every must be a whole number of at least 1, not 1.5"),
     ({"method": "exact"}, "method must be one of 'two-level', 'cyclic', not 'exact'"),
     ({"p": math.inf, "method": "two-level"}, "use method='cyclic' for p = inf"),
     ({"biases": True, "match_biases": False}, "choose one of them"),

@@ -41,6 +41,7 @@ class Balance:
     """A balanced member of a network's orbit; the model is untouched until `apply_`.
 
     Attributes:
+        symmetries: the orbit, of the model.
         log_scales: float64 natural logarithms of shape (num_free,), from the current weights to the balanced ones.
         p: the norm.
         c: the asymmetry.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from equinorm._display import count
 from equinorm._scaling import HALVES, Scaling
 from equinorm.balancing.components import balanced
 from equinorm.balancing.options import BalanceOptions
@@ -122,7 +123,7 @@ def check_same(a: Checkpoint, b: Checkpoint) -> None:
         is_kind = all(entries) and len({entry.shape for entry in entries if entry}) == 1
         way = f"name hf:{a.folder} and hf:{b.folder} to compare what their models load"
         raise CheckpointError(
-            f"{len(apart)} tensors differ in name, kind or shape, as {key}: {said}. Save both "
+            f"{count(len(apart), 'tensor differs', 'tensors differ')} in name, kind or shape, as {key}: {said}. Save both "
             + ("in one dtype." if is_kind else f"alike with save_pretrained, or {way}.")
         )
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from equinorm._display import count, first_few, sizes
+from equinorm._display import and_more, count, needed, sizes
 from equinorm._errors import describe
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
@@ -55,9 +55,9 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     direct, converted, unknown = _named(model, own, entries)
     ignored = tuple(key for key in unknown if _is_ignored(model, key))
     if lost := [key for key in unknown if key not in ignored]:
-        said = f"{count(len(lost), 'key')} of the files belong{'s' if len(lost) == 1 else ''} to no part of {describe(model)}"
+        said = f"{count(len(lost), 'key of the files belongs', 'keys of the files belong')} to no part of {describe(model)}"
         raise CheckpointError(
-            f"{said}: {first_few(lost)}. Does config.json name the class that the weights are of (architectures)?"
+            f"{said}: {and_more(lost)}. Does config.json name the class that the weights are of (architectures)?"
         )
     found: dict[int, list[str]] = {}
     for key, name in direct.items():
@@ -69,7 +69,7 @@ def stored_scalings(model: nn.Module, scalings: Sequence[Scaling], entries: Mapp
     if converted:
         stored += _Converter(model, scalings, owner).convert(rest, converted, entries)
     elif rest:
-        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {describe(model)}: {first_few(rest)}.")
+        raise CheckpointError(f"the files lack {count(len(rest), 'tensor')} of {describe(model)}: {and_more(rest)}.")
     unstored = tuple(scaling for scaling in scalings if own.keys().isdisjoint(scaling.names))
     dtypes = [replace(scaling, dtype=entries[scaling.name].dtype or torch.uint8) for scaling in stored]
     return Conversion(tuple(dtypes), unstored, ignored, len(converted))
@@ -115,8 +115,8 @@ def _named(
     """Keys of files that are tensors of the model as they are, those that become parts of some, and those that are neither."""
     if all(key in own for key in keys):
         return {key: key for key in keys}, {}, []
-    loading: Any = _loading()
-    transforms = _transforms(model)
+    loading = _library("core_model_loading")
+    transforms = _library("conversion_mapping").get_model_conversion_mapping(model)
     renamings = [part for part in transforms if isinstance(part, loading.WeightRenaming)]
     converters = [part for part in transforms if isinstance(part, loading.WeightConverter)]
     prefix = getattr(model, "base_model_prefix", None)
@@ -138,24 +138,10 @@ def _named(
     return direct, converted, unknown
 
 
-def _transforms(model: nn.Module) -> list[Any]:
-    """What transformers does to the keys and tensors of files."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError as error:
-        raise CheckpointError(
-            f"checkpoints whose keys are not those of {describe(model)} need transformers: "
-            "pip install 'equinorm[transformers]'."
-        ) from error
-    return get_model_conversion_mapping(model)  # pyright: ignore[reportArgumentType]
-
-
-def _loading() -> Any:
-    try:
-        from transformers import core_model_loading
-    except ImportError as error:
-        raise CheckpointError("reading these keys needs transformers: pip install 'equinorm[transformers]'.") from error
-    return core_model_loading
+def _library(module: str) -> Any:
+    """A module of transformers."""
+    need = "checkpoints whose keys are not the names of the model's tensors need"
+    return needed(f"transformers.{module}", need, "transformers", CheckpointError)
 
 
 class _InPlace(TorchFunctionMode):
@@ -186,7 +172,7 @@ class _Converter:
             stored.append(replace(found.pop(name), names=(key,)))
         if found:
             raise CheckpointError(
-                f"the files lack {count(len(found), 'tensor')} of {describe(self._model)}: {first_few(found)}."
+                f"the files lack {count(len(found), 'tensor')} of {describe(self._model)}: {and_more(found)}."
             )
         return stored
 
@@ -220,7 +206,7 @@ class _Converter:
         if len({(p.offset, p.is_squared, p.kind) for p in parents}) > 1:
             names = [parent.name for parent in parents]
             raise CheckpointError(
-                f"{key} holds tensors that {describe(self._model)} uses in different ways: {first_few(names)}."
+                f"{key} holds tensors that {describe(self._model)} uses in different ways: {and_more(names)}."
             )
         factors: list[tuple[float, Tensor]] = []
         for code in codes:
@@ -236,12 +222,12 @@ class _Converter:
 
 def _reverted(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What transformers makes of a model's tensors when it saves them."""
-    loading = _loading()
+    loading = _library("core_model_loading")
     try:
         return loading.revert_weight_conversion(model, dict(tensors))
     except Exception as error:
         raise CheckpointError(
-            f"transformers cannot tell how files hold {first_few(tensors)} of {describe(model)}: "
+            f"transformers cannot tell how files hold {and_more(tensors)} of {describe(model)}: "
             f"{type(error).__name__}: {error}. Save the folder again with save_pretrained(save_original_format=False)."
         ) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from equinorm._display import first_few
+from equinorm._display import and_more, count
 from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, open_stored
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -101,7 +101,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder} holds neither {ONE} nor {INDEX}. Write it with save_pretrained.")
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} files that its index names: {first_few(missing)}."
+            f"{folder} lacks {len(missing)} of {count(len(names), 'file')} that its index names: {and_more(missing)}."
         )
     files = tuple(open_stored(folder / name) for name in names)
     where: dict[str, StoredFile] = {}
@@ -113,8 +113,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if named is not None:
         apart = [key for key in {*named, *where} if key not in where or named.get(key) != where[key].path.name]
         if apart:
-            listed = first_few(sorted(apart))
-            raise CheckpointError(f"{folder / INDEX} and the files disagree about where {len(apart)} tensors are: {listed}.")
+            where_they_are = f"where {count(len(apart), 'tensor is', 'tensors are')}: {and_more(sorted(apart))}"
+            raise CheckpointError(f"{folder / INDEX} and the files disagree about {where_they_are}.")
     entries = {entry.key: entry for file in files for entry in file.entries}
     return Checkpoint(folder, files, entries, where)
 

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from equinorm._display import first_few
+from equinorm._display import and_more, count
 from equinorm._errors import RescaleError
 from equinorm._scaling import Scaling
 from equinorm.checkpoints.stored import CheckpointError, Entry, StoredFile, at_places, pieces, read_into
@@ -54,7 +54,7 @@ def moves_of(plan: Plan, entries: Mapping[str, Entry], whole: bool) -> dict[str,
     known = {name: scaling for scaling in scalings for name in scaling.names}
     if unknown := [key for key in entries if key not in known and not _is_integer(entries[key])]:
         raise CheckpointError(
-            f"the plan does not know {len(unknown)} keys: {first_few(unknown)}. "
+            f"the plan does not know {count(len(unknown), 'key')}: {and_more(unknown)}. "
             "Make it from this folder: equinorm balance FOLDER --plan FILE."
         )
     for key, entry in entries.items():
@@ -62,7 +62,7 @@ def moves_of(plan: Plan, entries: Mapping[str, Entry], whole: bool) -> dict[str,
             raise CheckpointError(f"{key} has shape {entry.shape}, and {known[key].shape} in the plan.")
     lost = [s.name for s in scalings if whole and s.factors and s.kind == "parameter" and entries.keys().isdisjoint(s.names)]
     if lost:
-        raise CheckpointError(f"the files lack {len(lost)} tensors of the plan: {first_few(lost)}.")
+        raise CheckpointError(f"the files lack {count(len(lost), 'tensor')} of the plan: {and_more(lost)}.")
     moved = {key: known[key] for key in entries if key in known and known[key].factors}
     return {key: scaling for key, scaling in moved.items() if does_move(scaling, plan.log_scales)}
 

@@ -9,13 +9,27 @@ from rich.console import RenderableType
 
 from equinorm._deviation import LIMITS
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs, dtype_name
+from equinorm._errors import dtype_name
 from equinorm._scaling import HALVES
 from equinorm.cli.exactness import WIDER, verified
 from equinorm.cli.loading import ModelSource
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx
-from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import (
+    OF_PYTORCH,
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    ModelB,
+    Opaque,
+    Result,
+    Settings,
+    Train,
+    Trust,
+    Weights,
+    WeightsB,
+)
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
@@ -44,13 +58,13 @@ class Aligning:
 
 def align(
     model_a: Annotated[str, typer.Argument(metavar="A", help=OF_PYTORCH)],
-    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    model_b: ModelB,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Write A's new weights to this .safetensors file, a FOLDER's to this folder."),
     ],
     weights: Weights = None,
-    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    weights_b: WeightsB = None,
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
@@ -76,7 +90,7 @@ def align(
             if is_onnx(name):
                 raise InputError(f"{name} is an ONNX file: weights are aligned of PyTorch's models only.")
         like = source_of(model_a, output, force)
-        check_room((model_a, model_b), BYTES_A_WEIGHT)
+        check_room(model_a, model_b)
         source = ModelSource(model_a, weights, settings or (), trust_remote_code, train=train)
         a, b, _ = load_pair(source, model_b, weights_b, inputs or (), steps)
         check_fits(a.model, like)
@@ -90,9 +104,9 @@ def align(
         steps.say("writing")
         left = save_like(like, found.model, output, force)
         record = Aligning(
-            model_a=f"{a.name} ({describe(a.model)})",
-            model_b=f"{b.name} ({describe(b.model)})",
-            inputs=describe_inputs(a.args, a.kwargs),
+            model_a=a.title,
+            model_b=b.title,
+            inputs=a.inputs,
             distance_before=found.distance_before,
             distance_after=found.distance_after,
             families=len(found.permutation),
@@ -120,4 +134,4 @@ def shown(record: Aligning) -> RenderableType:
         ("deviation", f"{words.deviation(record.deviation)} from A; limit {record.limit:g}"),
         ("written", record.output),
     ]
-    return facts([*pairs, *(("note", note) for note in record.notes)])
+    return facts(pairs, record.notes)

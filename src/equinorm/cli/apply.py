@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
+from equinorm._display import count
 from equinorm.cli.options import Debug, Json, Result
 from equinorm.cli.terminal import Steps, run
 from equinorm.reporting.tables import facts
@@ -48,5 +49,5 @@ def apply(
 def shown(record: Application) -> RenderableType:
     """What `equinorm apply` prints."""
     pairs = [("plan", f"{record.plan}: {record.scales}"), ("source", record.source)]
-    pairs.append(("underflows", f"{record.underflows:,} entries" if record.underflows else "none"))
+    pairs.append(("underflows", count(record.underflows, "entry", "entries") if record.underflows else "none"))
     return facts([*pairs, ("written", record.output)])

@@ -1,9 +1,10 @@
 """`equinorm balance`: write the rescaling-equivalent weights of least norm."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Group, RenderableType
@@ -15,14 +16,30 @@ from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli import report as reports
 from equinorm.cli.factories import parted
 from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import ModelSource, load
+from equinorm.cli.loading import Loaded, ModelSource, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
-from equinorm.cli.options import Debug, Force, Inputs, Json, Model, Opaque, Report, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import (
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    Model,
+    Opaque,
+    PowerOfTwo,
+    Report,
+    Result,
+    Settings,
+    Train,
+    Trust,
+    Weights,
+)
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
+from equinorm.reporting.files import REPORTS
+from equinorm.reporting.records import Weights as Pictured
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
 
@@ -50,9 +67,7 @@ def balance(
     tol: Annotated[float, typer.Option(help="Residual at which to stop.")] = 1e-6,
     method: Annotated[str, typer.Option(help="two-level, or cyclic (Algorithm 1 of the paper).")] = "two-level",
     biases: Annotated[bool, typer.Option("--biases", help="Count biases in the norm.")] = False,
-    power_of_two: Annotated[
-        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
-    ] = False,
+    power_of_two: PowerOfTwo = False,
     report: Report = None,
     train: Train = None,
     trust_remote_code: Trust = False,
@@ -68,46 +83,72 @@ def balance(
     """
 
     def work(steps: Steps) -> Result:
-        norm = _norm(p)
+        options = BalanceOptions(_norm(p), c, cycles, tol, method, biases)
         if is_folder(model):
             if given := [name for name, value in (("--weights", weights), ("--set", settings), ("--report", report)) if value]:
                 raise InputError(f"{given[0]} does not go with a checkpoint's folder, which is never in memory as a whole.")
             outputs = Outputs(output, plan, force)
             outputs.check(model)
             folder = analysed(model, steps, inputs or (), opaque or (), trust_remote_code)
-            chosen = BalanceOptions(norm, c, cycles, tol, method, biases)
-            streamed = streamed_balance(folder, chosen, power_of_two, outputs, steps)
+            streamed = streamed_balance(folder, options, power_of_two, outputs, steps)
             return streamed, shown_streamed(streamed), 0
         if not model.endswith((".onnx", ".pt2")):
             parted(model)
         if output is None or plan is not None:
             raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
-        check_output_of(model, output, (".onnx",) if is_onnx(model) else (".safetensors",), force)
-        if report is not None:
-            check_target(report, (".html", ".png"), force)
+        to = _Files(output, report, force)
+        to.check(model)
         steps.say(f"loading {model}")
         loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         steps.say("finding symmetries")
         found = symmetries(loaded.model, loaded.args, loaded.kwargs, opaque=opaque or ())
         if is_onnx(model) and not found.num_free:
             raise BalanceError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
-        options = BalanceOptions(norm, c, cycles, tol, method, biases, compile=None)
-        shown_too = {"progress": steps.solving(tol), "pictured": report is not None}
-        record, pictures = verified_balance(loaded, found, options, power_of_two=power_of_two, **shown_too)
+        record, pictures = verified_balance(
+            *(loaded, found, replace(options, compile=None)),
+            power_of_two=power_of_two,
+            progress=steps.solving(tol),
+            pictured=report is not None,
+        )
         steps.say("writing")
-        record = replace(record, output=str(output), report=str(report) if report else None)
-        files, written = [(output, lambda path: save(loaded.model, path))], None
-        if is_onnx(model):
-            files, written = to_write(loaded.model, loaded.args, output)
-        if report is not None:
-            content = reports.draw(report, record, pictures)
-            files.append((report, lambda path: path.write_bytes(content)))
-        write_atomically(files, force)
-        if written is not None:
-            record = replace(record, notes=(*record.notes, *about(written, output, files)))
+        record = to.write(loaded, record, pictures)
         return record, shown(record), 0
 
     run(work, json, debug)
+
+
+class _Files(NamedTuple):
+    """What is written of a model in memory: its weights, and a report if one is asked for; `force` replaces files."""
+
+    output: Path
+    report: Path | None
+    force: bool
+
+    def check(self, model: str) -> None:
+        """Refuse early what could not be written in the end.
+
+        Raises:
+            OutputError: which says why.
+        """
+        check_output_of(model, self.output, (".onnx",) if is_onnx(model) else (".safetensors",), self.force)
+        if self.report is not None:
+            check_target(self.report, REPORTS, self.force)
+
+    def write(self, loaded: Loaded, record: Balancing, pictured: Sequence[Pictured]) -> Balancing:
+        """Write a model that was balanced; returns its record with what was written.
+
+        Raises:
+            EquinormError: if that cannot be done; nothing is there then.
+        """
+        record = replace(record, output=str(self.output), report=str(self.report) if self.report else None)
+        files, written = [(self.output, lambda path: save(loaded.model, path))], None
+        if self.output.suffix == ".onnx":
+            files, written = to_write(loaded.model, loaded.args, self.output)
+        if self.report is not None:
+            content = reports.draw(self.report, record, pictured)
+            files.append((self.report, lambda path: path.write_bytes(content)))
+        write_atomically(files, self.force)
+        return record if written is None else replace(record, notes=(*record.notes, *about(written, self.output, files)))
 
 
 def shown(record: Balancing) -> RenderableType:
@@ -126,9 +167,8 @@ def shown(record: Balancing) -> RenderableType:
     if record.dead:
         pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
     pairs.append(("deviation", f"{deviation(record.deviation)}; limit {record.limit:g} in {record.dtype}"))
-    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
-    pairs += [("note", note) for note in record.notes]
-    parts: list[RenderableType] = [facts(pairs)]
+    head = facts([*pairs, ("written", record.output), ("report", record.report)], record.notes)
+    parts: list[RenderableType] = [head]
     if record.energies:
         parts += [Text(), energies(record.energies, record.energy_before, record.energy_after, record.p, record.c)]
     return Group(*parts)

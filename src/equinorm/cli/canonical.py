@@ -9,10 +9,9 @@ from rich.console import RenderableType
 
 from equinorm._deviation import LIMITS
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import ModelSource, load
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx
 from equinorm.cli.options import OF_PYTORCH, Debug, Force, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
@@ -68,7 +67,7 @@ def canonical(
         if is_onnx(model):
             raise InputError(f"{model} is an ONNX file: canonical weights are written of PyTorch's models only.")
         like = source_of(model, output, force)
-        check_room((model,), BYTES_A_WEIGHT)
+        check_room(model)
         steps.say(f"loading {model}")
         loaded = load(ModelSource(model, weights, settings or (), trust_remote_code, train=train), inputs or ())
         check_fits(loaded.model, like)
@@ -79,8 +78,8 @@ def canonical(
         steps.say("writing")
         left = save_like(like, loaded.model, output, force)
         record = Canonicalizing(
-            model=f"{loaded.name} ({describe(original)})",
-            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            model=loaded.title,
+            inputs=loaded.inputs,
             num_scales=len(found.log_scales),
             families_moved=len(found.permutation),
             signs_flipped=found.num_flipped,
@@ -109,4 +108,4 @@ def shown(record: Canonicalizing) -> RenderableType:
     if record.ties:
         pairs.append(("ties", f"{count(record.ties, 'channel')} that weights do not tell from others, in any order"))
     pairs.append(("deviation", f"{words.deviation(record.deviation)}; limit {record.limit:g}"))
-    return facts([*pairs, ("written", record.output), *(("note", note) for note in record.notes)])
+    return facts([*pairs, ("written", record.output)], record.notes)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,11 +11,11 @@ from rich.text import Text
 
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
-from equinorm._errors import EquinormError, describe, describe_inputs, dtype_name
+from equinorm._errors import EquinormError, dtype_name
 from equinorm.checkpoints.comparing import Difference
-from equinorm.cli.folders import analysed, is_folder
+from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
-from equinorm.cli.options import MODELS, Debug, Inputs, Json, Opaque, Result, Settings, Train, Trust, Weights
+from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
 from equinorm.cli.terminal import Steps, run
@@ -77,9 +76,9 @@ class Comparison:
 
 def compare(
     model_a: Annotated[str, typer.Argument(metavar="A", help=MODELS)],
-    model_b: Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")],
+    model_b: ModelB,
     weights: Weights = None,
-    weights_b: Annotated[Path | None, typer.Option(help="Load these weights into B.")] = None,
+    weights_b: WeightsB = None,
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
@@ -117,11 +116,33 @@ def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: S
     a, b = (analysed(name, steps, inputs, opaque, source.trust) for name in (source.name, other))
     found, notes = streamed_difference(a, b, steps)
     unlike = unlike_settings(a.checkpoint.folder, b.checkpoint.folder)
+    record = _in_parts(a, b, found, (*notes, *unlike))
+    if found.largest <= found.tolerance and not (record.equivalent and unlike):
+        return record  # a little training leaves channels where they are
+    note = why_not_loaded(a.checkpoint, b.checkpoint)
+    if not note:
+        try:
+            first, second, _ = load_pair(source, other, None, inputs, steps)
+            steps.say("looking for orders of channels and signs")
+            loaded = comparison(first, second, opaque)
+            if loaded.equivalent is not None:
+                return replace(loaded, notes=(*loaded.notes, *unlike))
+            note = loaded.note
+        except EquinormError as error:
+            note = worded(str(error))
+    if record.equivalent:
+        raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
+    missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
+    return replace(record, notes=(*record.notes, missed))
+
+
+def _in_parts(a: Folder, b: Folder, found: Difference, notes: tuple[str, ...]) -> Comparison:
+    """The record of two folders whose weights were compared in parts, and not run."""
     largest = float(found.log_scales.abs().max()) if found.log_scales.numel() else 0.0
     is_near, is_joined = found.largest <= found.tolerance, not found.different
-    record = Comparison(
-        model_a=f"{a.checkpoint.folder} ({describe(a.loaded.model)})",
-        model_b=f"{b.checkpoint.folder} ({describe(b.loaded.model)})",
+    return Comparison(
+        model_a=a.loaded.title,
+        model_b=b.loaded.title,
         inputs=None,
         deviation=None,
         limit=None,
@@ -135,25 +156,8 @@ def of_folders(source: ModelSource, other: str, inputs: Sequence[str], opaque: S
         num_scales=found.log_scales.numel(),
         largest_scale=math.exp(largest),
         note="" if is_joined or not is_near else _tuned(found),
-        notes=(*notes, *unlike),
+        notes=notes,
     )
-    if is_near and not (is_joined and unlike):  # a little training leaves channels where they are
-        return record
-    note = why_not_loaded(a.checkpoint, b.checkpoint)
-    if not note:
-        try:
-            first, second, _ = load_pair(source, other, None, inputs, steps)
-            steps.say("looking for orders of channels and signs")
-            loaded = comparison(first, second, opaque)
-            if loaded.equivalent is not None:
-                return replace(loaded, notes=(*loaded.notes, *unlike))
-            note = loaded.note
-        except EquinormError as error:
-            note = worded(str(error))
-    if is_joined:
-        raise InputError(f"a rescaling joins the weights, but {unlike[0]}, and whether outputs agree was not computed: {note}.")
-    missed = f"orders of channels and flips of sign were not looked for, and outputs not compared: {note}"
-    return replace(record, notes=(*record.notes, missed))
 
 
 def _tuned(found: Difference) -> str:
@@ -191,9 +195,9 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
         note = worded(str(error))
     scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
     return Comparison(
-        model_a=f"{a.name} ({describe(a.model)})",
-        model_b=f"{b.name} ({describe(b.model)})",
-        inputs=describe_inputs(a.args, a.kwargs),
+        model_a=a.title,
+        model_b=b.title,
+        inputs=a.inputs,
         deviation=apart,
         limit=limit,
         same_outputs=apart <= limit,

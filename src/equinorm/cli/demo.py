@@ -28,6 +28,7 @@ from equinorm.cli.writing import check_target, write_atomically
 from equinorm.modules.copying import duplicate
 from equinorm.quantization.equalize import equalize
 from equinorm.reporting import words
+from equinorm.reporting.files import REPORTS
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import facts, table
 
@@ -120,7 +121,7 @@ def demo(
 
     def work(steps: Steps) -> Result:
         replaces = force or report == REPORT
-        check_target(report, (".html", ".png"), replaces)
+        check_target(report, REPORTS, replaces)
         record, pictures = demonstrate(say=steps.say)
         content = reports.draw(report, record.balancing, pictures)
         write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
@@ -230,7 +231,7 @@ def shown(record: Demonstration) -> RenderableType:
         proof,
         Text(),
         energies(done.energies, done.energy_before, done.energy_after, done.p, done.c),
-        facts([("report", record.report)] if record.report else []),
+        facts([("report", record.report)]),
     )
 
 

@@ -11,14 +11,27 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._display import count
-from equinorm._errors import EqualizeError, describe, describe_inputs, dtype_name
+from equinorm._errors import EqualizeError, dtype_name
 from equinorm.cli.calibration import Batch, Samples
 from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded, ModelSource, load
-from equinorm.cli.memory import BYTES_A_WEIGHT, check_room
+from equinorm.cli.memory import check_room
 from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
-from equinorm.cli.options import LOADED, Debug, Force, Inputs, Json, Opaque, Report, Result, Settings, Trust, Weights
+from equinorm.cli.options import (
+    LOADED,
+    Debug,
+    Force,
+    Inputs,
+    Json,
+    Opaque,
+    PowerOfTwo,
+    Report,
+    Result,
+    Settings,
+    Trust,
+    Weights,
+)
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_fits
@@ -77,10 +90,10 @@ def equalize(
     settings: Settings = None,
     inputs: Inputs = None,
     opaque: Opaque = None,
-    largest: Annotated[float, typer.Option(help="No free scale is larger than this, or smaller than its inverse.")] = 1e8,
-    power_of_two: Annotated[
-        bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
-    ] = False,
+    largest: Annotated[
+        float, typer.Option(min=1, help="No free scale is larger than this, or smaller than its inverse.")
+    ] = 1e8,
+    power_of_two: PowerOfTwo = False,
     bias_correction: Annotated[
         bool,
         typer.Option(
@@ -113,19 +126,18 @@ def equalize(
     def work(steps: Steps) -> Result:
         meant, freed = Scheme.parse(scheme), free_only if free_only and free else free
         to = destination(model, output, report, force)
-        check_room((model,), BYTES_A_WEIGHT)
+        check_room(model)
         steps.say(f"loading {model}")
         source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
         loaded, batches = _loaded(source, inputs or (), calibration, batch)
         check_fits(loaded.model, to.like)
         steps.say("finding symmetries")
         hidden = opaque or ()
-        network, original, notes = loaded.model, loaded.model, list(loaded.notes)
         if output.suffix == ".pt2":
-            network, preparation = prepare(network, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
-            notes += preparing_notes(preparation)
+            network, preparation = prepare(loaded.model, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
+            original, notes = loaded.model, [*loaded.notes, *preparing_notes(preparation)]
         else:
-            original = duplicate(network, VERIFYING)
+            network, original, notes = loaded.model, duplicate(loaded.model, VERIFYING), [*loaded.notes]
         found = equalize_(
             *(network, loaded.args, loaded.kwargs),
             scheme=meant,
@@ -146,8 +158,8 @@ def equalize(
             notes.append(_without_data(loaded))
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
-            model=f"{loaded.name} ({describe(original)})",
-            inputs=describe_inputs(loaded.args, loaded.kwargs),
+            model=loaded.title,
+            inputs=loaded.inputs,
             equalization=found.to_dict(),
             deviation=apart,
             output=str(output),
@@ -162,11 +174,10 @@ def equalize(
 def shown(record: Equalizing, found: Equalization) -> RenderableType:
     """What `equinorm equalize` prints: facts, and the tensors whose rounding costs most."""
     pairs = [("model", record.model), ("inputs", record.inputs), *found.facts, ("deviation", in_words(record.deviation))]
-    pairs += [(name, path) for name, path in (("written", record.output), ("report", record.report)) if path]
-    pairs += [("note", note) for note in record.notes]
+    head = facts([*pairs, ("written", record.output), ("report", record.report)], record.notes)
     costly = sorted(zip(found.tensors, found.table, strict=True), key=lambda pair: pair[0].before)[:8]
     columns = [("costliest before", False), ("", False), ("before, dB", True), ("after, dB", True)]
-    return Group(facts(pairs), Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
+    return Group(head, Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
 
 
 def _loaded(

@@ -17,6 +17,7 @@ from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, left_out, save, source_of, write_atomically
 from equinorm.quantization.equalization import Equalization
 from equinorm.reporting.equalizations import draw
+from equinorm.reporting.files import REPORTS
 
 VERIFIED = 8
 """Batches of calibration data on which outputs are verified."""
@@ -95,7 +96,7 @@ def destination(model: str, output: Path, report: Path | None, force: bool) -> D
     """
     like = source_of(model, output, force, (".onnx",) if is_onnx(model) else (".safetensors", ".pt2"))
     if report is not None:
-        check_target(report, (".html", ".png"), force)
+        check_target(report, REPORTS, force)
     return Destination(output, like, report, force)
 
 

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from equinorm._display import and_more, count
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.conversion import Conversion, stored_scalings
@@ -70,13 +71,14 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
             f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
             f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
         )
-    loaded = load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs)
+    loaded = replace(load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs), name=str(folder))
     steps.say("finding symmetries")
     found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)
     conversion = stored_scalings(loaded.model, found.scalings, checkpoint.entries)
     notes = list(loaded.notes)
     if conversion.ignored:
-        notes.append(f"{len(conversion.ignored)} keys are not read by the model: {', '.join(conversion.ignored[:3])}")
+        keys = count(len(conversion.ignored), "key is", "keys are")
+        notes.append(f"{keys} not read by the model: {and_more(conversion.ignored, 3)}")
     return Folder(loaded, found, checkpoint, conversion, tuple(notes))
 
 

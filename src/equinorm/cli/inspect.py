@@ -11,7 +11,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.solving import components_of, size_of
@@ -124,10 +123,10 @@ def of_folder(folder: Folder) -> Inspection:
     if sizes:
         notes.append(f"{count(len(sizes), 'component')}, to be solved one by one; the largest is {in_bytes(max(sizes))}")
     if folder.conversion.converted:
-        notes.append(f"{folder.conversion.converted:,} tensors of the files are parts of others in the model, or hold several")
-    return inspection(
-        replace(folder.loaded, name=str(checkpoint.folder), notes=(*notes, *why, *folder.notes)), folder.symmetries
-    )
+        one = "tensor of the files is part of another in the model, or holds several"
+        many = "tensors of the files are parts of others in the model, or hold several"
+        notes.append(count(folder.conversion.converted, one, many))
+    return inspection(replace(folder.loaded, notes=(*notes, *why, *folder.notes)), folder.symmetries)
 
 
 def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
@@ -152,8 +151,8 @@ def inspection(loaded: Loaded, symmetries: Symmetries) -> Inspection:
         for r in (pin.reason,)
     )
     return Inspection(
-        model=f"{loaded.name} ({describe(loaded.model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=loaded.title,
+        inputs=loaded.inputs,
         num_free=symmetries.num_free,
         parameters=sum(row.entries for row in parameters),
         moving=sum(row.moving for row in parameters),
@@ -172,22 +171,21 @@ def _of_preparing(pins: Sequence[PinRow], trains: bool) -> list[str]:
     held = 0 if trains else sum(pin.channels for pin in pins if pin.operation.rstrip("_") in PREPARED)
     if not held:
         return []
-    channels = "1 channel" if held == 1 else f"{held:,} channels"
-    return [f"batch normalization and bounds pin {channels}: `equinorm equalize` folds and frees what it can"]
+    return [f"batch normalization and bounds pin {count(held, 'channel')}: `equinorm equalize` folds and frees what it can"]
 
 
 def shown(record: Inspection) -> RenderableType:
     """What `equinorm inspect` prints."""
-    share, number = percent(record.moving, record.parameters), len(record.families)
+    share = percent(record.moving, record.parameters)
     head = facts(
         [
             ("model", record.model),
             ("inputs", record.inputs),
-            ("free classes", f"{record.num_free:,} in {number:,} {'family' if number == 1 else 'families'}"),
+            ("free classes", f"{record.num_free:,} in {count(len(record.families), 'family', 'families')}"),
             ("coverage", f"{share}: free classes move {record.moving:,} of {record.parameters:,} parameters"),
             ("time", f"{record.seconds_export:.2f} s to export the model, {record.seconds_labels:.2f} s to find its classes"),
-            *(("note", note) for note in record.notes),
-        ]
+        ],
+        record.notes,
     )
     free = _free(record) if record.families else Text("No free class: every channel is pinned.\n")
     return Group(head, Text(), free, _coverage(record), _pinned(record) if record.pins else Text("Nothing is pinned."))

@@ -53,24 +53,35 @@ def from_transformers(folder: Path, trust: bool, device: str) -> tuple[nn.Module
         options = {"config": config, "dtype": "auto", "use_safetensors": True}
         model, found = make.from_pretrained(folder, **options, **more, output_loading_info=True, ignore_mismatched_sizes=True)
     except Exception as error:
-        if own and not trust and (isinstance(error, InputError) or "trust_remote_code" in str(error)):
-            code = shorten(sorted({str(name).partition(".")[0].rpartition("--")[2] + ".py" for name in own.values()}))
-            raise InputError(
-                f"{folder} needs Python code of its own ({code}), which is not run unasked. "
-                "Read it, then pass --trust-remote-code."
-            ) from error
-        if isinstance(error, InputError):
+        refusal = _refusal(folder, error, {} if trust else own)
+        if refusal is error:
             raise
-        said = f"{type(error).__name__}: {first_sentence(error)}{_root(error)}"
-        raise InputError(f"transformers cannot load {folder}: {said}.") from error
+        raise refusal from error
+    notes = _notes(folder, model, found)
+    return model, examples(model, config), notes
+
+
+def _refusal(folder: Path, error: Exception, not_run: Mapping[str, Any]) -> InputError:
+    """What to tell of an error while a folder is loaded, which may come of code of its own that was not run."""
+    if not_run and (isinstance(error, InputError) or "trust_remote_code" in str(error)):
+        code = shorten(sorted({str(name).partition(".")[0].rpartition("--")[2] + ".py" for name in not_run.values()}))
+        return InputError(
+            f"{folder} needs Python code of its own ({code}), which is not run unasked. Read it, then pass --trust-remote-code."
+        )
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"transformers cannot load {folder}: {type(error).__name__}: {first_sentence(error)}{_root(error)}.")
+
+
+def _notes(folder: Path, model: nn.Module, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a reader must know of what transformers found; refuses weights that are missing or of another shape."""
     for what, keys in (("lacks", found["missing_keys"]), ("has in another shape", found["mismatched_keys"])):
         if keys:
             names = sorted(key if isinstance(key, str) else key[0] for key in keys)
             raise InputError(f"{folder} {what} {count(len(names), 'weight')} of {type(model).__name__}: {shorten(names)}.")
     unused = sorted(found["unexpected_keys"])
     extra = f"{count(len(unused), 'weight')} that {type(model).__name__} does not have: {shorten(unused)}"
-    notes = [f"{folder} holds {extra}"] if unused else []
-    return model, examples(model, config), tuple(notes)
+    return (f"{folder} holds {extra}",) if unused else ()
 
 
 def from_timm(name: str, settings: Mapping[str, Any], device: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -167,7 +178,9 @@ def _check_weights(folder: Path) -> None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is no index of weights: {type(error).__name__}: {first_line(error)}.") from error
     if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise InputError(f"{folder} lacks {len(missing)} of {len(shards)} files that its index names: {shorten(missing)}.")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of {count(len(shards), 'file')} that its index names: {shorten(missing)}."
+        )
 
 
 def _maker(transformers: Any, config: Any, own: Mapping[str, str], folder: Path) -> Any:

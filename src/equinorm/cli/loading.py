@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from equinorm._errors import first_line
+from equinorm._errors import describe, describe_inputs, first_line
 from equinorm.cli.factories import built, settings_of
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.libraries import from_timm, from_transformers
@@ -34,6 +34,16 @@ class Loaded:
     args: tuple = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Its name and class, as records have them."""
+        return f"{self.name} ({describe(self.model)})"
+
+    @property
+    def inputs(self) -> str:
+        """Shapes and dtypes of its inputs, as records have them."""
+        return describe_inputs(self.args, self.kwargs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
 from equinorm.cli.folders import is_folder
 from equinorm.cli.weights import InputError
 
-BYTES_A_WEIGHT = 50
-"""What `equinorm.equivalence` and `align` take beside both models, for each weight of one of them.
+_BYTES_A_WEIGHT = 50
+"""What `equinorm.equivalence` and `align` take beside the models, for each weight of the first.
 
 `canonical` and `equalize` take less, `equalize` about 30 beside what activations take.
 """
@@ -23,29 +23,24 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 """Where a container says how much memory it may use."""
 
 
-def shortage(checkpoints: Sequence[Checkpoint], bytes_a_weight: float) -> str:
-    """What is missing to load checkpoints and to work on them; empty if nothing is.
-
-    Args:
-        checkpoints: to be loaded.
-        bytes_a_weight: what the work takes beside, for each weight of the first.
-    """
+def shortage(checkpoints: Sequence[Checkpoint]) -> str:
+    """What is missing to load checkpoints and to work on them; empty if nothing is."""
     weights = sum(math.prod(entry.shape) for entry in checkpoints[0].entries.values())
-    needed, free = sum(checkpoint.size for checkpoint in checkpoints) + bytes_a_weight * weights + _ELSE, _free_memory()
+    needed, free = sum(checkpoint.size for checkpoint in checkpoints) + _BYTES_A_WEIGHT * weights + _ELSE, _free_memory()
     if free is not None and needed <= free:
         return ""
     there = "how much is free is not known without psutil" if free is None else f"{free / 1e9:.1f} are free"
     return f"that takes {needed / 1e9:.1f} GB of memory, and {there}"
 
 
-def check_room(models: Sequence[str], bytes_a_weight: float) -> None:
+def check_room(*models: str) -> None:
     """Refuse folders that are loaded as a whole where memory is known not to suffice; hf:FOLDER is tried all the same.
 
     Raises:
         InputError: which says how much is missing.
     """
     folders = [open_checkpoint(Path(name).expanduser()) for name in models if is_folder(name)]
-    if folders and _free_memory() is not None and (lacking := shortage(folders, bytes_a_weight)):
+    if folders and _free_memory() is not None and (lacking := shortage(folders)):
         names = " and ".join(f"hf:{checkpoint.folder}" for checkpoint in folders)
         raise InputError(f"the models are loaded as a whole: {lacking}. Go to a larger machine, or name {names} to try it.")
 

@@ -55,7 +55,7 @@ def from_onnx(
         value = text if named is None else text[len(named) + 1 :]
         target = named if named is not None else next((free for free in places if free not in given | fixed), None)
         if target is None:
-            raise InputError(f"{name} takes {len(names)} inputs: {shorten(names)}.")
+            raise InputError(f"{name} takes {count(len(names), 'input')}: {shorten(names)}.")
         if value.startswith(VALUE):
             fixed[target] = _number(value.removeprefix(VALUE), text)
         else:
@@ -65,11 +65,13 @@ def from_onnx(
     if found.preparation is not None:
         notes += preparing_notes(found.preparation)
     if found.unread:
-        notes.append(f"{len(found.unread)} nodes run unread and pin what they read: {shorten(found.unread)}")
+        run = count(len(found.unread), "node runs unread and pins what it reads", "nodes run unread and pin what they read")
+        notes.append(f"{run}: {shorten(found.unread)}")
     if found.fed:
         notes.append(f"a caller may replace {shorten(found.fed)}, which are inputs too: they stay as they are")
     if found.module.tiny:
-        notes.append(f"{found.module.tiny:,} entries of weights below 2^-100 count as zero")
+        zeros = count(found.module.tiny, "entry of weights below 2^-100 counts", "entries of weights below 2^-100 count")
+        notes.append(f"{zeros} as zero")
     return found.module, found.args, tuple(notes)
 
 
@@ -133,5 +135,5 @@ def _given(value: str, option: str, name: str, names: Sequence[str]) -> Any:
     args, kwargs = read_inputs([value], torch.float32)
     tensors = [*args, *kwargs.values()]
     if len(tensors) != 1:
-        raise InputError(f"{option!r} names {len(tensors)} tensors. Name one for each input, as NAME=FILE.")
+        raise InputError(f"{option!r} names {count(len(tensors), 'tensor')}. Name one for each input, as NAME=FILE.")
     return tensors[0]

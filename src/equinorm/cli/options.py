@@ -33,6 +33,11 @@ Opaque = Annotated[
     list[str] | None,
     typer.Option("--opaque", help="Name of a submodule that is not looked into, where torch.export fails. Repeatable."),
 ]
+WeightsB = Annotated[Path | None, typer.Option(help="Load these weights into B.")]
+ModelB = Annotated[str, typer.Argument(metavar="B", help="Another one, or a file of weights for A.")]
+PowerOfTwo = Annotated[
+    bool, typer.Option("--power-of-two", help="Round scales to powers of two: outputs stay bitwise the same.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Argument of the factory, such as width=64. Repeatable.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that lies in a checkpoint's folder.")]
 Train = Annotated[bool | None, typer.Option("--train/--eval", help="Mode of the model; evaluation by default.")]

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import RenderableType
+from torch import Tensor
 
 from equinorm import __version__
 from equinorm._display import count
-from equinorm._errors import describe, describe_inputs
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.plans import write_plan
 from equinorm.checkpoints.rewriting import Rewriting, moves_of
-from equinorm.checkpoints.solving import check_dtypes, components_of, norm_of, size_of, solve
+from equinorm.checkpoints.solving import Record, Task, check_dtypes, components_of, norm_of, size_of, solve
 from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
@@ -101,19 +101,10 @@ def streamed_balance(
     staging = None if outputs.folder is None else prepare(checkpoint, outputs.folder, {**job, "by": __version__})
     written = checkpoint.size if staging is not None else 0
     meter = Meter(steps, "balancing", sum(sizes) + written)
-    done = Rewritten(0, 0, ())
-    with kept(staging):
-        plan, record = solve(task, held, staging, meter.tick)
-        moves = moves_of(plan, checkpoint.entries, True)
-        if outputs.plan is not None:
-            write_plan(plan, outputs.plan)
-        if outputs.folder is not None and staging is not None:
-            done = finish(checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
-    notes += left_out(done)
-    loaded = folder.loaded
+    record, done = _solved_and_written(task, held, outputs, staging, meter)
     return StreamedBalancing(
-        model=f"{loaded.name.removeprefix('hf:')} ({describe(loaded.model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=folder.loaded.title,
+        inputs=folder.loaded.inputs,
         p=options.p,
         c=options.c,
         method=options.method,
@@ -137,8 +128,22 @@ def streamed_balance(
         seconds=time.perf_counter() - started,
         output=None if outputs.folder is None else str(outputs.folder),
         plan=None if outputs.plan is None else str(outputs.plan),
-        notes=(*notes, *folder.notes),
+        notes=(*notes, *left_out(done), *folder.notes),
     )
+
+
+def _solved_and_written(
+    task: Task, held: Tensor, outputs: Outputs, staging: Path | None, meter: Meter
+) -> tuple[Record, Rewritten]:
+    """Solve every component, then write the plan and the folder that are asked for."""
+    with kept(staging):
+        plan, record = solve(task, held, staging, meter.tick)
+        moves = moves_of(plan, task.checkpoint.entries, True)
+        if outputs.plan is not None:
+            write_plan(plan, outputs.plan)
+        if outputs.folder is None or staging is None:
+            return record, Rewritten(0, 0, ())
+        return record, finish(task.checkpoint, Rewriting(plan, moves, meter.tick), outputs.folder, staging)
 
 
 def shown_streamed(record: StreamedBalancing) -> RenderableType:
@@ -158,11 +163,10 @@ def shown_streamed(record: StreamedBalancing) -> RenderableType:
     if record.dead:
         pairs.append(("dead channels", f"{record.dead:,}, left at scale 1"))
     if record.output:
-        pairs.append(("underflows", f"{record.underflows:,} entries" if record.underflows else "none"))
+        pairs.append(("underflows", count(record.underflows, "entry", "entries") if record.underflows else "none"))
     pairs.append(
         ("bytes", f"{in_bytes(record.bytes_read)} read, {in_bytes(record.bytes_written)} written, {record.seconds:.0f} s")
     )
     if record.resumed:
         pairs.append(("resumed", f"{record.resumed} of {record.files} files were finished by an earlier run"))
-    pairs += [(name, path) for name, path in (("written", record.output), ("plan", record.plan)) if path]
-    return facts([*pairs, *(("note", note) for note in record.notes)])
+    return facts([*pairs, ("written", record.output), ("plan", record.plan)], record.notes)

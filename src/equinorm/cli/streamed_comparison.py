@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from equinorm._display import count
 from equinorm.checkpoints.comparing import CANONICAL, Difference, check_same, difference
 from equinorm.checkpoints.folder import Checkpoint
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.libraries import described
-from equinorm.cli.memory import BYTES_A_WEIGHT, shortage
+from equinorm.cli.memory import shortage
 from equinorm.cli.terminal import Steps
 from equinorm.cli.weights import InputError, shorten
 
@@ -30,7 +31,8 @@ def streamed_difference(a: Folder, b: Folder, steps: Steps) -> tuple[Difference,
     meter = Meter(steps, "comparing", a.checkpoint.size + b.checkpoint.size)
     found = difference(task, b.checkpoint, held, meter.tick)
     if found.dead and found.different:
-        notes.append(f"{found.dead:,} channels are dead: no weights tell their scales, which were taken for 1")
+        dead = count(found.dead, "channel is", "channels are")
+        notes.append(f"{dead} dead: no weights tell the scale, which was taken for 1")
     return found, [*dict.fromkeys((*a.notes, *b.notes, *notes))]
 
 
@@ -43,7 +45,7 @@ def unlike_settings(a: Path, b: Path) -> tuple[str, ...]:
 
 def why_not_loaded(a: Checkpoint, b: Checkpoint) -> str:
     """Why two folders are not loaded to look for more than scales; empty if there is memory for that."""
-    lacking = shortage((a, b), BYTES_A_WEIGHT)
+    lacking = shortage((a, b))
     if not lacking:
         return ""
     return f"{lacking}. Repeat this on a larger machine, or name hf:{a.folder} and hf:{b.folder} to load them all the same"

@@ -154,8 +154,8 @@ def shown(record: MethodComparison) -> RenderableType:
                 "runs",
                 f"{record.runs:,}, of which {record.repeated:,} were made before" if record.repeated else f"{record.runs:,}",
             ),
-            *([("results", record.results)] if record.results else []),
-            *([("picture", record.picture)] if record.picture else []),
+            ("results", record.results),
+            ("picture", record.picture),
         ]
     )
     fc = base.network == "fc"

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS
-from equinorm._errors import describe, describe_inputs, dtype_name
+from equinorm._errors import dtype_name
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.balancing.options import BalanceOptions
@@ -88,8 +88,8 @@ def verified_balance(
         norm, residual, energies, reason = _rounded(symmetries, balance, options, original)
     apart, dtype = verified("balanced", model, original, loaded, remedy(power_of_two))
     record = Balancing(
-        model=f"{loaded.name} ({describe(model)})",
-        inputs=describe_inputs(loaded.args, loaded.kwargs),
+        model=loaded.title,
+        inputs=loaded.inputs,
         p=options.p,
         c=options.c,
         method=options.method,
@@ -140,10 +140,10 @@ def _rounded(symmetries: Symmetries, balance: Balance, options: BalanceOptions, 
     return now.norm_before, now.residuals[0], energies, reason
 
 
-def pictures(symmetries: Symmetries, before: Mapping[str, Tensor], most: int = 5) -> list[Weights]:
-    """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
+def pictures(symmetries: Symmetries, before: Mapping[str, Tensor]) -> list[Weights]:
+    """Consecutive weights as they were and as they are now."""
     tensors = symmetries.tensors
-    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name], most)
+    return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name])
 
 
 def _total(p: float, energies: list[float]) -> float:

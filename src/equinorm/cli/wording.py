@@ -17,10 +17,16 @@ OPTIONS = {
     "power_of_two": "--power-of-two",
     "opaque": "--opaque",
     "force": "--force",
+    "largest": "--largest",
+    "free": "--free-only",
+    "fold": "--fold",
     "args": "--input",
     "kwargs": "--input",
 }
 """Option of each argument that commands pass on."""
+
+OFF = {"free": "--no-free", "fold": "--no-fold"}
+"""Options that turn arguments off; others are left out."""
 
 _NAMES = "|".join(OPTIONS)
 _VALUE = r"True|False|None|math\.inf|-?\d[\w.+-]*\d|-?\d|'[^']*'|\"[^\"]*\"|\[[^\]]*\]"
@@ -44,7 +50,7 @@ def forced(text: str) -> str:
 def _option(name: str, value: str) -> str:
     option = OPTIONS[name]
     if value in ("True", "False", "None"):
-        return option if value == "True" else f"no {option}"
+        return option if value == "True" else OFF.get(name, f"no {option}")
     if value[0] not in "'\"[":
         return f"{option} {value}"
     given = ast.literal_eval(value)

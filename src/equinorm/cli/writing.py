@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import count, first_few
+from equinorm._display import and_more, count
 from equinorm._errors import describe
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
 from equinorm.checkpoints.saving import fitted, write_folder
@@ -98,7 +98,7 @@ def left_out(done: Rewritten) -> list[str]:
     """Which files of a folder did not come along, in a note."""
     if not done.left:
         return []
-    return [f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {first_few(done.left, 4)}"]
+    return [f"{count(len(done.left), 'file')} may hold weights as they were, and did not come along: {and_more(done.left, 4)}"]
 
 
 def save(model: nn.Module, path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._display import count
 from equinorm._errors import EquinormError
 from equinorm._scaling import Scaling
 from equinorm.discovery.classes import Classes
@@ -149,7 +150,7 @@ class InnerValues(Sequence[InnerValue]):
         return key in self._places if isinstance(key, str) else key in self._values
 
     def __repr__(self) -> str:
-        return f"{len(self)} values"
+        return count(len(self), "value")
 
     def readers(self, name: str) -> list[InnerValue]:
         """The values that read this one, in order."""

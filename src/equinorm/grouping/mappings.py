@@ -59,7 +59,7 @@ class SmoothMappings(Sequence[SmoothMapping]):
         return len(self._mappings)
 
     def __repr__(self) -> str:
-        return f"{len(self)} mappings, {len(self.left_out)} groups left out"
+        return f"{count(len(self), 'mapping')}, {count(len(self.left_out), 'group')} left out"
 
     def __str__(self) -> str:
         left = Counter(_starred(why) for _, why in self.left_out)

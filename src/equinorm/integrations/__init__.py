@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from equinorm.sharding.boxes import whole
@@ -20,6 +22,12 @@ def whole_state(hook: ENorm) -> dict[str, Any]:
     Trainers let one process write what callbacks keep.
     """
     return pytree.tree_map(whole, hook.state_dict())
+
+
+def example(args: Any, kwargs: Mapping[str, Any] | None, device: torch.device) -> tuple[tuple, dict[str, Any]]:
+    """Example inputs on a device: positional ones, of which one may stand alone, and those by name."""
+    args = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, dict(kwargs or {})))
 
 
 def check_options(of: Callable[..., Any], options: Mapping[str, Any]) -> None:

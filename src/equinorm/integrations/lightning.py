@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import check_options, first_installed, whole_state
+from equinorm.integrations import check_options, example, first_installed, whole_state
 from equinorm.modules.choosing import chosen, unwrapped
 
 _PACKAGE: Any = first_installed(["lightning.pytorch", "pytorch_lightning"], "lightning")
@@ -138,13 +137,12 @@ class ENorm(Callback):
             self.hook.remove()
 
     def _example(self, pl_module: Any) -> tuple[tuple, dict[str, Any]]:
-        args, kwargs = self._args, dict(self._kwargs or {})
+        args, kwargs = self._args, self._kwargs
         if args is None and not kwargs:
             args = pl_module.example_input_array
             if args is None:
                 raise equinorm.ExportError(
                     f"no example inputs for {type(pl_module).__name__}: pass ENorm(args=...), or set its example_input_array."
                 )
-            args, kwargs = ((), args) if isinstance(args, dict) else (args, {})
-        args = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(pl_module.device), (args, kwargs))
+            args, kwargs = ((), args) if isinstance(args, dict) else (args, None)
+        return example(args, kwargs, pl_module.device)

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import equinorm
-from equinorm.integrations import check_options, first_installed, whole_state
+from equinorm.integrations import check_options, example, first_installed, whole_state
 from equinorm.sharding.boxes import whole
 
 TrainerCallback: Any = first_installed(["transformers"], "transformers").TrainerCallback
@@ -82,16 +81,14 @@ class ENormCallback(TrainerCallback):
         hook.load_state_dict(saved["hook"])
 
     def _example(self, model: Any) -> tuple[tuple, dict[str, Any]]:
-        args, kwargs = self._args, dict(self._kwargs or {})
+        args, kwargs = self._args, self._kwargs
         if args is None and not kwargs:
-            kwargs = dict(getattr(model, "dummy_inputs", {}))
+            kwargs = getattr(model, "dummy_inputs", {})
             if getattr(model, "main_input_name", None) not in kwargs:  # images and sound: the default is made for text
                 raise equinorm.ExportError(
                     f"no example inputs for {type(model).__name__}: pass ENormCallback(args=...) or ENormCallback(kwargs=...)."
                 )
-        args = () if args is None else args if isinstance(args, tuple) else (args,)
-        device = next(model.parameters()).device
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), (args, kwargs))
+        return example(args, kwargs, next(model.parameters()).device)
 
 
 def fingerprint(model: nn.Module) -> int:

@@ -104,6 +104,9 @@ def align(
             evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
+    Returns:
+        The copy, what moved it, and how far it is.
+
     Raises:
         RescaleError: if scales would round weights in half precision, without power_of_two.
         EquivalenceError: if rescale is something else; if the two have different parameters or graphs; if data hold no batch,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equinorm._deviation import check_model
 from equinorm._display import count
-from equinorm._errors import EquivalenceError, describe
+from equinorm._errors import EquivalenceError, ExportError, describe
 from equinorm._symmetries import Symmetries, symmetries_of
 from equinorm.balancing.balance import Balance
 from equinorm.discovery.graph.of_model import graphs_of
@@ -17,7 +17,7 @@ from equinorm.joining.fitting import settled
 from equinorm.joining.forms import forms, real
 from equinorm.joining.moves import Moves, Orders
 from equinorm.joining.same_architecture import check_batch_norm
-from equinorm.modules.choosing import Choice
+from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.matching import sorting
@@ -76,7 +76,7 @@ def balanced(found: Symmetries, whose: str) -> Balance:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Chosen:
+class _Member:
     """Signs and orders of a network, and how many channels tie."""
 
     flips: Tensor
@@ -84,11 +84,11 @@ class _Chosen:
     ties: int
 
     @staticmethod
-    def of(moves: Moves, found: Symmetries, log_scales: Tensor | None = None) -> "_Chosen":
+    def of(moves: Moves, found: Symmetries, log_scales: Tensor | None = None) -> "_Member":
         """Those of a network that is rescaled, or as it is."""
         weights = real(forms(found, log_scales))
         flips = moves.canonical_signs(weights)
-        return _Chosen(flips, *sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights))
+        return _Member(flips, *sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights))
 
 
 def _rounded(found: Symmetries, log_scales: Tensor) -> Tensor:
@@ -124,6 +124,9 @@ def canonical_(
             evaluation mode only; as in `symmetries`.
         opaque: names or submodules that are not looked into, as in `symmetries`.
 
+    Returns:
+        What was done to the network.
+
     Raises:
         EquivalenceError: if weights are NaN or inf, or the balance was not reached; nothing is written then.
         RescaleError: if tensors cannot be rescaled in place.
@@ -150,23 +153,23 @@ def canonical_(
             raise EquivalenceError(f"{name} of {describe(model)} holds NaN or inf: it has no canonical form.")
     log_scales, _ = settled(found, balanced(found, describe(model)))
     moves = Moves.of(graphs)
-    chosen = None
+    member = None
     if power_of_two and moves.mixes(found):  # rounded as channels will lie, which is the same in all copies
-        chosen = _Chosen.of(moves, found, log_scales)
-        there = _rounded(found, moves.carried(found, log_scales, chosen.order))
-        log_scales = moves.carried_back(found, there, chosen.order)
+        member = _Member.of(moves, found, log_scales)
+        there = _rounded(found, moves.carried(found, log_scales, member.order))
+        log_scales = moves.carried_back(found, there, member.order)
     elif power_of_two:
         log_scales = _rounded(found, log_scales)
     if found.num_free:
         found.rescale_(log_scales)
-    chosen = chosen or _Chosen.of(moves, found)
+    member = member or _Member.of(moves, found)
     try:
-        moves.apply_(found.model, chosen.flips, chosen.order)
+        moves.apply_(found.model, member.flips, member.order)
     except BaseException:
         if found.num_free:
             found.rescale_(-log_scales)
         raise
-    return Canonical(log_scales, chosen.flips, moves.named(chosen.order), chosen.ties)
+    return Canonical(log_scales, member.flips, moves.named(member.order), member.ties)
 
 
 def canonical(
@@ -187,7 +190,10 @@ def canonical(
         power_of_two: round scales to powers of two, as in `canonical_`.
         batch_norm: "affine", or "evaluation" for scales of the weights in front of batch normalization too, which hold in
             evaluation mode only; as in `symmetries`.
-        opaque: names of submodules that are not looked into, as in `symmetries`.
+        opaque: names or submodules that are not looked into, as in `symmetries`.
+
+    Returns:
+        The copy.
 
     Raises:
         EquinormError: if the model cannot be copied, or has no canonical form.
@@ -199,6 +205,7 @@ def canonical(
     True
     """
     check_model(model)
+    hidden = list(chosen(unwrapped(model), opaque, ExportError, "opaque"))  # of the copy, by name
     copied = duplicate(model, "to bring the copy to its canonical form")
-    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=opaque)
+    canonical_(copied, args, kwargs, power_of_two=power_of_two, batch_norm=batch_norm, opaque=hidden)
     return copied

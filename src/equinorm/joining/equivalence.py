@@ -187,6 +187,9 @@ def equivalence(
             evaluation mode only; as in `symmetries`.
         opaque: names of submodules that are not looked into, as in `symmetries`.
 
+    Returns:
+        The verdict, what joins the two, and what differs.
+
     Raises:
         EquivalenceError: if the two have different parameters or graphs, or hold no numbers (meta), NaN or inf in channels that
             scale, or if a canonical form was not reached.

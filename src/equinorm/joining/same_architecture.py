@@ -39,8 +39,8 @@ def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
     if apart:
         rows = [f"{name}: {shapes[0].get(name, 'absent')} and {shapes[1].get(name, 'absent')}" for name in apart]
         raise EquivalenceError(
-            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: {and_more(rows, 8, '; ')}. "
-            "Rescalings join networks of one architecture only."
+            f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: "
+            f"{and_more(rows, 8, between='; ')}. Rescalings join networks of one architecture only."
         )
 
 

@@ -17,7 +17,7 @@ from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.sign_choice import positive_signs
 from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
-from equinorm.rescaling.checks import check_in_place, check_unchanged
+from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains, unwrapped_optimizers
@@ -127,13 +127,12 @@ class Signs:
             sign = flip.of(signs)
             if bool((sign == 1).all()):
                 continue
-            tied = {id(tensors[name]): tensors[name] for name in flip.names if name in tensors}
-            check_unchanged(flip.names, flip.shape, list(tied.values()))
-            for tensor in tied.values():
+            tied = unchanged(flip.names, flip.shape, tensors)
+            for tensor in tied:
                 moving[id(tensor)] = flip.names[0], sign, flip.offset
                 if tensor.grad is not None:
                     yield f"gradient of {flip.names[0]}", tensor.grad, sign, 0.0
-            yield flip.names[0], next(iter(tied.values())), sign, flip.offset
+            yield flip.names[0], tied[0], sign, flip.offset
         if optimizer is None:
             return
         check_trains(optimizer, self.model)

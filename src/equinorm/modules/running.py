@@ -115,12 +115,11 @@ def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict
 
     Keys and values that later calls reuse scale as those of one call do. Adapters of peft hand keywords on to the model inside.
     """
-    names = [*inspect.signature(model.forward).parameters]
     base: Any = getattr(model, "get_base_model", None)
     inner = base() if base is not None and _is_of(model, "peft") else model
     if not _is_of(inner, "transformers") or "use_cache" not in inspect.signature(inner.forward).parameters:
         return kwargs
-    given = {*kwargs, *names[: len(args)]}
+    given = {*kwargs, *[*inspect.signature(model.forward).parameters][: len(args)]}
     return kwargs if given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
 
 

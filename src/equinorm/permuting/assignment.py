@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from equinorm._display import needed
 from equinorm._errors import PermutationError
 from equinorm.permuting.arrangement import Arrangement, Sides
 from equinorm.permuting.atoms import Atom
@@ -26,13 +27,7 @@ def solver() -> Any:
     Raises:
         PermutationError: if scipy is not installed.
     """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ModuleNotFoundError as error:
-        raise PermutationError(
-            "linear assignments need scipy, which is not installed: pip install 'equinorm[align]'."
-        ) from error
-    return linear_sum_assignment
+    return needed("scipy.optimize", "linear assignments need", "align", PermutationError).linear_sum_assignment
 
 
 def fixed_point(

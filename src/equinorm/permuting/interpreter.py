@@ -28,7 +28,7 @@ from equinorm.permuting.equal_by_nature import WHY, made_from
 from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
-from equinorm.permuting.laws.registry import Law
+from equinorm.permuting.laws.registry import WHICH, Law
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.selected_rows import follow
 from equinorm.permuting.sizes import Sizes
@@ -202,7 +202,7 @@ class Interpreter:
         indices = flat([call.get(name) for name in ON_NAMES.get(found, ())])
         for value in tensors:
             if isinstance(value, Laid) and value.names is not None and not any(value is index for index in indices):
-                self.book.pin_axis(value.names, "tells which entry it was")
+                self.book.pin_axis(value.names, WHICH)
         return found(self.book, call)
 
     def _constants(self, output: Any) -> Any:

@@ -36,7 +36,6 @@ def fingerprints(
     parts: Sequence[Piece],
     places: Mapping[Atom, tuple[Atom, ...]],
     shapes: Shapes,
-    seed: int = 0,
 ) -> dict[Atom, Tensor]:
     """Fingerprints of every channel, of shape (*places around it, channels, features).
 
@@ -45,12 +44,11 @@ def fingerprints(
         parts: their pieces.
         places: for each free atom, those at each place of which its order may be another one.
         shapes: of each.
-        seed: of the random numbers; the same for networks to be matched.
     """
     values = [_with_squares(tensor.double().contiguous()) for tensor in tensors]
     colours = {atom: torch.ones(*shape, FEATURES, dtype=torch.float64) for atom, shape in shapes.items()}
     for number in range(ROUNDS):
-        generator = torch.Generator().manual_seed(seed + number)
+        generator = torch.Generator().manual_seed(number)  # the same for networks to be matched
         sums = {atom: torch.zeros(*shape, FEATURES, dtype=torch.float64) for atom, shape in shapes.items()}
         for piece in parts:
             tables = [torch.randn(atom.size, FEATURES, generator=generator, dtype=torch.float64) for atom in piece.atoms]

@@ -20,7 +20,7 @@ from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.points import Points
 from equinorm.permuting.reading import families, pins, places
 from equinorm.permuting.writing import Reordering, permute_all_
-from equinorm.rescaling.checks import check_in_place, check_unchanged
+from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
 
@@ -133,10 +133,9 @@ class Permutations:
             indices = places(axes, orders)
             if all(index is None for index in indices):
                 continue
-            tied = {id(tensors[name]): tensors[name] for name in source.names if name in tensors}
-            check_unchanged(source.names, source.shape, list(tied.values()), PermutationError)
-            moves.append(Reordering(source.names[0], next(iter(tied.values())), indices))
-            for tensor in tied.values():
+            tied = unchanged(source.names, source.shape, tensors, PermutationError)
+            moves.append(Reordering(source.names[0], tied[0], indices))
+            for tensor in tied:
                 moving[id(tensor)] = source.names[0], indices
                 if tensor.grad is not None:
                     moves.append(Reordering(f"gradient of {source.names[0]}", tensor.grad, indices))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from equinorm._arguments import positional
 from equinorm._deviation import LIMITS, coarsest, difference
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm.modules.exported import takes_one_size
@@ -16,6 +17,9 @@ from equinorm.modules.running import by_default, undisturbed, without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
+
+DRAWN = 32
+"""Samples that are drawn at random where there are no data."""
 
 ALIKE = 1e-3
 """Relative difference of outputs up to which rows are treated each by itself."""
@@ -65,15 +69,11 @@ def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs:
         raise EqualizeError(f"calibration must be several batches, each a tuple of inputs, not {what}. For one: [(x,)].")
     found: list[Batch] = []
     for number, given in enumerate(calibration):
-        batch = (
-            ((), {**named, **given})
-            if isinstance(given, Mapping)
-            else ((given,) if isinstance(given, Tensor) else given, named)
-        )
-        if not isinstance(batch[0], (tuple, list)):
-            raise EqualizeError(f"calibration batch {number} must be a tuple of inputs, not {type(given).__name__}.")
-        batch = (tuple(batch[0]), batch[1])
-        _check_like(batch, (args, named) if not isinstance(given, Mapping) else ((), {**named}), number, describe(model))
+        if isinstance(given, Mapping):
+            batch, like = ((), {**named, **given}), ((), named)
+        else:
+            batch, like = (positional(given, EqualizeError, f"calibration batch {number}"), named), (args, named)
+        _check_like(batch, like, number, describe(model))
         tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
         if tensors and not any(value.numel() for value in tensors):
             raise EqualizeError(f"calibration batch {number} has no rows: leave it out.")
@@ -148,7 +148,7 @@ def may_be_cut(model: nn.Module, batches: Sequence[Batch]) -> bool:
     return all(one.shape == other.shape and difference(one, other) <= limit for one, other in zip(joined, whole, strict=True))
 
 
-def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int = 32) -> list[Batch]:
+def random_batches(args: tuple, kwargs: Mapping[str, Any] | None) -> list[Batch]:
     """Normal numbers of the mean and standard deviation of the example inputs; those that are no floats stay."""
     generator = torch.Generator().manual_seed(0)
 
@@ -160,4 +160,4 @@ def random_batches(args: tuple, kwargs: Mapping[str, Any] | None, samples: int =
         return (noise.to(value.device, value.dtype) * spread + value.mean()).to(value.dtype)
 
     batch = (tuple(args), dict(kwargs or {}))
-    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(samples / rows(batch)))]
+    return [pytree.tree_map(drawn, batch) for _ in range(math.ceil(DRAWN / rows(batch)))]

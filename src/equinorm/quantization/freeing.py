@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from equinorm._display import first_few
+from equinorm._display import and_more
 from equinorm._errors import EqualizeError
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
@@ -93,10 +93,10 @@ def chosen_names(places: Mapping[str, Kept], which: Sequence[str]) -> tuple[dict
     if places and (idle := [pattern for pattern in which if pattern != "*" and not fnmatch.filter(places, pattern)]):
         raise EqualizeError(
             f"free={idle[0]!r} is the name of no bounded activation. These are "
-            f"{first_few(places, 8, 'activations')}; '*' stands for any letters."
+            f"{and_more(places, 8, 'activations')}; '*' stands for any letters."
         )
     found = {name: place for name, place in places.items() if any(fnmatch.fnmatchcase(name, one) for one in which)}
-    return found, dict.fromkeys(places.keys() - found.keys(), "it was not named by free=")
+    return found, dict.fromkeys(places.keys() - found.keys(), "it is not among those that were named")
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str, nn.Hardtanh]]:

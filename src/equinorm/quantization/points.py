@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from equinorm._display import first_few
+from equinorm._display import and_more
 from equinorm._errors import EqualizeError, describe, does_not_run
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries, symmetries
@@ -108,7 +108,7 @@ def find_points(
     if idle := scheme.idle_patterns(owners.values()):
         raise EqualizeError(
             f"the scheme's pattern {idle[0]!r} matches no layer that {describe(model)} would round. These are "
-            f"{first_few(dict.fromkeys(owners.values()), 8, 'layers')}; '*' stands for any letters."
+            f"{and_more(dict.fromkeys(owners.values()), 8, 'layers')}; '*' stands for any letters."
         )
     schemes = {name: rounded for name, owner in owners.items() if (rounded := scheme.within(owner)) is not None}
     if not schemes:

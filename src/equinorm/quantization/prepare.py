@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._deviation import LIMITS, coarsest, deviation
-from equinorm._display import as_html, by_reason, count, first_few, shortened
+from equinorm._display import and_more, as_html, by_reason, count, shortened
 from equinorm._errors import EqualizeError, EquinormError, ExportError, check_module, describe
 from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
@@ -43,7 +43,7 @@ class Preparation:
             ([f"{name} folded into {into}" for name, into in self.folded.items()], "in folded"),
             ([f"{name} set free: {count(number, 'bound')}" for name, number in self.freed.items()], "in freed"),
             (
-                [f"{first_few(names, 4, 'modules')} left: {why}" for why, names in by_reason(self.left)],
+                [f"{and_more(names, 4, 'modules')} left: {why}" for why, names in by_reason(self.left)],
                 "reasons in left",
             ),
         )
@@ -160,8 +160,8 @@ def _check_reads(model: nn.Module, prepared: nn.Module, args: tuple | Tensor, kw
         if isinstance(why, AttributeError) and isinstance(why.obj, (nn.Identity, nn.ReLU, Clamp)):
             raise EqualizeError(
                 f"{describe(model)} reads the attribute {why.name!r} of a batch normalization or bounded activation, which is "
-                "another module in the copy. Give equinorm.quantization.prepare fold=False or free=False, and equalize_ its "
-                "copy."
+                "another module in the copy. Give fold=False or free=False to equinorm.quantization.prepare, and its copy to "
+                "equalize_."
             ) from error
 
 
@@ -171,6 +171,6 @@ def _check_deviation(found: Preparation, limit: float) -> None:
         raise EqualizeError(
             f"the prepared copy of {found.model} deviates by {found.deviation:.1e}, more than {limit:.0e}: {len(found.folded)} "
             f"batch normalizations were folded and {len(found.freed)} activations set free. Take double precision, or give "
-            "equinorm.quantization.prepare fold=False, free=False or a larger limit, and equalize_ its copy; inplace=False for "
-            "activations whose input is read again."
+            "fold=False, free=False or a larger limit to equinorm.quantization.prepare, and its copy to equalize_; "
+            "inplace=False for activations whose input is read again."
         )

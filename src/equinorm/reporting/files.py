@@ -7,6 +7,9 @@ from pathlib import Path
 
 from equinorm._errors import EquinormError
 
+REPORTS = (".html", ".png")
+"""Suffixes of reports: a page, or a picture."""
+
 
 class OutputError(EquinormError):
     """A file cannot be written as asked; nothing was written."""
@@ -98,6 +101,6 @@ def write_report(path: str | os.PathLike[str], draw: Callable[[Path], bytes]) ->
         OutputError: if the path is none of these, or cannot be written.
     """
     target = Path(path)
-    check_target(target, (".html", ".png"), force=True)
+    check_target(target, REPORTS, force=True)
     content = draw(target)
     write_atomically([(target, lambda file: file.write_bytes(content))], force=True)

@@ -24,6 +24,9 @@ from equinorm.reporting.words import energy_name, number
 _PIXELS = 192
 """Larger matrices are pictured by the rms of blocks."""
 
+_RUN = 5
+"""So many weights are pictured at most."""
+
 BARS = 28
 """More tensors than this are drawn as lines over their position."""
 
@@ -86,17 +89,15 @@ def mathematics(record: Balanced) -> str:
     return factor + power
 
 
-def pictured(
-    scalings: Sequence[Scaling], before: Mapping[str, Tensor], after: Callable[[Scaling], Tensor], most: int = 5
-) -> list[Weights]:
-    """Consecutive weights before and after: all, or the run of `most` of them that changed most."""
+def pictured(scalings: Sequence[Scaling], before: Mapping[str, Tensor], after: Callable[[Scaling], Tensor]) -> list[Weights]:
+    """Consecutive weights before and after: all, or the run of `_RUN` of them that changed most."""
     chosen = [s for s in scalings if s.kind == "parameter" and s.role == "weight" and len(s.shape) > 1]
     chosen.sort(key=lambda scaling: scaling.depth)
     found = [Weights(s.name, _matrix(before[s.name]), _matrix(after(s))) for s in chosen]
-    if len(found) > most:
+    if len(found) > _RUN:
         change = [float(((w.after + 1e-300).log() - (w.before + 1e-300).log()).abs().mean()) for w in found]
-        start = max(range(len(found) - most + 1), key=lambda i: (sum(change[i : i + most]), -i))
-        found = found[start : start + most]
+        start = max(range(len(found) - _RUN + 1), key=lambda i: (sum(change[i : i + _RUN]), -i))
+        found = found[start : start + _RUN]
     return found
 
 

@@ -1,6 +1,6 @@
 """Tables and lists of facts in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -19,11 +19,12 @@ def table(title: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequen
     return made
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> Table:
-    """Names and values, aligned."""
+def facts(pairs: Iterable[tuple[str, str | None]], notes: Iterable[str] = ()) -> Table:
+    """Names and values, aligned; what has no value is left out. Notes follow."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in pairs:
-        grid.add_row(name, Text(value))
+    for name, value in (*pairs, *(("note", note) for note in notes)):
+        if value:
+            grid.add_row(name, Text(value))
     return grid

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from equinorm._class_ids import joint_log_scales
-from equinorm._display import and_more
+from equinorm._display import and_more, count
 from equinorm._errors import RescaleError, dtype_name
 from equinorm._scaling import Cast, Scaling
 from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
@@ -81,8 +81,8 @@ def described(found: Sequence[Cast]) -> list[str]:
     lines = []
     for dtype in dict.fromkeys(cast.dtype for cast in found):
         here = [cast for cast in found if cast.dtype == dtype]
-        count = len(torch.unique(torch.cat([cast.free() for cast in here])))
+        number = len(torch.unique(torch.cat([cast.free() for cast in here])))
         reasons = [str(reason) for reason in dict.fromkeys(cast.reason for cast in here)]
-        classes = "1 class passes" if count == 1 else f"{count} classes pass"
+        classes = count(number, "class passes", "classes pass")
         lines.append(f"  {classes} a cast to {dtype_name(dtype)}: {and_more(reasons, 1)}")
     return ["powers of two only:", *lines] if lines else []

@@ -1,6 +1,6 @@
 """What is refused before anything is written in place: models that have changed, tensors without entries of their own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,22 +9,27 @@ from equinorm._errors import EquinormError, RescaleError
 from equinorm._memory import storage_of
 
 
-def check_unchanged(
-    names: Sequence[str], shape: tuple[int, ...], tied: Sequence[Tensor], error: type[EquinormError] = RescaleError
-) -> None:
-    """Refuse a model whose tensors are no longer those that were analysed.
+def unchanged(
+    names: Sequence[str],
+    shape: tuple[int, ...],
+    tensors: Mapping[str, Tensor],
+    error: type[EquinormError] = RescaleError,
+) -> list[Tensor]:
+    """The tensors of these names, each once; refuses a model in which they are no longer those that were analysed.
 
     Args:
         names: of one tensor, several if tied.
         shape: that it had.
-        tied: the tensors of these names now.
+        tensors: of the model now, by name.
         error: to raise.
     """
+    tied = list({id(tensors[name]): tensors[name] for name in names if name in tensors}.values())
     if not tied or any(tensor.shape != shape for tensor in tied):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tied) or "gone"
         raise error(f"{names[0]} had shape {shape} when the model was analysed, now {shapes}. Analyse it again.")
     if len(tied) > 1 and len({storage_of(tensor) for tensor in tied}) > 1:
         raise error(f"{', '.join(names)} shared memory when the model was analysed and no longer do. Analyse the model again.")
+    return tied
 
 
 def check_in_place(what: str, tensor: Tensor, verb: str, error: type[EquinormError] = RescaleError) -> None:

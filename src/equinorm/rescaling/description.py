@@ -38,7 +38,7 @@ def markup(orbit: Orbit) -> str:
     facts: list[tuple[str, object]] = [
         ("free scale classes", f"{orbit.num_free:,} in {count(len(orbit.families), 'family', 'families')}"),
         ("parameters that move", percent(orbit.coverage, 1.0)),
-        ("pinned", count(sum(pin.channels for pin in orbit.pins), "channel", "channels")),
+        ("pinned", count(sum(pin.channels for pin in orbit.pins), "channel")),
     ]
     if orbit.casts:
         facts.append(("powers of two only", "; ".join(line.strip() for line in described(orbit.casts)[1:])))

@@ -12,7 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import HALVES
 from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
-from equinorm.rescaling.checks import check_in_place, check_unchanged
+from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.factors import FactorTable, factors_of
 from equinorm.rescaling.flat_state import renew_
 from equinorm.rescaling.optimizer_state import Moving, scaled_state, unaveraged
@@ -73,17 +73,15 @@ def _writes(
     for scaling, factors in zip(table.scalings, table.factors(z), strict=True):
         if not factors:
             continue
-        named = [tensors[name] for name in scaling.names if name in tensors]
-        check_unchanged(scaling.names, scaling.shape, named)
+        tied = unchanged(scaling.names, scaling.shape, tensors)
         own = Moving(scaling.name, scaling.offset, [factor.log for factor in factors])
-        for tensor in {id(tensor): tensor for tensor in named}.values():
-            # one memory, but gradients and optimizer state of their own
+        for tensor in tied:  # one memory, but gradients and optimizer state of their own
             moving[id(tensor)] = own
             if tensor.grad is not None:
                 _check_linear(scaling.name, tensor, nonlinear)
                 found.append(_write(f"gradient of {scaling.name}", tensor.grad, [-log for log in own.logs]))
-        part, logs = part_of(scaling.name, named[0], own.logs)
-        known, unmade = (factors, ()) if part is named[0] else ((), logs)
+        part, logs = part_of(scaling.name, tied[0], own.logs)
+        known, unmade = (factors, ()) if part is tied[0] else ((), logs)
         found.append((Write(scaling.name, part, known, True, scaling.offset, scaling.is_squared), unmade))
     for state in () if optimizer is None else scaled_state(optimizer, moving):
         own = moving[id(state.parameter)].logs
@@ -103,7 +101,7 @@ def _write(what: str, tensor: Tensor, logs: Sequence[Tensor], offset: float = 0.
 
 def _check_linear(name: str, tensor: Tensor, nonlinear: Sequence[str]) -> None:
     """Refuse a gradient that may not be the one of the rescaled network, once rescaled itself."""
-    own = tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None)
+    own = tensor._backward_hooks or tensor._post_accumulate_grad_hooks
     reasons = [*([f"a hook of {name}"] if own else []), *nonlinear]
     if reasons and tensor.grad is not None and bool((local(tensor.grad) != 0).any()):
         raise RescaleError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from equinorm._display import count, first_few, storing
+from equinorm._display import and_more, count, storing
 from equinorm._errors import RescaleError, describe
 from equinorm._memory import place_of
 from equinorm._scaling import Cast, Scaling
@@ -138,7 +138,7 @@ class Plan:
         unknown = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in known]
         for names, text in ((missing, "lacks"), (unknown, "has, and the plan does not know,")):
             if names:
-                raise RescaleError(f"the plan does not fit: {what} {text} {len(names)} tensors: {first_few(names)}.")
+                raise RescaleError(f"the plan does not fit: {what} {text} {count(len(names), 'tensor')}: {and_more(names)}.")
         for name, scaling in known.items():
             if tuple(tensors[name].shape) != scaling.shape:
                 shapes = f"{tuple(tensors[name].shape)} in {what} and {scaling.shape} in the plan"

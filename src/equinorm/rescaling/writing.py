@@ -22,6 +22,9 @@ from equinorm.rescaling.tensor_write import Write, scaled, shifted
 KEPT = 1 << 26
 """Bytes of originals that are kept while tensors are written; what is beyond is put back by the inverse scales."""
 
+ALIGNED = 16
+"""Bytes of which the address of a copy is a multiple."""
+
 NEIGHBOURS = 32
 """Most that share a scale where one for each of them is faster."""
 
@@ -143,10 +146,6 @@ class _Originals:
                 copies = torch.cat(flats)
             for piece, original in zip(pieces, copies.split(sizes), strict=True):
                 piece.original = original
-
-
-ALIGNED = 16
-"""Bytes of which the address of a copy is a multiple."""
 
 
 def _room(tensor: Tensor) -> int:

@@ -102,9 +102,9 @@ def processes_of(tensors: Mapping[str, Tensor]) -> Processes | None:
 
 
 @contextlib.contextmanager
-def agreeing(processes: Processes | None, error: type[EquinormError] = RescaleError) -> Iterator[None]:
+def agreeing(processes: Processes | None) -> Iterator[None]:
     """`Processes.agreeing`, where there are several."""
-    with contextlib.nullcontext() if processes is None else processes.agreeing(error):
+    with contextlib.nullcontext() if processes is None else processes.agreeing():
         yield
 
 

@@ -155,7 +155,8 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
                 "Use power_of_two=True, or keep the weights in float32 (autocast does)."
             )
         if bound.scaling.offset:
-            raise RescaleError(f"cannot rescale {name} exactly: the network uses 1 + {name}, and it is {tensor.dtype}.")
+            used = f"{bound.scaling.offset:g} + {name}"
+            raise RescaleError(f"cannot rescale {name} exactly: the network uses {used}, and it is {tensor.dtype}.")
 
 
 def _in_module(module: nn.Module, bounds: Sequence[Bound]) -> list[Bound]:

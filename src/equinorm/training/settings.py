@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from equinorm._arguments import check_count
 from equinorm._errors import BalanceError, RescaleError
 from equinorm.balancing.norm import Norm
 from equinorm.balancing.options import check_options
@@ -28,9 +29,7 @@ class Settings:
     def __post_init__(self) -> None:
         check_options(self.p, self.c, self.cycles, 0.0, self.method)
         for name in ("cycles", "every"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BalanceError(f"{name} must be an integer of at least 1, not {value!r}.")
+            check_count(getattr(self, name), name, BalanceError)
         if Norm(self.p).is_max and self.method == "two-level":
             raise BalanceError("method='two-level' follows the minimum of a finite p; use method='cyclic' for p = inf.")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from equinorm._display import count
 from equinorm._errors import ExportError, dtype_name
 from equinorm._memory import storage_of
 from equinorm.discovery.graph.snapshot import Snapshot
@@ -191,8 +192,8 @@ class Recorder:
             )
         if foreign := watching.written - watching.made - known:
             raise ExportError(
-                f"opaque: module {self._name!r} writes into {len(foreign)} tensors that are neither its inputs nor parameters "
-                "or buffers of the model. Make them buffers (register_buffer), or name a larger module."
+                f"opaque: module {self._name!r} writes into {count(len(foreign), 'tensor')} that the model neither gives to it "
+                "nor holds as a parameter or buffer. Make a buffer of each (register_buffer), or name a larger module."
             )
 
     def _result(self, leaf: Any, memories: _Memories, watching: Watching) -> Any:

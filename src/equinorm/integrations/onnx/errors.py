@@ -1,8 +1,8 @@
 """What is refused, and packages that may be missing."""
 
-import importlib
 from typing import Any
 
+from equinorm._display import needed
 from equinorm._errors import EquinormError
 
 
@@ -16,8 +16,4 @@ def library(name: str) -> Any:
     Raises:
         OnnxError: saying what to install.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        raise OnnxError(f"ONNX files need {missing}, which is not installed. Run pip install 'equinorm[onnx]'.") from error
+    return needed(name, "ONNX files need", "onnx", OnnxError)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equinorm._display import count
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.numbers import to_array, to_tensor
 from equinorm.integrations.onnx.operators.elementwise import DTYPES
@@ -30,7 +31,7 @@ def examples(graph: Any, names: Sequence[str], given: Given, path: Path) -> tupl
     """
     if given is not None and not isinstance(given, Mapping):
         if len(given) > len(names):
-            raise OnnxError(f"{path} takes {len(names)} inputs ({', '.join(names)}), not {len(given)}.")
+            raise OnnxError(f"{path} takes {count(len(names), 'input')} ({', '.join(names)}), not {len(given)}.")
         given = dict(zip(names, given, strict=False))
     chosen = dict(given or {})
     if unknown := sorted(chosen.keys() - set(names)):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from equinorm._display import count
 from equinorm._errors import first_line
 from equinorm.integrations.onnx.errors import OnnxError, library
 from equinorm.integrations.onnx.external import outside
@@ -141,8 +142,8 @@ def _check_operators(model: Any, opsets: Mapping[str, int], path: Path) -> None:
     quantized = [node.op_type for node in every if node.op_type in QUANTIZED]
     if quantized:
         raise OnnxError(
-            f"{path} is quantized already ({len(quantized)} nodes such as {quantized[0]}): rescaling integers loses bits. "
-            "Name the file in floating point that it was made from."
+            f"{path} is quantized already ({count(len(quantized), 'node')} such as {quantized[0]}): rescaling integers loses "
+            "bits. Name the file in floating point that it was made from."
         )
     graphs = [model.graph, *(body for node in every for _, body in bodies(node))]
     sparse = [proto.values.name for graph in graphs for proto in graph.sparse_initializer]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from equinorm._display import count
 from equinorm.integrations.onnx.errors import OnnxError
 from equinorm.integrations.onnx.files import ONNX_DOMAINS, Stored, bodies, inside, tensors
 from equinorm.integrations.onnx.names import free, legal, place
@@ -180,7 +181,9 @@ class OnnxModule(nn.Module):
     def forward(self, *args: Tensor) -> Any:
         """The outputs of the graph: one tensor, or a tuple."""
         if len(args) != len(self.inputs):
-            raise OnnxError(f"{self.path} takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), not {len(args)}.")
+            raise OnnxError(
+                f"{self.path} takes {count(len(self.inputs), 'input')} ({', '.join(self.inputs)}), not {len(args)}."
+            )
         floating = self.floating()
         assert isinstance(self.nodes, Body)
         found = self.nodes.run({**self.fixed, **dict(zip(self.inputs, args, strict=True))}, floating)

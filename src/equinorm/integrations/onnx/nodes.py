@@ -18,6 +18,11 @@ from equinorm.integrations.onnx.operators.registry import NEWEST
 
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Less", "Greater", "PRelu")
+
+OLDEST = {**dict.fromkeys(_BROADCAST, 7), "Cast": 6}
+"""Versions from which definitions are those of the table: before them operands were broadcast, and dtypes named, otherwise."""
+
 _SMALL = 1 << 12
 """Bytes of inputs up to which results are remembered."""
 
@@ -148,11 +153,7 @@ def _found(call: NodeCall, node: Any) -> tuple[Operator | None, str]:
         since = defs.get_schema(node.op_type, call.opset, "").since_version
     except Exception:
         return None, f"unknown in version {call.opset}"
-    if since > NEWEST:
-        return None, f"its definition is of version {since}"
-    if (
-        since < 7 and node.op_type in ("Add", "Sub", "Mul", "Div", "Pow", "And", "Or", "Equal", "Less", "Greater", "PRelu")
-    ) or (since < 6 and node.op_type == "Cast"):
+    if not OLDEST.get(node.op_type, 1) <= since <= NEWEST:
         return None, f"its definition is of version {since}"
     if strange := sorted(set(call.attributes) - operator.attributes):
         return None, f"attribute {strange[0]}"

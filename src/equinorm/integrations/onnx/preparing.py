@@ -74,17 +74,18 @@ def planned(
     chosen, kept = chosen_names(named, [one if fnmatch.filter(named, one) else one.removeprefix(NODES) for one in free])
     plan.left |= kept
     bounded = list(chosen.values())
-    if bounded and file.opsets.get("", 1) < BROADCASTING:
-        plan.left |= dict.fromkeys((clip.name for clip in bounded), "bounds by channel need version 8 of ONNX's operators")
-        return plan
     if not bounded:
+        return plan
+    if file.opsets.get("", 1) < BROADCASTING:
+        why = f"bounds by channel need version {BROADCASTING} of ONNX's operators"
+        plan.left |= dict.fromkeys((clip.name for clip in bounded), why)
         return plan
     as_relus_(file, {clip.output for clip in bounded})
     module = read(file)
     found = symmetries(module, tuple(args), batch_norm="evaluation").values
     names = {output: name for name, _, outputs in module.nodes.order for output in outputs}  # type: ignore[union-attr]
     for clip in bounded:
-        calls: list[Any] = [v for v in found if v.module == f"nodes.{names[clip.output]}" and v.operator == "aten.relu"]
+        calls: list[Any] = [v for v in found if v.module == f"{NODES}{names[clip.output]}" and v.operator == "aten.relu"]
         shape = varying(calls[0]) if len(calls) == 1 else None
         if shape is None:
             plan.left[clip.name] = "nothing that it bounds can scale"

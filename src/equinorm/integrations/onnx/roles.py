@@ -28,7 +28,7 @@ class Roles:
 class _Scope:
     """Names of one graph: of stored tensors by key, and of static values by the node that makes them."""
 
-    stored: dict[str, str]
+    stored: dict[str, str] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     static: set[str] = field(default_factory=set)
 
@@ -43,9 +43,7 @@ class _Reader:
 
     def graph(self, graph: Any, prefix: str, outer: _Scope | None, known: Set[str] = frozenset()) -> None:
         """Gather what every node asks of the stored tensors that it reads."""
-        scope = _Scope({}, {}, set())
-        if outer is not None:
-            scope = _Scope(dict(outer.stored), dict(outer.made), set(outer.static))
+        scope = _Scope() if outer is None else _Scope({**outer.stored}, {**outer.made}, {*outer.static})
         for proto in graph.initializer:
             scope.stored[proto.name] = prefix + proto.name
         for node in graph.node:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from equinorm.permuting.atoms import cut, size_of
 from equinorm.permuting.law_book import LawBook
-from equinorm.permuting.laws.registry import Call, law
+from equinorm.permuting.laws.registry import WHICH, Call, law
 from equinorm.permuting.values import Laid, Stacked, flat
 
 
@@ -27,7 +27,7 @@ def compared(book: LawBook, call: Call) -> Laid:
             book.see((names,))
             return Laid(book.join(index, Laid(((),) * len(call.shape)))).with_axis(place, names)
     for _, names in named:
-        book.pin_axis(names, "tells which entry it was")
+        book.pin_axis(names, WHICH)
     return Laid(book.join(*map(book.whole, flat(call.arguments))))
 
 

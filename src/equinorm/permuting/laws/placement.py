@@ -7,7 +7,7 @@ import torch
 from equinorm.permuting.atoms import Axis, Sum, size_of
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along, segment
-from equinorm.permuting.laws.registry import Call, law
+from equinorm.permuting.laws.registry import APART, WHICH, Call, law
 from equinorm.permuting.values import Chosen, Laid
 
 
@@ -41,7 +41,7 @@ def one_hot(book: LawBook, call: Call) -> Laid:
     """One at the place that an index names; classes beyond those are never named."""
     names, classes = call.input.names, int(call.shape[-1])
     if names is None or classes < size_of(names):
-        book.pin(call.input, "tells which entry it was")
+        book.pin(call.input, WHICH)
         return Laid((*call.input.axes, book.fixed(classes)))
     book.see((names,))
     more = classes - size_of(names)
@@ -52,10 +52,10 @@ def one_hot(book: LawBook, call: Call) -> Laid:
 def added_at(book: LawBook, call: Call) -> Laid:
     """Entries that are added at places along one axis that an index names."""
     place = call.dim % max(len(call.shape), 1)
-    book.pin(call.index, "an index tells its entries apart")
+    book.pin(call.index, APART)
     if not len(call.shape):
         return Laid(())
-    into, added = (along(book, v, [place], call.shape, "an index tells its entries apart") for v in (call.input, call.source))
+    into, added = (along(book, v, [place], call.shape, APART) for v in (call.input, call.source))
     return Laid(book.join(*(value.with_axis(place, ()) for value in (into, added)), into))
 
 
@@ -64,7 +64,7 @@ def rows(book: LawBook, call: Call) -> Laid | Chosen:
     """Entries along one axis, in the order of an index."""
     if call.index.names is not None:
         return _chosen(book, call.input, call.dim % len(call.shape), call.index)
-    book.pin([call.index, Laid((call.input.axes[call.dim],))], "an index tells its entries apart")
+    book.pin([call.index, Laid((call.input.axes[call.dim],))], APART)
     return _rows(book, call.input, call.dim % len(call.shape), call.index, [book.fixed(call.shape[call.dim])])
 
 
@@ -75,14 +75,14 @@ def gathered(book: LawBook, call: Call) -> Laid:
     if index.names is not None:
         return _named_along(book, call, index)
     if call.get("dim") is None or len(index.axes) != len(call.input.axes):
-        book.pin(call.arguments, "an index tells its entries apart")
+        book.pin(call.arguments, APART)
         return book.all_fixed(call.shape)
     place = call.dim % len(call.shape)
     for value in (call.input, index):
         for at, axis in enumerate(value.axes):
             if at != place and value.shape[at] != call.shape[at]:
-                book.pin_axis(axis, "an index tells its entries apart")
-    moved = along(book, call.input, [place], call.shape, "an index tells its entries apart")
+                book.pin_axis(axis, APART)
+    moved = along(book, call.input, [place], call.shape, APART)
     axes = [
         axis if moved.shape[at] == size else book.fixed(size)
         for at, (axis, size) in enumerate(zip(moved.axes, call.shape, strict=True))
@@ -100,7 +100,7 @@ def _named_along(book: LawBook, call: Call, index: Laid) -> Laid:
     place = (call.dim or 0) % max(len(call.shape), 1)
     same = [at == place or call.input.shape[at] == index.shape[at] for at in range(len(index.axes))]
     if call.get("dim") is None or len(index.axes) != len(call.input.axes) or not all(same):
-        book.pin(call.arguments, "an index tells its entries apart")
+        book.pin(call.arguments, APART)
         return book.all_fixed(call.shape)
     book.named(call.input.axes[place], index)
     book.mixes(call.input.axes, [place])
@@ -117,7 +117,7 @@ def scattered(book: LawBook, call: Call) -> Laid:
         at == place or size == index.shape[at] for at, size in enumerate(call.input.shape)
     )
     if index.names is None or not fits or call.get("reduce") is not None or not len(call.shape):
-        book.pin(call.arguments, "an index tells its entries apart")
+        book.pin(call.arguments, APART)
         return book.all_fixed(call.shape)
     named = book.named(call.input.axes[place], index)
     book.join(*given)
@@ -153,9 +153,9 @@ def indexed(book: LawBook, call: Call) -> Laid | Chosen:
         book.mixes(axes, [1])
         return Laid((rows, *axes[2:]))
     for index in (indices[place] for place in named):
-        book.pin(index, "an index tells its entries apart")
+        book.pin(index, APART)
     if len(named) != 1 or len(indices) != len(call.input.shape):
-        book.pin(call.input, "an index tells its entries apart")
+        book.pin(call.input, APART)
         return book.all_fixed(call.shape)
     place = named[0]
     number = indices[place].number
@@ -164,5 +164,5 @@ def indexed(book: LawBook, call: Call) -> Laid | Chosen:
         if first >= 0 and number.tolist() == list(range(int(number[0]), int(number[0]) + len(number))):
             return segment(book, call.input, place, first, len(number))
     new = len(call.shape) - len(indices) + 1
-    book.pin_axis(call.input.axes[place], "an index tells its entries apart")
+    book.pin_axis(call.input.axes[place], APART)
     return _rows(book, call.input, place, indices[place], [*map(book.fixed, call.shape[place : place + new])])

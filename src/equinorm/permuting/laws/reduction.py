@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from equinorm.permuting.atoms import Axis
+from equinorm.permuting.atoms import Axis, pin
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws.movement import along
-from equinorm.permuting.laws.registry import Call, law
+from equinorm.permuting.laws.registry import WHICH, Call, law
 from equinorm.permuting.values import Laid
 
 
@@ -29,15 +29,12 @@ def _without(call: Call, places: list[int]) -> Laid:
 
 def _index(book: LawBook, call: Call, places: list[int], value: Laid) -> Callable[[], Laid]:
     """Places of entries along one axis go on naming them; along several they tell them apart. Only where the network asks."""
-    reason, axes = book.because("tells which entry it was"), call.input.axes
-    if len(places) == 1:
-        return lambda: book.names(value.axes, axes[places[0]])
+    reason, axes = book.because(WHICH), [call.input.axes[place] for place in places]
+    if len(axes) == 1:
+        return lambda: book.names(value.axes, axes[0])
 
     def used() -> Laid:
-        before, book.reason = book.reason, reason
-        for place in places:
-            book.pin_axis(axes[place], reason.detail)
-        book.reason = before
+        pin(axes, reason)
         return value
 
     return used

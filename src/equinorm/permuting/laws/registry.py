@@ -33,6 +33,13 @@ ON_NAMES: dict[Law, tuple[str, ...]] = {}
 """Arguments of laws that may name places along an axis; for all others that axis is pinned, or the values only move."""
 
 
+WHICH = "tells which entry it was"
+"""Why an axis is pinned whose places are named by numbers that something computes with."""
+
+APART = "an index tells its entries apart"
+"""Why an axis is pinned at whose places an index looks."""
+
+
 def law(names: str, on_stacks: bool = False, on_names: str = "", on_rows: bool = False) -> Callable[[Law], Law]:
     """Enter a law for these operators, separated by blanks; a second law for one of them is an error."""
 
