@@ -6,8 +6,11 @@ from torch import nn
 
 import equinorm
 from equinorm.quantization import Scheme
+from equinorm.quantization.fake_quantization import Rounding, Simulation
 from equinorm.quantization.outputs import Output, find_outputs
 from equinorm.quantization.points import find_points
+from equinorm.quantization.statistics import gather
+from equinorm.quantization.terms import by_name
 
 ROUNDED = Scheme(8, "tensor", outputs=True)
 
@@ -89,7 +92,7 @@ def test_what_a_clamp_reads_is_rounded_where_tools_do_not_fuse_it():
     assert outputs(net, x, ROUNDED) == ["4"]
     assert outputs(net, x, apart) == ["0", "4"]
     freed, _ = equinorm.quantization.prepare(net, (x,))
-    assert outputs(freed, x, ROUNDED) == ["4"]
+    assert outputs(freed, x, ROUNDED) == ["0", "4"]
     found = equinorm.equalize(freed, x, calibration=[x], scheme=apart)
     first, last = (one for one in found.points if isinstance(one, Output))
     assert (first.point.module, first.is_rectified, last.is_rectified) == ("0", True, False)
@@ -98,3 +101,48 @@ def test_what_a_clamp_reads_is_rounded_where_tools_do_not_fuse_it():
     assert not bool(seen.low.any())
     assert float(net[0](x).detach().max()) > 6
     assert found.noise_before == pytest.approx(found.measured_before, abs=1.5)
+
+
+def rounded(values, high):
+    """Numbers from 0 on, in 255 steps."""
+    return (values / (high / 255)).round().clamp(0, 255) * (high / 255)
+
+
+def test_of_bounds_that_differ_only_the_largest_is_fused():
+    """What the layer puts out up to the largest bound is rounded, and again what all bounds leave of it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 2)).double().eval().requires_grad_(False)
+    x = 9 * torch.randn(64, 4, dtype=torch.float64)
+    freed, _ = equinorm.quantization.prepare(net, (x,))
+    symmetries, points = find_points(freed, (x,), None, Scheme(16, "channel", outputs=True))
+    output, last = find_outputs(points, symmetries)
+    assert (output.bounds, last.bounds) == ("1.upper", None)
+    places = (points[1], output)
+    seen = gather(freed, (*points, output), [((x,), {})]).activations
+    rounding = Rounding(freed, places, seen, by_name(symmetries.scalings))
+    z = torch.randn(symmetries.num_free, dtype=torch.float64)
+    for log_scales in (z, torch.zeros_like(z)):
+        scales = output.scaling.log_scales(log_scales).exp()
+        made, bounds, weight = net[0](x).relu() * scales, 6 * scales, net[2].weight / scales
+        assert float(made.max()) > float(bounds.max())
+        read = rounded(rounded(made, bounds.max()).minimum(bounds), made.minimum(bounds).max())
+        step = weight.abs().amax(1, keepdim=True) / (2**15 - 1)
+        wanted = read @ ((weight / step).round() * step).T + net[2].bias
+        (found,) = Simulation(rounding, log_scales).outputs(((x,), {}))
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_a_clamp_of_ones_own_is_rounded_twice_wherever_its_bounds_are():
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.high = nn.Parameter(torch.full((6,), 3.0))
+
+        def forward(self, x):
+            return torch.relu(x).minimum(self.high)
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 6), Bounded(), nn.Linear(6, 2)).eval(), torch.randn(64, 4)
+    symmetries, points = find_points(net, (x,), None, ROUNDED)
+    first, last = find_outputs(points, symmetries)
+    assert (first.point.module, first.is_rectified, first.bounds, last.point.module) == ("0", True, None, "2")

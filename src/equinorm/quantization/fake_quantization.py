@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._scaling import Scaling
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.running import by_default, undisturbed
 from equinorm.quantization.batches import Batch, floats_in, rows, run_undisturbed, watched
 from equinorm.quantization.calls import ActivationSum, CallWatch, Key, LayerCall
@@ -168,17 +169,26 @@ class Simulation:
 
     def activation(self, place: Place, value: Tensor) -> Tensor:
         """What is read there, rounded."""
-        scheme = place.scheme
-        if scheme.activation_bits is None:
+        scheme, bound = place.scheme, self.bound(place) if isinstance(place, Output) and place.bounds else math.inf
+        if scheme.activation_bits is None or bound is None:
             return value
         seen, scales = self.rounding.activations[place.key], place.scaling.log_scales(self.z).exp()
-        low, high = (bound * channel_scales(place, self.z) for bound in (seen.low, seen.high))
+        low, high = (most * channel_scales(place, self.z) for most in (seen.low, seen.high))
         dtype, value = value.dtype, value.to(wide(value.dtype))
-        scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max()))
+        scales, low, high = (part.to(value.device, value.dtype) for part in (scales, low.min(), high.max().clamp(max=bound)))
         if isinstance(place, Operand) and place.axis is not None:
             scales = scales.reshape(-1, *(1,) * (-1 - place.axis))
         found = rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric)
         return found.div_(scales).to(dtype)
+
+    def bound(self, output: Output) -> float | None:
+        """The largest of the freed bounds behind an output; None if all are equal, or were and are gone."""
+        name = output.bounds or ""
+        bounds = tensors_of(self.model).get(name)
+        if bounds is None:
+            return None
+        scaled = bounds.detach().cpu().double() * self.rounding.scalings[name].log_scales(self.z).exp()
+        return None if math.isclose(scaled.min(), most := float(scaled.max()), rel_tol=1e-6) else most
 
 
 def channel_scales(place: Place, z: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Outputs: what layers put out, where a quantizer rounds that before something else than a layer reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.discovery.inner_values import InnerValue, InnerValues
 from equinorm.quantization.calls import OPERATORS, Key
+from equinorm.quantization.clamp import Clamp
 from equinorm.quantization.points import Point, axes_apart, scaling_of_channels
 from equinorm.quantization.scheme import Scheme
 
@@ -16,7 +17,8 @@ RECTIFIERS = {"aten.relu", "aten.relu_"}
 CLAMPS = {f"aten.{name}{ending}" for name in ("hardtanh", "clamp", "relu6") for ending in ("", "_")}
 """Operations that quantizers fuse with the layer in front (clamps not all of them): only what they make is rounded."""
 
-BOUNDS = CLAMPS | {"aten.minimum", "aten.maximum"}
+MINIMUM = {"aten.minimum"}
+BOUNDS = CLAMPS | MINIMUM | {"aten.maximum"}
 """What clamps are in graphs."""
 
 MOVERS = {
@@ -34,11 +36,14 @@ class Output:
         point: the call.
         scaling: of its channels, as `scaling_of_channels` tells it.
         is_rectified: does only a fused ReLU read it? Then what the ReLU leaves is rounded.
+        bounds: name of the upper bounds, one for each channel, if a `Clamp` has set them free behind this ReLU. The largest is
+            fused with the layer too; and all of them where they are equal, so that nothing is rounded twice.
     """
 
     point: Point
     scaling: Scaling
     is_rectified: bool
+    bounds: str | None = None
 
     @property
     def name(self) -> str:
@@ -77,12 +82,25 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
         if not point.scheme.outputs or point.scheme.activation_bits is None:
             continue
         value = symmetries.values[point.made]
-        if not _is_rounded_later(value, symmetries.values, point.scheme):
-            scaling = scaling_of_channels(value, point.spatial)
-            readers = symmetries.values.readers(value.name)
-            is_rectified = len(readers) == 1 and not value.is_returned and readers[0].operator in RECTIFIERS
-            found.append(Output(point, scaling, is_rectified))
+        rectified = _only_reader(value, symmetries.values, RECTIFIERS)
+        bounded = _only_reader(rectified, symmetries.values, MINIMUM) if rectified and point.scheme.fused_clamps else None
+        if bounded or not _is_rounded_later(value, symmetries.values, point.scheme):
+            bounds = _freed(bounded, symmetries.values) if bounded else None
+            found.append(Output(point, scaling_of_channels(value, point.spatial), rectified is not None, bounds))
     return tuple(found)
+
+
+def _only_reader(value: InnerValue, values: InnerValues, operators: Container[str]) -> InnerValue | None:
+    """The one operation that reads a value, if it is one of these."""
+    readers = values.readers(value.name)
+    is_one = len(readers) == 1 and not value.is_returned and readers[0].operator in operators
+    return readers[0] if is_one else None
+
+
+def _freed(bounded: InnerValue, values: InnerValues) -> str | None:
+    """Name of the bounds that a minimum takes, if they are those of a `Clamp`."""
+    tensors = (values[name].tensor for name in bounded.reads.values())
+    return next((name for name in tensors if name.rpartition(".")[2] in Clamp.scalable_buffers), None)
 
 
 def _is_rounded_later(value: InnerValue, values: InnerValues, scheme: Scheme) -> bool:

@@ -36,7 +36,8 @@ class Scheme:
         outputs: is what a layer returns rounded too, where no ReLU, layer or sum reads it (a PReLU, say, or nothing), as
             onnxruntime and XNNPACK's quantizer do?
         fused_clamps: where `outputs` are rounded, is a clamp (ReLU6, Hardtanh) one with the layer in front, as ReLU is?
-            XNNPACK's quantizer rounds what the layer returns, and what the clamp leaves of it again: then say False.
+            XNNPACK's quantizer rounds what the layer returns, and what the clamp leaves of it again: then say False. Of bounds
+            that differ by channel only the largest is fused: what it leaves is rounded, and again what the others leave.
 
     Raises:
         EqualizeError: for values out of range.

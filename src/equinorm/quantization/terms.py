@@ -9,6 +9,7 @@ from torch import Tensor
 from equinorm._scaling import Scaling
 from equinorm.quantization.noise import Map, Term, small
 from equinorm.quantization.operands import Place
+from equinorm.quantization.outputs import Output
 from equinorm.quantization.points import Point
 from equinorm.quantization.scheme import Scheme, levels
 from equinorm.quantization.statistics import ActivationStatistics, Statistics
@@ -156,6 +157,9 @@ def rounded_tensors(
 ) -> list[RoundedTensor]:
     """Every tensor that is rounded. A weight that is used again counts once.
 
+    What is rounded in front of freed bounds is not here: its range is the least of two maxima, of which no sum is made. Trials
+    measure it.
+
     Args:
         points: where a network is rounded.
         tensors: its weights, by name.
@@ -169,7 +173,7 @@ def rounded_tensors(
             known.add(point.weight)
             term = weight_term(tensors[point.weight], seen.weights[point.weight], scalings[point.weight], point)
             found.append(RoundedTensor(point.weight, "weight", term, term))
-        if point.scheme.activation_bits is not None:
+        if point.scheme.activation_bits is not None and not (isinstance(point, Output) and point.bounds):
             name = f"input of {point.name}" if isinstance(point, Point) else point.name
             both = (activation_term(seen.activations[point.key], point.scaling, point.scheme, kind) for kind in (True, False))
             found.append(RoundedTensor(name, "activation", *both))
