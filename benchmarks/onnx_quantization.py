@@ -47,7 +47,12 @@ def in_onnxruntime(path: Path, scheme: str, calibration: Tensor, test: Tensor, w
     rounded, optimized = folder / "rounded.onnx", folder / "optimized.onnx"
     kinds = {"activation_type": quantization.QuantType.QUInt8, "weight_type": quantization.QuantType.QInt8}
     quantization.quantize_static(
-        str(path), str(rounded), Reader(calibration), quantization.QuantFormat.QDQ, per_channel=scheme == "onnxruntime-channel", **kinds
+        str(path),
+        str(rounded),
+        Reader(calibration),
+        quantization.QuantFormat.QDQ,
+        per_channel=scheme == "onnxruntime-channel",
+        **kinds,
     )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
