@@ -116,7 +116,7 @@ def test_of_bounds_that_differ_only_the_largest_is_fused():
     freed, _ = equinorm.quantization.prepare(net, (x,))
     symmetries, points = find_points(freed, (x,), None, Scheme(16, "channel", outputs=True))
     output, last = find_outputs(points, symmetries)
-    assert (output.bounds, last.bounds) == ("1.upper", None)
+    assert (output.bounds, last.bounds) == (("1.upper",), ())
     places = (points[1], output)
     seen = gather(freed, (*points, output), [((x,), {})]).activations
     rounding = Rounding(freed, places, seen, by_name(symmetries.scalings))
@@ -145,4 +145,4 @@ def test_a_clamp_of_ones_own_is_rounded_twice_wherever_its_bounds_are():
     net, x = nn.Sequential(nn.Linear(4, 6), Bounded(), nn.Linear(6, 2)).eval(), torch.randn(64, 4)
     symmetries, points = find_points(net, (x,), None, ROUNDED)
     first, last = find_outputs(points, symmetries)
-    assert (first.point.module, first.is_rectified, first.bounds, last.point.module) == ("0", True, None, "2")
+    assert (first.point.module, first.is_rectified, first.bounds, last.point.module) == ("0", True, (), "2")

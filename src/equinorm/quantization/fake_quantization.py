@@ -182,13 +182,13 @@ class Simulation:
         return found.div_(scales).to(dtype)
 
     def bound(self, output: Output) -> float | None:
-        """The largest of the freed bounds behind an output; None if all are equal, or were and are gone."""
-        name = output.bounds or ""
-        bounds = tensors_of(self.model).get(name)
-        if bounds is None:
+        """What is fused of the freed bounds behind an output: an upper bound of all, or None where nothing is rounded."""
+        held = tensors_of(self.model)
+        logs = {name: self.rounding.scalings[name].log_scales(self.z) for name in output.bounds if name in held}
+        bounds = {name: held[name].detach().cpu().double() * log.exp() for name, log in logs.items()}
+        if all(torch.allclose(one, one.flatten()[0], rtol=1e-6, atol=0) for one in bounds.values()):
             return None
-        scaled = bounds.detach().cpu().double() * self.rounding.scalings[name].log_scales(self.z).exp()
-        return None if math.isclose(scaled.min(), most := float(scaled.max()), rel_tol=1e-6) else most
+        return float(bounds[output.bounds[-1]].max()) if output.is_rectified else math.inf
 
 
 def channel_scales(place: Place, z: Tensor) -> Tensor:

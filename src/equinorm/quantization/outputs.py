@@ -17,8 +17,8 @@ RECTIFIERS = {"aten.relu", "aten.relu_"}
 CLAMPS = {f"aten.{name}{ending}" for name in ("hardtanh", "clamp", "relu6") for ending in ("", "_")}
 """Operations that quantizers fuse with the layer in front (clamps not all of them): only what they make is rounded."""
 
-MINIMUM = {"aten.minimum"}
-BOUNDS = CLAMPS | MINIMUM | {"aten.maximum"}
+BY_CHANNEL = {"aten.minimum", "aten.maximum"}
+BOUNDS = CLAMPS | BY_CHANNEL
 """What clamps are in graphs."""
 
 MOVERS = {
@@ -36,14 +36,14 @@ class Output:
         point: the call.
         scaling: of its channels, as `scaling_of_channels` tells it.
         is_rectified: does only a fused ReLU read it? Then what the ReLU leaves is rounded.
-        bounds: name of the upper bounds, one for each channel, if a `Clamp` has set them free behind this ReLU. The largest is
-            fused with the layer too; and all of them where they are equal, so that nothing is rounded twice.
+        bounds: names of the bounds of a `Clamp` that reads it. Where those of all channels are equal they are fused with the
+            layer, so that nothing is rounded twice; else only a ReLU and the largest upper bound behind it are.
     """
 
     point: Point
     scaling: Scaling
     is_rectified: bool
-    bounds: str | None = None
+    bounds: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,9 +83,8 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
             continue
         value = symmetries.values[point.made]
         rectified = _only_reader(value, symmetries.values, RECTIFIERS)
-        bounded = _only_reader(rectified, symmetries.values, MINIMUM) if rectified and point.scheme.fused_clamps else None
-        if bounded or not _is_rounded_later(value, symmetries.values, point.scheme):
-            bounds = _freed(bounded, symmetries.values) if bounded else None
+        bounds = _freed(value, symmetries.values) if point.scheme.fused_clamps else ()
+        if bounds or not _is_rounded_later(value, symmetries.values, point.scheme):
             found.append(Output(point, scaling_of_channels(value, point.spatial), rectified is not None, bounds))
     return tuple(found)
 
@@ -97,10 +96,15 @@ def _only_reader(value: InnerValue, values: InnerValues, operators: Container[st
     return readers[0] if is_one else None
 
 
-def _freed(bounded: InnerValue, values: InnerValues) -> str | None:
-    """Name of the bounds that a minimum takes, if they are those of a `Clamp`."""
-    tensors = (values[name].tensor for name in bounded.reads.values())
-    return next((name for name in tensors if name.rpartition(".")[2] in Clamp.scalable_buffers), None)
+def _freed(value: InnerValue, values: InnerValues) -> tuple[str, ...]:
+    """Names of the bounds of a `Clamp` that alone reads a value."""
+    found: list[str] = []
+    reader = _only_reader(value, values, RECTIFIERS | BY_CHANNEL)
+    while reader is not None:
+        tensors = (values[name].tensor for name in reader.reads.values())
+        found += [name for name in tensors if name.rpartition(".")[2] in Clamp.scalable_buffers]
+        reader = _only_reader(reader, values, BY_CHANNEL)
+    return tuple(found)
 
 
 def _is_rounded_later(value: InnerValue, values: InnerValues, scheme: Scheme) -> bool:
@@ -108,9 +112,11 @@ def _is_rounded_later(value: InnerValue, values: InnerValues, scheme: Scheme) ->
     fused = OPERATORS | (RECTIFIERS | CLAMPS if scheme.fused_clamps else set())
     fused |= {"aten.add", "aten.add_"} if scheme.sums else set()
 
+    apart = BY_CHANNEL if scheme.fused_clamps else BOUNDS
+
     def is_rounded(reader: InnerValue) -> bool:
-        if reader.operator in RECTIFIERS and not scheme.fused_clamps:
-            return not any(bound.operator in BOUNDS for bound in values.readers(reader.name))
+        if reader.operator in RECTIFIERS:
+            return not any(bound.operator in apart for bound in values.readers(reader.name))
         return reader.operator in fused or (reader.operator in MOVERS and _is_rounded_later(reader, values, scheme))
 
     return not value.is_returned and all(map(is_rounded, values.readers(value.name)))
