@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ FLOATING = ("Min", "Max", "Sub", "Relu", "Clip")
 """Operations that onnxruntime runs in float between two roundings."""
 
 NOTES = {
-    "†": " †: with the algorithm before the newest.",
-    "‡": " ‡: with a still earlier one.",
+    "†": " †: made anew, with a newer algorithm than the other rows.",
     "<sup>": " A small number: over so many draws only. Bold: best over the draws that all have.",
 }
 """What marks mean."""
@@ -69,11 +69,11 @@ def records(network: str) -> dict[tuple[str, str], Record]:
 
 
 def mark(record: Record) -> str:
-    """What sets a record apart: fewer draws, or another algorithm than the newest."""
-    known = [*dict.fromkeys(other.get("algorithm") for other in reversed(everything()) if other["method"] == "noise")]
-    age = known.index(record.get("algorithm")) if record["method"] == "noise" else 0
+    """What sets a record apart: fewer draws, or another algorithm than most have."""
+    used = Counter(other["algorithm"] for other in everything() if other["method"] == "noise")
+    is_apart = record["method"] == "noise" and record["algorithm"] != used.most_common(1)[0][0]
     few = len(record["draws"]) < DRAWS
-    return ("", "†", "‡")[min(age, 2)] + (f"<sup>{len(record['draws'])}</sup>" if few else "")
+    return "†" * is_apart + (f"<sup>{len(record['draws'])}</sup>" if few else "")
 
 
 def mean(record: Record, kind: str, key: str = "db", draws: int = DRAWS) -> float:
