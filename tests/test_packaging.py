@@ -27,13 +27,16 @@ def packages(lines: list[str]) -> set[str]:
 
 
 def imported(path: Path) -> set[str]:
-    """Packages that a file imports, wherever in it."""
+    """Packages that a file imports, wherever in it, and by `needed` too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module).partition(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "needed":
+            name = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            found |= {str(name.value).partition(".")[0]} if isinstance(name, ast.Constant) else set()
     return found - set(sys.stdlib_module_names) - {"equinorm", "equinorm_command"}
 
 
