@@ -136,10 +136,10 @@ def test_a_clamp_of_ones_own_is_rounded_twice_wherever_its_bounds_are():
     class Bounded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.high = nn.Parameter(torch.full((6,), 3.0))
+            self.upper = nn.Parameter(torch.full((6,), 3.0))
 
         def forward(self, x):
-            return torch.relu(x).minimum(self.high)
+            return torch.relu(x).minimum(self.upper)
 
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(4, 6), Bounded(), nn.Linear(6, 2)).eval(), torch.randn(64, 4)

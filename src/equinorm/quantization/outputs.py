@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
@@ -83,7 +83,7 @@ def find_outputs(points: Sequence[Point], symmetries: Symmetries) -> tuple[Outpu
             continue
         value = symmetries.values[point.made]
         rectified = _only_reader(value, symmetries.values, RECTIFIERS)
-        bounds = _freed(value, symmetries.values) if point.scheme.fused_clamps else ()
+        bounds = _freed(value, symmetries) if point.scheme.fused_clamps else ()
         if bounds or not _is_rounded_later(value, symmetries.values, point.scheme):
             found.append(Output(point, scaling_of_channels(value, point.spatial), rectified is not None, bounds))
     return tuple(found)
@@ -96,15 +96,22 @@ def _only_reader(value: InnerValue, values: InnerValues, operators: Container[st
     return readers[0] if is_one else None
 
 
-def _freed(value: InnerValue, values: InnerValues) -> tuple[str, ...]:
+def _freed(value: InnerValue, symmetries: Symmetries) -> tuple[str, ...]:
     """Names of the bounds of a `Clamp` that alone reads a value."""
     found: list[str] = []
+    values = symmetries.values
     reader = _only_reader(value, values, RECTIFIERS | BY_CHANNEL)
     while reader is not None:
         tensors = (values[name].tensor for name in reader.reads.values())
-        found += [name for name in tensors if name.rpartition(".")[2] in Clamp.scalable_buffers]
+        found += [name for name in tensors if _is_bound(name, symmetries.model)]
         reader = _only_reader(reader, values, BY_CHANNEL)
     return tuple(found)
+
+
+def _is_bound(name: str, model: nn.Module) -> bool:
+    """Is a tensor a bound of a `Clamp`, or of what stands for one in an ONNX file: a module that holds tensors alone?"""
+    path, _, key = name.rpartition(".")
+    return key in Clamp.scalable_buffers and type(model.get_submodule(path)).forward in (Clamp.forward, nn.Module.forward)
 
 
 def _is_rounded_later(value: InnerValue, values: InnerValues, scheme: Scheme) -> bool:
