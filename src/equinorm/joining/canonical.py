@@ -21,7 +21,7 @@ from equinorm.modules.choosing import Choice, chosen, unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.permuting.matching import sorting
-from equinorm.rescaling.powers_of_two import round_to_powers_of_two, unit_of_powers_of_two
+from equinorm.rescaling.powers_of_two import round_to_unit, unit_of_powers_of_two
 
 TOLERANCE = 1e-12
 """Residual of the balance."""
@@ -93,8 +93,8 @@ class _Member:
 
 def _rounded(found: Symmetries, log_scales: Tensor) -> Tensor:
     """Powers of two, the same in all copies whose channels have one order."""
-    moving = [*found.scalings, *found.casts]
-    return round_to_powers_of_two(log_scales + _OFF_CENTER * unit_of_powers_of_two(moving), moving)
+    unit = unit_of_powers_of_two([*found.scalings, *found.casts])
+    return round_to_unit(log_scales + _OFF_CENTER * unit, unit)
 
 
 @on_cpu()
