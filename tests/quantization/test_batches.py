@@ -130,6 +130,12 @@ def test_other_inputs_than_the_models():
     refused(r"does not run on inputs \(float64\[9, 6\]\)", lambda: result.simulated(x.new_ones(9, 6)))
 
 
+def test_other_inputs_may_be_tuples_after_calibration_with_dicts():
+    net, x = perceptron()
+    named = tensor_of(net, (), kwargs={"input": x}, calibration=[{"input": x}])
+    assert named.measured([(x,)]) == named.measured([{"input": x}]) == tensor_of(net, x, calibration=[x]).measured([x])
+
+
 def test_gradients_that_are_not_finite():
     class Root(nn.Module):
         def __init__(self):

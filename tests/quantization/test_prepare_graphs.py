@@ -237,6 +237,8 @@ def test_only_bounds_that_are_named_are_set_free():
     assert found.left["act"] == "it is not among those that were named"
     with pytest.raises(equinorm.EqualizeError, match=r"free='none' is the name of no bounded activation\. These are act, "):
         prepare(graph, args, free="none")
+    with pytest.raises(equinorm.EqualizeError, match=r"free='act' is the name of no bounded activation\. There is none\."):
+        prepare(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()).double().eval(), args, free=["act"])
     with pytest.raises(equinorm.EqualizeError, match="free must be True, False or names of bounded activations, not 3"):
         prepare(graph, args, free=3)
 

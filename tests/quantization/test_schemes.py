@@ -39,6 +39,13 @@ def test_names_of_tools_stand_for_what_they_round(text, wanted):
     assert str(wanted) == text.lower()
 
 
+def test_what_the_short_form_does_not_say_is_said_too():
+    assert str(Scheme(weight_symmetric=False)) == "w8a8, weight_symmetric=False"
+    assert str(Scheme(4, 32, activation_bits=None, clip=True)) == "w4g32, clip=True"
+    assert str(Scheme(overrides={"layer1.*": "w4"}, in_float=["head"])) == "w8a8, layer1.*: w4, head in float"
+    assert str(Scheme(8, "tensor", sums=True, outputs=True, clip=True)) == "w8a8-tensor, clip=True, sums=True, outputs=True"
+
+
 @pytest.mark.parametrize(
     "text", ["onnxruntime-row", "x86-", "w٨a8", "", "8", "w8a", "w8a8-row", "a8", "w4g0", "w1a8", "w8a17", "w4g8-tensor", 8]
 )

@@ -119,8 +119,16 @@ def without_cache(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict
     inner = base() if base is not None and _is_of(model, "peft") else model
     if not _is_of(inner, "transformers") or "use_cache" not in inspect.signature(inner.forward).parameters:
         return kwargs
-    given = {*kwargs, *[*inspect.signature(model.forward).parameters][: len(args)]}
+    given = {*kwargs, *names_by_position(model, args)}
     return kwargs if given & {"use_cache", "past_key_values"} else {**kwargs, "use_cache": False}
+
+
+def names_by_position(model: nn.Module, args: tuple) -> list[str]:
+    """Names under which a model's forward takes these positional inputs; none where it does not tell."""
+    try:
+        return list(inspect.signature(model.forward).parameters)[: len(args)]
+    except (TypeError, ValueError):
+        return []
 
 
 def _is_of(model: nn.Module, library: str) -> bool:

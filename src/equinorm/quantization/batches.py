@@ -13,7 +13,7 @@ from equinorm._arguments import positional
 from equinorm._deviation import LIMITS, coarsest, difference
 from equinorm._errors import EqualizeError, describe, describe_inputs
 from equinorm.modules.exported import takes_one_size
-from equinorm.modules.running import by_default, undisturbed, without_cache
+from equinorm.modules.running import by_default, names_by_position, undisturbed, without_cache
 
 Batch = tuple[tuple, dict[str, Any]]
 """Positional and keyword inputs of one call."""
@@ -72,7 +72,9 @@ def calibration_batches(calibration: Any, model: nn.Module, args: tuple, kwargs:
         if isinstance(given, Mapping):
             batch, like = ((), {**named, **given}), ((), named)
         else:
-            batch, like = (positional(given, EqualizeError, f"calibration batch {number}"), named), (args, named)
+            inputs = positional(given, EqualizeError, f"calibration batch {number}")
+            taken = names_by_position(model, inputs)
+            batch, like = (inputs, {name: value for name, value in named.items() if name not in taken}), (args, named)
         _check_like(batch, like, number, describe(model))
         tensors = [value for value in pytree.tree_leaves(batch) if isinstance(value, Tensor)]
         if tensors and not any(value.numel() for value in tensors):

@@ -107,6 +107,7 @@ class Equalization:
     points: tuple[Place, ...] = field(repr=False)
     activations: Mapping[Key, ActivationStatistics] = field(repr=False)
     batches: tuple[Batch, ...] = field(repr=False)
+    example: Batch = field(repr=False)
     preparation: Preparation | None = field(repr=False, default=None)
 
     @on_cpu()
@@ -114,7 +115,8 @@ class Equalization:
         """Signal over quantization noise in dB, before and after, measured with rounded numbers: Σ y² / Σ (ŷ − y)².
 
         Args:
-            batches: other inputs than those of calibration, in the same form. The bounds of activations stay.
+            batches: other inputs than those of calibration, each a tuple, a tensor or a dict as there. The bounds of
+                activations stay.
 
         Returns:
             The ratio of the network as it was, and of `model`. Both are compared with the network as it was, in float.
@@ -122,7 +124,7 @@ class Equalization:
         Raises:
             EqualizeError: if the batches are no inputs of the model.
         """
-        given = self.batches if batches is None else calibration_batches(batches, self.model, *self.batches[0])
+        given = self.batches if batches is None else calibration_batches(batches, self.model, *self.example)
         reference = Reference(self.model, given, self._shifts())
         before, after = self._simulations()
         return reference.signal_to_noise(before), reference.signal_to_noise(after)

@@ -88,13 +88,11 @@ def chosen_names(places: Mapping[str, Kept], which: Sequence[str]) -> tuple[dict
     """What has a name that one of these patterns fits, and why the others were left.
 
     Raises:
-        EqualizeError: if there are names, and a pattern fits none.
+        EqualizeError: if a pattern but "*" fits no name.
     """
-    if places and (idle := [pattern for pattern in which if pattern != "*" and not fnmatch.filter(places, pattern)]):
-        raise EqualizeError(
-            f"free={idle[0]!r} is the name of no bounded activation. These are "
-            f"{and_more(places, 8, 'activations')}; '*' stands for any letters."
-        )
+    if idle := [pattern for pattern in which if pattern != "*" and not fnmatch.filter(places, pattern)]:
+        there = f"These are {and_more(places, 8, 'activations')}; '*' stands for any letters." if places else "There is none."
+        raise EqualizeError(f"free={idle[0]!r} is the name of no bounded activation. {there}")
     found = {name: place for name, place in places.items() if any(fnmatch.fnmatchcase(name, one) for one in which)}
     return found, dict.fromkeys(places.keys() - found.keys(), "it is not among those that were named")
 

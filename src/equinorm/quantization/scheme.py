@@ -12,6 +12,8 @@ LEAST_BITS, MOST_BITS = 2, 16
 
 GRANULARITIES = ("tensor", "channel")
 
+_FLAGS = ("weight_symmetric", "activation_symmetric", "clip", "sums", "outputs", "fused_clamps")
+
 _TOOL = re.compile(r"([a-z0-9]+)(?:-(tensor|channel))?")
 _FORM = re.compile(r"w(\d+)(?:g(\d+))?(?:a(\d+))?(?:-(tensor|channel))?", re.ASCII)
 
@@ -68,7 +70,7 @@ class Scheme:
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
-        for name in ("weight_symmetric", "activation_symmetric", "clip", "sums", "outputs", "fused_clamps"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
         object.__setattr__(self, "overrides", _pairs(self.overrides))
@@ -138,13 +140,19 @@ class Scheme:
         return levels(self.weight_bits, self.weight_symmetric)
 
     def __str__(self) -> str:
+        """The short form, and what it does not say: "w8a8, clip=True"."""
         for name, scheme in TOOLS.items():
             for granularity in GRANULARITIES:
                 if self == replace(scheme, weight_granularity=granularity):
                     return name if self == scheme else f"{name}-{granularity}"
         block = f"g{self.weight_granularity}" if isinstance(self.weight_granularity, int) else ""
         activations = f"a{self.activation_bits}" if self.activation_bits is not None else ""
-        return f"w{self.weight_bits}{block}{activations}" + ("-tensor" if self.weight_granularity == "tensor" else "")
+        short = f"w{self.weight_bits}{block}{activations}" + ("-tensor" if self.weight_granularity == "tensor" else "")
+        understood = Scheme.parse(short)
+        further = [f"{name}={value}" for name in _FLAGS if (value := getattr(self, name)) != getattr(understood, name)]
+        further += [f"{pattern}: {scheme}" for pattern, scheme in self.overrides]
+        further += [f"{pattern} in float" for pattern in self.in_float]
+        return ", ".join([short, *further])
 
 
 def levels(bits: int, symmetric: bool) -> int:

@@ -138,6 +138,7 @@ def solve_(
         points=tuple(moved.points),
         activations=moved.activations,
         batches=tuple(batches),
+        example=(args, dict(kwargs or {})),
     )
 
 
