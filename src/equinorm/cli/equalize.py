@@ -1,7 +1,7 @@
 """`equinorm equalize`: write the rescaling-equivalent weights that lose least when they are rounded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from equinorm._display import count
-from equinorm._errors import EqualizeError, dtype_name
-from equinorm.cli.calibration import Batch, Samples
+from equinorm._errors import EqualizeError
+from equinorm.cli.calibrated import load_calibrated, on_data
+from equinorm.cli.calibration import Batch
 from equinorm.cli.equalized_files import VERIFIED, destination
 from equinorm.cli.exactness import VERIFYING, remedy, verified
-from equinorm.cli.loading import Loaded, ModelSource, load
+from equinorm.cli.loading import Loaded, ModelSource
 from equinorm.cli.memory import check_room
-from equinorm.cli.onnx_files import is_onnx, names_of, preparing_notes
+from equinorm.cli.onnx_files import preparing_notes
 from equinorm.cli.options import (
     LOADED,
     Debug,
@@ -33,10 +34,8 @@ from equinorm.cli.options import (
     Weights,
 )
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_fits
 from equinorm.modules.copying import duplicate
-from equinorm.modules.exported import takes_one_size
 from equinorm.quantization.bias_correction import correct_
 from equinorm.quantization.equalization import Equalization
 from equinorm.quantization.equalize import equalize_
@@ -45,9 +44,6 @@ from equinorm.quantization.prepare import prepare
 from equinorm.quantization.scheme import Scheme
 from equinorm.reporting.tables import facts, table
 from equinorm.reporting.words import deviation as in_words
-
-AT_ONCE = 16
-"""Samples in one run of a model whose inputs nobody has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +125,11 @@ def equalize(
         check_room(model)
         steps.say(f"loading {model}")
         source = ModelSource(model, weights, settings or (), trust_remote_code, fold=fold, free=freed)
-        loaded, batches = _loaded(source, inputs or (), calibration, batch)
+        loaded, batches = load_calibrated(source, inputs or (), calibration, batch)
         check_fits(loaded.model, to.like)
         steps.say("finding symmetries")
-        hidden = opaque or ()
-        if output.suffix == ".pt2":
-            network, preparation = prepare(loaded.model, loaded.args, loaded.kwargs, fold=fold, free=freed, opaque=hidden)
-            original, notes = loaded.model, [*loaded.notes, *preparing_notes(preparation)]
-        else:
-            network, original, notes = loaded.model, duplicate(loaded.model, VERIFYING), [*loaded.notes]
+        hidden, is_graph = opaque or (), output.suffix == ".pt2"
+        network, original, notes = _prepared(loaded, fold, freed, hidden) if is_graph else _as_it_is(loaded)
         found = equalize_(
             *(network, loaded.args, loaded.kwargs),
             scheme=meant,
@@ -153,9 +145,7 @@ def equalize(
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         apart = _verified(found, original, loaded, batches or [], power_of_two)
         steps.say("writing")
-        notes += _of_biases(found, bias_correction)
-        if batches is None:
-            notes.append(_without_data(loaded))
+        notes += _of_biases(found, bias_correction) + ([_without_data(loaded)] if batches is None else [])
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
             model=loaded.title,
@@ -180,78 +170,17 @@ def shown(record: Equalizing, found: Equalization) -> RenderableType:
     return Group(head, Text(), table("Signal over the noise of one tensor", columns, [row for _, row in costly]))
 
 
-def _loaded(
-    source: ModelSource, inputs: Sequence[str], calibration: Path | None, size: int | None
-) -> tuple[Loaded, list[Batch] | None]:
-    """The model with inputs, which calibration data tell where no option does, and these data in batches."""
-    if calibration is None:
-        return load(source, inputs), None
-    samples, names = Samples(calibration), ()
-    if inputs:
-        loaded = load(source, inputs)
-        names = getattr(loaded.model, "inputs", ()) if is_onnx(source.name) else ()  # but for those that are fixed
-        samples = samples.placed(names) if names else samples
-        at_once = _samples(loaded) or 1
-    else:
-        if is_onnx(source.name):
-            names = names_of(source.name)
-            samples = samples.placed(names)
-        at_once = size or _exported_for(source) or (1 if names else AT_ONCE)
-        loaded = load(source, samples.shapes(at_once, names))
-    if takes_one_size(loaded.model) and samples.count % (size or at_once):
-        samples = samples.whole(size or at_once)
-    batches = [_typed(batch, loaded, calibration, names) for batch in samples.batches(size or at_once)]
-    return _on_data(loaded, batches[0]), batches
+def _prepared(
+    loaded: Loaded, fold: bool, free: bool | list[str], opaque: Sequence[str]
+) -> tuple[torch.nn.Module, torch.nn.Module, list[str]]:
+    """A copy in the form in which quantizers round it, the model to compare it with, and what was done."""
+    copy, preparation = prepare(loaded.model, loaded.args, loaded.kwargs, fold=fold, free=free, opaque=opaque)
+    return copy, loaded.model, [*loaded.notes, *preparing_notes(preparation)]
 
 
-def _exported_for(source: ModelSource) -> int:
-    """How many samples a graph was exported for, if it takes no other number; else 0."""
-    if not source.name.endswith(".pt2"):
-        return 0
-    loaded = load(source, ())
-    return _samples(loaded) if takes_one_size(loaded.model) else 0
-
-
-def _samples(loaded: Loaded) -> int:
-    """How many the example has, along the first axis of its first tensor; 0 where it has none."""
-    first = next((part for part in (*loaded.args, *loaded.kwargs.values()) if isinstance(part, torch.Tensor)), None)
-    return len(first) if first is not None and first.dim() else 0
-
-
-def _typed(batch: Batch, loaded: Loaded, path: Path, names: Sequence[str]) -> Batch:
-    """A batch in the dtypes that the model takes: numpy's floats have 64 bits.
-
-    Raises:
-        InputError: if it holds integers where the model takes floats, or the other way round.
-    """
-
-    def typed(key: Any, value: torch.Tensor) -> torch.Tensor:
-        known = loaded.kwargs.get(key) if isinstance(key, str) else loaded.args[key] if key < len(loaded.args) else None
-        if not isinstance(known, torch.Tensor) or known.dtype == value.dtype:
-            return value
-        if known.is_floating_point() != value.is_floating_point():
-            name = names[key] if isinstance(key, int) and names else key
-            raise InputError(
-                f"{path} holds {dtype_name(value.dtype)} for input {name!r}, which takes {dtype_name(known.dtype)}."
-            )
-        return value.to(known.dtype)
-
-    if isinstance(batch, dict):
-        return {key: typed(key, value) for key, value in batch.items()}
-    return tuple(typed(place, value) for place, value in enumerate(batch))
-
-
-def _on_data(loaded: Loaded, batch: Batch) -> Loaded:
-    """The same with data as the example, by which the function is verified, where they fit and hold numbers only."""
-    args, kwargs = ((), dict(batch)) if isinstance(batch, dict) else (batch, {})
-
-    def form(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list:
-        parts = [*enumerate(args), *kwargs.items()]
-        return [(key, value.shape, value.dtype) for key, value in parts if isinstance(value, torch.Tensor)]
-
-    fits = form(args, kwargs) == form(loaded.args, loaded.kwargs) and len(loaded.args) == len(args)
-    is_finite = all(bool(value.isfinite().all()) for value in (*args, *kwargs.values()))
-    return replace(loaded, args=tuple(args), kwargs=kwargs) if fits and is_finite else loaded
+def _as_it_is(loaded: Loaded) -> tuple[torch.nn.Module, torch.nn.Module, list[str]]:
+    """The model, whose own weights will be written, a copy to compare it with, and what is known of it."""
+    return loaded.model, duplicate(loaded.model, VERIFYING), [*loaded.notes]
 
 
 def _verified(
@@ -266,7 +195,7 @@ def _verified(
     if found.corrections:
         model = duplicate(model, VERIFYING)
         correct_(model, {name: -shift for name, shift in found.corrections.items()}, found.biases)
-    examples = [loaded, *(_on_data(loaded, batch) for batch in batches[1:VERIFIED])]
+    examples = [loaded, *(on_data(loaded, batch) for batch in batches[1:VERIFIED])]
     return max(verified("equalized", model, original, example, cure)[0] for example in examples)
 
 
