@@ -33,6 +33,8 @@ class Between(nn.Module):
 
 FUNCTIONS = {
     "tanh": (torch.tanh, 4),
+    "erf": (torch.special.erf, 4),
+    "sinc": (torch.special.sinc, 4),
     "nothing": (lambda y: y, 4),
     "cube": (lambda y: y**3, 4),
     "bounds": (lambda y: y.clamp(-0.5, 0.5), 4),

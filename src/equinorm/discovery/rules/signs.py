@@ -20,11 +20,11 @@ from equinorm.discovery.values import VALUES, Value
 
 ODD = (
     "tanh sin tan asin atan sinh asinh atanh erf erfinv sgn sign round trunc fix hardshrink softshrink "
-    "arcsin arctan arcsinh arctanh"
+    "arcsin arctan arcsinh arctanh special_erf special_erfinv special_round"
 )
 """Functions with f(−x) = −f(x)."""
 
-EVEN = "abs absolute square cos cosh sinc isnan isinf isfinite logical_not"
+EVEN = "abs absolute square cos cosh sinc special_sinc isnan isinf isfinite logical_not"
 """Functions with f(−x) = f(x)."""
 
 LINEAR = (
@@ -52,8 +52,7 @@ SIGNS: dict[str, Rule] = {name: TABLE[name] for name in (*LINEAR.split(), *_BOTH
 
 def _enter(names: str, rule: Rule) -> None:
     for name in names.split():
-        if hasattr(torch.ops.aten, name):
-            SIGNS[name] = rule
+        SIGNS[name] = rule
 
 
 def _odd(trace: Trace, call: Call) -> Label:
