@@ -82,7 +82,7 @@ class Reach:
             kind = type(item)
             if kind is dict:
                 self.holders.append((item, DICT))
-                direct.append(item)
+                held += gc.get_referents(item) or item.values()  # Python 3.13 counts attributes as held by their object alone
             elif issubclass(kind, LEAVES):
                 self.leaves.append(item)
             elif kind is np.flatiter:
