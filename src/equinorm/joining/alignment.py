@@ -97,7 +97,7 @@ def align(
         flip: False to leave signs as they are.
         power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: where the weights are, and where channels agree from the network's ends inwards, which comes first where one
-            network was trained on from the other; more than two are drawn at random.
+            network was trained on from the other, unless that ends farther away; more than two are drawn at random.
         sweeps: most of each start.
         seed: of random starts.
         data: batches of positional inputs, each a tuple or one tensor of the shapes of args, to match activations on, in the
