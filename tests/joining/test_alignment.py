@@ -289,3 +289,28 @@ def test_data_that_fit_no_graph_are_refused():
             equinorm.align(net, relu_network(1), x, data=data)
     with pytest.raises(equinorm.EquivalenceError, match="opaque modules"):
         equinorm.align(net, relu_network(1), x, data=[x], opaque="2")
+
+
+class Tied(nn.Module):
+    """An autoencoder whose last weights are its first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias = nn.Linear(6, 9), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.tanh(self.first(x)), self.first.weight.T, self.bias)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_network_that_was_trained_far_comes_no_farther(seed):
+    """Matched from the network's ends inwards, five of these end farther away than they stood."""
+    torch.manual_seed(seed)
+    net, x = Tied().double(), torch.randn(4, 6).double()
+    far = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight in far.parameters():
+            weight += weight.std() * torch.randn_like(weight)
+    found = equinorm.align(net, far, x)
+    assert found.distance_after <= found.distance_before
+    assert equinorm.deviation(found.model, net, x) < 1e-12

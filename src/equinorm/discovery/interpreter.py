@@ -171,13 +171,20 @@ def _floats(values: Any) -> list[Tensor]:
 
 
 def fingerprint(graph: fx.GraphModule, inputs: Mapping[str, tuple[Value, Origin]]) -> str:
-    """A hash of the operations, their arguments and the constants among the inputs; of no order in which tensors are listed."""
+    """A hash of the operations, their arguments and the constants among the inputs.
+
+    In whatever order tensors are listed, and whatever the network's code calls its inputs.
+    """
     digest = hashlib.sha256()
     stored = {name for name, (value, _) in inputs.items() if isinstance(value, (Source, Constant))}
     whole = sorted(graph.graph.nodes, key=lambda node: node.name if node.name in stored else "")  # others keep their order
     for nodes in (whole, *(child.graph.nodes for child in graph.children() if isinstance(child, fx.GraphModule))):
-        for node in nodes:
-            digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        own = stored if nodes is whole else {}
+        names = {node: node.name if node.name in own else f"value {number}" for number, node in enumerate(nodes)}
+        for node, name in names.items():
+            args, kwargs = map_arg((node.args, node.kwargs), names.__getitem__)
+            target = "" if node.op == "placeholder" else node.target
+            digest.update(f"{node.op} {name} {target} {args} {kwargs}\n".encode())
     used = {node.name for node in graph.graph.nodes if node.users}
     for name, (value, _) in sorted(inputs.items(), key=lambda item: item[0] if item[0] in stored else ""):
         if isinstance(value, Source):  # two names may be written alike in a graph

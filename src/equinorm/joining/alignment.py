@@ -21,6 +21,7 @@ from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import check_batch_norm, same_dtypes, same_group, same_parameters
+from equinorm.modules.choosing import unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -87,7 +88,8 @@ def align(
 
     Args:
         model_a: the network to be copied and moved; untouched.
-        model_b: another with the same parameters and the same graph.
+        model_b: another with the same parameters and the same graph; torch.compile, DistributedDataParallel, DataParallel and
+            AveragedModel are looked through.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
         rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer. In half
@@ -95,7 +97,7 @@ def align(
         flip: False to leave signs as they are.
         power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: where the weights are, and where channels agree from the network's ends inwards, which comes first where one
-            network was trained on from the other; more than two are drawn at random.
+            network was trained on from the other, unless that ends farther away; more than two are drawn at random.
         sweeps: most of each start.
         seed: of random starts.
         data: batches of positional inputs, each a tuple or one tensor of the shapes of args, to match activations on, in the
@@ -109,8 +111,9 @@ def align(
 
     Raises:
         RescaleError: if scales would round weights in half precision, without power_of_two.
-        EquivalenceError: if rescale is something else; if the two have different parameters or graphs; if data hold no batch,
-            one of other shapes, or give NaN or inf, or come with opaque modules, which the graph cannot run.
+        EquivalenceError: if rescale, flip, power_of_two or seed is something else; if the two have different parameters or
+            graphs; if data hold no batch, one of other shapes, or give NaN or inf, or come with opaque modules, which the graph
+            cannot run.
         PermutationError: if scipy is not installed.
 
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin, ICLR 2023, Sections 3.1 and 3.2, there with permutations written by
@@ -126,8 +129,14 @@ def align(
     """
     for model in (model_a, model_b):
         check_model(model)
+    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
     if rescale not in (None, True, False):
         raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
+    for name, given in (("flip", flip), ("power_of_two", power_of_two)):
+        if not isinstance(given, bool):
+            raise EquivalenceError(f"{name} must be True or False, not {given!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise EquivalenceError(f"seed must be a whole number, not {seed!r}.")
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     check_batch_norm(batch_norm, model_a, model_b)

@@ -21,6 +21,7 @@ from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 from equinorm.joining.same_architecture import check_batch_norm, same_group, same_parameters
+from equinorm.modules.choosing import unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 
@@ -178,7 +179,8 @@ def equivalence(
 
     Args:
         model_a: one network.
-        model_b: another with the same parameters (names, shapes, ties) and the same graph.
+        model_b: another with the same parameters (names, shapes, ties) and the same graph; torch.compile,
+            DistributedDataParallel, DataParallel and AveragedModel are looked through.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
         tolerance: on the relative difference of canonical forms; None for 1e-9 in float64, 1e-4 in float32, 3e-3 in float16,
@@ -204,6 +206,7 @@ def equivalence(
     """
     for model in (model_a, model_b):
         check_model(model)
+    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     check_batch_norm(batch_norm, model_a, model_b)

@@ -140,10 +140,12 @@ class Moves:
         starts = [near, here] if are_copies else [here, near]
         starts += [(still, self.group.layout.by_name(self.group.random(generator))) for _ in range(search.starts - 2)]
         ended = [self._until_still((ours, theirs), start, search, seen) for start in starts[: search.starts]]
+        if seen is None and search.starts == 1 and are_copies and ended[0][1] < self._agreement(ours, theirs, *here):
+            ended.append(self._until_still((ours, theirs), here, search))  # which comes no less near than where it starts
         return max(ended, key=lambda end: end[1])[0]
 
     def _until_still(
-        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: Search, seen: Seen | None
+        self, sides: tuple[Forms, Forms], start: tuple[Tensor, Orders], search: Search, seen: Seen | None = None
     ) -> tuple[tuple[Tensor, Orders, int], float]:
         """A fixed point, and how well it agrees."""
         (ours, theirs), (signs, order), total, agreement = sides, start, 0, 0.0

@@ -13,8 +13,8 @@ from equinorm.permuting.atoms import Axis, atoms, size_of
 from equinorm.permuting.trail import Atoms, Trail
 from equinorm.permuting.values import Laid
 
-MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t clone contiguous detach alias
-to _to_copy"""
+MOVED = """view reshape flatten unflatten _unsafe_view unsqueeze squeeze permute transpose t numpy_T mT movedim moveaxis
+swapaxes swapdims clone contiguous detach alias to _to_copy"""
 
 _INCREASING = f"{MOVED} softmax log_softmax _softmax _log_softmax sigmoid exp log"
 
@@ -110,6 +110,8 @@ class _Choice:
             read = [operand for operand in read if self.trail.meets(operand, self.along)] or read
         elif not _is_one_to_one(name, given):
             return _CAME_FIRST
+        elif name == "div" and read[0] is given["self"] and self._varies(read[0], value):
+            read = read[:1]  # which no divisor makes equal, as a norm that is bounded from below
         stays = is_increasing and name in _INCREASING.split()
         reasons = (self.why(operand, stays, is_masked, depth + 1) for operand in _weights_first(read))
         return next((reason for reason in reasons if reason is not None), None) if read else _CAME_FIRST

@@ -1,7 +1,7 @@
 """Abstract interpretation of an exported graph: run every operation on axes instead of numbers."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
 from equinorm.permuting.laws.registry import WHICH, Law
+from equinorm.permuting.made_of import made_of
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.selected_rows import follow
 from equinorm.permuting.sizes import Sizes
@@ -65,6 +66,7 @@ class Interpreter:
         self.graph, self.roots, self.book, self.unsteady = aliases.graph, aliases.roots, book, unsteady
         self.sizes, self.values, self.trail = Sizes(), dict[fx.Node, Any](), trail
         self.bodies: dict[fx.Node, tuple[str, Interpreter, Any]] = {}
+        self.returned: dict[fx.Node, Any] = {}  # what graphs return that nodes stand for
 
     def propagate(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Run every operation on axes; return what the graph returns.
@@ -84,7 +86,7 @@ class Interpreter:
             elif node.op == "call_function":
                 self.values[node] = self._call(node)
             elif node.op == "output":
-                return list(self._arguments(node.args[0]))
+                return list(self._arguments(results_of(node.args[0])))
             self._settle(node)
         raise ValueError("graph without output")
 
@@ -110,20 +112,16 @@ class Interpreter:
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
             source, place = self._arguments(node.args)
-            if node.args[0] in self.bodies:
-                self.trail.sources[node] = _results(self.bodies[node.args[0]][1])[place]
+            if node.args[0] in self.returned:
+                self.trail.sources[node] = self.returned[node.args[0]][place]
             part = source[place]
             return self._places(node.args[0], part()) if callable(part) else part
         body, given = subgraph(node)
         if body is not None:
-            inside = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
-            aliases = GraphAliases(body)
-            inputs = {inner.name: self.values[value] for inner, value in zip(inside, given, strict=True)}
-            self.trail.sources |= dict(zip(inside, given, strict=True))
-            inner = Interpreter(aliases, self.book, aliases.visibly_written(), self.trail)
             name = next(name for name, part in self.graph.named_children() if part is body)
+            value, inner = self._inside(node, body, given)
             self.bodies[node] = name, inner, given
-            return inner.propagate(inputs)
+            return value
         args, kwargs = self._arguments((node.args, node.kwargs))
         value = self._value(node, args, kwargs)
         if operator_name(node) in ("argmax", "argmin"):
@@ -133,6 +131,16 @@ class Interpreter:
             if self.roots[target].op == "placeholder" and not is_kept:  # running statistics follow their channels
                 self.book.pin([value, self.values[self.roots[target]]], "writes into a tensor of the model or an input")
         return value
+
+    def _inside(self, node: fx.Node, body: fx.GraphModule, given: Sequence[fx.Node]) -> tuple[list[Any], "Interpreter"]:
+        """What a graph returns that an operation stands for, and what has run it."""
+        inside = [inner for inner in body.graph.nodes if inner.op == "placeholder"]
+        aliases = GraphAliases(body)
+        inputs = {inner.name: self.values[value] for inner, value in zip(inside, given, strict=True)}
+        self.trail.sources |= dict(zip(inside, given, strict=True))
+        inner = Interpreter(aliases, self.book, aliases.visibly_written(), self.trail)
+        value, self.returned[node] = inner.propagate(inputs), _results(body)
+        return value, inner
 
     def _places(self, node: Any, value: Any) -> Any:
         """Places of entries along an axis, which is pinned where several may be the largest."""
@@ -170,6 +178,11 @@ class Interpreter:
         if is_static(result) and all(not part.numel() for part in results_of(result)):
             return pinned(result, self.book.because("has no entries"))
         law = find(target)
+        if law is None and (made := made_of(node)) is not None:
+            value, _ = self._inside(node, *made)
+            if isinstance(result, Tensor):
+                self.trail.sources[node] = self.returned[node][0]
+            return value[0] if isinstance(result, Tensor) else value
         if law is None or not is_static(result) or not _is_plain(result, tensors, name):
             return self._unknown(node, tensors)
         if name not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
@@ -220,9 +233,10 @@ class Interpreter:
         return pinned(self.sizes.known(node.meta.get("val")), self.book.because(detail))
 
 
-def _results(inner: Interpreter) -> Any:
-    """What a subgraph returns."""
-    return next(node.args[0] for node in inner.graph.graph.nodes if node.op == "output")
+def _results(body: fx.GraphModule) -> list[Any]:
+    """What a graph returns."""
+    found = next(node.args[0] for node in body.graph.nodes if node.op == "output")
+    return [*found] if isinstance(found, (list, tuple)) else [found]
 
 
 def _is_symbolic(arguments: Any) -> bool:

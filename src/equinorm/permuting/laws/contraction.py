@@ -40,7 +40,7 @@ def linear(book: LawBook, call: Call) -> Laid:
     return _added(book, contract(book, f"{batch}Z,{out}Z->{batch}{out}", call.input.axes, call.weight.axes), call.bias)
 
 
-@law("matmul mm bmm mv dot linalg_matmul")
+@law("matmul mm bmm mv dot vdot linalg_matmul")
 def matmul(book: LawBook, call: Call) -> Laid:
     """Matrix products with broadcast batch axes."""
     left, right = list(call.arguments.values())[:2]
@@ -85,6 +85,18 @@ def outer(book: LawBook, call: Call) -> Laid:
     """x yᵀ."""
     left, right = list(call.arguments.values())[:2]
     return contract(book, "X,Y->XY", left.axes, right.axes)
+
+
+@law("addr")
+def add_outer(book: LawBook, call: Call) -> Laid:
+    """bias + x yᵀ."""
+    return _added(book, contract(book, "X,Y->XY", call.vec1.axes, call.vec2.axes), call.input)
+
+
+@law("addbmm")
+def add_sum_of_matmuls(book: LawBook, call: Call) -> Laid:
+    """bias + Σ_b a_b @ c_b."""
+    return _added(book, contract(book, "BXZ,BZY->XY", call.batch1.axes, call.batch2.axes), call.input)
 
 
 @law("cdist _cdist_forward")

@@ -8,11 +8,24 @@ from equinorm.permuting.laws.registry import WHICH, Call, law
 from equinorm.permuting.values import Laid, Stacked, flat
 
 
-@law("add sub mul div rsub subtract multiply divide floor_divide true_divide where masked_fill hardswish log_sigmoid")
+@law(
+    "add sub mul div rsub subtract multiply divide floor_divide true_divide where masked_fill hardswish log_sigmoid complex "
+    "polar"
+)
 def pointwise(book: LawBook, call: Call) -> Laid | list[Laid]:
     """Any function of the entries at one place; axes of size 1 are broadcast."""
     result = Laid(book.join(*map(book.whole, flat(call.arguments))))
     return result if isinstance(call.result, Tensor) else [result for _ in call.result]
+
+
+@law("mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy")
+def loss(book: LawBook, call: Call) -> Laid:
+    """A function of the entries at one place, or its sum or mean over all of them."""
+    each = Laid(book.join(*map(book.whole, flat(call.arguments))))
+    if call.shape == each.shape:
+        return each
+    book.see(each.axes)
+    return Laid(())
 
 
 @law("eq ne", on_names="self other")

@@ -274,6 +274,14 @@ def from_patches(book: LawBook, call: Call) -> Laid:
     return Laid((*lead, channels, *map(book.fixed, call.shape[-2:])))
 
 
+@law("channel_shuffle native_channel_shuffle")
+def interleaved(book: LawBook, call: Call) -> Laid:
+    """Channels of (groups, n) become (n, groups)."""
+    lead, channels, *rest = call.input.axes
+    group, inside = split_front(channels, call.groups, book.because("its groups are no parts of its channels"))
+    return Laid((lead, (*inside, *group), *rest))
+
+
 @law("pixel_shuffle pixel_unshuffle")
 def shuffled(book: LawBook, call: Call) -> Laid:
     """Channels of (c, r, r) become c with r times the height and width, or back."""

@@ -48,15 +48,37 @@ def one_hot(book: LawBook, call: Call) -> Laid:
     return Laid((*call.input.axes, (Sum((names, book.free(more))),) if more else names))
 
 
-@law("index_add")
+@law("index_add index_copy index_reduce")
 def added_at(book: LawBook, call: Call) -> Laid:
-    """Entries that are added at places along one axis that an index names."""
+    """Entries that are added to, or take the place of, those at places along one axis that an index names."""
     place = call.dim % max(len(call.shape), 1)
     book.pin(call.index, APART)
     if not len(call.shape):
         return Laid(())
     into, added = (along(book, v, [place], call.shape, APART) for v in (call.input, call.source))
     return Laid(book.join(*(value.with_axis(place, ()) for value in (into, added)), into))
+
+
+@law("index_fill")
+def filled_at(book: LawBook, call: Call) -> Laid:
+    """One number at places along one axis that an index names."""
+    book.pin(call.index, APART)
+    return along(book, call.input, [call.dim], call.shape, APART) if len(call.shape) else Laid(())
+
+
+@law("scatter_add scatter_reduce")
+def summed_at(book: LawBook, call: Call) -> Laid:
+    """Sums, means, maxima of the entries that an index sends to each place of one axis, in whatever order these stand."""
+    place, rank = call.dim % max(len(call.shape), 1), len(call.shape)
+    into, source, index = call.input, call.src, call.index
+    if not rank or index.shape != source.shape or any(index.shape[at] != call.shape[at] for at in range(rank) if at != place):
+        book.pin(call.arguments, APART)
+        return book.all_fixed(call.shape)
+    sent = Laid(book.join(source, index))
+    book.mixes(sent.axes, [place])
+    kept = along(book, into, [place], call.shape, APART)
+    others = Laid(book.join(kept.with_axis(place, ()), sent.with_axis(place, ())))
+    return others.with_axis(place, kept.axes[place])
 
 
 @law("index_select", on_names="index")
@@ -128,6 +150,22 @@ def scattered(book: LawBook, call: Call) -> Laid:
     return others.with_axis(place, named)
 
 
+@law("index_put")
+def put_at(book: LawBook, call: Call) -> Laid:
+    """Entries that take the place of those, or are added to them, at places of one axis that an index names."""
+    named = [(place, index) for place, index in enumerate(call.indices) if index is not None]
+    value, into = book.whole(call.get("values")), call.input
+    if len(named) != 1 or len(named[0][1].axes) != 1 or (len(value.axes) == len(into.axes) and not call.shape):
+        book.pin(call.arguments, APART)
+        return book.all_fixed(call.shape)
+    (place, index), lead = named[0], len(into.axes) - len(value.axes)
+    book.pin(index, APART)
+    kept = along(book, into, [place], call.shape, APART)
+    if lead <= place:
+        value = along(book, value, [place - lead], value.shape, APART).with_axis(place - lead, ())
+    return Laid(book.join(kept, value))
+
+
 def _one_of_each_row(call: Call, indices: list[Laid | None], named: list[int]) -> bool:
     """Is this x[arange(len(x)), index], with an index that names places?"""
     if named != [0, 1]:
@@ -166,3 +204,11 @@ def indexed(book: LawBook, call: Call) -> Laid | Chosen:
     new = len(call.shape) - len(indices) + 1
     book.pin_axis(call.input.axes[place], APART)
     return _rows(book, call.input, place, indices[place], [*map(book.fixed, call.shape[place : place + new])])
+
+
+@law("grid_sampler grid_sampler_2d grid_sampler_3d")
+def sampled(book: LawBook, call: Call) -> Laid:
+    """Images looked at in places that a grid names, the same for all channels."""
+    image = along(book, call.input, range(2, len(call.shape)), call.shape)
+    grid = along(book, call.grid, range(1, len(call.grid.shape)), call.grid.shape)
+    return image.with_axis(0, book.same(image.axes[0], grid.axes[0]))

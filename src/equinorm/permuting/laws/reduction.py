@@ -42,17 +42,18 @@ def _index(book: LawBook, call: Call, places: list[int], value: Laid) -> Callabl
 
 @law(
     "sum mean amax amin prod nansum nanmean norm linalg_vector_norm logsumexp any all count_nonzero var std var_mean std_mean "
-    "max min aminmax"
+    "max min aminmax median nanmedian kthvalue dist"
 )
 def symmetric(book: LawBook, call: Call) -> Any:
     """Sums, means, maxima, norms: of no order."""
-    if call.get("other") is not None:  # max(x, y)
-        return Laid(book.join(call.input, call.other))
+    if call.get("other") is not None:  # max(x, y), or the norm of x − y
+        met = Laid(book.join(call.input, call.other))
+        return Laid(()) if call.operator_name == "dist" else met
     places = _places(call)
     value = _without(call, places)
     if isinstance(call.result, Tensor):
         return value
-    is_indexed = call.operator_name in ("max", "min")
+    is_indexed = call.operator_name != "aminmax" and "_mean" not in call.operator_name
     return [value, _index(book, call, places, value) if is_indexed else value]
 
 
@@ -73,6 +74,12 @@ def normalized(book: LawBook, call: Call) -> Laid:
 def cumulative(book: LawBook, call: Call) -> Laid:
     """Sums of what comes before."""
     return along(book, call.input, _places(call), call.shape, "sums what comes before")
+
+
+@law("cummax cummin")
+def extreme(book: LawBook, call: Call) -> list[Laid]:
+    """The largest of what comes before, and its place."""
+    return [along(book, call.input, _places(call), call.input.shape, "sees what comes before")] * 2
 
 
 @law("sort topk")
@@ -97,7 +104,8 @@ def ordered(book: LawBook, call: Call) -> list[Any]:
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d max_pool2d_with_indices "
     "max_pool3d_with_indices _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
     "upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_trilinear3d upsample_bicubic2d "
-    "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 )
 def pooled(book: LawBook, call: Call) -> Any:
     """Neighbours along the last axes: channels stay what they are."""
