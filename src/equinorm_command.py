@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -28,6 +29,9 @@ COMMANDS = ("inspect", "balance", "equalize", "apply", "compare", "align", "cano
 
 LIGHT = ([], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS))
 """Arguments for which the docstrings of the commands and their options are enough."""
+
+TABLE = 100
+"""Columns that the table of every command's options takes; where a terminal has fewer it would cut off their names."""
 
 
 def main() -> None:
@@ -68,6 +72,7 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if shutil.get_terminal_size().columns >= TABLE else None,
         help="Find, solve and apply the rescaling symmetries of PyTorch networks.",
     )
 
