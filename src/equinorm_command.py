@@ -66,13 +66,19 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
         group: the class of what holds them; None for typer's own.
     """
     import typer
+    from typer.core import TyperCommand
+
+    class Command(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            if shutil.get_terminal_size().columns < TABLE:
+                self.rich_markup_mode = None
+            super().format_help(ctx, formatter)
 
     app = typer.Typer(
         cls=group,
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich" if shutil.get_terminal_size().columns >= TABLE else None,
         help="Find, solve and apply the rescaling symmetries of PyTorch networks.",
     )
 
@@ -92,7 +98,7 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
         pass
 
     for command in commands:
-        app.command()(command)
+        app.command(cls=Command)(command)
     return app
 
 

@@ -49,11 +49,16 @@ def test_names_of_options_are_whole_in_terminals_of_any_width(columns):
     ran = subprocess.run([sys.executable, "-c", source.ALL_HELP], capture_output=True, text=True, check=True, env=plain)
     told = json.loads(ran.stdout)
     for name, command in get_command(APP).commands.items():
+        assert " ".join(command.help.split("\n\n")[0].split()) in words(told[""])
         assert max(map(len, told[name].splitlines())) <= columns
         written = re.findall(r"(?<![\w-])--?[a-z][a-z-]*(?!…)", told[name])
         assert {text for one in command.params for text in (*one.opts, *one.secondary_opts) if text[0] == "-"} <= {*written}, (
             name
         )
+
+
+def words(text):
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 def test_help_needs_no_torch():
