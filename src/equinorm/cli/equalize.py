@@ -153,6 +153,8 @@ def equalize(
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         apart = _verified(found, original, loaded, batches or [], power_of_two)
         steps.say("writing")
+        if found.symmetries.num_free and not bool(found.log_scales.any()):
+            notes.append("no scale moved: rounded for real, all that were tried lose as much or more")
         notes += _of_biases(found, bias_correction)
         if batches is None:
             notes.append(_without_data(loaded))
