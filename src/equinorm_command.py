@@ -11,6 +11,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -28,6 +29,9 @@ COMMANDS = ("inspect", "balance", "equalize", "apply", "compare", "align", "cano
 
 LIGHT = ([], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS))
 """Arguments for which the docstrings of the commands and their options are enough."""
+
+TABLE = 100
+"""Columns that the table of every command's options takes; where a terminal has fewer it would cut off their names."""
 
 
 def main() -> None:
@@ -62,6 +66,13 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
         group: the class of what holds them; None for typer's own.
     """
     import typer
+    from typer.core import TyperCommand
+
+    class Command(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            if shutil.get_terminal_size().columns < TABLE:
+                self.rich_markup_mode = None
+            super().format_help(ctx, formatter)
 
     app = typer.Typer(
         cls=group,
@@ -87,7 +98,7 @@ def assembled(commands: Iterable[Callable[..., None]], group: Any = None) -> Any
         pass
 
     for command in commands:
-        app.command()(command)
+        app.command(cls=Command)(command)
     return app
 
 

@@ -83,9 +83,10 @@ def test_what_is_refused_says_why(folder):
     save("llama", "model")
     assert "nothing would be written" in refusal("balance", "model")
     assert "--report does not go with a checkpoint's folder" in refusal("balance", "model", "-o", "out", "--report", "a.html")
-    assert "--plan goes with a checkpoint's folder only" in refusal(
-        "balance", "cli_models:mlp", "-o", "a.safetensors", "--plan", "p.safetensors"
-    )
+    planned = refusal("balance", "cli_models:mlp", "-o", "a.safetensors", "--plan", "p.safetensors")
+    assert "--plan goes with a checkpoint's folder only, and cli_models:mlp is none" in planned
+    assert "--output" not in planned
+    assert "needs --output" in refusal("balance", "cli_models:mlp")
     assert "Use powers of two (--power-of-two)" in refusal("balance", "model", "-o", "out")
     assert not (folder / "out").exists()
     config = json.loads((folder / "model" / "config.json").read_text())

@@ -370,7 +370,7 @@ def test_nothing_is_written_over_or_without_room(folders, tmp_path, monkeypatch)
     with pytest.raises(OutputError, match="lies in the folder that is read"):
         balance(folder, folder.checkpoint.folder / "out")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(OutputError, match=r"it takes .* GB, and 0.0 GB are free"):
+    with pytest.raises(OutputError, match=r"it takes 0.[0-9]*[1-9][0-9]* MB, and 0.00 MB are free"):
         balance(folder, tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

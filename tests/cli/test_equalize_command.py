@@ -33,6 +33,17 @@ def test_weights_fit_the_factory_and_compute_the_same(data):
     assert cli_models.mlp()(data).shape[0] == 40
 
 
+def test_a_note_says_where_no_scale_moved(data):
+    """Powers of two that are less than 1.5 are 1."""
+    moved, still = (
+        record("equalize", "cli_models:mlp", "--calibration", "x.npz", "-o", f"{name}.safetensors", *options)
+        for name, options in (("moved", ()), ("still", ("--power-of-two", "--largest", "1.5")))
+    )
+    assert any(moved["equalization"]["log_scales"])
+    assert not any(still["equalization"]["log_scales"])
+    assert [any("no scale moved" in note for note in found["notes"]) for found in (moved, still)] == [False, True]
+
+
 def test_exported_copy_has_its_normalization_folded(folder):
     torch.save(torch.randn(12, 3, 8, 8), "images.pt")
     arguments = ("--calibration", "images.pt", "--batch", "4", "--report", "report.html")

@@ -3,12 +3,15 @@
 import ast
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 import source
 from cli_tools import APP
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import equinorm_command
@@ -38,6 +41,24 @@ def test_help_is_that_of_the_command_without_importing_it(name):
     found = equinorm_command.assembled(equinorm_command.described([name] if name else COMMANDS))
     light, full = (CliRunner().invoke(app, asked) for app in (found, APP))
     assert (light.exit_code, light.stdout) == (0, full.stdout)
+
+
+@pytest.mark.parametrize("columns", [50, 80, 99, 100])
+def test_names_of_options_are_whole_in_terminals_of_any_width(columns):
+    plain = {**os.environ, "COLUMNS": str(columns), "TERMINAL_WIDTH": "", "NO_COLOR": "1", "TERM": "dumb"}
+    ran = subprocess.run([sys.executable, "-c", source.ALL_HELP], capture_output=True, text=True, check=True, env=plain)
+    told = json.loads(ran.stdout)
+    for name, command in get_command(APP).commands.items():
+        assert " ".join(command.help.split("\n\n")[0].split()) in words(told[""])
+        assert max(map(len, told[name].splitlines())) <= columns
+        written = re.findall(r"(?<![\w-])--?[a-z][a-z-]*(?!…)", told[name])
+        assert {text for one in command.params for text in (*one.opts, *one.secondary_opts) if text[0] == "-"} <= {*written}, (
+            name
+        )
+
+
+def words(text):
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 def test_help_needs_no_torch():

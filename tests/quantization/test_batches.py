@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import equinorm
+from equinorm._errors import RescaleError
 from equinorm.quantization import prepare
 from equinorm.quantization.batches import may_be_cut
 
@@ -84,6 +85,28 @@ def test_exported_for_more_rows_than_trials_take():
 
 
 # --------------------------------------------------------------------------------------------------------------- half precision
+
+
+class Cast(nn.Module):
+    """Rounds what scales to half precision; its weights are in single."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu().bfloat16().float())
+
+
+@pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).bfloat16(), Cast()])
+def test_real_scales_are_refused_in_half_precision_before_data_are_looked_at(net):
+    x, done = torch.randn(16, 4, dtype=next(net.parameters()).dtype), []
+    options = {"calibration": [x], "scheme": "w8a8-tensor", "progress": lambda *what: done.append(what)}
+    with pytest.raises(RescaleError, match=r"cannot rescale .*exactly.* Use powers of two \(power_of_two=True\)"):
+        equinorm.equalize(net.eval(), x, **options)
+    assert not done
+    assert equinorm.equalize(net, x, **options, power_of_two=True).measured_after > 0
+    assert done
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

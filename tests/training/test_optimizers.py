@@ -188,9 +188,24 @@ def test_decay_that_was_not_followed_is_refused():
     optimizer.step()
     ENorm(optimizer, model, (inputs,))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(RescaleError, match=r"momentum_buffer.*0\.weight.*How much of it is weight decay is not known"):
+    with pytest.raises(RescaleError, match=r"momentum_buffer.*0\.weight.*is not known.*begin .* anew: optimizer\.state\.clear"):
         optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_averages_that_begin_anew_are_followed():
+    model, inputs = unbalanced()
+    optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    gradients_(model, inputs)
+    optimizer.step()
+    optimizer.state.clear()
+    fresh = copy.deepcopy(model)
+    for one, trained in ((optimizer, model), (optim.SGD(fresh.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1), fresh)):
+        ENorm(one, trained, (inputs,))
+        for _ in range(3):
+            gradients_(trained, inputs)
+            one.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
 
 
 def test_attaching_later_works_without_coupled_decay():

@@ -17,6 +17,7 @@ from equinorm.checkpoints.folder import Checkpoint
 from equinorm.checkpoints.rewriting import Rewriting, Tick, rewrite_file
 from equinorm.checkpoints.stored import StoredFile
 from equinorm.reporting.files import OutputError, write_atomically
+from equinorm.reporting.words import in_bytes
 
 _STATE, _COUNTS = "state.json", "counts.json"
 
@@ -85,7 +86,7 @@ def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Pat
         done = sum(path.stat().st_size for path in inside.iterdir() if path.is_file()) if inside.is_dir() else 0
         room, needed = shutil.disk_usage(target.parent).free, checkpoint.size - done
         if room < needed:
-            raise OutputError(f"cannot write {output}: it takes {needed / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free.")
+            raise OutputError(f"cannot write {output}: it takes {in_bytes(needed)}, and {in_bytes(room)} are free.")
         inside.mkdir(parents=True, exist_ok=True)
         for left in [*staging.glob(".*.tmp"), *inside.glob(".*.tmp")]:
             left.unlink()  # what a run that was killed was writing

@@ -94,8 +94,10 @@ def balance(
             return streamed, shown_streamed(streamed), 0
         if not model.endswith((".onnx", ".pt2")):
             parted(model)
-        if output is None or plan is not None:
-            raise InputError(f"{model} needs --output, a file to write. --plan goes with a checkpoint's folder only.")
+        if plan is not None:
+            raise InputError(f"--plan goes with a checkpoint's folder only, and {model} is none. Leave it out.")
+        if output is None:
+            raise InputError(f"{model} needs --output, a file to write.")
         to = _Files(output, report, force)
         to.check(model)
         steps.say(f"loading {model}")

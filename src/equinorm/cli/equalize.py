@@ -145,7 +145,7 @@ def equalize(
             raise EqualizeError(f"nothing in {model} can be rescaled, and nothing was written. `equinorm inspect` says why.")
         apart = _verified(found, original, loaded, batches or [], power_of_two)
         steps.say("writing")
-        notes += _of_biases(found, bias_correction) + ([_without_data(loaded)] if batches is None else [])
+        notes += [*_still(found), *_of_biases(found, bias_correction), *([_without_data(loaded)] if batches is None else [])]
         notes += to.write(found, loaded, batches or [], original.state_dict().keys())
         record = Equalizing(
             model=loaded.title,
@@ -205,6 +205,12 @@ def _without_data(loaded: Loaded) -> str:
     whole = [value for value in given if not value.is_floating_point()]
     stay = f", but for {count(len(whole), 'input')} of integers, the same in all samples" if whole else ""
     return f"calibrated on random inputs{stay}: --calibration FILE takes samples of real data"
+
+
+def _still(found: Equalization) -> list[str]:
+    """That scales which can move did not, in a sentence."""
+    is_still = bool(found.symmetries.num_free) and not bool(found.log_scales.any())
+    return ["no scale moved: rounded for real, all that were tried lose as much or more"] if is_still else []
 
 
 def _of_biases(found: Equalization, are_asked_for: bool) -> list[str]:

@@ -71,6 +71,7 @@ def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequen
             f"the weights of {name} are quantized, although its config.json does not say so (quantization_config): {entry.key} "
             f"holds {entry.kind} numbers, which {scales} scales. {_INSTEAD}"
         )
+    steps.say(f"building {name} without its weights")
     loaded = replace(load(ModelSource(f"hf:{folder}", trust=trust, device="meta"), inputs), name=str(folder))
     steps.say("finding symmetries")
     found = symmetries_of(graphs_of(loaded.model, loaded.args, loaded.kwargs, opaque), inner=False)

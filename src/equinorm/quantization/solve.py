@@ -29,6 +29,7 @@ from equinorm.quantization.points import Point, find_points, layers_in_float
 from equinorm.quantization.scheme import Scheme
 from equinorm.quantization.statistics import Statistics, gather
 from equinorm.quantization.terms import RoundedTensor, by_name, rounded_tensors
+from equinorm.rescaling.casts import check_real
 from equinorm.rescaling.powers_of_two import round_to_unit, unit_of_powers_of_two
 
 Progress = Callable[[str, int, int], None]
@@ -152,6 +153,8 @@ def _analysed(
 ) -> _Network:
     """A network, and what inputs show of it."""
     symmetries, points = find_points(model, args, kwargs, options.scheme, options.opaque)
+    if not options.power_of_two:
+        check_real(symmetries.casts, symmetries.scalings)
     operands, left = find_operands(model, args, kwargs, options.scheme, symmetries)
     left = layers_in_float(symmetries.values, points, options.scheme) | left
     points = (*points, *find_outputs(points, symmetries), *operands)

@@ -8,7 +8,7 @@ from torch import Tensor
 from equinorm._class_ids import joint_log_scales
 from equinorm._display import and_more, count
 from equinorm._errors import RescaleError, dtype_name
-from equinorm._scaling import Cast, Scaling
+from equinorm._scaling import HALVES, Cast, Scaling
 from equinorm.rescaling.powers_of_two import is_power_of_two, unit_of_powers_of_two
 from equinorm.sharding.boxes import part_of
 
@@ -37,6 +37,19 @@ def check(found: Sequence[Cast], scalings: Sequence[Scaling], tensors: Mapping[s
                 )
 
 
+def check_real(found: Sequence[Cast], scalings: Sequence[Scaling]) -> None:
+    """Refuse real scales before any is known: of weights in half precision that move, and where a value that scales is cast.
+
+    Raises:
+        RescaleError: which names the first.
+    """
+    for scaling in scalings:
+        if scaling.factors and scaling.dtype in HALVES:
+            raise RescaleError(refusal_in_half(scaling.name, scaling.dtype))
+    for cast in found:
+        raise RescaleError(refusal(cast))
+
+
 def check_training(found: Sequence[Cast], held: Tensor, moving: Sequence[Scaling], power_of_two: bool) -> None:
     """Refuse to rescale at every step what a cast does not keep.
 
@@ -61,6 +74,15 @@ def check_training(found: Sequence[Cast], held: Tensor, moving: Sequence[Scaling
                 f"cannot rescale exactly: the network rounds a value that moves with a fractional power of a scale to "
                 f"{dtype_name(cast.dtype)}, by {cast.reason}. Leave its module out (modules=), or compute there in more bits."
             )
+
+
+def refusal_in_half(name: str, dtype: torch.dtype) -> str:
+    """Why real scales are refused for a weight, and what to do."""
+    info = torch.finfo(dtype)
+    return (
+        f"cannot rescale {name} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
+        "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
+    )
 
 
 def refusal(cast: Cast) -> str:

@@ -12,6 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import HALVES
 from equinorm.rescaling.bounds import SAFE, bounds_of, reduced, row_bounds
+from equinorm.rescaling.casts import refusal_in_half
 from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.factors import FactorTable, factors_of
 from equinorm.rescaling.flat_state import renew_
@@ -187,10 +188,7 @@ def check(write: Write, rows: Tensor | None = None) -> LogBounds | None:
         _check_shifted(write, info)
         return None
     if write.is_weight and _is_rounded(write):
-        raise RescaleError(
-            f"cannot rescale {what} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
-            "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
-        )
+        raise RescaleError(refusal_in_half(what, tensor.dtype))
     reach = _outer_reach(write, *map(float, rows.aminmax()))
     if write.is_squared or reach.low == -math.inf or not reach.is_within(tensor.dtype):
         reach = _reach(write, rows)

@@ -204,7 +204,10 @@ class DecayParts:
         elif name in self._offsets:
             remedy = f"It is used as {self._offsets[name]:g} + w: exclude it from weight decay."
         elif is_present and not (self.is_following and name in self._parts):
-            remedy = "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict."
+            remedy = (
+                "How much of it is weight decay is not known: create ENorm before the first step, or load its state_dict. In a "
+                "run that began without ENorm, begin the optimizer's averages anew: optimizer.state.clear()."
+            )
         else:
             return
         raise refusal(self._optimizer, key, name, decay, remedy)
