@@ -285,6 +285,14 @@ def test_states_in_blocks_are_refused():
             ENorm(one(model.parameters(), {}), model, (inputs,))
 
 
+def test_others_that_average_over_rows_and_columns_are_refused_with_the_reason():
+    from transformers.optimization import Adafactor
+
+    model, inputs = mlp(), torch.randn(2, 5, dtype=torch.float64)
+    with pytest.raises(RescaleError, match=r"Adafactor exactly: it keeps averages .* Use an optimizer that keeps one number"):
+        ENorm(Adafactor(model.parameters()), model, (inputs,))
+
+
 def test_others_of_a_known_name_are_told_apart():
     kind = type("Muon", (optim.Optimizer,), {"__module__": "timm.optim.muon"})
     model, inputs = mlp(), torch.randn(2, 5, dtype=torch.float64)

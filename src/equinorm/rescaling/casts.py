@@ -46,8 +46,8 @@ def check_real(found: Sequence[Cast], scalings: Sequence[Scaling]) -> None:
     for scaling in scalings:
         if scaling.factors and scaling.dtype in HALVES:
             raise RescaleError(refusal_in_half(scaling.name, scaling.dtype))
-    for cast in found:
-        raise RescaleError(refusal(cast))
+    if found:
+        raise RescaleError(refusal(found[0]))
 
 
 def check_training(found: Sequence[Cast], held: Tensor, moving: Sequence[Scaling], power_of_two: bool) -> None:

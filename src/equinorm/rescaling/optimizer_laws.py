@@ -145,7 +145,14 @@ _BLOCKS = (
     "it keeps its averages in blocks of few bits that share one scale each. Entries of a block move by different scales, so "
     "that it would have to be rounded anew at every step. Use the optimizer that keeps them in float32"
 )
+_FACTORS = (
+    "it keeps averages of squared gradients over rows and over columns, along which scales differ, and those after a rescaling "
+    "are not known from those before. Use an optimizer that keeps one number for each weight (AdamW, SGD, Muon)"
+)
 _REFUSED = {
+    "transformers.optimization.": _FACTORS,
+    "timm.optim.adafactor.": _FACTORS,
+    "timm.optim.adafactor_bv.": _FACTORS,
     "torchao.optim.": _BLOCKS,
     "torchao.prototype.low_bit_optim.": _BLOCKS,
     "bitsandbytes.optim.": f"{_BLOCKS}; those with 32 bits can be registered: equinorm.register_optimizer",
