@@ -247,6 +247,8 @@ def test_underflows_are_counted(tmp_path):
     ids = torch.tensor([[1], [2]])
     scaling = Scaling(("a",), (2, 3), torch.bfloat16, "parameter", "weight", 1, ((1.0, ids),))
     plan = Plan(torch.tensor([-10.0, -9.0], dtype=torch.float64) * math.log(2), (scaling,))
+    with pytest.raises(OutputError, match=r"a\.safetensors is one file and goes to one: .*b must end in \.safetensors\."):
+        plan.rewrite(tmp_path / "a.safetensors", tmp_path / "b")
     assert plan.rewrite(tmp_path / "a.safetensors", tmp_path / "b.safetensors") == 1  # 2⁻¹³³ is the smallest number
     wanted = torch.tensor([[2.0**-10, 0.0, 0.0], [2.0**-129, 3 * 2.0**-9, -(2.0**-133)]], dtype=torch.bfloat16)
     assert torch.equal(load_file(tmp_path / "b.safetensors")["a"], wanted)

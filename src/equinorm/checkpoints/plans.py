@@ -16,7 +16,7 @@ from equinorm.checkpoints.folder import open_checkpoint
 from equinorm.checkpoints.rewriting import Rewriting, moves_of, rewrite_file
 from equinorm.checkpoints.staging import rewrite_folder
 from equinorm.checkpoints.stored import CheckpointError, open_stored, save_tensors
-from equinorm.reporting.files import write_atomically
+from equinorm.reporting.files import OutputError, write_atomically
 from equinorm.rescaling.plan import Plan
 
 _FORMAT = "equinorm plan 1"
@@ -69,6 +69,8 @@ def rewrite(plan: Plan, source: str | os.PathLike[str], output: str | os.PathLik
         checkpoint = open_checkpoint(source)
         return rewrite_folder(checkpoint, Rewriting(plan, moves_of(plan, checkpoint.entries, True)), output).underflows
     stored = open_stored(source)
+    if output.suffix != ".safetensors":
+        raise OutputError(f"{source} is one file and goes to one: {output} must end in .safetensors.")
     return rewrite_file(stored, Rewriting(plan, moves_of(plan, stored.by_key, False)), output)
 
 
