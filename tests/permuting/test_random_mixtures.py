@@ -59,7 +59,8 @@ class Design:
         closed = self.open and (
             3 * self.open < self.chosen or (self.fill == 0 and self.scores == "biased") or self.chooser == "sort"
         )
-        told = self.combined in ("first", "slots") and self.chooser == "unsorted" and self.chosen > 1
+        are_apart = self.combined in ("first", "slots") or (self.experts == "gathered" and self.inside == "neighbours")
+        told = are_apart and self.chooser == "unsorted" and self.chosen > 1  # slots of an order of its own meet others
         return not (looped or closed or told or self.scores == "rectified")
 
     @property
