@@ -159,6 +159,22 @@ def test_other_inputs_may_be_tuples_after_calibration_with_dicts():
     assert named.measured([(x,)]) == named.measured([{"input": x}]) == tensor_of(net, x, calibration=[x]).measured([x])
 
 
+def test_keywords_of_one_batch_are_not_given_to_others():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x, shift=None):
+            return self.second(self.first(x if shift is None else x + shift).relu())
+
+    torch.manual_seed(0)
+    x, shift = torch.randn(40, 5), torch.tensor(3.0)
+    result = tensor_of(Shifted().eval(), x, calibration=[{"x": x, "shift": shift}])
+    without = result.measured([(x,)])
+    assert without == result.measured([{"x": x}]) != result.measured([{"x": x, "shift": shift}])
+
+
 def test_gradients_that_are_not_finite():
     class Root(nn.Module):
         def __init__(self):
