@@ -69,7 +69,7 @@ class Interpreter:
                 self.trace.reason = self.reasons.get(node) or reason_of(node)
                 for value in flat(self.values[node]):
                     self.trace.pin(value, "shares memory that is changed in place")
-                self.values[node] = pinned(node.meta.get("val"))
+                self.values[node] = pinned(self.trace.sizes.known(node.meta.get("val")))
             if node.op == "output":
                 return list(self._arguments(node.args[0])), self._joined(node)
         raise ValueError("graph without output")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_static, mapped
+from equinorm.discovery.any_size import WHY, alike, asks_for_size, at_one_size, has_unknown_size
+from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_small, is_static, mapped
 from equinorm.discovery.labels import Label
 from equinorm.discovery.rules import SIGNS, Call, find, key, why_not
 from equinorm.discovery.selected_rows import follow
@@ -44,12 +45,14 @@ class Operation:
     def __init__(self, node: fx.Node, args: tuple, kwargs: dict[str, Any], trace: Trace) -> None:
         self.node, self.args, self.kwargs, self.trace = node, args, kwargs, trace
         self.target: Any = node.target
-        self.result: Any = node.meta.get("val")
+        self.result: Any = trace.sizes.known(node.meta.get("val"))
         self.tensors = list(flat((args, kwargs)))
+        self.is_at_one_size = False
 
     def value(self) -> Any:
         """What the first of `_CASES` says that says anything."""
-        return next(value for case in _CASES if (value := case(self)) is not _PASS)
+        value = next(value for case in _CASES if (value := case(self)) is not _PASS)
+        return alike(self.trace, value, self.node.meta["val"]) if self.is_at_one_size else value
 
     def call(self) -> Call:
         """The operation as rules see it."""
@@ -63,9 +66,20 @@ class Operation:
         """What stands before every conversion and reads no entry."""
         return None if self.target is torch.ops.aten._assert_tensor_metadata.default else _PASS
 
+    def _size(self) -> Any:
+        """A size that data decide."""
+        return self.result if asks_for_size(self.node) else _PASS
+
     def _of_unknown_sizes(self) -> Any:
-        """Operations on sizes or numbers that data decide."""
-        return _PASS if all(_is_known(node.meta.get("val")) for node in self.node.all_input_nodes) else self._unknown()
+        """Operations on sizes or numbers that data decide, but for those whose law is the same at every size."""
+        if not has_unknown_size(self.node) or not isinstance(self.target, torch._ops.OpOverload):
+            return _PASS
+        found = at_one_size(self.node, self.args, self.kwargs, self.trace.sizes)
+        if found is None:
+            return self._unknown(WHY)
+        self.args, self.kwargs, self.result = found
+        self.tensors, self.is_at_one_size = list(flat((self.args, self.kwargs))), True
+        return _PASS
 
     def _no_operator(self) -> Any:
         """Python's own functions of numbers, and those that run graphs."""
@@ -83,7 +97,11 @@ class Operation:
     def _filled(self) -> Any:
         """New tensors of one number."""
         value = fill_value(self.node)
-        return _PASS if value is None else Constant(torch.full(self.result.shape, value, dtype=self.result.dtype))
+        if value is None:
+            return _PASS
+        if not is_small(self.node):
+            return self.trace.label(value).expand(self.result.shape)
+        return Constant(torch.full(self.result.shape, value, dtype=self.result.dtype))
 
     def _of_chosen_rows(self) -> Any:
         """What leaves rows that data chose apart."""
@@ -123,9 +141,9 @@ class Operation:
             if source.label is None and shown not in (source, *self.trace.shifted.get(source, {}).values()):
                 self.trace.read.add(source)
 
-    def _unknown(self) -> Any:
+    def _unknown(self, detail: str = _NO_RULE) -> Any:
         """Pin everything that goes in; what comes out does not scale."""
-        why = MARKS.get(getattr(self.target, "__name__", "")) or _NO_RULE
+        why = MARKS.get(getattr(self.target, "__name__", "")) or detail
         if isinstance(self.target, torch._ops.OpOverload):
             why = (_NO_SIGN if self.trace.signs else why_not(key(self.target))) or why
         for value in self.tensors:
@@ -136,6 +154,7 @@ class Operation:
 _CASES: tuple[Callable[[Operation], Any], ...] = (
     Operation._part,  # of what may hold no tensor
     Operation._assertion,  # takes tensors and must not pin them, whatever their sizes
+    Operation._size,  # reads no entry either
     Operation._of_unknown_sizes,  # before all that looks at shapes
     Operation._no_operator,  # before all that looks at a schema
     Operation._computed,  # numbers say more than labels: before every law
@@ -159,13 +178,6 @@ def flat(values: Any) -> Iterable[Value]:
             yield from flat(value)
 
 
-def _is_known(result: Any) -> bool:
-    """Does this input have a shape, or a value, that no data decides?"""
-    if isinstance(result, Tensor):
-        return is_static(result)
-    return not isinstance(result, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
 def is_pinned(value: Value, trace: Trace) -> bool:
     """Is it known that no entry of the value scales?"""
     if isinstance(value, Chosen):
@@ -181,7 +193,7 @@ def is_pinned(value: Value, trace: Trace) -> bool:
 def pinned(result: Any) -> Any:
     """Labels of results that do not scale."""
     if isinstance(result, Tensor):
-        return Label(tuple(result.shape))  # sizes that data decides stay symbols: no rule looks at them
+        return Label(tuple(result.shape))  # sizes that no number stands for stay symbols: no rule looks at them
     if isinstance(result, (list, tuple)):
         return [pinned(part) for part in result]
     return result

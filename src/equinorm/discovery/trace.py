@@ -15,6 +15,7 @@ from torch import Tensor
 
 from equinorm._scaling import HALVES, IN_HALF, Reason
 from equinorm.discovery.classes import PINNED, ZERO, Classes
+from equinorm.discovery.graph.sizes import Sizes
 from equinorm.discovery.labels import Factor, Label, compact
 from equinorm.discovery.values import Chosen, Constant, Source, Value, View
 
@@ -27,6 +28,8 @@ class Trace:
     batch_norm: str = "affine"
     signs: bool = False
     """Are scales −1, by the rules of `SIGNS`, instead of positive?"""
+    sizes: Sizes = field(default_factory=lambda: Sizes(1009))
+    """The number that stands for each size that data decide; small, since a label may write it out."""
     reason: Reason = field(default_factory=lambda: Reason("model"))
     shifted: dict[Source, dict[float, Source]] = field(default_factory=dict)
     read: set[Source] = field(default_factory=set)

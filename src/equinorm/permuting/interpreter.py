@@ -14,12 +14,14 @@ from equinorm.discovery.graph.nodes import (
     bind,
     fill_value,
     is_computable,
+    is_small,
     is_static,
     mapped,
     operator_name,
     results_of,
     subgraph,
 )
+from equinorm.discovery.graph.sizes import Sizes
 from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
@@ -32,7 +34,6 @@ from equinorm.permuting.laws.registry import WHICH, Law
 from equinorm.permuting.made_of import made_of
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.selected_rows import follow
-from equinorm.permuting.sizes import Sizes
 from equinorm.permuting.trail import Trail
 from equinorm.permuting.values import Chosen, Laid, Stacked, Value, constant, flat, pinned
 
@@ -168,7 +169,7 @@ class Interpreter:
                 return self._constants(target(*mapped(args, _number), **mapped(kwargs, _number)))
         result: Any = self.sizes.known(node.meta.get("val"))
         fill = fill_value(node)
-        if fill is not None:
+        if fill is not None and is_small(node):
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
         name = key(target)
         if name in _EMPTY.split() and is_static(result):

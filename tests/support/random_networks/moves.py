@@ -32,6 +32,13 @@ unary("softmax", lambda x: x.softmax(-1))
 unary("unit_rms", lambda x: x / x.square().mean(-1, keepdim=True).sqrt())
 unary("dropout", lambda x: F.dropout(x, 0.5, training=False))
 
+
+def _not_across(draw, x: Tensor, y: Tensor) -> dict[str, Any] | None:
+    """PyTorch refuses to add a value in place to its own transpose."""
+    is_shared = x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    return None if is_shared and x.stride() != y.stride() else {}
+
+
 # ---------------------------------------------------------------------------------------------------------- two values
 binary("add", torch.add, lambda x, y: torch.stack([x, y]).sum(0), often=6)
 binary("sub", torch.sub, lambda x, y: x + y.neg(), often=2)
@@ -41,7 +48,7 @@ binary("choose_by_sign", lambda x, y: torch.where(x > 0, x, y))
 binary("gate", lambda x, y: x * y.sigmoid(), lambda x, y: F.glu(torch.cat([x, y], -1), -1))
 binary("soft_quotient", lambda x, y: x / (y.abs() + 0.5))
 binary("add_mean", lambda x, y: x + y.mean(1, keepdim=True), lambda x, y: x + y.sum(1, keepdim=True) / y.size(1))
-binary("add_in_place", lambda x, y: x.add_(y), often=1)
+binary("add_in_place", lambda x, y: x.add_(y), choose=_not_across, often=1)
 binary("write_in_place", lambda x, y: _write(x, y), lambda x, y: torch.cat([y[:, :1], x[:, 1:]], 1))
 binary("scores", lambda x, y: x @ y.transpose(-1, -2), lambda x, y: torch.einsum("...ik,...jk->...ij", x, y), choose=rank(2, 3))
 op(

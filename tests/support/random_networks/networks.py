@@ -8,10 +8,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from random_networks import layers as network_layers, moves as network_moves, values as network_values
+from random_networks import (
+    layers as network_layers,
+    masks as network_masks,
+    moves as network_moves,
+    values as network_values,
+)
 from random_networks.operations import OPS
 
 assert network_layers
+assert network_masks
 assert network_moves
 assert network_values  # imported for what they enter into OPS
 

@@ -15,6 +15,7 @@ from equinorm.discovery.graph.nodes import (
     given_nodes,
     graphs,
     is_computable,
+    is_small,
     module_of,
     operator_name,
     subgraph,
@@ -85,7 +86,7 @@ class GraphAliases:
             computed = node.op == "get_attr" or (
                 is_computable(node) and all(argument in found for argument in node.all_input_nodes)
             )
-            if computed or node.name in names or fill_value(node) is not None:
+            if computed or node.name in names or (fill_value(node) is not None and is_small(node)):
                 found.add(node)
         return found
 

@@ -69,12 +69,10 @@ def is_static(result: Any) -> bool:
 def fill_value(node: fx.Node) -> float | None:
     """The number that an operation fills a new tensor with, whatever its input holds; None for other operations."""
     name = operator_name(node)
-    if not name or not _is_small(node):
-        return None
-    if name in ("full_like", "new_full"):
+    if name in ("full_like", "new_full", "full"):
         value = bind(node.target, node.args, node.kwargs)["fill_value"]
         return value if isinstance(value, (bool, int, float)) else None
-    return {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1}.get(name)
+    return {"zeros_like": 0, "new_zeros": 0, "zeros": 0, "ones_like": 1, "new_ones": 1, "ones": 1}.get(name)
 
 
 def is_computable(node: fx.Node) -> bool:
@@ -82,14 +80,15 @@ def is_computable(node: fx.Node) -> bool:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
         return False
-    return _is_small(node) and all(_is_dense(part.meta.get("val")) for part in (node, *node.all_input_nodes))
+    return is_small(node) and all(_is_dense(part.meta.get("val")) for part in (node, *node.all_input_nodes))
 
 
 def _is_dense(value: Any) -> bool:
     return not isinstance(value, Tensor) or value.layout == torch.strided
 
 
-def _is_small(node: fx.Node) -> bool:
+def is_small(node: fx.Node) -> bool:
+    """Are the results of a node of known sizes, and no larger than constants may be?"""
     result: Any = node.meta.get("val")
     return is_static(result) and all(part.numel() <= CONSTANT_LIMIT and not part.is_meta for part in results_of(result))
 

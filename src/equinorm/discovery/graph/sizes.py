@@ -1,4 +1,4 @@
-"""Sizes that data decides, as of what `nonzero` finds: each unknown is taken to be a large prime, so that laws can count."""
+"""Sizes that data decide, as of what a mask leaves: each unknown is taken to be a prime, so that laws can count."""
 
 import math
 from itertools import count
@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor
 
-_FROM = 1_000_001
-"""Primes that stand for unknowns are no smaller: no product of sizes that a network writes down is one of theirs by chance."""
-
 
 class Sizes:
-    """The number that stands for each unknown of one graph."""
+    """The number that stands for each unknown of one graph.
 
-    def __init__(self) -> None:
+    Args:
+        least: the primes are no smaller; odd. No product of sizes that a network writes down should be one of them by chance.
+    """
+
+    def __init__(self, least: int = 1_000_001) -> None:
         self._primes: dict[Any, int] = {}
         self._next = (
-            number for number in count(_FROM, 2) if all(number % part for part in range(3, math.isqrt(number) + 1, 2))
+            number for number in count(least, 2) if all(number % part for part in range(3, math.isqrt(number) + 1, 2))
         )
 
     def known(self, result: Any) -> Any:
@@ -26,10 +27,11 @@ class Sizes:
             return [self.known(part) for part in result]
         if not isinstance(result, Tensor) or all(isinstance(size, int) for size in result.shape):
             return result
-        sizes = [self._number(size) for size in result.shape]
+        sizes = [self.number(size) for size in result.shape]
         return result if None in sizes else torch.empty(sizes, dtype=result.dtype, device="meta")  # pyright: ignore
 
-    def _number(self, size: Any) -> int | None:
+    def number(self, size: Any) -> int | None:
+        """The number for one size; None if it is none that is positive."""
         if not isinstance(size, SymInt):
             return size
         expression = size.node.expr

@@ -1,0 +1,125 @@
+"""Operations on tensors of sizes that data decide, as of what a mask leaves: a law at one size that holds at every other.
+
+x[mask] has as many rows as the mask has ones. Each such size is taken to be a prime (`Sizes`), and along an axis of such a size
+all entries are asked to scale alike: then it does not matter how many there are. What cuts at a place that data decide, as
+x[:n] does, reads other entries at another size, and stays unknown.
+"""
+
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch.fx.node import map_arg
+
+from equinorm.discovery.graph.nodes import is_static, mapped, operator_name, results_of
+from equinorm.discovery.graph.sizes import Sizes
+from equinorm.discovery.labels import Label
+from equinorm.discovery.trace import Trace
+
+WHY = "of a size that data decide"
+
+_ASK_FOR_SIZES = "sym_size sym_numel sym_stride sym_storage_offset"
+"""Operations that read no entry of what they are given."""
+
+_OF_SIZES = """view reshape view_copy _unsafe_view flatten unflatten expand broadcast_to repeat
+new_zeros new_ones new_full new_empty zeros ones full"""
+"""Operations whose numbers are sizes of what they return, or how often it repeats what they read."""
+
+_MASKED = "index index_put index_put_ _unsafe_index_put"
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Does a node return a size, and read no entry?"""
+    return operator_name(node) in _ASK_FOR_SIZES.split()
+
+
+def has_unknown_size(node: fx.Node) -> bool:
+    """Do data decide a size, or a number, of what goes into an operation or comes out?"""
+    return any(_is_unknown(part) for near in (node, *node.all_input_nodes) for part in results_of(near.meta.get("val")))
+
+
+def at_one_size(node: fx.Node, args: tuple, kwargs: dict[str, Any], sizes: Sizes) -> tuple[tuple, dict[str, Any], Any] | None:
+    """Arguments and result of an operation with numbers for such sizes; None if it gives something else at them.
+
+    Args:
+        node: calls an operator.
+        args: values of its positional arguments. Masks in an index come back as the indices of what they leave.
+        kwargs: values of the others.
+        sizes: the number for each unknown.
+    """
+    result, name = sizes.known(node.meta.get("val")), operator_name(node)
+    if not name or not is_static(result):
+        return None
+    if name not in _OF_SIZES.split() and any(_is_number(near.meta.get("val")) for near in node.all_input_nodes):
+        return None
+
+    def shown(argument: fx.Node) -> Any:
+        value = sizes.known(argument.meta.get("val"))
+        return _empty(value) if isinstance(value, Tensor) else mapped(value, sizes.number)
+
+    given, named = map_arg((node.args, node.kwargs), shown)  # pyright: ignore[reportGeneralTypeIssues]
+    args, kwargs = mapped((args, kwargs), sizes.number)
+    if name in _MASKED.split():
+        count = _count(given, result if name == "index" else given[2], name)
+        given, args = _unmasked(given, given, _empty_index(count)), _unmasked(given, args, Label((count,)))
+    if "device" in named:
+        named = {**named, "device": torch.device("meta")}
+    try:
+        with torch.no_grad():
+            seen = node.target(*given, **named)  # pyright: ignore[reportCallIssue]
+    except (RuntimeError, IndexError, ValueError, TypeError):  # these numbers fit no other size that meets them
+        return None
+    return (args, kwargs, result) if _shapes(seen) == _shapes(result) else None
+
+
+def alike(trace: Trace, value: Any, result: Any) -> Any:
+    """Labels whose entries scale alike along axes of sizes that data decide.
+
+    Args:
+        trace: gathers that law.
+        value: what a rule says of each result.
+        result: the results, as the exporter saw them.
+    """
+    if isinstance(value, list):
+        return [alike(trace, one, part) for one, part in zip(value, result, strict=True)]
+    if not isinstance(value, Label):
+        return value
+    return trace.merge(value, [axis for axis, size in enumerate(result.shape) if isinstance(size, SymInt)]).expand(value.shape)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _is_unknown(value: Any) -> bool:
+    return not is_static(value) if isinstance(value, Tensor) else _is_number(value)
+
+
+def _shapes(results: Any) -> list[tuple[int, ...]]:
+    return [tuple(part.shape) for part in results_of(results)]
+
+
+def _empty(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
+def _empty_index(count: int) -> Tensor:
+    return torch.empty(count, dtype=torch.long, device="meta")
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _count(given: tuple, rows: Tensor, name: str) -> int:
+    """How many entries a mask leaves, as these rows have been counted that stand in its place."""
+    before = next((place for place, index in enumerate(given[1]) if index is not None), 0) if name == "index" else 0
+    return rows.shape[before] if rows.dim() > before else 1
+
+
+def _unmasked(given: tuple, arguments: tuple, index: Any) -> tuple:
+    """Arguments with an index for each axis that a mask covers."""
+    indices = []
+    for shown, value in zip(given[1], arguments[1], strict=True):
+        indices += [index] * shown.dim() if _is_mask(shown) else [value]
+    return (arguments[0], indices, *arguments[2:])
