@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import check_count
+from equinorm._arguments import check_count, check_flag, is_whole
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
@@ -133,9 +133,8 @@ def align(
     if rescale not in (None, True, False):
         raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
     for name, given in (("flip", flip), ("power_of_two", power_of_two)):
-        if not isinstance(given, bool):
-            raise EquivalenceError(f"{name} must be True or False, not {given!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
+        check_flag(given, name, EquivalenceError)
+    if not is_whole(seed):
         raise EquivalenceError(f"seed must be a whole number, not {seed!r}.")
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")

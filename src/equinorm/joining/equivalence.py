@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equinorm._arguments import is_number
 from equinorm._deviation import check_model, deviation
 from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import BalanceError, EquivalenceError, describe
@@ -207,7 +208,7 @@ def equivalence(
     for model in (model_a, model_b):
         check_model(model)
     model_a, model_b = unwrapped(model_a), unwrapped(model_b)
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
+    if tolerance is not None and not (is_number(tolerance) and tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     check_batch_norm(batch_norm, model_a, model_b)
     same_parameters(model_a, model_b)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import batches_of
+from equinorm._arguments import batches_of, is_number
 from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe, describe_inputs, warn
@@ -53,7 +53,7 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
     """
     for model in (model_a, model_b):
         check_model(model)
-    if isinstance(t, bool) or not isinstance(t, (int, float)) or not math.isfinite(t):
+    if not is_number(t) or not math.isfinite(t):
         raise EquivalenceError(f"t must be a finite number, 0 for the first network and 1 for the second, not {t!r}.")
     one, other = unwrapped(model_a), unwrapped(model_b)
     same_parameters(one, other)

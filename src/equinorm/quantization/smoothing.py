@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equinorm._arguments import is_number
 from equinorm._errors import EqualizeError, describe
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
@@ -57,7 +58,7 @@ def smooth(symmetries: Symmetries, calibration: Iterable[Any], alpha: float = 0.
     >>> torch.allclose(net[0](x).abs().amax(0), torch.ones(3))
     True
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+    if not (is_number(alpha) and 0 <= alpha <= 1):
         raise EqualizeError(f"alpha must be a number from 0 to 1, not {alpha!r}.")
     model = symmetries.model
     largest = _largest(model, calibration_batches(calibration, model, (), None))

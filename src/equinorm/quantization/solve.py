@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import positional
+from equinorm._arguments import is_number, positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
 from equinorm._symmetries import Symmetries
@@ -51,7 +51,7 @@ class EqualizeOptions:
     def __post_init__(self) -> None:
         for name, least in (("largest", 1.0), ("tol", 0.0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least or math.isnan(value):
+            if not (is_number(value) and value > least):
                 raise EqualizeError(f"{name} must be a number above {least:g}, not {value!r}.")
         if self.progress is not None and not callable(self.progress):
             raise EqualizeError(f"progress must be a function of a text and two numbers, not {self.progress!r}.")
