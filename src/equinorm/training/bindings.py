@@ -12,6 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import HALVES, Scaling
 from equinorm._symmetries import Symmetries
+from equinorm.rescaling.casts import refusal_in_half
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.sharding.modules import reshard
@@ -150,10 +151,7 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
     check_writable(name, local(tensor))
     if tensor.dtype in HALVES:
         if not power_of_two:
-            raise RescaleError(
-                f"cannot rescale {name} exactly: it is {tensor.dtype}, where real scales are rounded away. "
-                "Use power_of_two=True, or keep the weights in float32 (autocast does)."
-            )
+            raise RescaleError(refusal_in_half(name, tensor.dtype, "keep the weights in float32 (autocast does)"))
         if bound.scaling.offset:
             used = f"{bound.scaling.offset:g} + {name}"
             raise RescaleError(f"cannot rescale {name} exactly: the network uses {used}, and it is {tensor.dtype}.")
