@@ -13,7 +13,6 @@ from rich.text import Text
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
-from equinorm.cli import report as reports
 from equinorm.cli.factories import parted
 from equinorm.cli.folders import analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource, load
@@ -35,7 +34,7 @@ from equinorm.cli.options import (
 )
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
 from equinorm.reporting.files import REPORTS
@@ -147,7 +146,7 @@ class _Files(NamedTuple):
         if self.output.suffix == ".onnx":
             files, written = to_write(loaded.model, loaded.args, self.output)
         if self.report is not None:
-            content = reports.draw(self.report, record, pictured)
+            content = drawn(self.report, record, pictured)
             files.append((self.report, lambda path: path.write_bytes(content)))
         write_atomically(files, self.force)
         return record if written is None else replace(record, notes=(*record.notes, *about(written, self.output, files)))

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from equinorm._deviation import deviation
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
-from equinorm.cli import report as reports
 from equinorm.cli.exactness import VERIFYING
 from equinorm.cli.loading import Loaded
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_target, write_atomically
 from equinorm.modules.copying import duplicate
@@ -123,7 +122,7 @@ def demo(
         replaces = force or report == REPORT
         check_target(report, REPORTS, replaces)
         record, pictures = demonstrate(say=steps.say)
-        content = reports.draw(report, record.balancing, pictures)
+        content = drawn(report, record.balancing, pictures)
         write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
         record = replace(record, report=str(report))
         return record, shown(record), int(record.predictions_unchanged < record.images)
