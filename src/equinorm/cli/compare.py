@@ -12,7 +12,7 @@ from rich.text import Text
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
 from equinorm._errors import EquinormError, dtype_name
-from equinorm.checkpoints.comparing import Difference
+from equinorm.checkpoints.comparing import Apart, Difference
 from equinorm.cli.folders import Folder, analysed, is_folder
 from equinorm.cli.loading import Loaded, ModelSource
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
@@ -28,20 +28,6 @@ from equinorm.reporting.tables import facts, table
 
 _ROWS = 20
 """Tensors that are shown; the record has all."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
-    """A tensor whose channels differ once scales are taken out, relatively by this much, and so many of its entries.
-
-    In half precision entries count that differ by more than rounding. One large change moves the scales of its channels, and
-    all of their entries with them.
-    """
-
-    tensor: str
-    difference: float
-    entries: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +53,7 @@ class Comparison:
     joined_by: tuple[str, ...] | None
     difference: float | None
     tolerance: float | None
-    different: tuple[Change, ...] | tuple[TensorDifference, ...]
+    different: tuple[Change, ...] | tuple[Apart, ...]
     num_scales: int | None
     largest_scale: float | None
     note: str
@@ -152,7 +138,7 @@ def _in_parts(a: Folder, b: Folder, found: Difference, notes: tuple[str, ...]) -
         joined_by=("rescaling",) if is_joined and largest > found.tolerance else (),
         difference=found.largest,
         tolerance=found.tolerance,
-        different=tuple(TensorDifference(part.key, part.largest, part.entries, part.size) for part in found.different),
+        different=found.different,
         num_scales=found.log_scales.numel(),
         largest_scale=math.exp(largest),
         note="" if is_joined or not is_near else _tuned(found),
@@ -255,9 +241,9 @@ def _verdict(record: Comparison) -> str:
     return f"{'the same' if record.same_weights else verdict}: {'once rescaled they' if in_parts else 'canonical forms'} differ"
 
 
-def _row(change: Change | TensorDifference) -> tuple[str, ...]:
+def _row(change: Change | Apart) -> tuple[str, ...]:
     """A tensor that differs, in a table."""
-    if isinstance(change, TensorDifference):
+    if isinstance(change, Apart):
         return change.tensor, f"{change.difference:.1e}"
     entries = f"{change.entries:,} of {change.size:,}" + (f", {change.where}" if change.where else "")
     most = f"[{', '.join(map(str, change.index))}]"
