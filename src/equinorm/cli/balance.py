@@ -13,8 +13,8 @@ from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
 from equinorm.cli.factories import parted
-from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import Loaded, ModelSource, load
+from equinorm.cli.folders import analysed
+from equinorm.cli.loading import Loaded, ModelSource, is_folder, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.options import (
     Debug,
@@ -35,8 +35,8 @@ from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_bala
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
-from equinorm.reporting.files import REPORTS
+from equinorm.cli.writing import check_output_of, save
+from equinorm.reporting.files import REPORTS, check_target, write_atomically
 from equinorm.reporting.records import Weights as Pictured
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent

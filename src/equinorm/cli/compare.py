@@ -13,8 +13,8 @@ from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
 from equinorm._errors import EquinormError, dtype_name
 from equinorm.checkpoints.comparing import Apart, Difference
-from equinorm.cli.folders import Folder, analysed, is_folder
-from equinorm.cli.loading import Loaded, ModelSource
+from equinorm.cli.folders import Folder, analysed
+from equinorm.cli.loading import Loaded, ModelSource, is_folder
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded

@@ -23,11 +23,10 @@ from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, write_atomically
 from equinorm.modules.copying import duplicate
 from equinorm.quantization.equalize import equalize
 from equinorm.reporting import words
-from equinorm.reporting.files import REPORTS
+from equinorm.reporting.files import REPORTS, check_target, write_atomically
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import facts, table
 

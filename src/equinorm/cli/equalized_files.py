@@ -14,10 +14,10 @@ from equinorm.cli.calibration import Batch
 from equinorm.cli.loading import Loaded
 from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, left_out, save, source_of, write_atomically
+from equinorm.cli.writing import left_out, save, source_of
 from equinorm.quantization.equalization import Equalization
 from equinorm.reporting.equalizations import draw
-from equinorm.reporting.files import REPORTS
+from equinorm.reporting.files import REPORTS, check_target, write_atomically
 
 VERIFIED = 8
 """Batches of calibration data on which outputs are verified."""

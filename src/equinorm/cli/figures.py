@@ -11,11 +11,11 @@ from rich.console import RenderableType
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import forced
-from equinorm.cli.writing import make_folder, write_atomically
 from equinorm.experiments.config import ExperimentError
 from equinorm.experiments.figures import pictures
 from equinorm.experiments.results import read
 from equinorm.experiments.series import experiments
+from equinorm.reporting.files import make_folder, write_atomically
 from equinorm.reporting.tables import facts
 
 

@@ -107,16 +107,21 @@ def load(source: ModelSource, inputs: Sequence[str], needs_inputs: bool = True) 
     return Loaded(source.name, model, _moved(args, source.device), _moved(dict(kwargs), source.device), notes)
 
 
+def is_folder(name: str) -> bool:
+    """Is this the path of a folder, not something else that commands know?"""
+    return Path(name).expanduser().is_dir()
+
+
 def takes_settings(name: str) -> bool:
     """Whether a model is called with arguments: factories are, what files hold is not."""
-    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not Path(name).is_dir()
+    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not is_folder(name)
 
 
 def _model(source: ModelSource) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
     """The model, the inputs that it brings, and notes on its weights."""
     name, is_meta = source.name, source.device == "meta"
     settings = settings_of(source.settings)
-    scheme, _, rest = ("hf", "", name) if Path(name).expanduser().is_dir() else name.partition(":")
+    scheme, _, rest = ("hf", "", name) if is_folder(name) else name.partition(":")
     if name.endswith(".pt2") and scheme != "hf":
         if source.train is not None:
             raise InputError(f"{name} was exported in one mode, which cannot change. Leave out --train and --eval.")
