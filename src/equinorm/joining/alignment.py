@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from equinorm._arguments import check_count, check_flag, is_whole
-from equinorm._deviation import check_model
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._scaling import HALVES
@@ -21,7 +20,6 @@ from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import check_batch_norm, same_dtypes, same_group, same_parameters
-from equinorm.modules.choosing import unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -127,9 +125,7 @@ def align(
     >>> equinorm.align(net, twin, x).distance_after
     0.0
     """
-    for model in (model_a, model_b):
-        check_model(model)
-    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
+    model_a, model_b = same_parameters(model_a, model_b)
     if rescale not in (None, True, False):
         raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
     for name, given in (("flip", flip), ("power_of_two", power_of_two)):
@@ -139,7 +135,6 @@ def align(
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     check_batch_norm(batch_norm, model_a, model_b)
-    same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
     other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)

@@ -107,9 +107,7 @@ class Moves:
 
     def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
-        alike = [
-            self.flips.flipped(side, self.canonical_signs(side)) if self.flips.num_free else side for side in (ours, theirs)
-        ]
+        alike = (self.flipped(side, self.canonical_signs(side)) for side in (ours, theirs))
         order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
@@ -122,7 +120,7 @@ class Moves:
 
     def moved(self, tensors: Forms, signs: Tensor, order: Orders) -> Forms:
         """Tensors after flips and a permutation; families that it does not name stay."""
-        return self.group.layout.moved(self._flipped(tensors, signs), order)
+        return self.group.layout.moved(self.flipped(tensors, signs), order)
 
     def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None = None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
@@ -152,7 +150,7 @@ class Moves:
         for _ in range(_ROUNDS):
             points = self.group.points
             values = None if seen is None or points is None else points.sides(seen.of(signs), seen.theirs)
-            sides = self._flipped(ours, signs), theirs
+            sides = self.flipped(ours, signs), theirs
             order, taken, agreement = nearest(self.group.layout, sides, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
             if torch.equal(better, signs):
@@ -165,7 +163,8 @@ class Moves:
         moved = self.moved(ours, signs, order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
-    def _flipped(self, tensors: Forms, signs: Tensor) -> Forms:
+    def flipped(self, tensors: Forms, signs: Tensor) -> Forms:
+        """Tensors after flips."""
         return self.flips.flipped(tensors, signs) if len(signs) else tensors
 
     def fitted(self, ours: Forms, theirs: Forms, order: Orders) -> Tensor:
