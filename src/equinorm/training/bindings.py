@@ -22,6 +22,11 @@ from equinorm.training.selection import Selection
 Placement = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
 
+_ADVICE = (
+    "since ENorm analysed the model, so its symmetries may be others now. Call remove() on the old hook and create a new ENorm."
+)
+"""What to do where a model has changed."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bound:
@@ -53,14 +58,14 @@ class Bindings:
         self._selection, self._model, tensors = selection, symmetries.model, symmetries.tensors
         self.all = [found for scaling in selection.candidates for found in _distinct(scaling, tensors)]
         self._in_modules: list[Bound] = []
-        self._watches = [ModelGuard(symmetries.model, {bound.name: bound.tensor for bound in self.all})]
+        self._watches = [ModelGuard(symmetries.model, _ADVICE, {bound.name: bound.tensor for bound in self.all})]
         for average in averages:
             if isinstance(average, nn.Module):
                 module = inner_module(average, [bound.name for bound in self.all])
                 copies = _in_module(module, self.all)
                 self._in_modules += copies
                 tensors = {copy.name: copy.tensor for copy in copies}
-                self._watches.append(ModelGuard(module, tensors, "the averaged model"))
+                self._watches.append(ModelGuard(module, _ADVICE, tensors, "the averaged model"))
         self._lists = [average for average in averages if not isinstance(average, nn.Module)]
         self._listed = self._in_lists()
         if self._lists and not self._listed:
