@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -237,8 +237,3 @@ def _floats(values: list[Any]) -> list[float]:
 def rounded(values: Iterator[float] | list[float], digits: int = 6) -> list[float]:
     """Numbers to so many significant digits: enough for a curve."""
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else value for value in values]
-
-
-def plain(result: Result) -> dict[str, Any]:
-    """A result without its pictures."""
-    return {key: value for key, value in asdict(result).items() if key != "pictures"}
