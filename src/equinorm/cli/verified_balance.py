@@ -17,6 +17,7 @@ from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.balancing.options import BalanceOptions
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.copying import duplicate
 from equinorm.reporting.pictures import draw, pictured
 from equinorm.reporting.records import Balanced, Weights
@@ -116,8 +117,7 @@ def verified_balance(
         seconds=time.perf_counter() - started,
         notes=loaded.notes,
     )
-    before = dict(original.named_parameters(remove_duplicate=False))
-    return record, pictures(symmetries, before) if pictured else []
+    return record, pictures(symmetries, tensors_of(original)) if pictured else []
 
 
 def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float, c: float) -> Table:

@@ -20,6 +20,7 @@ from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import check_batch_norm, same_dtypes, same_group, same_parameters
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -207,7 +208,7 @@ def _weights(found: Symmetries, log_scales: Tensor) -> Forms:
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
     """‖a − b‖₂ / ‖b‖₂ by names, in whatever order the two list them; inf where all of b is zero and a is not."""
-    theirs = dict(other.named_parameters())
+    theirs = tensors_of(other)
     apart, whole = 0.0, 0.0
     for name, parameter in one.named_parameters():
         wide = torch.complex128 if parameter.is_complex() else torch.float64

@@ -10,6 +10,7 @@ from equinorm._arguments import is_number
 from equinorm._errors import EqualizeError, describe
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
 from equinorm.quantization.calls import CallWatch, LayerCall
@@ -62,7 +63,7 @@ def smooth(symmetries: Symmetries, calibration: Iterable[Any], alpha: float = 0.
         raise EqualizeError(f"alpha must be a number from 0 to 1, not {alpha!r}.")
     model = symmetries.model
     largest = _largest(model, calibration_batches(calibration, model, (), None))
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    tensors = tensors_of(model)
     wishes: dict[Any, Tensor] = {}
     for axes in _readers(symmetries.groups()):
         seen = [largest[name] for name, axis in axes if name in largest and len(largest[name]) == tensors[name].size(axis)]

@@ -12,6 +12,7 @@ from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import HALVES, Scaling
 from equinorm._symmetries import Symmetries
+from equinorm.modules.choosing import tensors_of
 from equinorm.rescaling.casts import refusal_in_half
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
@@ -164,7 +165,7 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
 
 def _in_module(module: nn.Module, bounds: Sequence[Bound]) -> list[Bound]:
     """The tensors of a module with averaged weights, under the model's names."""
-    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    tensors = tensors_of(module)
     for bound in bounds:
         if bound.name not in tensors:
             raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")
