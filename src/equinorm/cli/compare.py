@@ -44,19 +44,19 @@ class Comparison:
 
     model_a: str
     model_b: str
-    inputs: str | None
-    deviation: float | None
-    limit: float | None
-    same_outputs: bool | None
-    equivalent: bool | None
-    same_weights: bool | None
-    joined_by: tuple[str, ...] | None
-    difference: float | None
-    tolerance: float | None
-    different: tuple[Change, ...] | tuple[Apart, ...]
-    num_scales: int | None
-    largest_scale: float | None
-    note: str
+    inputs: str | None = None
+    deviation: float | None = None
+    limit: float | None = None
+    same_outputs: bool | None = None
+    equivalent: bool | None = None
+    same_weights: bool | None = None
+    joined_by: tuple[str, ...] | None = None
+    difference: float | None = None
+    tolerance: float | None = None
+    different: tuple[Change, ...] | tuple[Apart, ...] = ()
+    num_scales: int | None = None
+    largest_scale: float | None = None
+    note: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -129,10 +129,6 @@ def _in_parts(a: Folder, b: Folder, found: Difference, notes: tuple[str, ...]) -
     return Comparison(
         model_a=a.loaded.title,
         model_b=b.loaded.title,
-        inputs=None,
-        deviation=None,
-        limit=None,
-        same_outputs=None,
         equivalent=is_joined,
         same_weights=found.largest == 0 == largest,
         joined_by=("rescaling",) if is_joined and largest > found.tolerance else (),
@@ -174,29 +170,24 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
             raise
         held = " and ".join(f"{side.name} holds {', '.join(found)}" for side, found in zip((a, b), dtypes, strict=True))
         raise InputError(f"{held}: they do not run on the same inputs. Name weights of one dtype. {error}") from error
-    found, note = None, ""
+    same = apart <= limit
+    notes = (*a.notes, *b.notes, *([hint] if hint and not same else []))
+    record = Comparison(a.title, b.title, a.inputs, apart, limit, same_outputs=same, notes=notes)
     try:
         found = equivalence(a.model, b.model, a.args, a.kwargs, opaque=opaque)
     except EquinormError as error:  # other architectures, dead ends of the solver: outputs are compared all the same
-        note = worded(str(error))
-    scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
-    return Comparison(
-        model_a=a.title,
-        model_b=b.title,
-        inputs=a.inputs,
-        deviation=apart,
-        limit=limit,
-        same_outputs=apart <= limit,
-        equivalent=None if found is None else found.equivalent,
-        same_weights=None if found is None else _are_same(found),
-        joined_by=None if found is None else found.joined_by,
-        difference=None if found is None else found.difference,
-        tolerance=None if found is None else found.tolerance,
-        different=() if found is None else found.changes,
-        num_scales=None if found is None else found.log_scales.numel(),
-        largest_scale=None if scales is None else float(scales.exp()),
-        note=note if found is None else " ".join(found.notes),
-        notes=(*a.notes, *b.notes, *([hint] if hint and not apart <= limit else [])),
+        return replace(record, note=worded(str(error)))
+    return replace(
+        record,
+        equivalent=found.equivalent,
+        same_weights=_are_same(found),
+        joined_by=found.joined_by,
+        difference=found.difference,
+        tolerance=found.tolerance,
+        different=found.changes,
+        num_scales=found.log_scales.numel(),
+        largest_scale=float(found.log_scales.abs().max().exp()) if found.log_scales.numel() else None,
+        note=" ".join(found.notes),
     )
 
 
