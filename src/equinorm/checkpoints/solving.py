@@ -94,8 +94,7 @@ class Task:
     @property
     def unit(self) -> float:
         """Of log-scales, where they are rounded; else 0."""
-        moving = [scaling for scaling in self.conversion.scalings if scaling.factors]
-        return unit_of_powers_of_two([*moving, *self.orbit.casts]) if self.power_of_two else 0.0
+        return unit_of_powers_of_two([*self.conversion.scalings, *self.orbit.casts]) if self.power_of_two else 0.0
 
     def held(self) -> tuple[Tensor, list[str]]:
         """Mask over 0..num_free of classes that cannot move exactly in these files, and why, in words."""

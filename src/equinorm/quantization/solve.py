@@ -218,8 +218,7 @@ def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
 
 def _settling(symmetries: Symmetries, options: EqualizeOptions) -> Callable[[Tensor], Tensor]:
     """What brings log-scales within their limits, and to powers of two, of which none is beyond the limits either."""
-    limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
-    unit = unit_of_powers_of_two([*moving, *symmetries.casts])
+    limit, unit = math.log(options.largest), unit_of_powers_of_two([*symmetries.scalings, *symmetries.casts])
     if options.power_of_two and math.isfinite(limit):
         limit = unit * math.floor(limit / unit + 1e-9)  # log(8) / log(2) may be just below 3
 
