@@ -36,7 +36,7 @@ from equinorm.cli.terminal import Steps, run
 from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
 from equinorm.cli.writing import check_output_of, save
-from equinorm.reporting.files import REPORTS, check_target, write_atomically
+from equinorm.reporting.files import REPORTS, Files, check_target, write_atomically
 from equinorm.reporting.records import Weights as Pictured
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
@@ -141,12 +141,12 @@ class _Files(NamedTuple):
             EquinormError: if that cannot be done; nothing is there then.
         """
         record = replace(record, output=str(self.output), report=str(self.report) if self.report else None)
-        files, written = [(self.output, lambda path: save(loaded.model, path))], None
+        files: Files = [(self.output, lambda path: save(loaded.model, path))]
+        written = None
         if self.output.suffix == ".onnx":
             files, written = to_write(loaded.model, loaded.args, self.output)
         if self.report is not None:
-            content = drawn(self.report, record, pictured)
-            files.append((self.report, lambda path: path.write_bytes(content)))
+            files.append((self.report, drawn(self.report, record, pictured)))
         write_atomically(files, self.force)
         return record if written is None else replace(record, notes=(*record.notes, *about(written, self.output, files)))
 

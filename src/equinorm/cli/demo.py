@@ -121,8 +121,7 @@ def demo(
         replaces = force or report == REPORT
         check_target(report, REPORTS, replaces)
         record, pictures = demonstrate(say=steps.say)
-        content = drawn(report, record.balancing, pictures)
-        write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
+        write_atomically([(report, drawn(report, record.balancing, pictures))], replaces)
         record = replace(record, report=str(report))
         return record, shown(record), int(record.predictions_unchanged < record.images)
 

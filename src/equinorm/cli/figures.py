@@ -48,7 +48,7 @@ def figures(
     def work(steps: Steps) -> Result:
         record, drawn = draw_all(results, output, steps.say)
         make_folder(output)
-        write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
+        write_atomically(drawn, force)
         return record, shown(record), 0
 
     run(work, json, debug, forced)

@@ -12,6 +12,7 @@ from equinorm._display import count
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.weights import InputError, shorten
 from equinorm.quantization.prepare import Preparation
+from equinorm.reporting.files import Files
 from equinorm.reporting.words import deviation
 
 VALUE = "value:"
@@ -90,7 +91,7 @@ def preparing_notes(preparation: Preparation) -> list[str]:
 
 def to_write(
     module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = (), *, corrected: bool = False
-) -> tuple[list, Any]:
+) -> tuple[Files, Any]:
     """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart.
 
     Args:

@@ -64,7 +64,7 @@ def train(
         asked = sweep(preset, {**lists, **numbers}, shared)
         check_target(picture, (".png",), force or picture == PICTURE)
         record, content = run_sweep(asked, data, results, workers, device, steps.count)
-        write_atomically([(picture, lambda path: path.write_bytes(content))], True)
+        write_atomically([(picture, content)], True)
         record = replace(record, picture=str(picture))
         return record, shown(record), 0
 
