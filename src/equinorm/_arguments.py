@@ -100,7 +100,7 @@ def check_count(number: Any, name: str, error: type[EquinormError] = EquinormErr
         raise error(f"{name} must be a whole number of at least 1, not {number!r}.")
 
 
-def check_flag(value: Any, name: str, error: type[EquinormError] = EquinormError) -> None:
+def check_flag(value: Any, name: str, error: type[EquinormError]) -> None:
     """Refuse what is no truth value."""
     if not isinstance(value, bool):
         raise error(f"{name} must be True or False, not {value!r}.")

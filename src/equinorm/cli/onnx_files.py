@@ -32,7 +32,7 @@ def names_of(name: str) -> list[str]:
 
 
 def from_onnx(
-    name: str, inputs: Sequence[str], fold: bool = False, free: bool | Sequence[str] = False
+    name: str, inputs: Sequence[str], fold: bool, free: bool | Sequence[str]
 ) -> tuple[nn.Module, tuple, tuple[str, ...]]:
     """The module, example inputs, and what a reader must know.
 

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import metadata
@@ -234,6 +234,6 @@ def _floats(values: list[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-def rounded(values: Iterator[float] | list[float], digits: int = 6) -> list[float]:
-    """Numbers to so many significant digits: enough for a curve."""
-    return [float(f"{value:.{digits}g}") if math.isfinite(value) else value for value in values]
+def rounded(values: list[float]) -> list[float]:
+    """Numbers to six significant digits: enough for a curve."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else value for value in values]

@@ -122,14 +122,14 @@ class Moves:
         """Tensors after flips and a permutation; families that it does not name stay."""
         return self.group.layout.moved(self.flipped(tensors, signs), order)
 
-    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None = None) -> tuple[Tensor, Orders, int]:
+    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
 
         Args:
             ours: weights of one network.
             theirs: of another.
             search: how long.
-            seen: activations to match instead of weights.
+            seen: activations to match instead of weights, if there are any.
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = Generator().manual_seed(search.seed)
