@@ -25,13 +25,14 @@ Medians = tuple[Tensor, Tensor]
 def settled(found: Symmetries, balance: Balance) -> tuple[Tensor, Tensor]:
     """Log-scales that every member of a network's orbit comes to one point by, and a mask of its dead classes.
 
-    No path tells the scale of a dead class, so that a balance leaves it as it was: `levelling` settles it.
+    No path tells the scale of a dead class, so that a balance leaves it as it was: least squares on log |w| settle it.
     """
     dead = torch.zeros(found.num_free, dtype=torch.bool)
     dead[[id - 1 for id in balance.dead]] = True
     if not bool(dead.any()):
         return balance.log_scales, dead
-    return levelling(found.scalings, found.tensors, torch.where(dead, 0.0, balance.log_scales), dead), dead
+    known, tensors = torch.where(dead, 0.0, balance.log_scales), found.tensors
+    return _least_squares(found.scalings, lambda own: -_logarithms(own, tensors), known, dead), dead
 
 
 def joining(
@@ -39,11 +40,6 @@ def joining(
 ) -> Tensor:
     """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
     return _least_squares(scalings, lambda own: _logarithms(own, b) - _logarithms(own, a), known, dead)
-
-
-def levelling(scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
-    """Fill in the log-scales of dead classes by least squares on log |w|: all members of a network's orbit become one."""
-    return _least_squares(scalings, lambda own: -_logarithms(own, tensors), known, dead)
 
 
 def telling(scalings: Sequence[Scaling], logarithms: Mapping[str, Tensor], num_free: int) -> Tensor:
