@@ -14,8 +14,8 @@ from equinorm.joining.forms import Forms
 from equinorm.joining.sign_choice import positive_signs
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
+from equinorm.permuting.assignment import nearest
 from equinorm.permuting.matching import matching, weights_of_places
-from equinorm.permuting.nearest import nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 
