@@ -1,7 +1,7 @@
 """What users give: refused in words where it is something else."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -84,10 +84,26 @@ def every_call(args: Any, kwargs: Any, also: Any) -> list[tuple[tuple, Mapping[s
     return [(first, kwargs), *further]
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Is it a real number? True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Is it a whole number? True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_count(number: Any, name: str, error: type[EquinormError] = EquinormError) -> None:
     """Refuse what is no positive whole number."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if not is_whole(number) or number < 1:
         raise error(f"{name} must be a whole number of at least 1, not {number!r}.")
+
+
+def check_flag(value: Any, name: str, error: type[EquinormError]) -> None:
+    """Refuse what is no truth value."""
+    if not isinstance(value, bool):
+        raise error(f"{name} must be True or False, not {value!r}.")
 
 
 def further_inputs(also: Any) -> list[Any]:

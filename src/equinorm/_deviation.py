@@ -105,7 +105,7 @@ def _run(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     kwargs = without_cache(model, args, kwargs)
     with undisturbed(model):
         try:
-            copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, kwargs))
+            copies = pytree.tree_map_only(Tensor, lambda value: value.clone(), (args, kwargs))
             with by_default():
                 return model(*copies[0], **copies[1])
         except Exception as error:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -200,18 +200,7 @@ def symmetries_of(graphs: Graphs, batch_norm: str = "affine", *, inner: bool = T
         inner: False to record no values and to drop the graphs, for models of which much else must fit into memory.
     """
     found = (discover_by_twin if is_any_sharded(graphs.model) else discover)(graphs, batch_norm, inner=inner)
-    return Symmetries(
-        model=graphs.model,
-        num_free=found.num_free,
-        scalings=found.scalings,
-        families=found.families,
-        pins=found.pins,
-        values=found.values,
-        seconds=found.seconds,
-        fingerprint=found.fingerprint,
-        backward=found.backward,
-        casts=found.casts,
-    )
+    return Symmetries(graphs.model, **{part.name: getattr(found, part.name) for part in fields(found)})
 
 
 def balance_(

@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import equinorm
 from equinorm.balancing.options import BalanceOptions
-from equinorm.cli import demo, loading, report
-from equinorm.cli.verified_balance import pictures, verified_balance
+from equinorm.cli import demo, loading
+from equinorm.cli.verified_balance import drawn, pictures, verified_balance
 from equinorm.reporting.pictures import _shrunk
 from equinorm.reporting.words import numbers
 
@@ -81,7 +81,7 @@ def is_self_contained(text):
 
 def test_page_shows_the_record():
     record, pictures = balanced(cli_models.convolutional(), torch.randn(2, 3, 12, 12))
-    text = report.draw(Path("r.html"), record, pictures).decode()
+    text = drawn(Path("r.html"), record, pictures).decode()
     assert is_self_contained(text)
     page = Page(text)
     assert len(page.images()) == 3
@@ -108,14 +108,14 @@ def test_page_shows_the_record():
 def test_both_formats_of_every_kind_of_result(factory, options, pictures):
     record, weights = balanced(getattr(cli_models, factory)(), torch.randn(2, 8), **options)
     assert len(weights) <= 5
-    picture(report.draw(Path("r.png"), record, weights))
-    assert len(Page(report.draw(Path("r.html"), record, weights).decode()).images()) == pictures
+    picture(drawn(Path("r.png"), record, weights))
+    assert len(Page(drawn(Path("r.html"), record, weights).decode()).images()) == pictures
 
 
 def test_names_are_escaped():
     record, weights = balanced(cli_models.mlp(), torch.randn(2, 8))
     record = replace(record, model="<script src='https://x.y/z.js'></script>")
-    text = report.draw(Path("r.html"), record, weights).decode()
+    text = drawn(Path("r.html"), record, weights).decode()
     assert "<script" not in text
 
 

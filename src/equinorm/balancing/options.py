@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from equinorm._arguments import is_number, is_whole
 from equinorm._errors import BalanceError
 from equinorm.balancing.norm import Norm
 from equinorm.modules.choosing import Choice
@@ -49,7 +50,7 @@ class BalanceOptions:
 def check_options(p: float, c: float, cycles: int | None, tol: float, method: str) -> None:
     """Refuse options that are out of range."""
     for name, value in (("p", p), ("c", c), ("tol", tol)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not is_number(value):
             way = ": for the largest entry write math.inf" if name == "p" and value in ("inf", "max") else ""
             raise BalanceError(f"{name} must be a number, not {value!r}{way}.")
     if not (LEAST_P <= p <= LARGEST_P or p == math.inf):
@@ -57,7 +58,7 @@ def check_options(p: float, c: float, cycles: int | None, tol: float, method: st
         raise BalanceError(f"p must be a number from {LEAST_P} to {LARGEST_P}, or math.inf, not {p!r}{why}.")
     if not (c > 0 and math.isfinite(c)):
         raise BalanceError(f"c must be a positive finite number, not {c!r}; 1 weighs all layers alike.")
-    if cycles is not None and (isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 0):
+    if cycles is not None and (not is_whole(cycles) or cycles < 0):
         raise BalanceError(f"cycles must be None or an integer of at least 0, not {cycles!r}.")
     if not tol >= 0:
         raise BalanceError(f"tol must be at least 0, not {tol!r}.")

@@ -31,18 +31,19 @@ _NEAR = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """How one tensor differs.
+    """How one tensor differs, once scales are taken out.
 
     Attributes:
-        key: its name.
-        largest: relative difference of any of its channels, ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞); inf where whole numbers differ.
+        tensor: its name.
+        difference: of any of its channels, relative: ‖a − b‖_∞ / max(‖a‖_∞, ‖b‖_∞); inf where whole numbers differ.
         entries: how many differ by more than rounding explains: in half precision more than 2^-5 (float16: 2^-8) of the entry
-            itself, else more than the tolerance, in parts of the largest of their channel.
+            itself, else more than the tolerance, in parts of the largest of their channel. One large change moves the scales
+            of its channels, and all of their entries with them.
         size: how many there are.
     """
 
-    key: str
-    largest: float
+    tensor: str
+    difference: float
     entries: int
     size: int
 
@@ -104,9 +105,9 @@ def difference(task: Task, other: Checkpoint, held: Tensor, tick: Tick = lambda 
             apart = int((a != b).sum())
             found[entry.key] = Apart(entry.key, math.inf if apart else 0.0, apart, a.numel())
             tick(2 * entry.size)
-    different = [part for part in found.values() if part.entries or part.largest > tolerance]
-    different.sort(key=lambda part: (-part.largest, part.key))
-    return Difference(z, max((part.largest for part in found.values()), default=0.0), tolerance, tuple(different), dead)
+    different = [part for part in found.values() if part.entries or part.difference > tolerance]
+    different.sort(key=lambda part: (-part.difference, part.tensor))
+    return Difference(z, max((part.difference for part in found.values()), default=0.0), tolerance, tuple(different), dead)
 
 
 def check_same(a: Checkpoint, b: Checkpoint) -> None:

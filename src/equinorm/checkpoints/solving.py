@@ -23,7 +23,7 @@ from equinorm.checkpoints.rewriting import Tick
 from equinorm.checkpoints.stored import CheckpointError, save_tensors
 from equinorm.reporting.files import write_atomically
 from equinorm.rescaling.bounds import row_bounds
-from equinorm.rescaling.casts import check as check_casts
+from equinorm.rescaling.casts import check as check_casts, refusal_in_half
 from equinorm.rescaling.factors import factors_of
 from equinorm.rescaling.in_place import WRITABLE, check
 from equinorm.rescaling.orbit import Orbit
@@ -94,8 +94,7 @@ class Task:
     @property
     def unit(self) -> float:
         """Of log-scales, where they are rounded; else 0."""
-        moving = [scaling for scaling in self.conversion.scalings if scaling.factors]
-        return unit_of_powers_of_two([*moving, *self.orbit.casts]) if self.power_of_two else 0.0
+        return unit_of_powers_of_two([*self.conversion.scalings, *self.orbit.casts]) if self.power_of_two else 0.0
 
     def held(self) -> tuple[Tensor, list[str]]:
         """Mask over 0..num_free of classes that cannot move exactly in these files, and why, in words."""
@@ -140,11 +139,7 @@ def check_dtypes(task: Task, held: Tensor) -> None:
     for scaling in task.conversion.scalings:
         is_half = scaling.dtype in HALVES
         if is_half and not task.power_of_two and bool((~held[scaling.free()]).any()):
-            info = torch.finfo(scaling.dtype)
-            raise RescaleError(
-                f"cannot rescale {scaling.name} exactly: in {info.dtype} a real scale would change each weight by up to "
-                f"{info.eps / 2:.1e} of itself. Use powers of two (power_of_two=True)."
-            )
+            raise RescaleError(refusal_in_half(scaling.name, scaling.dtype))
 
 
 def solve(task: Task, held: Tensor, staging: Path | None = None, tick: Tick = lambda size: None) -> tuple[Plan, Record]:

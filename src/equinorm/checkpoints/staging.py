@@ -91,7 +91,7 @@ def prepare(checkpoint: Checkpoint, output: Path, job: Mapping[str, Any]) -> Pat
         for left in [*staging.glob(".*.tmp"), *inside.glob(".*.tmp")]:
             left.unlink()  # what a run that was killed was writing
         if not begun.exists():
-            write_atomically([(begun, lambda path: path.write_text(state, "utf-8"))], force=True)
+            write_atomically([(begun, state.encode())], force=True)
     except OSError as error:
         raise OutputError(f"cannot write {output}: {error.strerror}. Nothing was written.") from error
     return staging
@@ -166,8 +166,7 @@ def fill(
             lost[file.path.name] = write(file, path)
         except OutputError as error:
             raise OutputError(f"{error} {len(lost)} finished files are kept in {staging}: run again to go on.") from error
-        counts = json.dumps(lost)
-        write_atomically([(staging / _COUNTS, lambda path, counts=counts: path.write_text(counts, "utf-8"))], force=True)
+        write_atomically([(staging / _COUNTS, json.dumps(lost).encode())], force=True)
     same, left = checkpoint.others()
     try:
         for path in same:

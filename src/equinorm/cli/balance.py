@@ -1,10 +1,9 @@
 """`equinorm balance`: write the rescaling-equivalent weights of least norm."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Group, RenderableType
@@ -13,10 +12,9 @@ from rich.text import Text
 from equinorm._errors import BalanceError
 from equinorm._symmetries import symmetries
 from equinorm.balancing.options import LARGEST_P, LEAST_P, BalanceOptions
-from equinorm.cli import report as reports
 from equinorm.cli.factories import parted
-from equinorm.cli.folders import analysed, is_folder
-from equinorm.cli.loading import Loaded, ModelSource, load
+from equinorm.cli.folders import analysed
+from equinorm.cli.loading import Loaded, ModelSource, is_folder, load
 from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.options import (
     Debug,
@@ -35,10 +33,10 @@ from equinorm.cli.options import (
 )
 from equinorm.cli.streamed_balance import Outputs, shown_streamed, streamed_balance
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_output_of, check_target, save, write_atomically
-from equinorm.reporting.files import REPORTS
+from equinorm.cli.writing import check_output_of, save
+from equinorm.reporting.files import REPORTS, Files, check_target, write_atomically
 from equinorm.reporting.records import Weights as Pictured
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import deviation, norm_name, number, percent
@@ -143,12 +141,12 @@ class _Files(NamedTuple):
             EquinormError: if that cannot be done; nothing is there then.
         """
         record = replace(record, output=str(self.output), report=str(self.report) if self.report else None)
-        files, written = [(self.output, lambda path: save(loaded.model, path))], None
+        files: Files = [(self.output, lambda path: save(loaded.model, path))]
+        written = None
         if self.output.suffix == ".onnx":
             files, written = to_write(loaded.model, loaded.args, self.output)
         if self.report is not None:
-            content = reports.draw(self.report, record, pictured)
-            files.append((self.report, lambda path: path.write_bytes(content)))
+            files.append((self.report, drawn(self.report, record, pictured)))
         write_atomically(files, self.force)
         return record if written is None else replace(record, notes=(*record.notes, *about(written, self.output, files)))
 
@@ -176,11 +174,9 @@ def shown(record: Balancing) -> RenderableType:
     return Group(*parts)
 
 
-def _norm(text: str) -> float:
+def _norm(text: str) -> Any:
+    """The number that a text says; another text as it is, which `BalanceOptions` refuses."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not (LEAST_P <= value <= LARGEST_P or value == math.inf):
-        raise BalanceError(f"--p must be a number from {LEAST_P:g} to {LARGEST_P:g}, or inf, not {text}.")
-    return value
+        return text

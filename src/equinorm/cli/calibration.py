@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from equinorm._errors import dtype_name
-from equinorm.cli.weights import InputError, read, readable, shorten
+from equinorm.cli.weights import InputError, parts, read, readable, shorten
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
 """Positional inputs, or inputs by keyword."""
@@ -107,8 +107,7 @@ def _tensors(path: Path) -> dict[Any, Tensor]:
             named = list(named.values())
     else:
         named = read(path, "calibration data", _HOLDS)
-    values = named if isinstance(named, (list, tuple, dict)) else [named]
-    found = values if isinstance(values, dict) else dict(enumerate(values))
+    found = parts(named)
     if odd := [name for name, tensor in found.items() if not isinstance(tensor, Tensor)]:
         raise InputError(f"{path} holds no tensor at {odd[0]!r}. {_HOLDS}")
     return found

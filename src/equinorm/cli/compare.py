@@ -12,9 +12,9 @@ from rich.text import Text
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import count, listed
 from equinorm._errors import EquinormError, dtype_name
-from equinorm.checkpoints.comparing import Difference
-from equinorm.cli.folders import Folder, analysed, is_folder
-from equinorm.cli.loading import Loaded, ModelSource
+from equinorm.checkpoints.comparing import Apart, Difference
+from equinorm.cli.folders import Folder, analysed
+from equinorm.cli.loading import Loaded, ModelSource, is_folder
 from equinorm.cli.options import MODELS, Debug, Inputs, Json, ModelB, Opaque, Result, Settings, Train, Trust, Weights, WeightsB
 from equinorm.cli.pairs import load_pair
 from equinorm.cli.streamed_comparison import streamed_difference, unlike_settings, why_not_loaded
@@ -31,20 +31,6 @@ _ROWS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class TensorDifference:
-    """A tensor whose channels differ once scales are taken out, relatively by this much, and so many of its entries.
-
-    In half precision entries count that differ by more than rounding. One large change moves the scales of its channels, and
-    all of their entries with them.
-    """
-
-    tensor: str
-    difference: float
-    entries: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """Record of `equinorm compare`.
 
@@ -58,19 +44,19 @@ class Comparison:
 
     model_a: str
     model_b: str
-    inputs: str | None
-    deviation: float | None
-    limit: float | None
-    same_outputs: bool | None
-    equivalent: bool | None
-    same_weights: bool | None
-    joined_by: tuple[str, ...] | None
-    difference: float | None
-    tolerance: float | None
-    different: tuple[Change, ...] | tuple[TensorDifference, ...]
-    num_scales: int | None
-    largest_scale: float | None
-    note: str
+    inputs: str | None = None
+    deviation: float | None = None
+    limit: float | None = None
+    same_outputs: bool | None = None
+    equivalent: bool | None = None
+    same_weights: bool | None = None
+    joined_by: tuple[str, ...] | None = None
+    difference: float | None = None
+    tolerance: float | None = None
+    different: tuple[Change, ...] | tuple[Apart, ...] = ()
+    num_scales: int | None = None
+    largest_scale: float | None = None
+    note: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -143,16 +129,12 @@ def _in_parts(a: Folder, b: Folder, found: Difference, notes: tuple[str, ...]) -
     return Comparison(
         model_a=a.loaded.title,
         model_b=b.loaded.title,
-        inputs=None,
-        deviation=None,
-        limit=None,
-        same_outputs=None,
         equivalent=is_joined,
         same_weights=found.largest == 0 == largest,
         joined_by=("rescaling",) if is_joined and largest > found.tolerance else (),
         difference=found.largest,
         tolerance=found.tolerance,
-        different=tuple(TensorDifference(part.key, part.largest, part.entries, part.size) for part in found.different),
+        different=found.different,
         num_scales=found.log_scales.numel(),
         largest_scale=math.exp(largest),
         note="" if is_joined or not is_near else _tuned(found),
@@ -188,29 +170,24 @@ def comparison(a: Loaded, b: Loaded, opaque: Sequence[str] = (), hint: str = "")
             raise
         held = " and ".join(f"{side.name} holds {', '.join(found)}" for side, found in zip((a, b), dtypes, strict=True))
         raise InputError(f"{held}: they do not run on the same inputs. Name weights of one dtype. {error}") from error
-    found, note = None, ""
+    same = apart <= limit
+    notes = (*a.notes, *b.notes, *([hint] if hint and not same else []))
+    record = Comparison(a.title, b.title, a.inputs, apart, limit, same_outputs=same, notes=notes)
     try:
         found = equivalence(a.model, b.model, a.args, a.kwargs, opaque=opaque)
     except EquinormError as error:  # other architectures, dead ends of the solver: outputs are compared all the same
-        note = worded(str(error))
-    scales = found.log_scales.abs().max() if found is not None and found.log_scales.numel() else None
-    return Comparison(
-        model_a=a.title,
-        model_b=b.title,
-        inputs=a.inputs,
-        deviation=apart,
-        limit=limit,
-        same_outputs=apart <= limit,
-        equivalent=None if found is None else found.equivalent,
-        same_weights=None if found is None else _are_same(found),
-        joined_by=None if found is None else found.joined_by,
-        difference=None if found is None else found.difference,
-        tolerance=None if found is None else found.tolerance,
-        different=() if found is None else found.changes,
-        num_scales=None if found is None else found.log_scales.numel(),
-        largest_scale=None if scales is None else float(scales.exp()),
-        note=note if found is None else " ".join(found.notes),
-        notes=(*a.notes, *b.notes, *([hint] if hint and not apart <= limit else [])),
+        return replace(record, note=worded(str(error)))
+    return replace(
+        record,
+        equivalent=found.equivalent,
+        same_weights=_are_same(found),
+        joined_by=found.joined_by,
+        difference=found.difference,
+        tolerance=found.tolerance,
+        different=found.changes,
+        num_scales=found.log_scales.numel(),
+        largest_scale=float(found.log_scales.abs().max().exp()) if found.log_scales.numel() else None,
+        note=" ".join(found.notes),
     )
 
 
@@ -255,9 +232,9 @@ def _verdict(record: Comparison) -> str:
     return f"{'the same' if record.same_weights else verdict}: {'once rescaled they' if in_parts else 'canonical forms'} differ"
 
 
-def _row(change: Change | TensorDifference) -> tuple[str, ...]:
+def _row(change: Change | Apart) -> tuple[str, ...]:
     """A tensor that differs, in a table."""
-    if isinstance(change, TensorDifference):
+    if isinstance(change, Apart):
         return change.tensor, f"{change.difference:.1e}"
     entries = f"{change.entries:,} of {change.size:,}" + (f", {change.where}" if change.where else "")
     most = f"[{', '.join(map(str, change.index))}]"

@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from equinorm._deviation import deviation
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
-from equinorm.cli import report as reports
 from equinorm.cli.exactness import VERIFYING
 from equinorm.cli.loading import Loaded
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
-from equinorm.cli.verified_balance import Balancing, energies, verified_balance
+from equinorm.cli.verified_balance import Balancing, drawn, energies, verified_balance
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, write_atomically
 from equinorm.modules.copying import duplicate
 from equinorm.quantization.equalize import equalize
 from equinorm.reporting import words
-from equinorm.reporting.files import REPORTS
+from equinorm.reporting.files import REPORTS, check_target, write_atomically
 from equinorm.reporting.records import Weights
 from equinorm.reporting.tables import facts, table
 
@@ -123,8 +121,7 @@ def demo(
         replaces = force or report == REPORT
         check_target(report, REPORTS, replaces)
         record, pictures = demonstrate(say=steps.say)
-        content = reports.draw(report, record.balancing, pictures)
-        write_atomically([(report, lambda path: path.write_bytes(content))], replaces)
+        write_atomically([(report, drawn(report, record.balancing, pictures))], replaces)
         record = replace(record, report=str(report))
         return record, shown(record), int(record.predictions_unchanged < record.images)
 
@@ -143,23 +140,20 @@ class _Digits(NamedTuple):
         return float((predictions == self.labels)[self.held_out].double().mean())
 
 
-def demonstrate(
-    epochs: int = 20, seed: int = 0, say: Callable[[str], None] = lambda text: None
-) -> tuple[Demonstration, list[Weights]]:
+def demonstrate(epochs: int = 20, say: Callable[[str], None] = lambda text: None) -> tuple[Demonstration, list[Weights]]:
     """Run the demonstration; returns its record and the weights to picture.
 
     Args:
         epochs: of training.
-        seed: of the weights, the order of images and the random scales.
         say: called with what happens next.
 
     Raises:
         InputError: if scikit-learn is not installed.
     """
-    digits = _digits(seed)
+    digits = _digits()
     images = digits.images
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(0)
         say("training on scikit-learn's digits")
         started = time.perf_counter()
         model = _network()
@@ -257,7 +251,7 @@ def _in_words(found: Integers) -> str:
     return f"test accuracy {before} unbalanced, {after} after equinorm.equalize ({found.scheme}, {found.seconds:.2f} s)"
 
 
-def _digits(seed: int) -> _Digits:
+def _digits() -> _Digits:
     """Those of scikit-learn, a fifth of them held out for testing."""
     try:
         from sklearn.datasets import load_digits
@@ -267,7 +261,7 @@ def _digits(seed: int) -> _Digits:
         ) from error
     data, target = load_digits(return_X_y=True)
     images, labels = torch.tensor(data / 16, dtype=torch.float32), torch.tensor(target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     held_out = torch.zeros(len(images), dtype=torch.bool)
     held_out[order[: len(images) // 5]] = True
     return _Digits(images, labels, held_out)

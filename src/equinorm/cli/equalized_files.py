@@ -14,10 +14,10 @@ from equinorm.cli.calibration import Batch
 from equinorm.cli.loading import Loaded
 from equinorm.cli.onnx_files import about, is_onnx, to_write
 from equinorm.cli.weights import InputError
-from equinorm.cli.writing import check_target, left_out, save, source_of, write_atomically
+from equinorm.cli.writing import left_out, save, source_of
 from equinorm.quantization.equalization import Equalization
 from equinorm.reporting.equalizations import draw
-from equinorm.reporting.files import REPORTS
+from equinorm.reporting.files import REPORTS, Files, check_target, write_atomically
 
 VERIFIED = 8
 """Batches of calibration data on which outputs are verified."""
@@ -51,20 +51,19 @@ class Destination:
         Raises:
             EquinormError: if something cannot be written; its file, or the folder, is not there then.
         """
-        files, written, notes = [], None, []
+        files: Files = []
+        written, notes = None, []
         if self.output.suffix == ".onnx":
             more = [batch for batch in batches[:VERIFIED] if isinstance(batch, tuple) and len(batch) == len(loaded.args)]
             files, written = to_write(found.model, loaded.args, self.output, more, corrected=bool(found.corrections))
         elif self.like is None and self.output.suffix == ".pt2":
-            content = _exported(found.model, loaded)
-            files = [(self.output, lambda path: path.write_bytes(content))]
+            files = [(self.output, _exported(found.model, loaded))]
         else:
             notes += self._of_own_weights(found.model, names)
             if self.like is None:
                 files = [(self.output, lambda path: save(found.model, path))]
         if self.report is not None:
-            drawn = draw(self.report, found)
-            files.append((self.report, lambda path: path.write_bytes(drawn)))
+            files.append((self.report, draw(self.report, found)))
         if self.like is not None:
             notes += left_out(write_folder(found.model, self.like, self.output))
         write_atomically(files, self.force)

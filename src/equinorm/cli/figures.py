@@ -11,11 +11,11 @@ from rich.console import RenderableType
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import forced
-from equinorm.cli.writing import make_folder, write_atomically
 from equinorm.experiments.config import ExperimentError
 from equinorm.experiments.figures import pictures
 from equinorm.experiments.results import read
 from equinorm.experiments.series import experiments
+from equinorm.reporting.files import make_folder, write_atomically
 from equinorm.reporting.tables import facts
 
 
@@ -48,7 +48,7 @@ def figures(
     def work(steps: Steps) -> Result:
         record, drawn = draw_all(results, output, steps.say)
         make_folder(output)
-        write_atomically([(path, lambda file, content=content: file.write_bytes(content)) for path, content in drawn], force)
+        write_atomically(drawn, force)
         return record, shown(record), 0
 
     run(work, json, debug, forced)

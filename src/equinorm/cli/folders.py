@@ -46,12 +46,7 @@ class Folder:
         return Task(self.checkpoint, self.symmetries, self.conversion, options, power_of_two)
 
 
-def is_folder(name: str) -> bool:
-    """Is this the path of a folder, not something else that commands know?"""
-    return Path(name).expanduser().is_dir()
-
-
-def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequence[str] = (), trust: bool = False) -> Folder:
+def analysed(name: str, steps: Steps, inputs: Sequence[str], opaque: Sequence[str], trust: bool) -> Folder:
     """Find the symmetries of a folder's model and how its files move.
 
     Raises:

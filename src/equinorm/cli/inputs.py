@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from equinorm.cli.weights import InputError, first_sentence, read, shorten
+from equinorm.cli.weights import InputError, first_sentence, parts, read, shorten
 
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:x\d+)*|scalar)")
 
@@ -48,15 +48,14 @@ def read_inputs(inputs: Sequence[str], floating: torch.dtype) -> tuple[tuple, di
         value = read(path, "inputs", "It must hold a tensor, a list of tensors, or a dict of tensors by keyword.")
         if isinstance(value, dict) and path.suffix == ".safetensors" and len(value) == 1:
             value = next(iter(value.values()))
-        values = value if isinstance(value, (list, tuple, dict)) else [value]
-        named = values if isinstance(values, dict) else dict(enumerate(values))
-        odd = [key for key, part in named.items() if isinstance(part, str) or isinstance(key, str) != isinstance(values, dict)]
+        found, is_named = parts(value), isinstance(value, dict)
+        odd = [key for key, part in found.items() if isinstance(part, str) or isinstance(key, str) != is_named]
         if odd:
             raise InputError(f"{path} holds inputs that no model takes: {shorten([repr(key) for key in odd])}. Write tensors.")
-        if isinstance(values, dict):
-            kwargs |= values
+        if is_named:
+            kwargs |= found
         else:
-            args += values
+            args += found.values()
     return tuple(args), kwargs
 
 

@@ -14,8 +14,8 @@ from equinorm._display import count
 from equinorm._symmetries import Symmetries, symmetries
 from equinorm.balancing.options import BalanceOptions
 from equinorm.checkpoints.solving import components_of, size_of
-from equinorm.cli.folders import Folder, analysed, is_folder
-from equinorm.cli.loading import Loaded, ModelSource, load
+from equinorm.cli.folders import Folder, analysed
+from equinorm.cli.loading import Loaded, ModelSource, is_folder, load
 from equinorm.cli.options import Debug, Inputs, Json, Model, Opaque, Result, Settings, Train, Trust, Weights
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import worded

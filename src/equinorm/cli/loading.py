@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree
+from torch import nn
 
 from equinorm._errors import describe, describe_inputs, first_line
 from equinorm.cli.factories import built, settings_of
@@ -15,6 +14,7 @@ from equinorm.cli.inputs import read_inputs
 from equinorm.cli.libraries import from_timm, from_transformers
 from equinorm.cli.onnx_files import from_onnx, is_onnx
 from equinorm.cli.weights import InputError, load_weights, readable
+from equinorm.sharding.modules import on_meta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,19 +104,26 @@ def load(source: ModelSource, inputs: Sequence[str], needs_inputs: bool = True) 
         example = "--input with the shapes it was exported with" if exported else "--input 1x3x224x224"
         example = f"--input {main}=1x3x224x224" if isinstance(main, str) else example
         raise InputError(f"{source.name} needs inputs to run with. Give their shapes or a file, for example {example}.")
-    return Loaded(source.name, model, _moved(args, source.device), _moved(dict(kwargs), source.device), notes)
+    if source.device == "meta":
+        args, kwargs = on_meta((args, dict(kwargs)))
+    return Loaded(source.name, model, args, dict(kwargs), notes)
+
+
+def is_folder(name: str) -> bool:
+    """Is this the path of a folder, not something else that commands know?"""
+    return Path(name).expanduser().is_dir()
 
 
 def takes_settings(name: str) -> bool:
     """Whether a model is called with arguments: factories are, what files hold is not."""
-    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not Path(name).is_dir()
+    return not name.startswith("hf:") and not name.endswith((".pt2", ".onnx")) and not is_folder(name)
 
 
 def _model(source: ModelSource) -> tuple[nn.Module, tuple, Mapping[str, Any], tuple[str, ...]]:
     """The model, the inputs that it brings, and notes on its weights."""
     name, is_meta = source.name, source.device == "meta"
     settings = settings_of(source.settings)
-    scheme, _, rest = ("hf", "", name) if Path(name).expanduser().is_dir() else name.partition(":")
+    scheme, _, rest = ("hf", "", name) if is_folder(name) else name.partition(":")
     if name.endswith(".pt2") and scheme != "hf":
         if source.train is not None:
             raise InputError(f"{name} was exported in one mode, which cannot change. Leave out --train and --eval.")
@@ -166,10 +173,3 @@ def _floating(model: nn.Module) -> torch.dtype:
     """The model's own dtype: that of its first floating-point tensor."""
     tensors = (tensor for group in (model.parameters(), model.buffers()) for tensor in group)
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.get_default_dtype())
-
-
-def _moved(inputs: Any, device: str) -> Any:
-    """Inputs without their numbers, on the meta device; else as they are."""
-    if device != "meta":
-        return inputs
-    return _pytree.tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)

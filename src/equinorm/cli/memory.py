@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
-from equinorm.cli.folders import is_folder
+from equinorm.cli.loading import is_folder
 from equinorm.cli.weights import InputError
 
 _BYTES_A_WEIGHT = 50

@@ -12,6 +12,7 @@ from equinorm._display import count
 from equinorm.cli.inputs import read_inputs
 from equinorm.cli.weights import InputError, shorten
 from equinorm.quantization.prepare import Preparation
+from equinorm.reporting.files import Files
 from equinorm.reporting.words import deviation
 
 VALUE = "value:"
@@ -31,7 +32,7 @@ def names_of(name: str) -> list[str]:
 
 
 def from_onnx(
-    name: str, inputs: Sequence[str], fold: bool = False, free: bool | Sequence[str] = False
+    name: str, inputs: Sequence[str], fold: bool, free: bool | Sequence[str]
 ) -> tuple[nn.Module, tuple, tuple[str, ...]]:
     """The module, example inputs, and what a reader must know.
 
@@ -90,7 +91,7 @@ def preparing_notes(preparation: Preparation) -> list[str]:
 
 def to_write(
     module: nn.Module, args: Sequence[Tensor], path: Path, more: Sequence[Sequence[Tensor]] = (), *, corrected: bool = False
-) -> tuple[list, Any]:
+) -> tuple[Files, Any]:
     """What to write for a module that was read from an ONNX file, and what then says how far the outputs are apart.
 
     Args:

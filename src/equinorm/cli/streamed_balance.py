@@ -16,7 +16,8 @@ from equinorm.checkpoints.solving import Record, Task, check_dtypes, components_
 from equinorm.checkpoints.staging import Rewritten, finish, kept, prepare
 from equinorm.cli.folders import Folder, Meter
 from equinorm.cli.terminal import Steps
-from equinorm.cli.writing import OutputError, check_is_folder, check_target, left_out
+from equinorm.cli.writing import check_is_folder, left_out
+from equinorm.reporting.files import OutputError, check_target
 from equinorm.reporting.tables import facts
 from equinorm.reporting.words import in_bytes, norm_name, number, percent
 

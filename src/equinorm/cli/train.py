@@ -16,7 +16,6 @@ from equinorm._display import count
 from equinorm.cli.options import Debug, Force, Json, Result
 from equinorm.cli.terminal import Steps, run
 from equinorm.cli.wording import forced
-from equinorm.cli.writing import check_target, write_atomically
 from equinorm.experiments.config import DEFAULTS, METHODS, ExperimentError, Sweep, convert
 from equinorm.experiments.figures import overview_png
 from equinorm.experiments.presets import PRESETS, preset
@@ -24,6 +23,7 @@ from equinorm.experiments.protocol import Cell, MethodComparison, Report, compar
 from equinorm.experiments.results import Results
 from equinorm.experiments.series import experiments
 from equinorm.experiments.workers import Here, Place, Pool
+from equinorm.reporting.files import check_target, write_atomically
 from equinorm.reporting.tables import facts, table
 
 PICTURE = Path("equinorm-train.png")
@@ -64,7 +64,7 @@ def train(
         asked = sweep(preset, {**lists, **numbers}, shared)
         check_target(picture, (".png",), force or picture == PICTURE)
         record, content = run_sweep(asked, data, results, workers, device, steps.count)
-        write_atomically([(picture, lambda path: path.write_bytes(content))], True)
+        write_atomically([(picture, content)], True)
         record = replace(record, picture=str(picture))
         return record, shown(record), 0
 

@@ -1,9 +1,10 @@
-"""Balance a loaded model and verify its outputs: what `equinorm balance` and `equinorm demo` do."""
+"""Balance a loaded model, verify its outputs, and report that: what `equinorm balance` and `equinorm demo` do."""
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -16,11 +17,12 @@ from equinorm.balancing.balance import Balance, TensorEnergy
 from equinorm.balancing.options import BalanceOptions
 from equinorm.cli.exactness import VERIFYING, remedy, verified
 from equinorm.cli.loading import Loaded
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.copying import duplicate
-from equinorm.reporting.pictures import pictured
-from equinorm.reporting.records import Weights
+from equinorm.reporting.pictures import draw, pictured
+from equinorm.reporting.records import Balanced, Weights
 from equinorm.reporting.tables import table
-from equinorm.reporting.words import energy_name, numbers
+from equinorm.reporting.words import deviation, energy_name, numbers, solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,7 @@ def verified_balance(
         seconds=time.perf_counter() - started,
         notes=loaded.notes,
     )
-    before = dict(original.named_parameters(remove_duplicate=False))
-    return record, pictures(symmetries, before) if pictured else []
+    return record, pictures(symmetries, tensors_of(original)) if pictured else []
 
 
 def energies(rows: Sequence[TensorEnergy], before: float, after: float, p: float, c: float) -> Table:
@@ -144,6 +145,24 @@ def pictures(symmetries: Symmetries, before: Mapping[str, Tensor]) -> list[Weigh
     """Consecutive weights as they were and as they are now."""
     tensors = symmetries.tensors
     return pictured(symmetries.scalings, before, lambda scaling: tensors[scaling.name])
+
+
+def drawn(path: Path, record: Balancing, weights: Sequence[Weights]) -> bytes:
+    """The report in the format that a path's suffix names; touches no file."""
+    rounded = ", scales rounded to powers of two" if record.power_of_two else ""
+    facts = (
+        *solution(record),
+        ("deviation of outputs", deviation(record.deviation)),
+        ("method", record.method + rounded),
+        ("asymmetry c", f"{record.c:g}"),
+        ("free classes", f"{record.num_free:,}"),
+        ("dead channels", f"{record.dead:,}"),
+        ("model", record.model),
+        ("inputs", record.inputs),
+    )
+    totals = record.energy_before, record.energy_after
+    balanced = Balanced(record.model, record.p, record.c, record.energies, totals, record.residuals, record.tol, facts)
+    return draw(path, balanced, weights)
 
 
 def _total(p: float, energies: list[float]) -> float:

@@ -88,6 +88,13 @@ def read(path: Path, what: str, advice: str) -> Any:
         raise InputError(f"cannot read {what} from {path}: {_cause(error, path)}. {advice}") from error
 
 
+def parts(value: Any) -> dict[Any, Any]:
+    """What a file holds, by name, or by place: 0, 1, …"""
+    if isinstance(value, dict):
+        return value
+    return dict(enumerate(value if isinstance(value, (list, tuple)) else [value]))
+
+
 def _cause(error: Exception, path: Path) -> str:
     """Why a file cannot be read; accounts of the unpickler itself speak of bytes and are left out."""
     if not os.path.getsize(path):

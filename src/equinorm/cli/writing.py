@@ -12,10 +12,8 @@ from equinorm.checkpoints.folder import Checkpoint, open_checkpoint
 from equinorm.checkpoints.saving import fitted, write_folder
 from equinorm.checkpoints.staging import Rewritten, check_output
 from equinorm.checkpoints.stored import save_tensors
-from equinorm.cli.folders import is_folder
-from equinorm.reporting.files import OutputError, check_target, make_folder, write_atomically
-
-__all__ = ["OutputError", "check_target", "make_folder", "save", "write_atomically"]
+from equinorm.cli.loading import is_folder
+from equinorm.reporting.files import OutputError, check_target, write_atomically
 
 _FILES = (".safetensors",)
 

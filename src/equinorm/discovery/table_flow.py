@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.nodes import CONSTANT_LIMIT, bind, is_static, subgraph
+from equinorm.discovery.graph.nodes import CONSTANT_LIMIT, bind, is_static, results_of, subgraph
 from equinorm.discovery.labels import Label, axis_runs
 from equinorm.discovery.rules import Call, Trace, find, key
 from equinorm.discovery.rules.movement import gathered, indexed, moved, padded, repeated, rows_selected, shaped_as, taken
@@ -310,7 +310,7 @@ def _broadcasts(given: Tensor, result: Any) -> bool:
 def _is_large(node: fx.Node, label: Label) -> bool:
     """Would more places have to be written down than a constant may have entries?"""
     target: Any = node.target
-    results = node.meta["val"] if isinstance(node.meta["val"], (list, tuple)) else [node.meta["val"]]
+    results = results_of(node.meta["val"])
     if all(result.numel() <= CONSTANT_LIMIT for result in results):
         return False
     if key(target) not in _RESHAPES.split():

@@ -13,7 +13,7 @@ _CONV = Run(
     data="cifar10", network="conv", width=128, batch=256, epochs=128, momentum=0.9, weight_decay=1e-3, c=1.1, augment=True
 )
 _RESNET = Run(data="cifar10", network="resnet18c", width=64, epochs=90, momentum=0.9, weight_decay=1e-4, c=1.2, augment=True)
-_ALL = tuple(name for name in METHODS if name not in ("balanced",))
+_ALL = tuple(name for name in METHODS if name != "balanced")
 _CORE = ("baseline", "bn", "gn", "path_sgd", "enorm", "enorm_exact", "enorm_bn")
 WITH_EXTRAS = ",".join(f"{name}={value:g}" for name, value in EXTRAS.items())
 _EQUAL = (

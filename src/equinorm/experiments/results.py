@@ -5,8 +5,8 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -234,11 +234,6 @@ def _floats(values: list[Any]) -> list[float]:
     return [float(value) for value in values]
 
 
-def rounded(values: Iterator[float] | list[float], digits: int = 6) -> list[float]:
-    """Numbers to so many significant digits: enough for a curve."""
-    return [float(f"{value:.{digits}g}") if math.isfinite(value) else value for value in values]
-
-
-def plain(result: Result) -> dict[str, Any]:
-    """A result without its pictures."""
-    return {key: value for key, value in asdict(result).items() if key != "pictures"}
+def rounded(values: list[float]) -> list[float]:
+    """Numbers to six significant digits: enough for a curve."""
+    return [float(f"{value:.6g}") if math.isfinite(value) else value for value in values]

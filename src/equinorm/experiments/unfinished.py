@@ -93,4 +93,4 @@ class Unfinished:
 def _write(path: Path, content: io.BytesIO) -> None:
     """Write a file, and the folder that it lies in."""
     make_folder(path.parent)
-    write_atomically([(path, lambda temporary: temporary.write_bytes(content.getbuffer()))], True)
+    write_atomically([(path, content.getbuffer())], True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from equinorm._errors import RescaleError, describe, dtype_name
 from equinorm._scaling import Scaling
+from equinorm.rescaling.least_squares import Equations, conjugate_gradients
 from equinorm.rescaling.orbit import Orbit
 
 REDUCTIONS = ("geometric mean", "maximum", "minimum")
@@ -23,23 +24,16 @@ def nearest(orbit: Orbit, wishes: Wishes, reduce: str) -> Tensor:
     if not isinstance(wishes, Mapping) or not wishes:
         raise RescaleError('wishes must be a dict such as {("norm.weight", 0): scales}, with at least one entry.')
     scalings = {name: scaling for scaling in orbit.scalings for name in scaling.names}
-    rows, targets, start = [], [], 0
+    equations = []
     for key, wished in wishes.items():
         scaling, axes = _place(orbit, scalings, key)
         terms = _terms(scaling, axes)
         logs = _logs(scaling, axes, wished)
         _check_free(orbit, scaling, axes, terms)
-        entries = torch.arange(start, start + logs.numel())
-        start += logs.numel()
-        targets.append(logs)
-        for exponent, ids in terms:
-            free = ids > 0
-            rows.append((entries[free], ids[free] - 1, torch.full_like(logs[free], exponent)))
-    row, column, entry = (torch.cat(parts) for parts in zip(*rows, strict=True))
-    equations = row, column, entry
+        equations.append(Equations(tuple(terms), torch.ones_like(logs), logs))
     if reduce == "geometric mean":
-        return _least_squares(equations, torch.cat(targets), orbit.num_free)
-    return _extreme(equations, torch.cat(targets), orbit.num_free, reduce)
+        return conjugate_gradients(equations, orbit.num_free)
+    return _extreme(equations, orbit.num_free, reduce)
 
 
 def _place(orbit: Orbit, scalings: Mapping[str, Scaling], key: Any) -> tuple[Scaling, tuple[int, ...]]:
@@ -114,46 +108,19 @@ def _in_words(axes: tuple[int, ...]) -> str:
     return f"axis {', '.join(map(str, axes))}" if axes else "one for the whole tensor"
 
 
-Equations = tuple[Tensor, Tensor, Tensor]
-"""Of a sparse matrix: rows, columns, entries."""
-
-
-def _least_squares(equations: Equations, targets: Tensor, size: int) -> Tensor:
-    """The shortest z that minimises |A z − targets|²: conjugate gradients, preconditioned by the diagonal.
-
-    Where every channel has one class the matrix AᵀA is diagonal, and the first step is exact: a mean.
-    """
-    row, column, entry = equations
-
-    def times(z: Tensor) -> Tensor:
-        return torch.zeros_like(targets).index_add_(0, row, entry * z[column])
-
-    def transposed(r: Tensor) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64).index_add_(0, column, entry * r[row])
-
-    scale = torch.zeros(size, dtype=torch.float64).index_add_(0, column, entry.square())
-    inverse = torch.where(scale > 0, 1 / scale.clamp(min=1e-300), 0.0)
-    z = torch.zeros(size, dtype=torch.float64)
-    residual = transposed(targets)
-    direction = inverse * residual
-    power = power_first = residual @ direction
-    for _ in range(2 * len(targets) + 10):
-        if power <= 1e-30 * power_first:
-            break
-        image = transposed(times(direction))
-        step = power / (direction @ image)
-        z, residual = z + step * direction, residual - step * image
-        power, before = residual @ (inverse * residual), power
-        direction = inverse * residual + (power / before) * direction
-    return z
-
-
-def _extreme(equations: Equations, targets: Tensor, size: int, reduce: str) -> Tensor:
+def _extreme(equations: Sequence[Equations], size: int, reduce: str) -> Tensor:
     """The largest or smallest wish for a class, where a channel has one class only.
 
     Axes of one class may move inversely, as those of keys do to queries: the one that is named first decides.
     """
-    row, column, entry = equations
+    parts, start = [], 0
+    for one in equations:
+        for exponent, ids in one.factors:
+            free = (ids > 0).nonzero()[:, 0]
+            parts.append((start + free, ids[free] - 1, torch.full(free.shape, exponent, dtype=torch.float64)))
+        start += len(one.wanted)
+    row, column, entry = (torch.cat(part) for part in zip(*parts, strict=True))
+    targets = torch.cat([one.wanted for one in equations])
     if bool((torch.bincount(row) > 1).any()):
         raise RescaleError(f"a channel that scales with several classes has no {reduce}: ask for reduce='geometric mean'.")
     first = torch.full((size,), len(row)).scatter_reduce_(0, column, torch.arange(len(row)), "amin")

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import check_count
-from equinorm._deviation import check_model
+from equinorm._arguments import check_count, check_flag, is_whole
 from equinorm._display import count
 from equinorm._errors import EquivalenceError
 from equinorm._scaling import HALVES
@@ -21,7 +20,7 @@ from equinorm.joining.fitting import joining, settled
 from equinorm.joining.forms import Forms, dtype_of, forms, real
 from equinorm.joining.moves import Moves, Search, Seen
 from equinorm.joining.same_architecture import check_batch_norm, same_dtypes, same_group, same_parameters
-from equinorm.modules.choosing import unwrapped
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 from equinorm.rescaling.powers_of_two import round_to_powers_of_two
@@ -127,20 +126,16 @@ def align(
     >>> equinorm.align(net, twin, x).distance_after
     0.0
     """
-    for model in (model_a, model_b):
-        check_model(model)
-    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
+    model_a, model_b = same_parameters(model_a, model_b)
     if rescale not in (None, True, False):
         raise EquivalenceError(f"rescale must be True, False or None, not {rescale!r}.")
     for name, given in (("flip", flip), ("power_of_two", power_of_two)):
-        if not isinstance(given, bool):
-            raise EquivalenceError(f"{name} must be True or False, not {given!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
+        check_flag(given, name, EquivalenceError)
+    if not is_whole(seed):
         raise EquivalenceError(f"seed must be a whole number, not {seed!r}.")
     check_count(starts, "starts")
     check_count(sweeps, "sweeps")
     check_batch_norm(batch_norm, model_a, model_b)
-    same_parameters(model_a, model_b)
     same_dtypes(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
     other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
@@ -213,7 +208,7 @@ def _weights(found: Symmetries, log_scales: Tensor) -> Forms:
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
     """‖a − b‖₂ / ‖b‖₂ by names, in whatever order the two list them; inf where all of b is zero and a is not."""
-    theirs = dict(other.named_parameters())
+    theirs = tensors_of(other)
     apart, whole = 0.0, 0.0
     for name, parameter in one.named_parameters():
         wide = torch.complex128 if parameter.is_complex() else torch.float64

@@ -88,7 +88,7 @@ class _Member:
         """Those of a network that is rescaled, or as it is."""
         weights = real(forms(found, log_scales))
         flips = moves.canonical_signs(weights)
-        return _Member(flips, *sorting(moves.group.layout, moves.flips.flipped(weights, flips) if len(flips) else weights))
+        return _Member(flips, *sorting(moves.group.layout, moves.flipped(weights, flips)))
 
 
 def _rounded(found: Symmetries, log_scales: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from equinorm._deviation import check_model, deviation
+from equinorm._arguments import is_number
+from equinorm._deviation import deviation
 from equinorm._display import as_html, count, listed, percent
 from equinorm._errors import BalanceError, EquivalenceError, describe
 from equinorm._memory import is_wrapped
@@ -21,7 +22,6 @@ from equinorm.joining.forms import each, forms, real
 from equinorm.joining.moves import Moves
 from equinorm.joining.nearness import nearest
 from equinorm.joining.same_architecture import check_batch_norm, same_group, same_parameters
-from equinorm.modules.choosing import unwrapped
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import on_cpu
 
@@ -204,13 +204,10 @@ def equivalence(
     >>> equinorm.equivalence(net, twin, (torch.randn(1, 8),)).equivalent
     True
     """
-    for model in (model_a, model_b):
-        check_model(model)
-    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0):
+    model_a, model_b = same_parameters(model_a, model_b)
+    if tolerance is not None and not (is_number(tolerance) and tolerance >= 0):
         raise EquivalenceError(f"tolerance must be None or a number of at least 0, not {tolerance!r}.")
     check_batch_norm(batch_norm, model_a, model_b)
-    same_parameters(model_a, model_b)
     graphs = graphs_of(model_a, args, kwargs, opaque)
     other = symmetries(model_b, args, kwargs, batch_norm=batch_norm, opaque=opaque)
     both = same_group(symmetries_of(graphs, batch_norm), other)

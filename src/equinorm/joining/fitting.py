@@ -6,19 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._class_ids import add_to_classes_
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
 from equinorm.balancing.balance import Balance
+from equinorm.rescaling.least_squares import Equations, conjugate_gradients
 
 _PASSES = 3
 """Most turns of medians once every class has one."""
-
-_STEPS = 5000
-"""Most steps of conjugate gradients."""
-
-_ROUNDING = 1e-14
-"""Residuals that count as none, in parts of the first."""
 
 _ENOUGH = 0.5
 """Classes are settled together whose known weights are this part of what the best known class knows."""
@@ -31,13 +25,14 @@ Medians = tuple[Tensor, Tensor]
 def settled(found: Symmetries, balance: Balance) -> tuple[Tensor, Tensor]:
     """Log-scales that every member of a network's orbit comes to one point by, and a mask of its dead classes.
 
-    No path tells the scale of a dead class, so that a balance leaves it as it was: `levelling` settles it.
+    No path tells the scale of a dead class, so that a balance leaves it as it was: least squares on log |w| settle it.
     """
     dead = torch.zeros(found.num_free, dtype=torch.bool)
     dead[[id - 1 for id in balance.dead]] = True
     if not bool(dead.any()):
         return balance.log_scales, dead
-    return levelling(found.scalings, found.tensors, torch.where(dead, 0.0, balance.log_scales), dead), dead
+    known, tensors = torch.where(dead, 0.0, balance.log_scales), found.tensors
+    return _least_squares(found.scalings, lambda own: -_logarithms(own, tensors), known, dead), dead
 
 
 def joining(
@@ -45,11 +40,6 @@ def joining(
 ) -> Tensor:
     """Fill in the log-scales of dead classes by least squares on log |b / a|, where both are nonzero."""
     return _least_squares(scalings, lambda own: _logarithms(own, b) - _logarithms(own, a), known, dead)
-
-
-def levelling(scalings: Sequence[Scaling], tensors: Mapping[str, Tensor], known: Tensor, dead: Tensor) -> Tensor:
-    """Fill in the log-scales of dead classes by least squares on log |w|: all members of a network's orbit become one."""
-    return _least_squares(scalings, lambda own: -_logarithms(own, tensors), known, dead)
 
 
 def telling(scalings: Sequence[Scaling], logarithms: Mapping[str, Tensor], num_free: int) -> Tensor:
@@ -72,67 +62,20 @@ def _least_squares(scalings: Sequence[Scaling], wanted: Callable[[Scaling], Tens
     place = torch.zeros(len(dead) + 1, dtype=torch.int64)  # by id; 0 is known
     place[1:][dead] = torch.arange(1, int(dead.sum()) + 1)
     equations = [
-        _Equations.of(scaling, place, wanted(scaling) - scaling.log_scales(known))
+        _equations(scaling, place, wanted(scaling) - scaling.log_scales(known))
         for scaling in scalings
         if any(bool(place[ids].any()) for _, ids in scaling.factors)
     ]
     filled = known.clone()
-    filled[dead] = _conjugate_gradients(equations, int(dead.sum()))
+    filled[dead] = conjugate_gradients(equations, int(dead.sum()))
     return filled
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Equations:
-    """Σ_f exponent_f · z[ids_f] = wanted, one for each entry of a tensor that is usable.
-
-    Attributes:
-        factors: exponents, and ids of dead classes, 0 where known.
-        usable: 1 where an entry tells something, else 0.
-        wanted: logarithms, 0 where not usable.
-    """
-
-    factors: tuple[tuple[float, Tensor], ...]
-    usable: Tensor
-    wanted: Tensor
-
-    @staticmethod
-    def of(scaling: Scaling, place: Tensor, ratio: Tensor) -> "_Equations":
-        """Those of one tensor."""
-        usable, shape = ratio.isfinite(), ratio.shape
-        factors = tuple((e, place[ids].reshape((1,) * (len(shape) - ids.dim()) + ids.shape)) for e, ids in scaling.factors)
-        return _Equations(factors, usable.double(), torch.where(usable, ratio, 0.0))
-
-    def add_(self, totals: Tensor, values: Tensor, power: int = 1) -> None:
-        """Add numbers of entries to those of the classes that scale these, times a power of the exponent."""
-        for exponent, ids in self.factors:
-            add_to_classes_(totals, ids, values, exponent**power)
-
-    def of_scales(self, z: Tensor) -> Tensor:
-        """The left side."""
-        return self.usable * sum((exponent * z[ids] for exponent, ids in self.factors), start=torch.zeros(()))
-
-
-def _conjugate_gradients(equations: Sequence[_Equations], size: int) -> Tensor:
-    """The least squares solution of equations, each class in parts of its own number of them."""
-    z, rest, weights = torch.zeros(3, size + 1, dtype=torch.float64)
-    for part in equations:
-        part.add_(rest, part.wanted)
-        part.add_(weights, part.usable, power=2)
-    weights, rest[0] = torch.where(weights > 0, weights, 1.0), 0.0
-    direction = rest / weights
-    energy = first = (rest * direction).sum()
-    for _ in range(_STEPS):
-        if not energy > _ROUNDING**2 * first:
-            break
-        image = torch.zeros_like(rest)
-        for part in equations:
-            part.add_(image, part.of_scales(direction))
-        image[0] = 0.0
-        step = energy / (direction * image).sum()
-        z, rest = z + step * direction, rest - step * image
-        before, energy = energy, (rest * rest / weights).sum()
-        direction = rest / weights + energy / before * direction
-    return z[1:]
+def _equations(scaling: Scaling, place: Tensor, ratio: Tensor) -> Equations:
+    """Those of one tensor, in dead classes by their places."""
+    usable, shape = ratio.isfinite(), ratio.shape
+    factors = tuple((e, place[ids].reshape((1,) * (len(shape) - ids.dim()) + ids.shape)) for e, ids in scaling.factors)
+    return Equations(factors, usable.double(), torch.where(usable, ratio, 0.0))
 
 
 def medians(scalings: Sequence[Scaling], a: Mapping[str, Tensor], b: Mapping[str, Tensor], start: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import batches_of
-from equinorm._deviation import check_model
+from equinorm._arguments import batches_of, is_number
 from equinorm._display import count
 from equinorm._errors import EquivalenceError, describe, describe_inputs, warn
 from equinorm._memory import storage_of
 from equinorm.joining.same_architecture import same_dtypes, same_parameters
-from equinorm.modules.choosing import tensors_of, unwrapped
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.copying import duplicate
 from equinorm.modules.running import in_mode, once
 
@@ -51,12 +50,9 @@ def interpolate(model_a: nn.Module, model_b: nn.Module, t: float, *, data: Itera
     >>> bool((middle[1].running_mean != 0).any())
     True
     """
-    for model in (model_a, model_b):
-        check_model(model)
-    if isinstance(t, bool) or not isinstance(t, (int, float)) or not math.isfinite(t):
+    one, other = same_parameters(model_a, model_b)
+    if not is_number(t) or not math.isfinite(t):
         raise EquivalenceError(f"t must be a finite number, 0 for the first network and 1 for the second, not {t!r}.")
-    one, other = unwrapped(model_a), unwrapped(model_b)
-    same_parameters(one, other)
     same_dtypes(one, other)
     middle = duplicate(one, "to interpolate")
     ours, theirs = tensors_of(one), tensors_of(other)

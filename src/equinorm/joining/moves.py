@@ -14,8 +14,8 @@ from equinorm.joining.forms import Forms
 from equinorm.joining.sign_choice import positive_signs
 from equinorm.joining.signs import Signs, signs_of
 from equinorm.permuting.arrangement import Sides
+from equinorm.permuting.assignment import nearest
 from equinorm.permuting.matching import matching, weights_of_places
-from equinorm.permuting.nearest import nearest
 from equinorm.permuting.permutations import Permutations, permutations_of
 from equinorm.permuting.settling import bounded, settled
 
@@ -107,9 +107,7 @@ class Moves:
 
     def matched(self, ours: Forms, theirs: Forms) -> tuple[Tensor, Orders]:
         """Signs and orders that bring one set of weights nearest to another where the two are copies."""
-        alike = [
-            self.flips.flipped(side, self.canonical_signs(side)) if self.flips.num_free else side for side in (ours, theirs)
-        ]
+        alike = (self.flipped(side, self.canonical_signs(side)) for side in (ours, theirs))
         order = matching(self.group.layout, *alike)
         return self.fitted(ours, theirs, order), order
 
@@ -122,16 +120,16 @@ class Moves:
 
     def moved(self, tensors: Forms, signs: Tensor, order: Orders) -> Forms:
         """Tensors after flips and a permutation; families that it does not name stay."""
-        return self.group.layout.moved(self._flipped(tensors, signs), order)
+        return self.group.layout.moved(self.flipped(tensors, signs), order)
 
-    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None = None) -> tuple[Tensor, Orders, int]:
+    def assigned(self, ours: Forms, theirs: Forms, search: Search, seen: Seen | None) -> tuple[Tensor, Orders, int]:
         """Signs, orders and sweeps of the nearest member that is found: matching and fitting in turn, until both are still.
 
         Args:
             ours: weights of one network.
             theirs: of another.
             search: how long.
-            seen: activations to match instead of weights.
+            seen: activations to match instead of weights, if there are any.
         """
         still = torch.ones(self.flips.num_free, dtype=torch.int64)
         generator = Generator().manual_seed(search.seed)
@@ -152,7 +150,7 @@ class Moves:
         for _ in range(_ROUNDS):
             points = self.group.points
             values = None if seen is None or points is None else points.sides(seen.of(signs), seen.theirs)
-            sides = self._flipped(ours, signs), theirs
+            sides = self.flipped(ours, signs), theirs
             order, taken, agreement = nearest(self.group.layout, sides, order, search.sweeps, values)
             total, better = total + taken, self.fitted(ours, theirs, order)
             if torch.equal(better, signs):
@@ -165,7 +163,8 @@ class Moves:
         moved = self.moved(ours, signs, order)
         return sum(float((moved[name] * theirs[name]).sum(dtype=torch.float64)) for name in moved)
 
-    def _flipped(self, tensors: Forms, signs: Tensor) -> Forms:
+    def flipped(self, tensors: Forms, signs: Tensor) -> Forms:
+        """Tensors after flips."""
         return self.flips.flipped(tensors, signs) if len(signs) else tensors
 
     def fitted(self, ours: Forms, theirs: Forms, order: Orders) -> Tensor:

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from equinorm._deviation import check_model
 from equinorm._display import and_more
 from equinorm._errors import EquivalenceError, describe, dtype_name
 from equinorm._memory import place_of
 from equinorm._scaling import Scaling
 from equinorm._symmetries import Symmetries
-from equinorm.modules.choosing import refuse_sharded, tensors_of
+from equinorm.modules.choosing import refuse_sharded, tensors_of, unwrapped
 
 
 def check_batch_norm(batch_norm: str, *models: nn.Module) -> None:
@@ -30,8 +31,11 @@ def check_batch_norm(batch_norm: str, *models: nn.Module) -> None:
                 )
 
 
-def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
-    """Refuse models of other parameters or buffers, and those that are sharded."""
+def same_parameters(model_a: nn.Module, model_b: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Both without what wraps them; refuses models of other parameters or buffers, and those that are sharded or no models."""
+    for model in (model_a, model_b):
+        check_model(model)
+    model_a, model_b = unwrapped(model_a), unwrapped(model_b)
     for model in (model_a, model_b):
         refuse_sharded(model, "a comparison", EquivalenceError)
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()} for model in (model_a, model_b)]
@@ -42,6 +46,7 @@ def same_parameters(model_a: nn.Module, model_b: nn.Module) -> None:
             f"{describe(model_a)} and {describe(model_b)} have different parameters or buffers: "
             f"{and_more(rows, 8, between='; ')}. Rescalings join networks of one architecture only."
         )
+    return model_a, model_b
 
 
 def same_dtypes(model_a: nn.Module, model_b: nn.Module) -> None:

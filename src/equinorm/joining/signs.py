@@ -82,7 +82,7 @@ class Signs:
 
     def __post_init__(self) -> None:
         advice = "since the model was analysed, so its signs may be others now. Analyse it again."
-        object.__setattr__(self, "_guard", ModelGuard(self.model, {}, same_tensors=False, advice=advice))
+        object.__setattr__(self, "_guard", ModelGuard(self.model, advice))
 
     def random(self, generator: Generator | None = None) -> Tensor:
         """Random signs, uniform over the group: −1 or 1 for each class, int64 of shape (num_free,)."""

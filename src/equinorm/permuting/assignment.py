@@ -15,6 +15,8 @@ from equinorm._display import needed
 from equinorm._errors import PermutationError
 from equinorm.permuting.arrangement import Arrangement, Sides
 from equinorm.permuting.atoms import Atom
+from equinorm.permuting.layout import Layout
+from equinorm.permuting.matching import Tensors
 from equinorm.permuting.pieces import rows
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-6}
@@ -30,28 +32,41 @@ def solver() -> Any:
     return needed("scipy.optimize", "linear assignments need", "align", PermutationError).linear_sum_assignment
 
 
-def fixed_point(
-    sides: Sequence[Sides], around: Sequence[tuple[Atom, ...]], start: Mapping[Atom, Tensor], sweeps: int
-) -> tuple[dict[Atom, Tensor], int, float]:
-    """Sweeps over the first tensors; atoms that stand in none of these are moved by the next.
-
-    Returns the orders, how many sweeps it took, and the sum of all products of the first tensors.
+def nearest(
+    layout: Layout,
+    weights: tuple[Tensors, Tensors],
+    start: Tensors,
+    sweeps: int,
+    activations: Sides | None = None,
+) -> tuple[dict[str, Tensor], int, float]:
+    """Matching of one set of weights to another by sweeps of linear assignments, as in `equinorm.align`.
 
     Args:
-        sides: what to match, first things first.
-        around: for each atom, those at each place of which its order may be another one.
-        start: orders to start from, of all atoms.
+        layout: where channels stand.
+        weights: the tensors of one network by name, then of another of the same architecture; of one dtype, float32 or
+            float64, on the CPU.
+        start: the order of every family to start from, by name.
         sweeps: most of them.
+        activations: these are matched, and weights only of families that stand at none of their points.
+
+    Returns:
+        An order of our channels for each family, by its name, the number of sweeps, and the sum of all products of what
+        was matched first.
     """
-    orders, rest, total, sums = dict(start), {*start}, 0, []
+    one, other = ([tensors[name] for name in layout.names] for tensors in weights)
+    sides = [Sides(one, other, [*layout.axes.values()])]
+    if activations is not None:
+        sides.insert(0, activations)
+    orders = {atom: start[family.name] for atom, family in zip(layout.atoms, layout.families, strict=True)}
+    rest, total, sums = {*orders}, 0, []
     for side in sides:
-        assignment = Assignment(side, [*start], around)
+        assignment = Assignment(side, [*layout.atoms], layout.around)
         orders, taken, agreement = assignment.fixed_point(orders, sweeps, rest)
         rest -= assignment.standing
         total, sums = total + taken, [*sums, agreement]
         if not rest:
             break
-    return orders, total, sums[0]
+    return layout.by_name([orders[atom] for atom in layout.atoms]), total, sums[0]
 
 
 class Assignment(Arrangement):

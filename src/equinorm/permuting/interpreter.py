@@ -236,8 +236,7 @@ class Interpreter:
 
 def _results(body: fx.GraphModule) -> list[Any]:
     """What a graph returns."""
-    found = next(node.args[0] for node in body.graph.nodes if node.op == "output")
-    return [*found] if isinstance(found, (list, tuple)) else [found]
+    return results_of(next(node.args[0] for node in body.graph.nodes if node.op == "output"))
 
 
 def _is_symbolic(arguments: Any) -> bool:

@@ -1,7 +1,7 @@
 """The laws gathered so far, and the operation that is being looked at; what each law states, in the words of axes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from equinorm._scaling import Reason
@@ -27,8 +27,7 @@ class LawBook:
 
     def because(self, detail: str) -> Reason:
         """The operation, and the law that it breaks."""
-        reason = self.reason
-        return Reason(reason.operation, detail, reason.source, reason.code, reason.module)
+        return replace(self.reason, detail=detail)
 
     def see(self, axes: Iterable[Axis]) -> None:
         """A value has these axes."""

@@ -51,7 +51,7 @@ class Permutations:
 
     def __post_init__(self) -> None:
         advice = "since the model was analysed, so its permutations may be others now. Analyse it again."
-        object.__setattr__(self, "_guard", ModelGuard(self.model, {}, same_tensors=False, advice=advice))
+        object.__setattr__(self, "_guard", ModelGuard(self.model, advice))
 
     @property
     def num_families(self) -> int:

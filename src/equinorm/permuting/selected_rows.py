@@ -88,7 +88,7 @@ def _entries(found: Any, call: Call, chosen: Chosen) -> Any:
     """The axis of entries where a result has that of the rows; None where that is not one whole axis."""
     rows = resolved(chosen.table.axes[chosen.place])
     made: list[Chosen] = []
-    for part in found if isinstance(found, (list, tuple)) else [found]:
+    for part in results_of(found):
         places = [place for place, axis in enumerate(part.axes) if resolved(axis) == rows] if isinstance(part, Laid) else []
         if len(places) != 1:
             return None

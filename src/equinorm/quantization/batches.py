@@ -41,7 +41,7 @@ def split_rows(batch: Batch, size: int) -> list[Batch]:
     total = rows(batch)
 
     def cut(start: int) -> Batch:
-        return pytree.tree_map(lambda value: value[start : start + size] if isinstance(value, Tensor) else value, batch)
+        return pytree.tree_map_only(Tensor, lambda value: value[start : start + size], batch)
 
     return [batch] if total <= size else [cut(start) for start in range(0, total, size)]
 

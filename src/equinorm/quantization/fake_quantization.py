@@ -122,6 +122,9 @@ class Simulation:
         self.points = {point.key: point for point in rounding.points}
         self.shifts: Mapping[str, Tensor] = shifts or {}
         self.weights: dict[str, Tensor] = {}
+        clamped = [place for place in rounding.points if isinstance(place, Output) and place.bounds]
+        held = tensors_of(self.model) if clamped else {}
+        self.bounds = {output.key: self._bound(output, held) for output in clamped}
 
     @property
     def model(self) -> nn.Module:
@@ -169,7 +172,7 @@ class Simulation:
 
     def activation(self, place: Place, value: Tensor) -> Tensor:
         """What is read there, rounded."""
-        scheme, bound = place.scheme, self.bound(place) if isinstance(place, Output) and place.bounds else math.inf
+        scheme, bound = place.scheme, self.bounds.get(place.key, math.inf)
         if scheme.activation_bits is None or bound is None:
             return value
         seen, scales = self.rounding.activations[place.key], place.scaling.log_scales(self.z).exp()
@@ -181,9 +184,8 @@ class Simulation:
         found = rounded(value * scales, low, high, scheme.activation_bits, scheme.activation_symmetric)
         return found.div_(scales).to(dtype)
 
-    def bound(self, output: Output) -> float | None:
+    def _bound(self, output: Output, held: Mapping[str, Tensor]) -> float | None:
         """What is fused of the freed bounds behind an output: an upper bound of all, or None where nothing is rounded."""
-        held = tensors_of(self.model)
         logs = {name: self.rounding.scalings[name].log_scales(self.z) for name in output.bounds if name in held}
         bounds = {name: held[name].detach().cpu().double() * log.exp() for name, log in logs.items()}
         if all(torch.allclose(one, one.flatten()[0], rtol=1e-6, atol=0) for one in bounds.values()):

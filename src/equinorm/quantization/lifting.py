@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from equinorm._arguments import is_number
 from equinorm.discovery.graph.nodes import bind, module_of, operator_name
 
 aten = torch.ops.aten
@@ -186,7 +187,7 @@ def _bounding(node: fx.Node) -> nn.Module | None:
         for kind, default in zip(("min", "max"), unset, strict=True)
     )
     low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-    if not all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in (low, high)):
+    if not (is_number(low) and is_number(high)):
         return None
     is_free = {low, high} <= {0, -math.inf, math.inf}
     return None if is_free or not low < high else nn.Hardtanh(float(low), float(high), inplace)

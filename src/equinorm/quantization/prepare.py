@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from equinorm._arguments import is_number
 from equinorm._deviation import LIMITS, coarsest, deviation
 from equinorm._display import and_more, as_html, by_reason, count, shortened
 from equinorm._errors import EqualizeError, EquinormError, ExportError, check_module, describe
@@ -121,7 +122,7 @@ def prepare(
     8
     """
     check_module(model, EqualizeError)
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 0):
+    if limit is not None and not (is_number(limit) and limit >= 0):
         raise EqualizeError(f"limit must be None or a number from 0, not {limit!r}.")
     model = unwrapped(model)
     check_state(model)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from equinorm._arguments import check_flag, is_whole
 from equinorm._errors import EqualizeError
 
 LEAST_BITS, MOST_BITS = 2, 16
@@ -66,13 +67,12 @@ class Scheme:
         if self.activation_bits is not None:
             _check_bits("activation_bits", self.activation_bits)
         block = self.weight_granularity
-        if block not in GRANULARITIES and (isinstance(block, (bool, str)) or not isinstance(block, int) or block < 1):
+        if block not in GRANULARITIES and not (is_whole(block) and block >= 1):
             raise EqualizeError(
                 f"weight_granularity must be 'tensor', 'channel' or a number of input channels from 1, not {block!r}."
             )
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
-                raise EqualizeError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+            check_flag(getattr(self, name), name, EqualizeError)
         object.__setattr__(self, "overrides", _pairs(self.overrides))
         patterns = (self.in_float,) if isinstance(self.in_float, str) else self.in_float
         if not isinstance(patterns, (tuple, list)) or not all(isinstance(pattern, str) for pattern in patterns):
@@ -170,7 +170,7 @@ def scheme_of(given: Any) -> Scheme:
 
 
 def _check_bits(name: str, bits: Any) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not LEAST_BITS <= bits <= MOST_BITS:
+    if not (is_whole(bits) and LEAST_BITS <= bits <= MOST_BITS):
         raise EqualizeError(f"{name} must be an integer from {LEAST_BITS} to {MOST_BITS}, not {bits!r}.")
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equinorm._arguments import is_number
 from equinorm._errors import EqualizeError, describe
 from equinorm._symmetries import Symmetries
 from equinorm.grouping.groups import ScaleGroups
+from equinorm.modules.choosing import tensors_of
 from equinorm.modules.running import on_cpu, undisturbed
 from equinorm.quantization.batches import Batch, calibration_batches, watched
 from equinorm.quantization.calls import CallWatch, LayerCall
@@ -57,11 +59,11 @@ def smooth(symmetries: Symmetries, calibration: Iterable[Any], alpha: float = 0.
     >>> torch.allclose(net[0](x).abs().amax(0), torch.ones(3))
     True
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+    if not (is_number(alpha) and 0 <= alpha <= 1):
         raise EqualizeError(f"alpha must be a number from 0 to 1, not {alpha!r}.")
     model = symmetries.model
     largest = _largest(model, calibration_batches(calibration, model, (), None))
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    tensors = tensors_of(model)
     wishes: dict[Any, Tensor] = {}
     for axes in _readers(symmetries.groups()):
         seen = [largest[name] for name, axis in axes if name in largest and len(largest[name]) == tensors[name].size(axis)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equinorm._arguments import positional
+from equinorm._arguments import is_number, positional
 from equinorm._display import count
 from equinorm._errors import EqualizeError
 from equinorm._symmetries import Symmetries
@@ -51,7 +51,7 @@ class EqualizeOptions:
     def __post_init__(self) -> None:
         for name, least in (("largest", 1.0), ("tol", 0.0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > least or math.isnan(value):
+            if not (is_number(value) and value > least):
                 raise EqualizeError(f"{name} must be a number above {least:g}, not {value!r}.")
         if self.progress is not None and not callable(self.progress):
             raise EqualizeError(f"progress must be a function of a text and two numbers, not {self.progress!r}.")
@@ -218,8 +218,7 @@ def _others(symmetries: Symmetries, z: Tensor) -> dict[str, Tensor]:
 
 def _settling(symmetries: Symmetries, options: EqualizeOptions) -> Callable[[Tensor], Tensor]:
     """What brings log-scales within their limits, and to powers of two, of which none is beyond the limits either."""
-    limit, moving = math.log(options.largest), [scaling for scaling in symmetries.scalings if scaling.factors]
-    unit = unit_of_powers_of_two([*moving, *symmetries.casts])
+    limit, unit = math.log(options.largest), unit_of_powers_of_two([*symmetries.scalings, *symmetries.casts])
     if options.power_of_two and math.isfinite(limit):
         limit = unit * math.floor(limit / unit + 1e-9)  # log(8) / log(2) may be just below 3
 

@@ -1,6 +1,5 @@
 """What an `Equalization` draws of itself: two axes, or a page."""
 
-import html
 import math
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ from equinorm._errors import describe
 from equinorm.quantization.equalization import ChannelRanges, Equalization
 from equinorm.reporting.axes import two_axes
 from equinorm.reporting.files import write_report
-from equinorm.reporting.pages import Part, page
+from equinorm.reporting.pages import Part, page, table
 from equinorm.reporting.pictures import BARS, before_and_after
 from equinorm.reporting.style import AFTER, BEFORE, FAINT, STYLE, render
 
@@ -63,10 +62,8 @@ def _page(found: Equalization) -> str:
     parts: list[Part] = [(_height(found), "Signal over quantization noise, by tensor", lambda f: _noise(f.subplots(), found))]
     if ranges:
         parts.append((3.0, "Ranges of channels before and after", lambda f: _rows(f, ranges)))
-    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in found.table)
-    head = "<tr><th>tensor</th><th>kind</th><th>before, dB</th><th>after, dB</th></tr>"
-    table = f"<section><h2>Tensors</h2><table><thead>{head}</thead><tbody>{rows}</tbody></table></section>\n"
-    return page(f"Equalization of {describe(found.model)}", found.facts, parts, table)
+    tensors = table("Tensors", ("tensor", "kind", "before, dB", "after, dB"), found.table)
+    return page(f"Equalization of {describe(found.model)}", found.facts, parts, tensors)
 
 
 def _noise(axis: Axes, found: Equalization) -> None:

@@ -10,6 +10,12 @@ from equinorm._errors import EquinormError
 REPORTS = (".html", ".png")
 """Suffixes of reports: a page, or a picture."""
 
+Content = bytes | memoryview | Callable[[Path], object]
+"""Of a file: its bytes, or what writes them to a path."""
+
+Files = list[tuple[Path, Content]]
+"""That are written together."""
+
 
 class OutputError(EquinormError):
     """A file cannot be written as asked; nothing was written."""
@@ -46,11 +52,11 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot create the folder {path}: {error.strerror}. Write to another one.") from error
 
 
-def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], force: bool) -> None:
+def write_atomically(files: Sequence[tuple[Path, Content]], force: bool) -> None:
     """Write several files; all are complete on disk before the first takes its name.
 
     Args:
-        files: each path, and what writes its content to the temporary path that it is given.
+        files: each path, and its content; what writes it is given a temporary path.
         force: replace files that exist.
 
     Raises:
@@ -58,13 +64,16 @@ def write_atomically(files: Sequence[tuple[Path, Callable[[Path], object]]], for
     """
     staged: list[tuple[Path, Path]] = []
     try:
-        for path, write in files:
+        for path, content in files:
             target = path.resolve()
             try:
                 handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
                 staged.append((Path(name), target))
                 os.close(handle)
-                write(Path(name))
+                if callable(content):
+                    content(Path(name))
+                else:
+                    Path(name).write_bytes(content)
                 with open(name, "rb+") as written:  # Windows syncs only what may be written
                     os.fsync(written.fileno())
                 os.chmod(name, _mode(target))
@@ -102,5 +111,4 @@ def write_report(path: str | os.PathLike[str], draw: Callable[[Path], bytes]) ->
     """
     target = Path(path)
     check_target(target, REPORTS, force=True)
-    content = draw(target)
-    write_atomically([(target, lambda file: file.write_bytes(content))], force=True)
+    write_atomically([(target, draw(target))], force=True)

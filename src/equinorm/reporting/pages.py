@@ -34,6 +34,17 @@ def page(title: str, facts: Iterable[tuple[str, str]], parts: Sequence[Part], ta
     )
 
 
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] = ()) -> str:
+    """A section with a table of strings; everything is escaped."""
+
+    def row(cells: Sequence[str], tag: str = "td") -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    foot = f"<tfoot>{row(total)}</tfoot>" if total else ""
+    body = f"<thead>{row(columns, 'th')}</thead><tbody>{''.join(map(row, rows))}</tbody>{foot}"
+    return f"<section><h2>{html.escape(title)}</h2><table>{body}</table></section>"
+
+
 _STYLE = (
     "body{margin:0;background:#fff;color:#22272e;font:15px/1.5 system-ui,sans-serif}"
     "main{max-width:62rem;margin:2.5rem auto;padding:0 1.5rem}"

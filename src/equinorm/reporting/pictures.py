@@ -1,6 +1,5 @@
 """A balance as pictures: weights before and after, energies of tensors, convergence."""
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,17 +52,11 @@ def _png(record: Balanced, weights: Sequence[Weights]) -> bytes:
 
 def _page(record: Balanced, weights: Sequence[Weights]) -> str:
     """The whole report as one HTML page."""
-    rows = "".join(
-        f"<tr><td>{html.escape(row.name)}</td><td>{number(row.before)}</td><td>{number(row.after)}</td></tr>"
-        for row in record.energies
-    )
-    total = "maximum" if math.isinf(record.p) else "total"
-    table = (
-        f"<section><h2>Energies {html.escape(energy_name(record.p, record.c))}</h2><table><thead><tr><th>tensor</th>"
-        f"<th>before</th><th>after</th></tr></thead><tbody>{rows}</tbody><tfoot><tr><td>{total}</td>"
-        f"<td>{number(record.totals[0])}</td><td>{number(record.totals[1])}</td></tr></tfoot></table></section>"
-    )
-    return pages.page("Balance report", record.facts, _parts(record, weights), table if record.energies else "")
+    rows = [(energy.name, number(energy.before), number(energy.after)) for energy in record.energies]
+    total = ("maximum" if math.isinf(record.p) else "total", *map(number, record.totals))
+    columns = ("tensor", "before", "after")
+    table = pages.table(f"Energies {energy_name(record.p, record.c)}", columns, rows, total) if rows else ""
+    return pages.page("Balance report", record.facts, _parts(record, weights), table)
 
 
 def _parts(record: Balanced, weights: Sequence[Weights]) -> list[Part]:

@@ -76,12 +76,12 @@ def check_training(found: Sequence[Cast], held: Tensor, moving: Sequence[Scaling
             )
 
 
-def refusal_in_half(name: str, dtype: torch.dtype) -> str:
-    """Why real scales are refused for a weight, and what to do."""
+def refusal_in_half(name: str, dtype: torch.dtype, otherwise: str = "convert the model to float32") -> str:
+    """Why real scales are refused for a weight, and what to do; powers of two, or otherwise."""
     info = torch.finfo(dtype)
     return (
         f"cannot rescale {name} exactly: in {info.dtype} a real scale would change each weight by up to {info.eps / 2:.1e} "
-        "of itself. Use powers of two (power_of_two=True), or convert the model to float32."
+        f"of itself. Use powers of two (power_of_two=True), or {otherwise}."
     )
 
 

@@ -22,24 +22,18 @@ class ModelGuard:
 
     Args:
         model: as it was analysed.
-        moving: the tensors that move, by name.
-        owner: what to call it.
-        same_tensors: must parameters still be the same objects? Otherwise others may have taken their places, as by
-            `load_state_dict(assign=True)`.
         advice: what to do where something has changed.
+        moving: the tensors that move, by name, where parameters must still be the same objects. None: others may have taken
+            their places, as by `load_state_dict(assign=True)`.
+        owner: what to call it.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        moving: Mapping[str, Tensor],
-        owner: str = "the model",
-        same_tensors: bool = True,
-        advice: str = "since ENorm analysed the model, so its symmetries may be others now. Call remove() on the old hook and "
-        "create a new ENorm.",
+        self, model: nn.Module, advice: str, moving: Mapping[str, Tensor] | None = None, owner: str = "the model"
     ) -> None:
-        self._arguments = (model, moving, owner, same_tensors, advice)
-        self._model, self._owner, self._same_tensors, self._advice = model, owner, same_tensors, advice
+        self._arguments = (model, advice, moving, owner)
+        self._owner, self._same_tensors, self._advice = owner, moving is not None, advice
+        moving = moving or {}
         self._moving = {id(tensor) for tensor in moving.values()}
         self._modules = [(name, module, self._inside(module), self._ids(module)) for name, module in model.named_modules()]
         self._hooks = {module: {*_hooks(module)} for module in model.modules() if _hooks(module)}

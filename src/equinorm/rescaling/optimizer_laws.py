@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import optim
 
+from equinorm._arguments import is_whole
 from equinorm._errors import EquinormError, RescaleError
 
 Group = Mapping[str, Any]
@@ -274,6 +275,6 @@ def _own_laws(exponents: Any, update: Any) -> dict[str, Law]:
         raise EquinormError(f"exponents must be a dict from state keys to integers, not {type(exponents).__name__}.")
     told = dict(exponents or {})
     for key, exponent in [*told.items(), ("update", update)]:
-        if isinstance(exponent, bool) or not isinstance(exponent, int):
+        if not is_whole(exponent):
             raise EquinormError(f"the exponent of {key!r} must be an integer, not {exponent!r}.")
     return {key: Law(exponent) for key, exponent in told.items()}

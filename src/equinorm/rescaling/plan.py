@@ -150,9 +150,8 @@ class Plan:
                 raise RescaleError(f"the plan does not fit: {other} and {name} are tied in {what}, and not in the plan.")
 
 
-def plan_of(orbit: Orbit, log_scales: Tensor, power_of_two: bool = False) -> Plan:
+def plan_of(orbit: Orbit, log_scales: Tensor, power_of_two: bool) -> Plan:
     """The plan that takes an orbit's model to some log-scales, rounded to powers of two if so asked."""
     if power_of_two:
-        moving = [scaling for scaling in orbit.scalings if scaling.factors]
-        log_scales = round_to_powers_of_two(log_scales.double(), [*moving, *orbit.casts])
+        log_scales = round_to_powers_of_two(log_scales.double(), [*orbit.scalings, *orbit.casts])
     return Plan(log_scales.detach().clone(), orbit.scalings, (), orbit.casts, orbit.backward)

@@ -59,7 +59,7 @@ def unsharded_twin(model: nn.Module) -> nn.Module:
 
 def on_meta(values: Any) -> Any:
     """Inputs without numbers."""
-    return pytree.tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, values)
+    return pytree.tree_map_only(Tensor, lambda value: value.to("meta"), values)
 
 
 def _is_ours(module: nn.Module) -> bool:

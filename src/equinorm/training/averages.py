@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from equinorm._errors import RescaleError, describe
-from equinorm.modules.choosing import unwrapped
+from equinorm.modules.choosing import tensors_of, unwrapped
 
 _INSIDE = ("module", "ema_model", "ema")
 """Where modules that average hold the copy."""
@@ -39,7 +39,7 @@ def held(average: Any) -> list[Any] | None:
 def inner_module(average: nn.Module, names: Sequence[str]) -> nn.Module:
     """The copy of the model inside of a module that averages."""
     module = unwrapped(average)
-    while not {*names} <= {name for name, _ in (*module.named_parameters(), *module.named_buffers())}:
+    while not {*names} <= tensors_of(module).keys():
         found = [inner for place in _INSIDE if isinstance(inner := getattr(module, place, None), nn.Module)]
         if not found:
             break

@@ -12,6 +12,8 @@ from equinorm._errors import RescaleError
 from equinorm._memory import local
 from equinorm._scaling import HALVES, Scaling
 from equinorm._symmetries import Symmetries
+from equinorm.modules.choosing import tensors_of
+from equinorm.rescaling.casts import refusal_in_half
 from equinorm.rescaling.in_place import check_writable
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.sharding.modules import reshard
@@ -20,6 +22,11 @@ from equinorm.training.selection import Selection
 
 Placement = tuple[tuple[torch.device, torch.dtype, tuple[int, ...]], ...]
 """Device, dtype and strides of every tensor that moves."""
+
+_ADVICE = (
+    "since ENorm analysed the model, so its symmetries may be others now. Call remove() on the old hook and create a new ENorm."
+)
+"""What to do where a model has changed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,14 +59,14 @@ class Bindings:
         self._selection, self._model, tensors = selection, symmetries.model, symmetries.tensors
         self.all = [found for scaling in selection.candidates for found in _distinct(scaling, tensors)]
         self._in_modules: list[Bound] = []
-        self._watches = [ModelGuard(symmetries.model, {bound.name: bound.tensor for bound in self.all})]
+        self._watches = [ModelGuard(symmetries.model, _ADVICE, {bound.name: bound.tensor for bound in self.all})]
         for average in averages:
             if isinstance(average, nn.Module):
                 module = inner_module(average, [bound.name for bound in self.all])
                 copies = _in_module(module, self.all)
                 self._in_modules += copies
                 tensors = {copy.name: copy.tensor for copy in copies}
-                self._watches.append(ModelGuard(module, tensors, "the averaged model"))
+                self._watches.append(ModelGuard(module, _ADVICE, tensors, "the averaged model"))
         self._lists = [average for average in averages if not isinstance(average, nn.Module)]
         self._listed = self._in_lists()
         if self._lists and not self._listed:
@@ -150,10 +157,7 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
     check_writable(name, local(tensor))
     if tensor.dtype in HALVES:
         if not power_of_two:
-            raise RescaleError(
-                f"cannot rescale {name} exactly: it is {tensor.dtype}, where real scales are rounded away. "
-                "Use power_of_two=True, or keep the weights in float32 (autocast does)."
-            )
+            raise RescaleError(refusal_in_half(name, tensor.dtype, "keep the weights in float32 (autocast does)"))
         if bound.scaling.offset:
             used = f"{bound.scaling.offset:g} + {name}"
             raise RescaleError(f"cannot rescale {name} exactly: the network uses {used}, and it is {tensor.dtype}.")
@@ -161,7 +165,7 @@ def _check_tensor(bound: Bound, power_of_two: bool) -> None:
 
 def _in_module(module: nn.Module, bounds: Sequence[Bound]) -> list[Bound]:
     """The tensors of a module with averaged weights, under the model's names."""
-    tensors = dict([*module.named_parameters(), *module.named_buffers()])
+    tensors = tensors_of(module)
     for bound in bounds:
         if bound.name not in tensors:
             raise RescaleError(f"the averaged model has no {bound.name} of shape {tuple(bound.tensor.shape)}.")

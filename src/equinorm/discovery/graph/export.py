@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from equinorm._errors import ExportError
+from equinorm._memory import is_sharded
 from equinorm.discovery.graph.aliasing import (
     GraphAliases,
     has_hidden_aliases,
@@ -145,10 +146,10 @@ def _record(model: nn.Module, args: tuple, kwargs: Mapping[str, Any] | None, opa
             "the model is wrapped by FullyShardedDataParallel, which makes its weights parts of flat parameters that the "
             "exporter would overwrite. Analyse and balance it before it is wrapped."
         )
-    sharded = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "DTensor"]
+    sharded = next((name for name, parameter in model.named_parameters() if is_sharded(parameter)), None)
     if sharded:
         raise ExportError(
-            f"{sharded[0]} is sharded over processes (fully_shard, tensor parallelism), and none holds whole channels. "
+            f"{sharded} is sharded over processes (fully_shard, tensor parallelism), and none holds whole channels. "
             "Analyse and balance the model before it is sharded."
         )
     kwargs = without_cache(model, args, dict(kwargs or {}))

@@ -35,7 +35,7 @@ def given_nodes(node: fx.Node) -> Iterator[tuple[torch.Argument, fx.Node]]:
     if isinstance(node.target, torch._ops.OpOverload):
         for position, argument in enumerate(node.target._schema.arguments):
             value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            for entry in value if isinstance(value, (list, tuple)) else [value]:
+            for entry in results_of(value):
                 if isinstance(entry, fx.Node):
                     yield argument, entry
 
@@ -47,7 +47,7 @@ def module_of(node: fx.Node) -> str:
 
 
 def results_of(value: Any) -> list[Any]:
-    """The results of an operation, of which there may be several."""
+    """The results of an operation, or the entries of an argument, of which there may be several."""
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

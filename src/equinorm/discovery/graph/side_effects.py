@@ -55,7 +55,7 @@ def unchanged_attributes(model: nn.Module) -> Iterator[Attributes]:
 
 def run_once(model: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Exception | None:
     """Run a model as it is on copies of these inputs and leave no trace; return what it raised."""
-    copies = pytree.tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, (args, dict(kwargs)))
+    copies = pytree.tree_map_only(Tensor, lambda value: value.clone(), (args, dict(kwargs)))
     try:
         with undisturbed(model), unchanged_attributes(model), by_default():
             model(*copies[0], **copies[1])

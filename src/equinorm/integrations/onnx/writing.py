@@ -17,10 +17,7 @@ from equinorm.integrations.onnx.files import Stored, stored, tensors, within
 from equinorm.integrations.onnx.module import OnnxModule
 from equinorm.integrations.onnx.numbers import FLOATS, store, to_array, weight
 from equinorm.integrations.onnx.runtime import FLOOR, apart, computed, outputs
-from equinorm.reporting.files import OutputError, check_target, write_atomically
-
-Files = list[tuple[Path, Callable[[Path], object]]]
-"""Each path, and what writes its content to a temporary one."""
+from equinorm.reporting.files import Files, OutputError, check_target, write_atomically
 
 External = dict[str | int, Any]
 """TensorProtos whose numbers lie outside: by key, or numbered if they are of a function."""
