@@ -161,6 +161,41 @@ def test_a_wrong_flip_changes_the_outputs():
     assert equinorm.deviation(twin, net, args) > 1e-3
 
 
+class OnePlus(nn.Module):
+    """A gain that is written 1 + w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(0.1 * x(4))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values * (1 + self.gain)
+
+
+@pytest.mark.parametrize("place", range(1, 7))
+def test_a_failed_write_puts_everything_back(place, monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), OnePlus(), nn.Tanh(), nn.Linear(4, 2)).double()
+    net(x(5, 3)).sum().backward()
+    signs = equinorm.signs(net, x(5, 3))
+    assert any(flip.offset for flip in signs.flips)
+    before = [*copy.deepcopy(net.state_dict()).values(), *(p.grad.clone() for p in net.parameters())]
+    copy_, calls = Tensor.copy_, []
+
+    def failing(self: Tensor, *args: object) -> Tensor:
+        calls.append(self)
+        if len(calls) == place:
+            copy_(self.view(-1)[:1], torch.full((1,), torch.nan, dtype=self.dtype))
+            raise RuntimeError("no more")
+        return copy_(self, *args)
+
+    monkeypatch.setattr(Tensor, "copy_", failing)
+    with pytest.raises(equinorm.RescaleError, match=r"no more\. All is as it was before"):
+        signs.flip_(-torch.ones(signs.num_free))
+    monkeypatch.undo()
+    after = [*net.state_dict().values(), *(p.grad for p in net.parameters())]
+    assert all(torch.equal(value, was) for value, was in zip(after, before, strict=True))
+
+
 def test_equivalence_and_alignment_find_flips():
     torch.manual_seed(0)
     layers = [nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3)]

@@ -17,11 +17,11 @@ from equinorm.discovery.graph.of_model import graphs_of
 from equinorm.joining.sign_choice import positive_signs
 from equinorm.modules.choosing import Choice, tensors_of
 from equinorm.modules.running import on_cpu
+from equinorm.rescaling.all_or_none import write_all_
 from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_state import shift, state_of
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains, unwrapped_optimizers
-from equinorm.rescaling.writing import uninterrupted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,32 @@ class Flip:
         for ids in self.ids:
             found = found * padded[ids]
         return found
+
+
+@dataclass(slots=True, eq=False)
+class _Flipped:
+    """tensor ← (tensor + offset) · sign − offset."""
+
+    what: str
+    tensor: Tensor
+    sign: Tensor
+    offset: float = 0.0
+    original: Tensor | None = None
+    """What was there, where adding an offset rounds."""
+
+    def taken(self) -> Tensor:
+        """What the tensor becomes."""
+        if not self.offset:
+            return self.tensor * self._sign()
+        self.original = self.tensor.detach().clone()
+        return (self.tensor + self.offset) * self._sign() - self.offset
+
+    def given_back(self, taken: Tensor) -> Tensor:
+        """What it was."""
+        return taken * self._sign() if self.original is None else self.original
+
+    def _sign(self) -> Tensor:
+        return self.sign.to(self.tensor.device, self.tensor.real.dtype)
 
 
 class _Place(NamedTuple):
@@ -97,7 +123,7 @@ class Signs:
             optimizer: one or several, whose state to move along.
 
         Raises:
-            RescaleError: if signs are none, the model has changed, or a tensor cannot be written; nothing is written then.
+            RescaleError: if signs are none, the model has changed, or a tensor cannot be written; all is as it was then.
 
         >>> import torch, equinorm
         >>> net, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4)), torch.randn(3, 8)
@@ -113,15 +139,12 @@ class Signs:
             raise RescaleError(f"signs must be a tensor of −1 and 1 of shape ({self.num_free},).")
         self._guard.check()
         writes = list(self._writes(signs.detach().cpu(), optimizer))
-        for what, tensor, _, _ in writes:
-            check_in_place(what, tensor, "flip")
-        with torch.no_grad(), uninterrupted():
-            for _, tensor, sign, offset in writes:
-                sign = sign.to(tensor.device, tensor.real.dtype)
-                tensor.copy_((tensor + offset) * sign - offset if offset else tensor * sign)
+        for write in writes:
+            check_in_place(write.what, write.tensor, "flip")
+        write_all_(writes, RescaleError)
 
-    def _writes(self, signs: Tensor, optimizer: Optimizers | None) -> Iterator[tuple[str, Tensor, Tensor, float]]:
-        """Name, tensor, signs and offset of all that flips."""
+    def _writes(self, signs: Tensor, optimizer: Optimizers | None) -> Iterator["_Flipped"]:
+        """All that flips."""
         tensors, moving = tensors_of(self.model), dict[int, tuple[str, Tensor, float]]()
         for flip in self.flips:
             sign = flip.of(signs)
@@ -131,8 +154,8 @@ class Signs:
             for tensor in tied:
                 moving[id(tensor)] = flip.names[0], sign, flip.offset
                 if tensor.grad is not None:
-                    yield f"gradient of {flip.names[0]}", tensor.grad, sign, 0.0
-            yield flip.names[0], tied[0], sign, flip.offset
+                    yield _Flipped(f"gradient of {flip.names[0]}", tensor.grad, sign)
+            yield _Flipped(flip.names[0], tied[0], sign, flip.offset)
         if optimizer is None:
             return
         check_trains(optimizer, self.model)
@@ -142,7 +165,7 @@ class Signs:
                 for holder in (inner, *wrappers):
                     for state, value, law in state_of(holder, parameter, name):
                         if law.exponent % 2:
-                            yield f"{state} of {name}", value, sign, shift(inner, law, state, name, offset)
+                            yield _Flipped(f"{state} of {name}", value, sign, shift(inner, law, state, name, offset))
 
     def flipped(self, tensors: Mapping[str, Tensor], signs: Tensor) -> dict[str, Tensor]:
         """Copies of tensors after flips; offsets are in them already."""

@@ -19,7 +19,8 @@ from equinorm.permuting.layout import Layout
 from equinorm.permuting.optimizer_state import states_of
 from equinorm.permuting.points import Points
 from equinorm.permuting.reading import families, pins, places
-from equinorm.permuting.writing import Reordering, permute_all_
+from equinorm.permuting.writing import Reordering
+from equinorm.rescaling.all_or_none import write_all_
 from equinorm.rescaling.checks import check_in_place, unchanged
 from equinorm.rescaling.model_guard import ModelGuard
 from equinorm.rescaling.optimizer_wrappers import Optimizers, check_trains
@@ -144,7 +145,7 @@ class Permutations:
             moves += [Reordering(what, state, moving[owner][1]) for what, state, owner in states_of(optimizer, moving)]
         for move in moves:
             check_in_place(move.what, move.tensor, "permute", PermutationError)
-        permute_all_(moves)
+        write_all_(moves, PermutationError)
 
     def details(self) -> str:
         """Every family with all that moves along, and every pin, however many lines that takes.

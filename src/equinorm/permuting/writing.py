@@ -1,4 +1,4 @@
-"""Writing permuted tensors in place, all or nothing: a permutation can be undone exactly."""
+"""Permuted tensors: what each becomes, and how that is undone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from equinorm._errors import PermutationError
 from equinorm.discovery.labels import numbered
-from equinorm.rescaling.writing import uninterrupted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,39 +48,3 @@ class Reordering:
                 index = numbered(shape[axis], axis, rank)
             found.append(index.to(self.tensor.device))
         return tuple(found)
-
-
-def permute_all_(moves: Sequence[Reordering]) -> None:
-    """Write all of them, or none.
-
-    Raises:
-        PermutationError: if an operation fails; all is put back then, bitwise.
-    """
-    begun: list[tuple[Reordering, Tensor | None]] = []
-    with torch.no_grad(), uninterrupted():
-        try:
-            for move in moves:
-                taken = move.taken()
-                begun.append((move, taken))
-                move.tensor.copy_(taken)
-                begun[-1] = (move, None)
-        except BaseException as error:
-            lost = _put_back(begun)
-            if not isinstance(error, Exception):
-                raise
-            what = moves[len(begun) - 1 if begun and begun[-1][1] is not None else len(begun)].what
-            outcome = (
-                f"These could not be put back, load them again: {', '.join(lost)}." if lost else "All is as it was before."
-            )
-            raise PermutationError(f"writing {what} failed: {type(error).__name__}: {error}. {outcome}") from error
-
-
-def _put_back(begun: Sequence[tuple[Reordering, Tensor | None]]) -> list[str]:
-    """Undo what was begun, last first; returns what cannot be."""
-    lost: list[str] = []
-    for move, taken in reversed(begun):
-        try:
-            move.tensor.copy_(move.given_back(move.tensor.detach().clone() if taken is None else taken))
-        except Exception:
-            lost.append(move.what)
-    return lost
