@@ -57,6 +57,7 @@ def at_one_size(node: fx.Node, args: tuple, kwargs: dict[str, Any], sizes: Sizes
         value = sizes.known(argument.meta.get("val"))
         return _empty(value) if isinstance(value, Tensor) else mapped(value, sizes.number)
 
+    given: Any
     given, named = map_arg((node.args, node.kwargs), shown)  # pyright: ignore[reportGeneralTypeIssues]
     args, kwargs = mapped((args, kwargs), sizes.number)
     if name in _MASKED.split():
