@@ -107,6 +107,24 @@ def narrowed(net, x, mask):
     return net.down(net.up(x).relu()).sum(0) + (net.table.narrow(0, 1, count).relu() @ net.down.weight.t()).sum(0)
 
 
+def cut_by_channels(net, x, mask):
+    """Channels that data choose."""
+    count = mask[:HIDDEN].sum().item()
+    torch._check(count >= 0)
+    torch._check(count <= HIDDEN)
+    hidden = net.up(x).relu()
+    return net.down(hidden).sum(0) + hidden[:, :count].sum() * net.down.weight[0, 0]
+
+
+def split(net, x, mask):
+    """Each part has a way of its own, as in a mixture of experts."""
+    count = mask.sum().item()
+    torch._check(count >= 0)
+    torch._check(count <= len(x))
+    first, second = net.up(x).split([count, len(x) - count])
+    return net.down(torch.cat([first.relu(), second.abs()])).sum(0)
+
+
 def by_number(net, x, mask):
     count = mask.sum().item()
     return net.down(net.up(x).relu()) * count
@@ -161,8 +179,10 @@ FREE = {
     second_axis: HIDDEN,
     flattened: 1,  # as of an axis of unknown size all entries scale alike
     pairs_of_channels: 2,  # of an axis of unknown size all entries scale alike: first and second of each pair
-    first_of_rows: 0,
-    narrowed: 0,
+    first_of_rows: HIDDEN,
+    narrowed: HIDDEN,
+    cut_by_channels: 1,
+    split: 0,  # that both parts have eight rows together is not known
     by_number: HIDDEN,
     chosen_rows: 2 * HIDDEN,  # of layer and table
     with_known_rows: HIDDEN,

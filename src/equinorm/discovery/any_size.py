@@ -1,8 +1,8 @@
 """Operations on tensors of sizes that data decide, as of what a mask leaves: a law at one size that holds at every other.
 
 x[mask] has as many rows as the mask has ones. Each such size is taken to be a prime (`Sizes`), and along an axis of such a size
-all entries are asked to scale alike: then it does not matter how many there are. What cuts at a place that data decide, as
-x[:n] does, reads other entries at another size, and stays unknown.
+all entries are asked to scale alike: then it does not matter how many there are. Along an axis that is cut at a place that data
+decide, as by x[:n], all entries are asked to scale alike, too.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import SymInt, Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.nodes import is_static, mapped, operator_name, results_of
+from equinorm.discovery.graph.nodes import bind, is_static, mapped, operator_name, results_of
 from equinorm.discovery.graph.sizes import Sizes
 from equinorm.discovery.labels import Label
 from equinorm.discovery.trace import Trace
@@ -25,6 +25,9 @@ _OF_SIZES = """view reshape view_copy _unsafe_view flatten unflatten expand broa
 new_zeros new_ones new_full new_empty zeros ones full"""
 """Operations whose numbers are sizes of what they return, or how often it repeats what they read."""
 
+_CUTS = "slice narrow select split_with_sizes split split_copy split_with_sizes_copy slice_copy narrow_copy unsafe_split"
+"""Operations whose numbers say where an axis is cut."""
+
 _MASKED = "index index_put index_put_ _unsafe_index_put"
 
 
@@ -36,6 +39,23 @@ def asks_for_size(node: fx.Node) -> bool:
 def has_unknown_size(node: fx.Node) -> bool:
     """Do data decide a size, or a number, of what goes into an operation or comes out?"""
     return any(_is_unknown(part) for near in (node, *node.all_input_nodes) for part in results_of(near.meta.get("val")))
+
+
+def cut(trace: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What a cut makes at a place that data decide: any entry along that axis may be there; None if a node is no such cut."""
+    result = trace.sizes.known(node.meta.get("val"))
+    if operator_name(node) not in _CUTS.split() or not is_static(result):
+        return None
+    if not any(_is_number(near.meta.get("val")) for near in node.all_input_nodes):
+        return None
+    named = bind(node.target, args, kwargs)
+    value, axis = named["self"], named["dim"] % len(named["self"].shape)
+    if any(isinstance(size, SymInt) for size in value.shape):
+        return None
+    label = trace.merge(value, [axis])
+    if operator_name(node) == "select":
+        label = label.reshape([size for other, size in enumerate(label.shape) if other != axis])
+    return [label.expand(part.shape) for part in result] if isinstance(result, list) else label.expand(result.shape)
 
 
 def at_one_size(node: fx.Node, args: tuple, kwargs: dict[str, Any], sizes: Sizes) -> tuple[tuple, dict[str, Any], Any] | None:
