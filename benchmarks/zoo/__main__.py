@@ -1,6 +1,6 @@
 """Discovery on everything that people run: free classes, coverage, pins, times, and the deviation of a random rescaling.
 
-    python benchmarks/zoo torchvision timm transformers large [--models resnet18] [--output benchmarks/results/zoo.jsonl]
+    python benchmarks/zoo torchvision timm transformers libraries large [--models resnet18] [--output results/zoo.jsonl]
 
 Every model is looked at on the meta device, so that it fits any machine. Of each family (file of definitions) the smallest
 model with free channels (of transformers, where all are tiny, and of torchvision each that fits) is also built in float64,
@@ -37,6 +37,7 @@ ZOOS = {
     "torchvision": "from_torchvision",
     "timm": "from_timm",
     "transformers": "from_transformers",
+    "libraries": "from_libraries",
     "large": "large_language_models",
 }
 """Module that builds the models of each."""
