@@ -314,3 +314,19 @@ def test_a_network_that_was_trained_far_comes_no_farther(seed):
     found = equinorm.align(net, far, x)
     assert found.distance_after <= found.distance_before
     assert equinorm.deviation(found.model, net, x) < 1e-12
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("seed", [0, 1, 4, 5])
+def test_scales_take_no_network_farther(seed, power_of_two):
+    """Brought to the scales of the second, all of these end farther away with powers of two, and two of them without."""
+    torch.manual_seed(seed)
+    net, x = nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 4)).double(), torch.randn(4, 6)
+    torch.manual_seed(seed + 100)
+    far = copy.deepcopy(net)
+    with torch.no_grad():
+        for weight in far.parameters():
+            weight += weight.std() * torch.randn_like(weight)
+    found = equinorm.align(net, far, x.double(), rescale=True, power_of_two=power_of_two)
+    assert found.distance_after <= found.distance_before
+    assert equinorm.deviation(found.model, net, x.double()) < 1e-12

@@ -127,6 +127,14 @@ def written(x, a, b, c):
     return torch.slice_scatter(both, F.gelu(x @ b), 1, 2, 4) @ c
 
 
+def written_by_place(x, a, b, c):
+    """One channel of four replaced by that of another layer, one by a number, and one row of inputs by a weight."""
+    hidden = torch.select_scatter(torch.tanh(x @ a), F.gelu(x @ b)[:, 0], 1, 3)
+    hidden[:, 2] = 0.5
+    hidden[1] = b[0, 1]
+    return hidden @ c
+
+
 NETWORKS = {
     two_hidden: ([(2, 2), (2, 3), (3, 2)], 0),
     residual: ([(2, 3), (3, 2), (2, 3), (3, 2)], 0),
@@ -147,10 +155,12 @@ NETWORKS = {
     pointwise: ([(2, 3), (2, 1, 1), (3, 2)], 0),
     windows: ([(2, 4), (4, 2)], 0),
     written: ([(2, 2), (2, 2), (4, 2)], 0),
+    written_by_place: ([(2, 4), (2, 2), (4, 2)], 2),
     in_two_ways: ([(2, 4), (2,), (2,)], 2),
 }
-"""Shapes of the weights, and how many permutations are missed: of channels that are interleaved, then cut; of those of two
-layers that are joined, then seen as a product: they are permuted alike.
+"""Shapes of the weights, and how many permutations are missed: of channels that are interleaved, then cut; of those that
+are overwritten, each by something else; of those of two layers that are joined, then seen as a product: they are permuted
+alike.
 """
 
 

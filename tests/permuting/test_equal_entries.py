@@ -98,6 +98,23 @@ EQUAL = {
     "nothing left of two layers": lambda n, s, x: n.table[(n.one(x) - n.one(x)).argmax(-1)],
     "softmax of one": lambda n, s, x: n.table[s[..., None].softmax(-1)[..., 0].argmax(-1)],
     "nothing left": lambda n, s, x: n.table[(s - s.clone()).argmax(-1)],
+    "directions of single numbers": lambda n, s, x: n.table[F.normalize(s[..., None], dim=-1)[..., 0].argmax(-1)],
+    "cosines of single numbers": lambda n, s, x: n.table[
+        F.cosine_similarity(s[..., None], n.two(x)[..., None], dim=-1).topk(2)[1]
+    ].sum(1),
+    "products of directions": lambda n, s, x: n.table[
+        F.linear(F.normalize(x[:, :1], dim=-1), F.normalize(n.one.weight[:, :1], dim=-1)).argmax(-1)
+    ],
+    "signs by roots of squares": lambda n, s, x: n.table[(s / s.square().sqrt()).argmax(-1)],
+    "signs by reciprocals": lambda n, s, x: n.table[(s * s.abs().reciprocal()).sort(-1)[1][:, 0]],
+    "rounded, with the gradient of what is not": lambda n, s, x: n.table[(s + (s.round() - s).detach()).argmax(-1)],
+    "the smaller of a score and the mean": lambda n, s, x: n.table[torch.minimum(s, s.mean(-1, keepdim=True)).argmax(-1)],
+    "deviations of single numbers": lambda n, s, x: n.table[s[..., None].std(-1, correction=0).argmax(-1)],
+    "groups of one channel": lambda n, s, x: n.table[F.group_norm(s, 8).argmax(-1)],
+    "twice the same": lambda n, s, x: n.table[torch.cat([s[:, :4], s[:, :4]], -1).topk(3)[1]].sum(1),
+    "large scores in a sigmoid": lambda n, s, x: n.table[(1000 * s).sigmoid().argmax(-1)],
+    "a number times its reciprocal": lambda n, s, x: n.table[(s * s.reciprocal()).argmax(-1)],
+    "squares of sine and cosine": lambda n, s, x: n.table[(s.sin() ** 2 + s.cos() ** 2).argmax(-1)],
     "one number in order": lambda n, s, x: n.table * s.sum().sort()[0],
 }
 
@@ -122,6 +139,16 @@ DIFFERENT = {
     "one share of a softmax": lambda n, s, x: n.table[rows(n, s).softmax(-1)[..., 0].argmax(-1)],
     "weighted shares": lambda n, s, x: n.table[(rows(n, s).softmax(-1) @ n.three.weight[0]).argmax(-1)],
     "cut scores with scores": lambda n, s, x: n.table[(s.relu() + n.two(x)).argmax(-1)],
+    "noise": lambda n, s, x: n.table[(s + n.two(x) * F.softplus(n.three(x))).argmax(-1)],
+    "softmax, written down": lambda n, s, x: n.table[
+        ((s - s.amax(-1, keepdim=True)).exp() / (s - s.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)).argmax(-1)
+    ],
+    "distances": lambda n, s, x: n.table[(n.table.square().sum(-1) - 2 * x[:, :4] @ n.table.t()).argmin(-1)],
+    "directions of rows": lambda n, s, x: n.table[
+        F.linear(F.normalize(x, dim=-1), F.normalize(n.one.weight, dim=-1)).argmax(-1)
+    ],
+    "centred": lambda n, s, x: n.table[centred(s).argmax(-1)],
+    "layer norm": lambda n, s, x: n.table[F.layer_norm(s, (8,)).argmax(-1)],
     "one mask": lambda n, s, x: n.table[s.masked_fill(~mask(n, x), -torch.inf).topk(4)[1]].sum(1),
 }
 

@@ -91,8 +91,9 @@ def align(
             AveragedModel are looked through.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        rescale: True to bring scales to those of the second network, False to leave them, None for what comes nearer. In half
-            precision None leaves them, unless `power_of_two` is given.
+        rescale: True to bring scales to those of the second network (by weights, they stay where it would end farther away
+            than it began), False to leave them, None for what comes nearer. In half precision None leaves them, unless
+            `power_of_two` is given.
         flip: False to leave signs as they are.
         power_of_two: round scales to powers of two, as networks in half precision need: others would round their weights.
         starts: where the weights are, and where channels agree from the network's ends inwards, which comes first where one
@@ -151,7 +152,9 @@ def align(
     tried = {False, _is_scaled(both[0], power_of_two)} if rescale is None else {rescale}
     search = Search(starts, sweeps, seed)
     seen = None if data is None else measured((both[0].model, both[1].model), moves, data, args, kwargs)
-    found = (_aligned(both, moves, search, seen, scales, power_of_two) for scales in sorted(tried))
+    found = [_aligned(both, moves, search, seen, scales, power_of_two) for scales in sorted(tried)]
+    if rescale and seen is None and found[0].distance_after > found[0].distance_before:
+        found.append(_aligned(both, moves, search, seen, False, power_of_two))
     return min(found, key=lambda alignment: alignment.distance_after)
 
 

@@ -35,7 +35,7 @@ _OF_MASKS = "logical_not bitwise_not eq ne to _to_copy"
 
 _COPIED = f"{MOVED} expand"
 
-_CAME_FIRST = "tells which of equal entries came first"
+CAME_FIRST = "tells which of equal entries came first"
 _MASKED = "may choose among masked entries, which are equal"
 
 DEEPEST = 200
@@ -85,17 +85,17 @@ class _Choice:
         """
         node, value = self.trail.back(node), node.meta.get("val")
         if depth > DEEPEST or not isinstance(value, Tensor) or not value.is_floating_point():
-            return _CAME_FIRST
+            return CAME_FIRST
         if node.op == "placeholder":
-            return None if node.name in self.trail.parameters else _CAME_FIRST
+            return None if node.name in self.trail.parameters else CAME_FIRST
         if node.target is operator.getitem:
             node = self.trail.back(node.all_input_nodes[0])
         if not isinstance(node.target, torch._ops.OpOverload):
-            return _CAME_FIRST
+            return CAME_FIRST
         name = operator_name(node).removesuffix("_")
         given = bind(node.target, node.args, node.kwargs)
-        if (masked := _masked(node, self.trail)) is not None:
-            scores, mask, closed, fill = masked
+        if (found := masked(node, self.trail)) is not None:
+            scores, mask, closed, fill = found
             is_least = fill <= torch.finfo(value.dtype).min or (fill == 0 and _is_positive(scores, self.trail))
             is_plain = self.is_largest and is_increasing and not is_masked
             if not (is_plain and is_least and _open(mask, closed, self.along, self.trail) >= self.count):
@@ -105,16 +105,16 @@ class _Choice:
         if name in ("add", "sub", "rsub"):
             read = [operand for operand in read if self._varies(operand, value)]
             reasons = [self.why(operand, False, is_masked, depth + 1) for operand in _weights_first(read)]
-            return _CAME_FIRST if not reasons else None if None in reasons else reasons[0]
+            return CAME_FIRST if not reasons else None if None in reasons else reasons[0]
         if name in PRODUCTS.split():
             read = [operand for operand in read if self.trail.meets(operand, self.along)] or read
         elif not _is_one_to_one(name, given):
-            return _CAME_FIRST
+            return CAME_FIRST
         elif name == "div" and read[0] is given["self"] and self._varies(read[0], value):
             read = read[:1]  # which no divisor makes equal, as a norm that is bounded from below
         stays = is_increasing and name in _INCREASING.split()
         reasons = (self.why(operand, stays, is_masked, depth + 1) for operand in _weights_first(read))
-        return next((reason for reason in reasons if reason is not None), None) if read else _CAME_FIRST
+        return next((reason for reason in reasons if reason is not None), None) if read else CAME_FIRST
 
     def _varies(self, node: fx.Node, result: Tensor) -> bool:
         """Does a summand have an entry of its own in each place of the axis?"""
@@ -150,7 +150,7 @@ def _is_one_to_one(name: str, given: Mapping[str, Any]) -> bool:
     return name in f"{ENTRYWISE} {_REDUCED} {_NORMALIZED}".split()
 
 
-def _masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
+def masked(node: fx.Node, trail: Trail) -> tuple[fx.Node, fx.Node, bool, float] | None:
     """Of scores where a mask puts one number: the scores, the mask, its entry where it does so, and the number."""
     name = operator_name(node).removesuffix("_")
     if name not in ("masked_fill", "where"):

@@ -26,7 +26,6 @@ from equinorm.discovery.interpreter import reason_of
 from equinorm.discovery.operation import MARKS
 from equinorm.discovery.rules import key
 from equinorm.permuting.atoms import is_pinned
-from equinorm.permuting.equal_by_nature import WHY, made_from
 from equinorm.permuting.equal_entries import why_equal
 from equinorm.permuting.law_book import LawBook
 from equinorm.permuting.laws import ON_NAMES, ON_STACKS, Call, find
@@ -35,6 +34,7 @@ from equinorm.permuting.made_of import made_of
 from equinorm.permuting.reshaping import unpacked
 from equinorm.permuting.selected_rows import follow
 from equinorm.permuting.trail import Trail
+from equinorm.permuting.tried_scores import ROUNDED, made_from, why_equal_by_nature
 from equinorm.permuting.values import Chosen, Laid, Stacked, Value, constant, flat, pinned
 
 _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
@@ -147,12 +147,11 @@ class Interpreter:
         """Places of entries along an axis, which is pinned where several may be the largest."""
         if not isinstance(value, Laid) or value.names is None:
             return value
-        if why := why_equal(node, self.trail):
+        if why := why_equal_by_nature(node, self.trail) or why_equal(node, self.trail):
             self.book.reason = reason_of(node)
             self.book.pin_axis(value.names, why)
-        if rounded := made_from(node, self.trail):
-            self.book.reason = reason_of(node)
-            self.book.pin([value, *rounded], WHY)
+            if why == ROUNDED:
+                self.book.pin(made_from(node, self.trail), why)
         return value
 
     def _value(self, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -69,6 +69,12 @@ def copied(book: LawBook, call: Call) -> Laid:
     return Laid(book.join(Laid(tuple(() if size == 1 else book.free(size) for size in call.shape)), call.src))
 
 
+@law("fill zero")
+def filled(book: LawBook, call: Call) -> Laid:
+    """One number in every place, whatever was there."""
+    return Laid(tuple(map(book.free, call.shape)))
+
+
 @law("prelu _prelu_kernel")
 def prelu(book: LawBook, call: Call) -> Laid:
     """A slope for each channel, along axis 1."""

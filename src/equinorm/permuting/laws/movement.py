@@ -188,17 +188,19 @@ def segment(book: LawBook, value: Laid | Stacked, place: int, start: int, length
     return pieces(book, value, place, sizes)[1 if start else 0]
 
 
-@law("slice_scatter")
+@law("slice_scatter select_scatter")
 def written_into(book: LawBook, call: Call) -> Laid:
-    """Consecutive entries of an axis, put in the place of others."""
+    """Consecutive entries of an axis, or one, put in the place of others."""
     value, source, place = call.input, call.src, (call.get("dim") or 0) % len(call.shape)
-    size, length = call.shape[place], int(source.shape[place])
+    size, before = call.shape[place], _start(call, call.shape[place])
+    if call.operator_name == "select_scatter":
+        source, before = Laid((*source.axes[:place], (), *source.axes[place:])), call.get("index") % size
+    length = int(source.shape[place])
     if size == length:
         return Laid(book.join(Laid(tuple(() if n == 1 else book.free(n) for n in call.shape)), source))
     if call.get("step", 1) != 1 or not length:
         book.pin([value, source], "writes every other entry")
         return book.all_fixed(call.shape)
-    before = _start(call, size)
     after = size - before - length
     cuts = pieces(book, value, place, [part for part in (before, length, after) if part])
     kept = [book.whole(piece) for piece in cuts[: before > 0] + cuts[len(cuts) - (after > 0) :]]
