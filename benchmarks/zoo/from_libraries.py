@@ -288,4 +288,4 @@ enter("torchaudio.models.Conformer", 16, 2, 32, 2, 7, inputs=lambda: (randn(2, 1
 ECAPA = {"lin_neurons": 16, "channels": [32, 32, 32, 32, 96], "attention_channels": 8, "se_channels": 8, "res2net_scale": 4}
 enter("speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN", 16, inputs=lambda: (randn(2, 20, 16),), **ECAPA)
 CRDNN = {"cnn_channels": (8, 8), "rnn_layers": 1, "rnn_neurons": 16, "dnn_neurons": 16}
-enter("speechbrain.lobes.models.CRDNN.CRDNN", (None, None, 16), inputs=lambda: (randn(2, 12, 16),), **CRDNN)
+enter("speechbrain.lobes.models.CRDNN.CRDNN", inputs=lambda: (randn(2, 12, 16),), input_shape=[None, None, 16], **CRDNN)
