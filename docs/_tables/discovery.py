@@ -44,14 +44,16 @@ def summary(records: list[Record]) -> str:
 
 def families(records: list[Record], zoo: str) -> str:
     """One row for each family: its smallest model with free channels that was run, or else looked at."""
-    rows = [
-        "| family | models | smallest | channels free | weights that move | deviation (powers of two) | pinned by |",
-        "| --- | ---: | --- | ---: | ---: | ---: | --- |",
-    ]
     members: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record["zoo"] == zoo and "error" not in record:
             members[record["family"]].append(record)
+    are_single = all(len({record["model"] for record in found}) == 1 for found in members.values())
+    several = [" family | models | smallest |", " --- | ---: | --- |"] if not are_single else [" model |", " --- |"]
+    rows = [
+        f"|{several[0]} channels free | weights that move | deviation (powers of two) | pinned by |",
+        f"|{several[1]} ---: | ---: | ---: | --- |",
+    ]
     for family, found in sorted(members.items()):
         models = {record["model"] for record in found}
         chosen = min(found, key=lambda r: (not r["run"], not r["free"], r["parameters"]))
@@ -59,7 +61,8 @@ def families(records: list[Record], zoo: str) -> str:
         deviation = f"{chosen['deviation']:.0e}" if "deviation" in chosen else "–"
         if "deviation_powers_of_two" in chosen:
             deviation += f" ({chosen['deviation_powers_of_two']:.0e})"
-        cells = [family, str(len(models)), chosen["model"], f"{chosen['free']} ({share:.0%})", f"{chosen['coverage']:.0%}"]
+        cells = [family] if are_single else [family, str(len(models)), chosen["model"]]
+        cells += [f"{chosen['free']} ({share:.0%})", f"{chosen['coverage']:.0%}"]
         rows.append(f"| {' | '.join([*cells, deviation, _pins(chosen)])} |")
     return "\n".join(rows)
 
@@ -75,7 +78,7 @@ def _pins(record: Record) -> str:
 
 def errors(records: list[Record]) -> str:
     """Models that were refused or failed."""
-    failed = [record for record in records if "error" in record]
+    failed = {record["model"]: record for record in records if "error" in record}.values()
     if not failed:
         return "None."
     rows = ["| library | model | reason |", "| --- | --- | --- |"]
