@@ -215,3 +215,34 @@ def test_scales_hold_for_other_numbers_of_rows(between):
     for x, expected in zip(runs, before, strict=True):
         torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
     assert symmetries.num_free == FREE[between]
+
+
+PERMUTED = {
+    put_zeros: HIDDEN - 1,
+    entries: 0,
+    several_axes: 0,  # masks of several axes have no law
+    pairs_of_channels: HIDDEN // 2,
+    cut_by_channels: 0,
+    split: 0,
+    with_known_rows: HIDDEN + 8,  # and the rows of the table, which are summed
+}
+"""Channels that can be permuted, where not all that are hidden."""
+
+
+@pytest.mark.parametrize("between", FREE, ids=lambda between: between.__name__)
+def test_permutations_and_signs_hold_for_other_numbers_of_rows(between, monkeypatch):
+    torch.manual_seed(0)
+    net = Layers(between).double()
+    example = torch.randn(8, DIMENSION, dtype=torch.float64)
+    runs = [x for x in draws() if between is not narrowed or 1 <= int((x[:, 0] > 0).sum()) < 7]
+    before = [net(x) for x in runs]
+    permutations = equinorm.permutations(net, (example,))
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(1)))
+    for x, expected in zip(runs, before, strict=True):
+        torch.testing.assert_close(net(x), expected, rtol=1e-12, atol=1e-12)
+    assert permutations.num_channels == PERMUTED.get(between, HIDDEN)
+    monkeypatch.setattr(torch.Tensor, "relu", torch.Tensor.tanh)  # of which signs go through
+    before = [net(x) for x in runs]
+    signs = equinorm.signs(net, (example,))
+    signs.flip_(-torch.ones(signs.num_free))
+    assert all(torch.equal(net(x), expected) for x, expected in zip(runs, before, strict=True))

@@ -25,7 +25,7 @@ _OF_SIZES = """view reshape view_copy _unsafe_view flatten unflatten expand broa
 new_zeros new_ones new_full new_empty zeros ones full"""
 """Operations whose numbers are sizes of what they return, or how often it repeats what they read."""
 
-_CUTS = "slice narrow select split_with_sizes split split_copy split_with_sizes_copy slice_copy narrow_copy unsafe_split"
+CUTS = "slice narrow select split_with_sizes split split_copy split_with_sizes_copy slice_copy narrow_copy unsafe_split"
 """Operations whose numbers say where an axis is cut."""
 
 _MASKED = "index index_put index_put_ _unsafe_index_put"
@@ -44,7 +44,7 @@ def has_unknown_size(node: fx.Node) -> bool:
 def cut(trace: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What a cut makes at a place that data decide: any entry along that axis may be there; None if a node is no such cut."""
     result = trace.sizes.known(node.meta.get("val"))
-    if operator_name(node) not in _CUTS.split() or not is_static(result):
+    if operator_name(node) not in CUTS.split() or not is_static(result):
         return None
     if not any(_is_number(near.meta.get("val")) for near in node.all_input_nodes):
         return None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from equinorm.discovery.any_size import CUTS, WHY as WHY_PINNED
 from equinorm.discovery.graph.aliasing import GraphAliases, written
 from equinorm.discovery.graph.nodes import (
     bind,
@@ -180,17 +181,32 @@ class Interpreter:
         law = find(target)
         if law is None and (made := made_of(node)) is not None:
             value, _ = self._inside(node, *made)
-            if isinstance(result, Tensor):
-                self.trail.sources[node] = self.returned[node][0]
-            return value[0] if isinstance(result, Tensor) else value
+            if isinstance(result, (list, tuple)):
+                return value
+            self.trail.sources[node] = self.returned[node][0]
+            return value[0]
         if law is None or not is_static(result) or not _is_plain(result, tensors, name):
             return self._unknown(node, tensors)
         if name not in _OF_SIZES.split() and _is_symbolic([args, kwargs]):
+            given = tensors[0] if tensors else None
+            if name in CUTS.split() and isinstance(given, Laid) and given.names is None:
+                return self._cut(given, bind(target, args, kwargs)["dim"], result)
             return self._unknown(node, tensors)
         value = self._by_law(law, node, Call(target, bind(target, args, kwargs), result), tensors)
         if isinstance(value, Chosen) and any(self.roots[part] in self.unsteady for part in node.all_input_nodes):
             value = self.book.whole(value)  # another choice may be read there later
         return value if _fits(value, result) else self._unknown(node, tensors)
+
+    def _cut(self, value: Laid, dim: int, result: Any) -> Any:
+        """What an axis gives that is cut at places that data decide: nothing along it is permuted, all else is."""
+        place = dim % len(value.shape)
+        self.book.pin_axis(value.axes[place], WHY_PINNED)
+        self.book.mixes(value.axes, [place])
+        found = [
+            value.with_axis(place, *([self.book.fixed(part.shape[place])] if len(part.shape) == len(value.shape) else []))
+            for part in results_of(result)
+        ]
+        return found if isinstance(result, list) else found[0]
 
     def _by_law(self, law: Law, node: fx.Node, call: Call, tensors: list[Value]) -> Any:
         """What a law makes of a call; a stack where an axis is taken apart later, rows where data choose them."""
@@ -225,7 +241,7 @@ class Interpreter:
 
     def _unknown(self, node: fx.Node, tensors: list[Value]) -> Any:
         """Pin everything that goes in, and what comes out."""
-        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else "of a size that data decides"
+        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else WHY_PINNED
         detail = MARKS.get(getattr(node.target, "__name__", "")) or no_law
         for value in tensors:
             if not is_pinned(value.touched):
