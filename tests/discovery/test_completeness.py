@@ -14,6 +14,7 @@ assert cases_products  # imported for what they enter into CASES
 
 KNOWN_MISSED: dict[str, tuple[int, str]] = {
     "chosen from tables of two sizes": (3, "a negative index means other rows in each"),
+    "layers of one table, stacked": (2, "rows and columns of a table scale alike in all of its layers"),
     "chosen, narrowed and split": (3, "where chosen rows are cut apart, all rows scale alike"),
 }
 """Networks with symmetries that discovery does not find: how many, and why."""

@@ -95,7 +95,7 @@ CASES = {
     "attention, ranks differ": (F.scaled_dot_product_attention, (rand(3, 4), rand(2, 5, 4), rand(2, 5, 4)), 12),
     "narrow at a tensor": (lambda x: torch.narrow(x, 0, torch.tensor(2), 2), (rand(5, 4),), 0),
     "split at a tensor": (lambda x: torch.tensor_split(x, torch.tensor([1, 3])), (rand(5, 4),), 0),
-    "index by data": (lambda x, y: x[y.argmax()], (rand(5, 4), rand(4)), 1),
+    "index by data": (lambda x, y: x[y.argmax()], (rand(5, 4), rand(4)), 5),
     "number from data": (lambda x, y: x * y.sum().item(), (rand(5, 4), rand(4)), 0),
     "embedding, max_norm": (lambda w: F.embedding(torch.tensor([0, 1]), w, max_norm=1.0), (rand(5, 4),), 0),
     "where 1": (lambda x: torch.where(x > 0, x, 1.0), (rand(3, 4),), 0),

@@ -274,3 +274,31 @@ def test_submodules_that_are_not_looked_into_are_named_or_given():
     assert not torch.equal(named[4].weight, net[4].weight)
     for other in given:
         assert all(map(torch.equal, other.parameters(), named.parameters()))
+
+
+class Stacked(nn.Module):
+    """Layers that share a table, whose results are stacked in front of one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8, bias=False), nn.Linear(8, 3, bias=False)
+        self.table = nn.Parameter(torch.randn(3, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, found = self.first(x).relu(), []
+        for weight in self.table:
+            hidden = nn.functional.linear(hidden, weight).relu()
+            found.append(hidden)
+        return self.last(torch.stack(found, 1)).sum(1)
+
+
+def test_scales_that_are_found_do_not_depend_on_the_order_of_channels():
+    torch.manual_seed(0)
+    net, inputs = Stacked().double(), torch.randn(2, 4, dtype=torch.float64)
+    copied = copy.deepcopy(net)
+    permutations = equinorm.permutations(copied, (inputs,))
+    permutations.permute_(permutations.random(torch.Generator().manual_seed(3)))
+    equinorm.canonical_(net, (inputs,))
+    equinorm.canonical_(copied, (inputs,))
+    for one, other in zip(net.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -268,3 +268,19 @@ for name, cell in [
     ("lstm cell", nn.LSTMCell(3, 2)),
 ]:
     seq(name, x(4, 3, 2), Steps(cell))
+
+
+# ------------------------------------------------------------------------------------------------------------- stacked results
+@case("layers of one table, stacked", x(2, 2), a=lin(2, 3), table=x(2, 3, 3), d=lin(3, 2))
+def stacked_layers(m, x):
+    h, found = m.a(x).relu(), []
+    for weight in m.table:
+        h = nn.functional.linear(h, weight).relu()
+        found.append(h)
+    return m.d(torch.stack(found, 1)).sum(1)
+
+
+@case("two layers, stacked and mixed", x(2, 2), a=lin(2, 3), b=lin(3, 3), d=lin(3, 2), mix=x(2, 2))
+def mixed_layers(m, x):
+    first = m.a(x).relu()
+    return m.d(m.mix @ torch.stack([first, m.b(first).relu()], 1))

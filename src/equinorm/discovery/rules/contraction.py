@@ -5,11 +5,13 @@ A weight at its first use takes the label that makes it so: out-classes that are
 Axes are named by letters, as in einsum.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from string import ascii_letters
 
+import numpy as np
 import torch
 
 from equinorm._errors import EquinormError
@@ -60,13 +62,24 @@ def _first_use(trace: Trace, x: Label, space: str, weight: Source | View, axes: 
     absorbed = tuple(factor for factor in x.factors if not factor.varies(foreign))
     passed = tuple(factor for factor in x.factors if factor.varies(foreign) and not factor.varies(summed))
     mixed = tuple(factor for factor in x.factors if factor.varies(foreign) and factor.varies(summed))
-    absorbed += trace.merge(Label(x.shape, mixed), foreign).factors
+    if mixed:  # what x brings along both is a product of two: the weight takes one of them
+        ratios = _between(trace, Label(x.shape, mixed), foreign)
+        absorbed += trace.merge(Label(x.shape, mixed).times(ratios.power(-1)), foreign).factors
+        passed += ratios.factors
     fresh = trace.fresh(shape, [i for i, axis in enumerate(space) if shape[i] > 1 and axis in out_axes])
     inverse = Label(shape, absorbed).power(-1)
     inverse = trace.filled(inverse, summed) if summed else inverse.definite()
     trace.assign(weight, _pick(Label(shape, fresh.factors + inverse.factors), space, axes))
     product = Label(tuple(torch.broadcast_shapes(x.shape, shape)), passed + fresh.factors + _silent(x, summed))
     return _pick(product, space, out_axes)
+
+
+def _between(trace: Trace, label: Label, axes: Sequence[int]) -> Label:
+    """A new class for each index of axes on which a label varies, but for the first."""
+    sizes = torch.broadcast_shapes(*(factor.ids.shape for factor in label.factors))
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(sizes)]
+    ids = np.append(PINNED, trace.classes.fresh(math.prod(sizes) - 1))
+    return Label.of(label.shape, torch.from_numpy(ids).reshape(sizes))
 
 
 def _silent(x: Label, summed: Sequence[int]) -> tuple[Factor, ...]:
