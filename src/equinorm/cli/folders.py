@@ -46,7 +46,7 @@ class Folder:
         return Task(self.checkpoint, self.symmetries, self.conversion, options, power_of_two)
 
 
-def analysed(name: str, steps: Steps, inputs: Sequence[str], opaque: Sequence[str], trust: bool) -> Folder:
+def analysed(name: str, steps: Steps, inputs: Sequence[str] = (), opaque: Sequence[str] = (), trust: bool = False) -> Folder:
     """Find the symmetries of a folder's model and how its files move.
 
     Raises:
