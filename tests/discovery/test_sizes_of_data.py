@@ -17,7 +17,7 @@ class Layers(nn.Module):
         super().__init__()
         self.up, self.down, self.between = nn.Linear(DIMENSION, HIDDEN, bias), nn.Linear(HIDDEN, 3), between
         self.table = nn.Parameter(torch.randn(8, HIDDEN))
-        self.chosen = nn.Parameter(torch.randn(HIDDEN))
+        self.chosen, self.gain = nn.Parameter(torch.randn(HIDDEN)), nn.Parameter(torch.randn(8, 1))
 
     def forward(self, x):
         return self.between(self, x, x[:, 0] > 0)
@@ -107,6 +107,14 @@ def narrowed(net, x, mask):
     return net.down(net.up(x).relu()).sum(0) + (net.table.narrow(0, 1, count).relu() @ net.down.weight.t()).sum(0)
 
 
+def shifted_cut(net, x, mask):
+    """Rows of a table meet later rows of a gain: how much later, data decide."""
+    count = mask[:7].sum().item()
+    torch._check(count >= 0)
+    torch._check(count < 8)
+    return net.down(net.up(x).relu()).sum(0) + (net.table.narrow(0, 0, 1) * net.gain.narrow(0, count, 1)).mean(1)
+
+
 def cut_by_channels(net, x, mask):
     """Channels that data choose."""
     count = mask[:HIDDEN].sum().item()
@@ -181,6 +189,7 @@ FREE = {
     pairs_of_channels: 2,  # of an axis of unknown size all entries scale alike: first and second of each pair
     first_of_rows: HIDDEN,
     narrowed: HIDDEN,
+    shifted_cut: HIDDEN + 1,  # all rows of the gain against the table's first
     cut_by_channels: 1,
     split: 0,  # that both parts have eight rows together is not known
     by_number: HIDDEN,
@@ -222,6 +231,7 @@ PERMUTED = {
     entries: 0,
     several_axes: 0,  # masks of several axes have no law
     pairs_of_channels: HIDDEN // 2,
+    shifted_cut: 2 * HIDDEN,  # and the columns of the table, which are averaged
     cut_by_channels: 0,
     split: 0,
     with_known_rows: HIDDEN + 8,  # and the rows of the table, which are summed
