@@ -138,6 +138,11 @@ def by_number(net, x, mask):
     return net.down(net.up(x).relu()) * count
 
 
+def power_by_number(net, x, mask):
+    """Of a degree that data decide."""
+    return net.down(net.up(x).relu() ** mask.sum().item())
+
+
 def chosen_rows(net, x, mask):
     """Each choice meets its own row only."""
     index = mask.nonzero().squeeze(1)
@@ -193,6 +198,7 @@ FREE = {
     cut_by_channels: 1,
     split: 0,  # that both parts have eight rows together is not known
     by_number: HIDDEN,
+    power_by_number: 0,
     chosen_rows: 2 * HIDDEN,  # of layer and table
     with_known_rows: HIDDEN,
     normalized: HIDDEN,
@@ -233,6 +239,7 @@ PERMUTED = {
     pairs_of_channels: HIDDEN // 2,
     shifted_cut: 2 * HIDDEN,  # and the columns of the table, which are averaged
     cut_by_channels: 0,
+    power_by_number: 0,  # numbers that data decide have no law
     split: 0,
     with_known_rows: HIDDEN + 8,  # and the rows of the table, which are summed
 }
