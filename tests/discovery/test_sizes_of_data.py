@@ -49,6 +49,11 @@ def put_zeros(net, x, mask):
     return net.down(hidden).sum(0)
 
 
+def zeros_of_rows(net, x, mask):
+    hidden = net.up(x[mask]).relu()
+    return net.down(torch.zeros_like(hidden) + hidden).sum(0)
+
+
 def edges(net, x, mask):
     pairs = torch.stack([torch.arange(len(x)), torch.arange(len(x)).flip(0)])[:, mask]
     hidden = net.up(x)
@@ -185,6 +190,7 @@ FREE = {
     put_back: HIDDEN,
     put_into_hidden: HIDDEN,
     put_zeros: HIDDEN - 1,  # a channel is compared with 1
+    zeros_of_rows: HIDDEN,
     edges: HIDDEN,
     self_loops: HIDDEN,
     entries: 0,
