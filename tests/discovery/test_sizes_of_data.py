@@ -51,7 +51,7 @@ def put_zeros(net, x, mask):
 
 def zeros_of_rows(net, x, mask):
     hidden = net.up(x[mask]).relu()
-    return net.down(torch.zeros_like(hidden) + hidden).sum(0)
+    return net.down(hidden.new_zeros(hidden.shape) + hidden).sum(0)
 
 
 def edges(net, x, mask):

@@ -98,12 +98,8 @@ class Operation:
 
     def _filled(self) -> Any:
         """New tensors of one number."""
-        value = fill_value(self.node)
-        if value is None:
-            return _PASS
-        if not is_small(self.node):
-            return self.trace.label(value).expand(self.result.shape)
-        return Constant(torch.full(self.result.shape, value, dtype=self.result.dtype))
+        value = fill_value(self.node) if is_small(self.node) else None
+        return _PASS if value is None else Constant(torch.full(self.result.shape, value, dtype=self.result.dtype))
 
     def _of_chosen_rows(self) -> Any:
         """What leaves rows that data chose apart."""

@@ -42,7 +42,7 @@ _SHAPES_ONLY = "rand_like randn_like randint_like sym_size"
 """Operations that read no entry of what they are given."""
 
 _EMPTY = "empty empty_like new_empty new_empty_strided empty_strided"
-"""Operations whose entries nobody may read before they are written."""
+"""Operations whose entries nobody may read before they are written: any permutation leaves them as they are."""
 
 _CARRIERS = """view reshape flatten unflatten _unsafe_view view_copy unsqueeze squeeze permute transpose t expand select slice
 narrow clone contiguous detach alias repeat_interleave to _to_copy"""
@@ -172,7 +172,7 @@ class Interpreter:
         if fill is not None and is_small(node):
             return self._constants(torch.full(result.shape, fill, dtype=result.dtype))
         name = key(target)
-        if name in _EMPTY.split() and is_static(result):
+        if (fill is not None or name in _EMPTY.split()) and is_static(result):
             return Laid(tuple(map(self.book.free, result.shape)))
         if name in _SHAPES_ONLY.split():
             return pinned(result, self.book.because("made anew"))
