@@ -5,18 +5,19 @@ all entries are asked to scale alike: then it does not matter how many there are
 decide, as by x[:n], all entries are asked to scale alike, too.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.nodes import bind, is_static, mapped, operator_name, results_of
+from equinorm.discovery.graph.nodes import bind, is_static, is_unknown_number, mapped, operator_name, results_of
 from equinorm.discovery.graph.sizes import Sizes
 from equinorm.discovery.labels import Label
 from equinorm.discovery.trace import Trace
 
-WHY = "of a size that data decide"
+OF_DATA = "of a size that data decide"
 
 _ASK_FOR_SIZES = "sym_size sym_numel sym_stride sym_storage_offset"
 """Operations that read no entry of what they are given."""
@@ -41,12 +42,19 @@ def has_unknown_size(node: fx.Node) -> bool:
     return any(_is_unknown(part) for near in (node, *node.all_input_nodes) for part in results_of(near.meta.get("val")))
 
 
-def cut(trace: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What a cut makes at a place that data decide: any entry along that axis may be there; None if a node is no such cut."""
-    result = trace.sizes.known(node.meta.get("val"))
+def cut(trace: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any], result: Any) -> Any:
+    """What a cut makes at a place that data decide: any entry along that axis may be there; None if a node is no such cut.
+
+    Args:
+        trace: gathers that law.
+        node: calls an operator.
+        args: values of its positional arguments.
+        kwargs: values of the others.
+        result: its results, with numbers for sizes.
+    """
     if operator_name(node) not in CUTS.split() or not is_static(result):
         return None
-    if not any(_is_number(near.meta.get("val")) for near in node.all_input_nodes):
+    if not any(is_unknown_number(near.meta.get("val")) for near in node.all_input_nodes):
         return None
     named = bind(node.target, args, kwargs)
     value, axis = named["self"], named["dim"] % len(named["self"].shape)
@@ -58,31 +66,37 @@ def cut(trace: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any]) -> Any
     return [label.expand(part.shape) for part in result] if isinstance(result, list) else label.expand(result.shape)
 
 
-def at_one_size(node: fx.Node, args: tuple, kwargs: dict[str, Any], sizes: Sizes) -> tuple[tuple, dict[str, Any], Any] | None:
-    """Arguments and result of an operation with numbers for such sizes; None if it gives something else at them.
+def at_one_size(
+    node: fx.Node, args: tuple, kwargs: dict[str, Any], result: Any, sizes: Sizes
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Arguments of an operation with numbers for such sizes; None if it does not give at them what the exporter says.
 
     Args:
         node: calls an operator.
         args: values of its positional arguments. Masks in an index come back as the indices of what they leave.
         kwargs: values of the others.
+        result: its results, with numbers for sizes.
         sizes: the number for each unknown.
     """
-    result, name = sizes.known(node.meta.get("val")), operator_name(node)
+    name = operator_name(node)
     if not name or not is_static(result):
         return None
-    if name not in _OF_SIZES.split() and any(_is_number(near.meta.get("val")) for near in node.all_input_nodes):
+    if name not in _OF_SIZES.split() and any(is_unknown_number(near.meta.get("val")) for near in node.all_input_nodes):
         return None
 
     def shown(argument: fx.Node) -> Any:
         value = sizes.known(argument.meta.get("val"))
-        return _empty(value) if isinstance(value, Tensor) else mapped(value, sizes.number)
+        if isinstance(value, Tensor):
+            return torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return mapped(value, sizes.number)
 
     given: Any
     given, named = map_arg((node.args, node.kwargs), shown)  # pyright: ignore[reportGeneralTypeIssues]
     args, kwargs = mapped((args, kwargs), sizes.number)
     if name in _MASKED.split():
-        count = _count(given, result if name == "index" else given[2], name)
-        given, args = _unmasked(given, given, _empty_index(count)), _unmasked(given, args, Label((count,)))
+        count = _count(given[1], result) if name == "index" else _count([], given[2])
+        index = torch.empty(count, dtype=torch.long, device="meta")
+        given, args = _unmasked(given, given, index), _unmasked(given, args, Label((count,)))
     if "device" in named:
         named = {**named, "device": torch.device("meta")}
     try:
@@ -90,7 +104,7 @@ def at_one_size(node: fx.Node, args: tuple, kwargs: dict[str, Any], sizes: Sizes
             seen = node.target(*given, **named)  # pyright: ignore[reportCallIssue]
     except (RuntimeError, IndexError, ValueError, TypeError):  # these numbers fit no other size that meets them
         return None
-    return (args, kwargs, result) if _shapes(seen) == _shapes(result) else None
+    return (args, kwargs) if _shapes(seen) == _shapes(result) else None
 
 
 def alike(trace: Trace, value: Any, result: Any) -> Any:
@@ -108,34 +122,22 @@ def alike(trace: Trace, value: Any, result: Any) -> Any:
     return trace.merge(value, [axis for axis, size in enumerate(result.shape) if isinstance(size, SymInt)]).expand(value.shape)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
 def _is_unknown(value: Any) -> bool:
-    return not is_static(value) if isinstance(value, Tensor) else _is_number(value)
+    return not is_static(value) if isinstance(value, Tensor) else is_unknown_number(value)
 
 
 def _shapes(results: Any) -> list[tuple[int, ...]]:
     return [tuple(part.shape) for part in results_of(results)]
 
 
-def _empty(value: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
-
-
-def _empty_index(count: int) -> Tensor:
-    return torch.empty(count, dtype=torch.long, device="meta")
-
-
 def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
-def _count(given: tuple, rows: Tensor, name: str) -> int:
-    """How many entries a mask leaves, as these rows have been counted that stand in its place."""
-    before = next((place for place, index in enumerate(given[1]) if index is not None), 0) if name == "index" else 0
-    return rows.shape[before] if rows.dim() > before else 1
+def _count(indices: Sequence[Any], rows: Tensor) -> int:
+    """How many entries a mask leaves: as many as there are rows in their place, behind axes without an index."""
+    place = next((place for place, index in enumerate(indices) if index is not None), 0)
+    return rows.shape[place] if rows.dim() > place else 1
 
 
 def _unmasked(given: tuple, arguments: tuple, index: Any) -> tuple:

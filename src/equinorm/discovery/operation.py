@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from equinorm.discovery.any_size import WHY, alike, asks_for_size, at_one_size, cut, has_unknown_size
+from equinorm.discovery.any_size import OF_DATA, alike, asks_for_size, at_one_size, cut, has_unknown_size
 from equinorm.discovery.graph.nodes import bind, fill_value, is_computable, is_small, is_static, mapped
 from equinorm.discovery.labels import Label
 from equinorm.discovery.rules import SIGNS, Call, find, key, why_not
@@ -74,12 +74,12 @@ class Operation:
         """Operations on sizes or numbers that data decide, but for those whose law is the same at every size."""
         if not has_unknown_size(self.node) or not isinstance(self.target, torch._ops.OpOverload):
             return _PASS
-        if (pieces := cut(self.trace, self.node, self.args, self.kwargs)) is not None:
+        if (pieces := cut(self.trace, self.node, self.args, self.kwargs, self.result)) is not None:
             return pieces
-        found = at_one_size(self.node, self.args, self.kwargs, self.trace.sizes)
+        found = at_one_size(self.node, self.args, self.kwargs, self.result, self.trace.sizes)
         if found is None:
-            return self._unknown(WHY)
-        self.args, self.kwargs, self.result = found
+            return self._unknown(OF_DATA)
+        self.args, self.kwargs = found
         self.tensors, self.is_at_one_size = list(flat((self.args, self.kwargs))), True
         return _PASS
 

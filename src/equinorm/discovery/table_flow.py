@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.graph.nodes import CONSTANT_LIMIT, bind, is_static, results_of, subgraph
+from equinorm.discovery.graph.nodes import CONSTANT_LIMIT, bind, is_static, is_unknown_number, results_of, subgraph
 from equinorm.discovery.labels import Label, axis_runs
 from equinorm.discovery.rules import Call, Trace, find, key
 from equinorm.discovery.rules.movement import gathered, indexed, moved, padded, repeated, rows_selected, shaped_as, taken
@@ -194,7 +194,7 @@ class Flow:
             return _EACH if _broadcasts(given, result) and not self._is_bias(node, argument) else _ALL
         table, *indices = node.all_input_nodes
         is_unknown = argument is not table or any(self._number(index) is None for index in indices)
-        is_asked = any(isinstance(index.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool)) for index in indices)
+        is_asked = any(is_unknown_number(index.meta.get("val")) for index in indices)
         return _ALL if is_asked or (law in _BY_INDEX and is_unknown) else _MOVED
 
     def _is_bias(self, node: fx.Node, argument: fx.Node) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from equinorm.discovery.any_size import CUTS, WHY as WHY_PINNED
+from equinorm.discovery.any_size import CUTS, OF_DATA
 from equinorm.discovery.graph.aliasing import GraphAliases, written
 from equinorm.discovery.graph.nodes import (
     bind,
@@ -17,6 +17,7 @@ from equinorm.discovery.graph.nodes import (
     is_computable,
     is_small,
     is_static,
+    is_unknown_number,
     mapped,
     operator_name,
     results_of,
@@ -200,7 +201,7 @@ class Interpreter:
     def _cut(self, value: Laid, dim: int, result: Any) -> Any:
         """What an axis gives that is cut at places that data decide: nothing along it is permuted, all else is."""
         place = dim % len(value.shape)
-        self.book.pin_axis(value.axes[place], WHY_PINNED)
+        self.book.pin_axis(value.axes[place], OF_DATA)
         self.book.mixes(value.axes, [place])
         found = [
             value.with_axis(place, *([self.book.fixed(part.shape[place])] if len(part.shape) == len(value.shape) else []))
@@ -241,7 +242,7 @@ class Interpreter:
 
     def _unknown(self, node: fx.Node, tensors: list[Value]) -> Any:
         """Pin everything that goes in, and what comes out."""
-        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else WHY_PINNED
+        no_law = "no law: taken to tell positions apart" if is_static(node.meta.get("val")) else OF_DATA
         detail = MARKS.get(getattr(node.target, "__name__", "")) or no_law
         for value in tensors:
             if not is_pinned(value.touched):
@@ -260,7 +261,7 @@ def _is_symbolic(arguments: Any) -> bool:
         arguments = list(arguments.values())
     if isinstance(arguments, (list, tuple)):
         return any(map(_is_symbolic, arguments))
-    return isinstance(arguments, (torch.SymInt, torch.SymFloat, torch.SymBool))
+    return is_unknown_number(arguments)
 
 
 def _fits(value: Any, result: Any) -> bool:

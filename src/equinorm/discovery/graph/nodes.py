@@ -66,6 +66,11 @@ def is_static(result: Any) -> bool:
     return all(isinstance(part, Tensor) and all(isinstance(size, int) for size in part.shape) for part in parts)
 
 
+def is_unknown_number(value: Any) -> bool:
+    """Is this a number, or an answer, that data decide?"""
+    return isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
 def fill_value(node: fx.Node) -> float | None:
     """The number that an operation fills a new tensor with, whatever its input holds; None for other operations."""
     name = operator_name(node)
